@@ -1,0 +1,1 @@
+"""halflife: prove, choose, schedule, watch and study weight decay in PyTorch."""

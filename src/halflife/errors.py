@@ -1,0 +1,25 @@
+"""The errors that halflife raises on purpose: one sentence with what was got, what was expected, what to do."""
+
+from __future__ import annotations
+
+__all__ = ["HalflifeError", "RunFailedError", "StoreError", "UserError"]
+
+
+class HalflifeError(Exception):
+    """Base of every error that halflife raises on purpose."""
+
+
+class UserError(HalflifeError, ValueError):
+    """The input cannot be used as it is; the message says what was got, what was expected, and what to do.
+
+    It is a ``ValueError``, so that library users can catch it without importing halflife's own types. The
+    command line prints its message without a traceback and exits with code 2.
+    """
+
+
+class StoreError(UserError):
+    """A store on disk cannot be used: another schema version, another process, or no room."""
+
+
+class RunFailedError(HalflifeError):
+    """A training run stopped before its end; what it had finished is kept. The command line exits with code 3."""
