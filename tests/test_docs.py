@@ -1,0 +1,179 @@
+"""The documentation is executed: Python blocks run, and the commands it quotes exist."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+FENCE = re.compile(
+    r"^(?P<indent> *)(?P<marks>```+)(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=marks) *$",
+    re.MULTILINE | re.DOTALL,
+)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+
+
+class Block(NamedTuple):
+    language: str
+    body: str
+    line: int  # of the first line of the body, from 1
+
+
+class Command(NamedTuple):
+    page: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.text}"
+
+
+def blocks(text: str) -> list[Block]:
+    """The fenced blocks of a page."""
+    found = []
+    for match in FENCE.finditer(text):
+        body = re.sub(rf"^{match['indent']}", "", match["body"], flags=re.MULTILINE)
+        found.append(Block(match["language"], body, text.count("\n", 0, match.start()) + 2))
+    return found
+
+
+def commands_of(page: str, text: str) -> Iterator[Command]:
+    """The ``make`` and ``halflife`` commands that a page quotes, in fenced blocks and in running text."""
+    quoted: list[tuple[int, str]] = []
+    for block in blocks(text):
+        if block.language not in {"python", "yaml", "toml"}:
+            joined = re.sub(r"\\\n\s*", " ", block.body)
+            quoted += [(block.line + i, line) for i, line in enumerate(joined.splitlines())]
+    prose = FENCE.sub(lambda m: "\n" * m[0].count("\n"), text)
+    quoted += [(prose.count("\n", 0, m.start()) + 1, m[1]) for m in INLINE.finditer(prose)]
+    for line, raw in quoted:
+        for part in re.split(r"&&|;|\|(?!\w)", raw.split(" #")[0]):
+            words = part.strip().removeprefix("$ ").removeprefix(".venv/bin/").strip()
+            if re.match(r"(make|halflife) +\S", words):
+                yield Command(page, line, words)
+
+
+COMMANDS = [c for page in PAGES for c in commands_of(page.name, page.read_text(encoding="utf-8"))]
+MAKE = [c for c in COMMANDS if c.text.startswith("make ")]
+HALFLIFE = [c for c in COMMANDS if c.text.startswith("halflife ")]
+
+# ---- Python blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One namespace per page, from top to bottom, in an empty folder, with warnings as errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HALFLIFE_STORE", str(tmp_path / "store"))
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page.read_text(encoding="utf-8")):
+        if block.language != "python":
+            continue
+        # Blank lines in front, so that a traceback names the line of the page.
+        code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            exec(code, namespace)
+
+
+# ---- commands
+
+
+@cache
+def targets() -> frozenset[str]:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^([a-z][a-z-]*):.* ## ", makefile, re.MULTILINE))
+
+
+@pytest.mark.parametrize("command", MAKE, ids=str)
+def test_make_command_exists(command: Command) -> None:
+    names = [word for word in shlex.split(command.text)[1:] if "=" not in word]
+    assert names, f"{command} names no target"
+    assert set(names) <= targets()
+
+
+@cache
+def root_command() -> Any:
+    app = importlib.import_module("halflife.cli").app
+    return importlib.import_module("typer").main.get_command(app)
+
+
+@cache
+def study_names() -> frozenset[str]:
+    """The studies that there are, as the command line lists them."""
+    runner = importlib.import_module("typer.testing").CliRunner()
+    result = runner.invoke(importlib.import_module("halflife.cli").app, ["study", "list", "--json"])
+    assert result.exit_code == 0, result.output
+    listed = json.loads(result.stdout)
+    rows = listed["studies"] if isinstance(listed, dict) else listed
+    return frozenset(row["name"] if isinstance(row, dict) else row for row in rows)
+
+
+def check(command: Command) -> None:
+    """Follow a quoted command through the command line: subcommands, options, names of studies."""
+    words = shlex.split(command.text)[1:]
+    node, path = root_command(), []
+    while words and hasattr(node, "commands") and not words[0].startswith("-"):
+        assert words[0] in node.commands, f"{command}: no such command, there are {sorted(node.commands)}"
+        node = node.commands[words[0]]
+        path.append(words.pop(0))
+    options = {o: p for p in node.params for o in [*p.opts, *p.secondary_opts]} | {"--help": None}
+    positional = []
+    while words:
+        word = words.pop(0)
+        if word.startswith("-") and not word[1:2].isdigit():
+            name, _, value = word.partition("=")
+            assert name in options, f"{command}: no such option, there are {sorted(options)}"
+            param = options[name]
+            if param is not None and not getattr(param, "is_flag", False) and not value:
+                assert words, f"{command}: {name} needs a value"
+                words.pop(0)
+        else:
+            positional.append(word)
+    if path in (["study", "run"], ["study", "verdicts"], ["report"]):
+        names = {w for w in positional if not w.isupper() and w not in {"...", "…"} and not w.startswith("[")}
+        assert names <= study_names(), f"{command}: no such study, there are {sorted(study_names())}"
+
+
+@pytest.mark.parametrize("command", HALFLIFE, ids=str)
+def test_halflife_command_exists(command: Command) -> None:
+    check(command)
+
+
+WRONG = ["halflife studies", "halflife study run nosuchstudy", "halflife study list --nosuchoption 3"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_command_is_noticed(text: str) -> None:
+    with pytest.raises(AssertionError, match="no such"):
+        check(Command("page", 1, text))
+
+
+def test_commands_are_found() -> None:
+    text = "Say `make lint`.\n\n```sh\n$ make test ARGS='-k x'  # all\nhalflife study \\\n  run a\n```\n"
+    found = [command.text for command in commands_of("page", text)]
+    assert found == ["make test ARGS='-k x'", "halflife study  run a", "make lint"]
+
+
+def test_the_pages_quote_commands() -> None:
+    assert MAKE
+    assert HALFLIFE
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    yaml = importlib.import_module("yaml")
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    listed = {page for entry in config["nav"] for page in entry.values()}
+    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert config["theme"]["font"] is False
