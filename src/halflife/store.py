@@ -1,0 +1,303 @@
+"""The store: a folder of runs and study sheets that is readable after a crash at any byte.
+
+    halflife-runs/
+      store.json                     the schema version
+      sheets/<study>-<preset>.json   which runs a study consists of, and how it was started
+      runs/<id>/run.json             spec, versions, hashes, status
+      runs/<id>/readings.jsonl       append-only, one reading a line
+      runs/<id>/checkpoint.safetensors
+
+Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
+never parsed. One process writes a store at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from halflife.errors import StoreError
+from halflife.records import Reading
+
+__all__ = ["RunFolder", "Store", "run_id", "write_whole"]
+
+SCHEMA = 1
+ID_LENGTH = 16
+
+
+def run_id(spec_digest: str, code_digest: str, data_digest: str) -> str:
+    """The name of a run: a digest of what it is, of the code that it executes and of its data.
+
+    Args:
+        spec_digest: `halflife.specs.RunSpec.digest`.
+        code_digest: `halflife.fingerprint.code_digest`.
+        data_digest: The digest of the data set's files.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    return hashlib.sha256(f"{spec_digest}\0{code_digest}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
+
+
+@contextlib.contextmanager
+def _said_plainly(path: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into one sentence each."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StoreError(
+                f"the disk of {path} is full, and everything written so far is kept: free some space and run the same"
+                " command again, it goes on where it stopped"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+            raise StoreError(
+                f"{path} cannot be written ({error.strerror}), expected a folder that you may write to: choose another"
+                " with --store or HALFLIFE_STORE"
+            ) from error
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a crash at any moment leaves either the old content or the new.
+
+    Args:
+        path: The file.
+        content: Its new content; text is written as UTF-8.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    with _said_plainly(path):
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
+    return value
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: The folder; its name is the run's id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self._file: IO[bytes] | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's checkpoint lies, if it has one."""
+        return self.path / "checkpoint.safetensors"
+
+    def header(self) -> dict[str, Any]:
+        """What ``run.json`` says; empty when the run was never started.
+
+        Returns:
+            Spec, hashes, versions, and ``status``: ``"running"``, ``"finished"`` or ``"failed"``.
+        """
+        path = self.path / "run.json"
+        return _read_json(path) if path.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.header().get("status") == "finished"
+
+    def write_header(self, header: dict[str, Any]) -> None:
+        """Replace ``run.json``.
+
+        Args:
+            header: Its new content.
+        """
+        with _said_plainly(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
+
+    def readings(self) -> list[Reading]:
+        """All readings in the order of their steps; a torn last line is dropped with a warning.
+
+        Returns:
+            The readings.
+
+        Raises:
+            StoreError: A line that is not the last cannot be read.
+        """
+        path = self.path / "readings.jsonl"
+        if not path.exists():
+            return []
+        *lines, tail = path.read_bytes().split(b"\n")
+        if tail:
+            warnings.warn(f"{path}: dropped a torn last line of {len(tail)} bytes", stacklevel=2)
+        try:
+            return [Reading.from_line(line.decode("utf-8")) for line in lines]
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}): remove the folder {self.path} and run again") from error
+
+    def append(self, reading: Reading) -> None:
+        """Add one reading, if its step was not read before.
+
+        A resumed run repeats the steps since its last checkpoint, to the same bits, so what is there already stays.
+
+        Args:
+            reading: The reading.
+        """
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        if reading.step <= self._last_step:
+            return
+        with _said_plainly(self.path):
+            self._file.write(reading.to_line().encode() + b"\n")
+            self._file.flush()
+            # A checkpoint follows, and must never be on the disk before the readings that it stands for.
+            os.fsync(self._file.fileno())
+        self._last_step = reading.step
+
+    def _open(self) -> None:
+        readings = self.readings()
+        self._last_step = readings[-1].step if readings else -1
+        path = self.path / "readings.jsonl"
+        with _said_plainly(self.path):
+            self._file = path.open("ab")
+        # A torn line is cut off before anything is added behind it.
+        whole = path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(whole)
+
+    def close(self) -> None:
+        """Close the readings' file; what was appended is on the disk."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = 30.0) -> Iterator[None]:
+        """Hold the run for this process: a worker that outlives its command ends its epoch first.
+
+        Args:
+            timeout: Seconds to wait for another process to let go.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: The other process did not let go.
+        """
+        with _said_plainly(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise StoreError(
+                f"another process still works on the run {self.id}: wait until it ends, or stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            self.close()
+            lock.release()
+
+
+class Store:
+    """A folder of runs and study sheets.
+
+    Args:
+        path: The folder; made when something is first written.
+
+    Raises:
+        StoreError: It was written by another schema version, or is no folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"the store {self.path} is a file, expected a folder: choose another with --store")
+        version = self.path / "store.json"
+        if version.exists():
+            found = _read_json(version).get("schema")
+            if found != SCHEMA:
+                raise StoreError(
+                    f"the store {self.path} has schema version {found}, and this halflife writes {SCHEMA}: choose another"
+                    " folder with --store, or use the halflife that wrote it"
+                )
+
+    def create(self) -> None:
+        """Make the folder, if it is not there."""
+        with _said_plainly(self.path):
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            (self.path / "sheets").mkdir(exist_ok=True)
+        if not (self.path / "store.json").exists():
+            write_whole(self.path / "store.json", json.dumps({"schema": SCHEMA, "made_by": "halflife"}) + "\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for this process; reading it stays possible for others.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: Another process holds it.
+        """
+        self.create()
+        with _said_plainly(self.path):
+            lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its"
+                " own folder with --store"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def run(self, identity: str) -> RunFolder:
+        """The folder of one run, whether it exists or not."""
+        return RunFolder(self.path / "runs" / identity)
+
+    def write_sheet(self, name: str, sheet: dict[str, Any]) -> None:
+        """Write which runs a study consists of.
+
+        Args:
+            name: ``<study>-<preset>``.
+            sheet: JSON values.
+        """
+        self.create()
+        write_whole(self.path / "sheets" / f"{name}.json", json.dumps(sheet, indent=1) + "\n")
+
+    def sheets(self) -> list[dict[str, Any]]:
+        """All study sheets, by name.
+
+        Returns:
+            One JSON object a study and preset.
+        """
+        folder = self.path / "sheets"
+        return [_read_json(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []

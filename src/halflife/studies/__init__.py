@@ -1,0 +1,46 @@
+"""Studies: claims of the literature as experiments with a decision rule, one file a paper or claim."""
+
+from __future__ import annotations
+
+from halflife.errors import UserError
+from halflife.studies.base import Preset, Study
+from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
+
+__all__ = ["STUDIES", "get_preset", "get_study"]
+
+STUDIES: dict[str, Study] = {study.name: study for study in (STABILIZATION, STABILIZATION_VGG)}
+
+
+def get_study(name: str) -> Study:
+    """The study of this name.
+
+    Args:
+        name: As on the command line.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in STUDIES:
+        raise UserError(f"there is no study {name!r}, expected one of {', '.join(STUDIES)}: see `halflife study list`")
+    return STUDIES[name]
+
+
+def get_preset(study: Study, name: str) -> Preset:
+    """A study's preset.
+
+    Args:
+        study: The study.
+        name: The preset's name.
+
+    Returns:
+        The preset.
+
+    Raises:
+        UserError: The study has none of this name.
+    """
+    if name not in study.presets:
+        raise UserError(f"{study.name} has no preset {name!r}, expected one of {', '.join(study.presets)}: name one of these")
+    return study.presets[name]

@@ -1,0 +1,151 @@
+"""What a study is made of: arms to run, claims with decision rules, panels to draw. All of it is data.
+
+A study is written before anything runs. Its numbers come from a store alone (`halflife.studies.results`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from halflife.specs.base import RunSpec
+from halflife.stats import Interval
+
+if TYPE_CHECKING:
+    from halflife.studies.results import Results
+
+__all__ = ["Arm", "Claim", "Finding", "Outcome", "Panel", "Preset", "Study", "Verdict"]
+
+Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One configuration, run once per seed.
+
+    Args:
+        key: Names the configuration within a study, the same at every size.
+        label: What a reader sees in legends and tables.
+        size: Where it stands on the scale ladder (a width, say).
+        build: The spec of one seed.
+    """
+
+    key: str
+    label: str
+    size: int
+    build: Callable[[int], RunSpec]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One scale at which a study runs.
+
+    Args:
+        description: What it runs, in words.
+        budget: The time that it is made for, in words.
+        arms: Its configurations, ladder included.
+        num_seeds: Seeds per arm at the main size.
+        main_size: The size whose numbers give the verdicts.
+        num_ladder_seeds: Seeds per arm at the other sizes.
+        needs: What it needs beyond this package, in words (empty: nothing).
+    """
+
+    description: str
+    budget: str
+    arms: tuple[Arm, ...]
+    num_seeds: int
+    main_size: int
+    num_ladder_seeds: int = 0
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the data say of a claim at one size: the outcome, the effect, and the sentence with the numbers.
+
+    Args:
+        outcome: What the decision rule says.
+        effect: The effect with its interval, in the claim's unit (``None``: too few seeds).
+        reason: One sentence with all numbers that the rule used.
+    """
+
+    outcome: Outcome
+    effect: Interval | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One claim of a paper with the rule that decides on it, both fixed before any run.
+
+    Args:
+        key: A letter or short name within the study.
+        text: The claim.
+        rule: The decision rule in words, bounds and margins included.
+        effect_name: What the effect is, in words.
+        unit: The effect's unit: ``"points"`` (of test error), ``"x"`` (a ratio) or ``""``.
+        measure: The rule itself, for one size of the ladder.
+    """
+
+    key: str
+    text: str
+    rule: str
+    effect_name: str
+    unit: str
+    measure: Callable[[Results, int], Finding]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A claim's finding at the main size, and the same measured at every size of the ladder."""
+
+    study: str
+    preset: str
+    claim: Claim
+    finding: Finding
+    by_size: Mapping[int, Finding] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One figure: a quantity against the epoch, one line an arm, the spread over seeds as a band.
+
+    Args:
+        metric: Name of the reading.
+        title: What the figure shows.
+        y_label: The axis, with unit.
+        log: Whether the axis is logarithmic.
+        factor: The reading is multiplied by this (100 for per cent).
+        source_figure: The paper's figure that it corresponds to.
+    """
+
+    metric: str
+    title: str
+    y_label: str
+    log: bool = False
+    factor: float = 1.0
+    source_figure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A claim of the literature as an experiment.
+
+    Args:
+        name: As on the command line.
+        title: A headline.
+        source: Paper, section, figure.
+        claim: The claim in one or two sentences.
+        claims: Its parts, each with a decision rule.
+        presets: By name, ``"laptop"`` among them.
+        panels: The figures, in the paper's order.
+    """
+
+    name: str
+    title: str
+    source: str
+    claim: str
+    claims: tuple[Claim, ...]
+    presets: Mapping[str, Preset]
+    panels: tuple[Panel, ...]

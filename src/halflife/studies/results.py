@@ -1,0 +1,236 @@
+"""What a store holds of one study and preset: readings as a table, per-example outcomes as arrays, verdicts.
+
+Shapes: S seeds, N test examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from halflife.errors import StoreError, UserError
+from halflife.records import Reading
+from halflife.specs.base import RunSpec, spec_from_json
+from halflife.store import Store
+from halflife.studies.base import Finding, Study, Verdict
+
+__all__ = ["Results"]
+
+MIN_SEEDS = 2
+
+
+class Results:
+    """The finished runs of one study and preset, as its sheet in the store lists them.
+
+    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired.
+
+    Args:
+        store: The store.
+        study: The study.
+        sheet: The study's sheet.
+    """
+
+    def __init__(self, store: Store, study: Study, sheet: Mapping[str, Any]) -> None:
+        self.study, self.sheet = study, sheet
+        self.preset_name: str = sheet["preset"]
+        self.arms: list[Mapping[str, Any]] = list(sheet["arms"])
+        self.main_size: int = sheet["main_size"]
+        self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
+        self.headers: dict[str, dict[str, Any]] = {}
+        self._readings: dict[str, list[Reading]] = {}
+        for arm in self.arms:
+            for identity in arm["runs"].values():
+                folder = store.run(identity)
+                self.headers[identity] = folder.header()
+                if self.headers[identity].get("status") == "finished":
+                    self._readings[identity] = folder.readings()
+
+    @property
+    def num_planned(self) -> int:
+        """Runs in the plan."""
+        return sum(len(arm["runs"]) for arm in self.arms)
+
+    @property
+    def num_finished(self) -> int:
+        """Runs that reached their end."""
+        return len(self._readings)
+
+    @property
+    def failures(self) -> list[str]:
+        """Why runs failed, one sentence each."""
+        return [header["failure"] for header in self.headers.values() if header.get("status") == "failed"]
+
+    def seeds(self, size: int) -> list[int]:
+        """The seeds for which every arm of this size is finished, in order."""
+        arms = [arm for arm in self.arms if arm["size"] == size]
+        planned = {int(seed) for arm in arms for seed in arm["runs"]}
+        return sorted(s for s in planned if all(arm["runs"].get(str(s)) in self._readings for arm in arms))
+
+    def _runs(self, key: str, size: int) -> list[str]:
+        for arm in self.arms:
+            if arm["key"] == key and arm["size"] == size:
+                return [arm["runs"][str(seed)] for seed in self.seeds(size)]
+        raise StoreError(
+            f"the sheet of {self.study.name} has no arm {key!r} at size {size}: it was written by another version of the"
+            " study, run it again"
+        )
+
+    def spec(self, key: str, size: int) -> RunSpec:
+        """The spec of an arm's first finished seed.
+
+        Args:
+            key: The arm.
+            size: Its size.
+
+        Returns:
+            The spec; all seeds of an arm differ in their seed alone.
+
+        Raises:
+            StoreError: No seed is finished.
+        """
+        runs = self._runs(key, size)
+        if not runs:
+            raise StoreError(f"no seed of {self.study.name} is finished at size {size}: run it first")
+        return spec_from_json(self.headers[runs[0]]["spec"])
+
+    def _at(self, identity: str, epoch: int) -> Reading:
+        for reading in self._readings[identity]:
+            if abs(reading.epoch - epoch) < 1e-9:
+                return reading
+        raise StoreError(f"the run {identity} has no reading at epoch {epoch}: remove its folder and run again")
+
+    def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
+        """One reading per seed at one epoch, shape (S,).
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            epoch: The epoch, which must have been read.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A reading is missing.
+        """
+        readings = [self._at(identity, epoch) for identity in self._runs(key, size)]
+        try:
+            return np.array([reading.values[metric] for reading in readings], dtype=np.float64)
+        except KeyError as error:
+            raise StoreError(f"{metric} was not read at epoch {epoch} of {key}: run the study again") from error
+
+    def per_example(self, key: str, name: str, epoch: int, size: int) -> NDArray[np.float64]:
+        """One value per seed and test example at one epoch, shape (S, N).
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            epoch: The epoch at which it was kept.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: An array is missing.
+        """
+        rows = []
+        for identity in self._runs(key, size):
+            array = self._at(identity, epoch).arrays.get(name)
+            if array is None:
+                raise StoreError(f"the run {identity} has no {name} at epoch {epoch}: run the study again")
+            raw = np.frombuffer(array.data, dtype=np.uint8)
+            rows.append(np.unpackbits(raw, count=array.length) if array.dtype == "bits" else raw.view(array.dtype))
+        return np.array(rows, dtype=np.float64)
+
+    def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each seed the epochs at which a quantity was read, and its values.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            One pair of arrays of equal length per seed.
+        """
+        out = []
+        for identity in self._runs(key, size):
+            points = [(r.epoch, r.values[metric]) for r in self._readings[identity] if metric in r.values]
+            epochs_values = np.array(points, dtype=np.float64).reshape(-1, 2)
+            out.append((epochs_values[:, 0], epochs_values[:, 1]))
+        return out
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """All readings of paired seeds, one row a run and epoch.
+
+        Columns: arm, label, size, seed, run, step, epoch, then one column a quantity (null where it was not read).
+        """
+        rows: list[dict[str, Any]] = []
+        for arm in self.arms:
+            for seed in self.seeds(arm["size"]):
+                identity = arm["runs"][str(seed)]
+                head = {"arm": arm["key"], "label": arm["label"], "size": arm["size"], "seed": seed, "run": identity}
+                rows += [{**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity]]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def verdicts(self) -> list[Verdict]:
+        """Each claim's verdict, decided at the main size, with the same measured along the ladder.
+
+        Returns:
+            One verdict per claim of the study.
+        """
+        return [
+            Verdict(
+                study=self.study.name,
+                preset=self.preset_name,
+                claim=claim,
+                finding=self._finding(claim.measure, self.main_size),
+                by_size={size: self._finding(claim.measure, size) for size in self.sizes},
+            )
+            for claim in self.study.claims
+        ]
+
+    def _finding(self, measure: Any, size: int) -> Finding:
+        if self.sheet.get("max_steps") is not None:
+            return Finding("inconclusive", None, f"runs were cut at {self.sheet['max_steps']} steps by --max-steps")
+        found = len(self.seeds(size))
+        if found < MIN_SEEDS:
+            planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
+            return Finding(
+                "inconclusive", None, f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed"
+            )
+        finding: Finding = measure(self, size)
+        if finding.effect is not None and not math.isfinite(finding.effect.estimate):
+            raise UserError(f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again")
+        return finding
+
+
+def sheets_of(store: Store, names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The store's sheets of the named studies (all when none is named), newest preset last.
+
+    Args:
+        store: The store.
+        names: Study names.
+
+    Returns:
+        The sheets.
+
+    Raises:
+        UserError: A named study has no sheet, or the store has none at all.
+    """
+    sheets = [sheet for sheet in store.sheets() if not names or sheet["study"] in names]
+    missing = [name for name in names if all(sheet["study"] != name for sheet in sheets)]
+    if missing or not sheets:
+        what = f"no runs of {missing[0]}" if missing else "no runs"
+        wanted = missing[0] if missing else "stabilization"
+        raise UserError(f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store")
+    return sheets
