@@ -300,3 +300,16 @@ def test_public_names_are_listed_and_exist() -> None:
     assert halflife.__all__, "halflife.__all__ lists the public names"
     assert len(set(halflife.__all__)) == len(halflife.__all__)
     assert set(halflife.__all__) <= set(dir(halflife)), "dir(halflife) shows every public name, lazy ones too"
+
+
+def test_a_module_does_not_hide_the_public_name_that_it_shares() -> None:
+    """``halflife.attach`` stays the function after something imported the module of the same name."""
+    shared = [name for name in halflife.__all__ if f"halflife.{name}" in MODULES]
+    code = f"""
+import importlib, halflife
+for name in {shared!r}:
+    module = importlib.import_module("halflife." + name)
+    if hasattr(module, name) and getattr(halflife, name) is module:
+        print(name)
+"""
+    assert fresh(code) == "", "this name is a module now and was something else"
