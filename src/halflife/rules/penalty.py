@@ -1,0 +1,65 @@
+"""The penalty: decay that goes through the gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from halflife.rules.base import Penalty, StepInfo
+from halflife.schedules import Schedule, check_schedule
+from halflife.units import check_non_negative
+
+__all__ = ["L2"]
+
+
+@dataclass(frozen=True)
+class L2(Penalty):
+    """Add ``lam * w`` to the gradient, as the gradient of ``lam / 2 * ||w||^2`` in the loss would.
+
+    Not a rule: no fraction describes it. The optimizer treats the added term as gradient, so that momentum
+    delays it (SGD: the fraction ``lr * lam * (1 - dampening) / (1 - momentum)`` is reached after a lag) and
+    Adam divides it by the gradient's size, coordinate by coordinate (about ``lr * lam / sqrt(v)``: large
+    gradients, little decay). The term is added after any clipping, and stays in ``p.grad`` after the step.
+
+    Source: the Adam with L2 of Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2; the
+    ``weight_decay`` of torch's SGD and Adam.
+
+    Unit: ``lam`` is loss per squared weight.
+
+    Matches: ``torch.optim.SGD(params, lr, momentum, weight_decay=lam)`` and ``torch.optim.Adam`` bit for bit
+    (``tests/test_attach.py::test_l2_equals_torch``).
+
+    Args:
+        lam: The coefficient, finite and >= 0; None takes each group's own ``weight_decay``.
+        schedule: Multiplies ``lam``; called with the step. None means constant.
+
+    Raises:
+        UserError: If ``lam`` is negative, infinite or NaN, or ``schedule`` cannot be called.
+
+    Examples:
+        >>> L2(5e-4).coefficient(StepInfo(lr=0.1))
+        0.0005
+    """
+
+    lam: float | None = None
+    schedule: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.lam is not None:
+            object.__setattr__(self, "lam", check_non_negative("lam", self.lam))
+        if self.schedule is not None:
+            check_schedule(self.schedule)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The group's own lam where none is given, and the step where a schedule is."""
+        return frozenset({"lam"} if self.lam is None else ()) | frozenset({"step"} if self.schedule else ())
+
+    @property
+    def explicit_lam(self) -> float | None:
+        """The coefficient given at construction."""
+        return self.lam
+
+    def coefficient(self, info: StepInfo) -> float:
+        """Return ``lam * schedule(step)``."""
+        lam = info.lam if self.lam is None else self.lam
+        return lam if self.schedule is None else lam * self.schedule(info.step)

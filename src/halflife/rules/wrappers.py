@@ -1,0 +1,126 @@
+"""Rules made of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from halflife.errors import UserError
+from halflife.rules.base import Rule, StepInfo
+from halflife.schedules import Schedule, check_schedule
+
+__all__ = ["PerGroup", "Scheduled"]
+
+
+@dataclass(frozen=True)
+class Scheduled(Rule):
+    """Multiply another rule's fraction by a schedule of the step: ``r = inner * schedule(t)``.
+
+    ``t`` counts the optimizer's steps from the first step after ``attach`` (0 there) and is kept in
+    ``optimizer.state_dict()``, so that a resumed run continues where it stopped.
+
+    Source: early-only decay of Golatkar et al. 2019 and Bjorck et al. 2021 (``until``); rising decay of DINO
+    (Caron et al. 2021, ``cosine``).
+
+    Unit: the schedule is dimensionless.
+
+    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+
+    Args:
+        inner: The rule to multiply.
+        schedule: Called with the step, answers a multiplier >= 0; see :mod:`halflife.schedules`.
+
+    Raises:
+        UserError: If ``inner`` is not a rule or ``schedule`` cannot be called.
+
+    Examples:
+        >>> from halflife.rules import Decoupled
+        >>> from halflife.schedules import until
+        >>> early = Scheduled(Decoupled(0.1), until(1000))
+        >>> early.fraction(StepInfo(lr=0.001, step=999)), early.fraction(StepInfo(lr=0.001, step=1000))
+        (0.0001, 0.0)
+    """
+
+    inner: Rule
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, Rule):
+            raise UserError(
+                f"Scheduled wraps a rule, got {self.inner!r}; a penalty takes a schedule itself: L2(lam, s)"
+            )
+        check_schedule(self.schedule)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The step, and what the inner rule needs."""
+        return self.inner.needs | {"step"}
+
+    @property
+    def explicit_lam(self) -> float | None:
+        """The inner rule's."""
+        return self.inner.explicit_lam
+
+    def fraction(self, info: StepInfo) -> float:
+        """Return ``inner * schedule(step)``."""
+        return self.inner.fraction(info) * self.schedule(info.step)
+
+
+@dataclass(frozen=True)
+class PerGroup(Rule):
+    """Give each parameter group a rule of its own; groups are counted through all attached optimizers.
+
+    Groups that do not decay (``weight_decay == 0``) take a place in the count too; their rule is not asked.
+
+    Source: halflife's own. Unit: that of the rules.
+
+    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+
+    Args:
+        rules: One rule per group, in the order of ``optimizer.param_groups``.
+
+    Raises:
+        UserError: If there is no rule or one of them is not a rule.
+
+    Examples:
+        >>> from halflife.rules import Constant, Decoupled
+        >>> both = PerGroup([Decoupled(0.1), Constant(1e-4)])
+        >>> both.fraction(StepInfo(lr=0.01, group=0)), both.fraction(StepInfo(lr=0.01, group=1))
+        (0.001, 0.0001)
+    """
+
+    rules: Sequence[Rule]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+        wrong = [rule for rule in self.rules if not isinstance(rule, Rule)]
+        if wrong or not self.rules:
+            raise UserError(
+                f"PerGroup needs one rule per parameter group, got {wrong[0]!r}"
+                if wrong
+                else "PerGroup needs one rule per parameter group, got none"
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What any of the rules needs."""
+        return frozenset().union(*(rule.needs for rule in self.rules))
+
+    def fraction(self, info: StepInfo) -> float:
+        """Return the fraction of this group's rule.
+
+        Args:
+            info: The group and its numbers.
+
+        Returns:
+            The fraction.
+
+        Raises:
+            UserError: If there are more groups than rules.
+        """
+        if info.group >= len(self.rules):
+            raise UserError(
+                f"PerGroup has {len(self.rules)} rules, but parameter group {info.group} decays too; "
+                "give one rule per group"
+            )
+        return self.rules[info.group].fraction(info)

@@ -1,0 +1,300 @@
+"""Units of weight decay: coefficient, fraction per step, half-life, time scale; steps, epochs, tokens.
+
+One quantity links every convention: the fraction ``r`` of the weight that a step removes,
+``w <- (1 - r) * w`` with ``0 <= r < 1``. Everything here is a pure function of plain numbers and stays exact
+for a tiny ``r`` (1e-12 is an ordinary value at the end of a learning-rate schedule), where ``1 - r`` itself
+would already have lost its digits.
+
+    >>> r = fraction(lam=0.1, lr=6e-4)
+    >>> round(half_life(r)), round(timescale(r))
+    (11552, 16667)
+    >>> round(steps_to_epochs(half_life(r), steps_per_epoch=500), 1)
+    23.1
+"""
+
+from __future__ import annotations
+
+import math
+
+from halflife.errors import UserError
+
+__all__ = [
+    "check_fraction",
+    "check_non_negative",
+    "check_positive",
+    "epochs_to_steps",
+    "fraction",
+    "fraction_from_half_life",
+    "fraction_from_timescale",
+    "half_life",
+    "kept",
+    "lam_from_fraction",
+    "steps_to_epochs",
+    "steps_to_tokens",
+    "timescale",
+    "tokens_to_steps",
+]
+
+LN2 = math.log(2.0)
+
+
+def check_non_negative(name: str, value: float) -> float:
+    """Return ``value`` as a float if it is finite and >= 0.
+
+    Args:
+        name: What the value is called in the message.
+        value: Any real number, also a 0-dim tensor or array.
+
+    Returns:
+        The value as a Python float.
+
+    Raises:
+        UserError: If the value is negative, infinite or NaN.
+    """
+    number = float(value)
+    if not 0.0 <= number < math.inf:  # written so that NaN fails too
+        raise UserError(f"{name} must be a finite number >= 0, got {number!r}")
+    return number
+
+
+def check_positive(name: str, value: float) -> float:
+    """Return ``value`` as a float if it is > 0; infinity is allowed.
+
+    Args:
+        name: What the value is called in the message.
+        value: Any real number.
+
+    Returns:
+        The value as a Python float.
+
+    Raises:
+        UserError: If the value is zero, negative or NaN.
+    """
+    number = float(value)
+    if not number > 0.0:
+        raise UserError(f"{name} must be > 0, got {number!r}")
+    return number
+
+
+def check_fraction(value: float) -> float:
+    """Return ``value`` as a float if it is a fraction that a decay may remove: ``0 <= r < 1``.
+
+    Args:
+        value: The fraction.
+
+    Returns:
+        The value as a Python float.
+
+    Raises:
+        UserError: If it is negative, NaN, or >= 1 (which would erase or flip the weight).
+    """
+    number = float(value)
+    if not 0.0 <= number < 1.0:
+        raise UserError(f"a fraction r must satisfy 0 <= r < 1, got {number!r}")
+    return number
+
+
+def fraction(lam: float, lr: float) -> float:
+    """Fraction that torch's AdamW removes per step: ``r = lam * lr``.
+
+    Args:
+        lam: The coefficient, torch's ``weight_decay``; unit: 1 / lr.
+        lr: The learning rate of the step.
+
+    Returns:
+        The fraction ``r``, dimensionless.
+
+    Raises:
+        UserError: If an argument is negative, infinite or NaN, or the product is >= 1.
+    """
+    r = check_non_negative("lam", lam) * check_non_negative("lr", lr)
+    if r >= 1.0:
+        raise UserError(
+            f"lam * lr = {lam!r} * {lr!r} = {r!r} is not below 1: no such decay exists; lower lam"
+        )
+    return r
+
+
+def lam_from_fraction(r: float, lr: float) -> float:
+    """Coefficient that makes torch's AdamW remove ``r`` at learning rate ``lr``: ``lam = r / lr``.
+
+    Args:
+        r: The fraction, ``0 <= r < 1``.
+        lr: The learning rate of the step, > 0 and finite.
+
+    Returns:
+        The coefficient ``lam``; unit: 1 / lr.
+
+    Raises:
+        UserError: If ``r`` is outside [0, 1) or ``lr`` is not a finite positive number.
+    """
+    rate = check_positive("lr", check_non_negative("lr", lr))
+    return check_fraction(r) / rate
+
+
+def half_life(r: float) -> float:
+    """Steps after which half of an untouched weight is left: ``ln 2 / -ln(1 - r)``.
+
+    Args:
+        r: The fraction removed per step, ``0 <= r < 1``.
+
+    Returns:
+        The half-life in steps; infinity for ``r = 0``.
+
+    Raises:
+        UserError: If ``r`` is negative, NaN or >= 1.
+
+    Examples:
+        >>> half_life(0.5)
+        1.0
+        >>> half_life(1e-12)
+        693147180559.5988
+    """
+    r = check_fraction(r)
+    return LN2 / -math.log1p(-r) if r > 0.0 else math.inf
+
+
+def fraction_from_half_life(steps: float) -> float:
+    """Fraction per step that halves an untouched weight in ``steps`` steps: ``r = 1 - 2^(-1/steps)``.
+
+    Args:
+        steps: The half-life in steps, > 0; infinity means no decay.
+
+    Returns:
+        The fraction ``r``, ``0 <= r < 1``.
+
+    Raises:
+        UserError: If ``steps`` is zero, negative or NaN, or so short that one step would erase the weight.
+
+    Examples:
+        >>> fraction_from_half_life(1)
+        0.5
+        >>> half_life(fraction_from_half_life(11552.0))
+        11552.0
+    """
+    steps = check_positive("a half-life", steps)
+    r = -math.expm1(-LN2 / steps)
+    if r >= 1.0:
+        raise UserError(
+            f"a half-life of {steps!r} steps erases the weight in one step; expected about 0.02 or more"
+        )
+    return r
+
+
+def timescale(r: float) -> float:
+    """Steps over which the weight is an average of past updates: ``tau = 1 / r``.
+
+    Source: Wang and Aitchison 2024, "How to set AdamW's weight decay as you scale model and dataset size".
+
+    Args:
+        r: The fraction removed per step, ``0 <= r < 1``.
+
+    Returns:
+        The time scale in steps; infinity for ``r = 0``.
+
+    Raises:
+        UserError: If ``r`` is negative, NaN or >= 1.
+    """
+    r = check_fraction(r)
+    return 1.0 / r if r > 0.0 else math.inf
+
+
+def fraction_from_timescale(steps: float) -> float:
+    """Fraction per step of a time scale: ``r = 1 / tau``.
+
+    Args:
+        steps: The time scale in steps, > 1; infinity means no decay.
+
+    Returns:
+        The fraction ``r``, ``0 <= r < 1``.
+
+    Raises:
+        UserError: If ``steps`` is not above 1, or NaN.
+    """
+    if not float(steps) > 1.0:
+        raise UserError(f"a time scale must be > 1 step, got {float(steps)!r}")
+    return 1.0 / float(steps)
+
+
+def kept(r: float, steps: float) -> float:
+    """Share of an untouched weight that is left after some steps: ``(1 - r)^steps``.
+
+    Args:
+        r: The fraction removed per step, ``0 <= r < 1``.
+        steps: The number of steps, >= 0.
+
+    Returns:
+        The share that is left, between 0 and 1.
+
+    Raises:
+        UserError: If ``r`` is outside [0, 1) or ``steps`` is negative, infinite or NaN.
+
+    Examples:
+        >>> kept(0.5, 2)
+        0.25
+    """
+    return math.exp(check_non_negative("steps", steps) * math.log1p(-check_fraction(r)))
+
+
+def steps_to_epochs(steps: float, steps_per_epoch: float) -> float:
+    """Convert optimizer steps to epochs.
+
+    Args:
+        steps: A number of optimizer steps.
+        steps_per_epoch: Optimizer steps (not micro-batches) in one pass over the data, > 0.
+
+    Returns:
+        The number of epochs.
+
+    Raises:
+        UserError: If ``steps_per_epoch`` is not > 0.
+    """
+    return steps / check_positive("steps_per_epoch", steps_per_epoch)
+
+
+def epochs_to_steps(epochs: float, steps_per_epoch: float) -> float:
+    """Convert epochs to optimizer steps, the inverse of :func:`steps_to_epochs`.
+
+    Args:
+        epochs: A number of epochs.
+        steps_per_epoch: Optimizer steps in one pass over the data, > 0.
+
+    Returns:
+        The number of steps; not rounded.
+
+    Raises:
+        UserError: If ``steps_per_epoch`` is not > 0.
+    """
+    return epochs * check_positive("steps_per_epoch", steps_per_epoch)
+
+
+def steps_to_tokens(steps: float, tokens_per_step: float) -> float:
+    """Convert optimizer steps to tokens.
+
+    Args:
+        steps: A number of optimizer steps.
+        tokens_per_step: Tokens that one optimizer step consumes over all devices, > 0.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        UserError: If ``tokens_per_step`` is not > 0.
+    """
+    return steps * check_positive("tokens_per_step", tokens_per_step)
+
+
+def tokens_to_steps(tokens: float, tokens_per_step: float) -> float:
+    """Convert tokens to optimizer steps, the inverse of :func:`steps_to_tokens`.
+
+    Args:
+        tokens: A number of tokens.
+        tokens_per_step: Tokens that one optimizer step consumes over all devices, > 0.
+
+    Returns:
+        The number of steps; not rounded.
+
+    Raises:
+        UserError: If ``tokens_per_step`` is not > 0.
+    """
+    return tokens / check_positive("tokens_per_step", tokens_per_step)
