@@ -20,7 +20,7 @@ PACKAGE = "halflife"
 
 
 def stripped_source(source: str) -> str:
-    """The source without docstrings, comments and layout.
+    r"""The source without docstrings, comments and layout.
 
     Args:
         source: Python source.
@@ -28,8 +28,8 @@ def stripped_source(source: str) -> str:
     Returns:
         Source that compiles to the same program, docstrings aside.
 
-    >>> stripped_source('def f():\\n    "Say."\\n    return 1  # one')
-    'def f():\\n    return 1'
+    >>> stripped_source('def f():\n    "Say."\n    return 1  # one')
+    'def f():\n    return 1'
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -34,7 +34,11 @@ class Array:
 
     def to_json(self) -> dict[str, Any]:
         """The array as JSON values, its bytes in base64."""
-        return {"dtype": self.dtype, "length": self.length, "data": base64.b64encode(self.data).decode("ascii")}
+        return {
+            "dtype": self.dtype,
+            "length": self.length,
+            "data": base64.b64encode(self.data).decode("ascii"),
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Array:
@@ -65,7 +69,10 @@ class Reading:
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def to_line(self) -> str:
-        """The reading as one line of JSON, without the newline.
+        """The reading as one line of JSON.
+
+        Returns:
+            The line, without the newline.
 
         Raises:
             StoreError: A value is NaN or infinite, which JSON cannot hold.
@@ -84,6 +91,12 @@ class Reading:
     @classmethod
     def from_line(cls, line: str) -> Reading:
         """The inverse of `to_line`.
+
+        Args:
+            line: One line of JSON.
+
+        Returns:
+            The reading.
 
         Raises:
             ValueError: The line is not a whole reading.

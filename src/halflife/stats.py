@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,16 +41,9 @@ class Interval:
     num_examples: int | None = None
     confidence: float = CONFIDENCE
 
-    def scaled(self, factor: float) -> Interval:
-        """The interval in another unit, ``factor`` > 0 times larger numbers."""
-        return Interval(
-            self.estimate * factor,
-            self.low * factor,
-            self.high * factor,
-            self.num_seeds,
-            self.num_examples,
-            self.confidence,
-        )
+    def exp(self) -> Interval:
+        """The interval of the geometric mean, when this one is of logarithms."""
+        return replace(self, estimate=math.exp(self.estimate), low=math.exp(self.low), high=math.exp(self.high))
 
 
 def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:

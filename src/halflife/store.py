@@ -14,7 +14,6 @@ never parsed. One process writes a store at a time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -26,9 +25,10 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from halflife.errors import StoreError
+from halflife.files import said_plainly, write_whole
 from halflife.records import Reading
 
-__all__ = ["RunFolder", "Store", "run_id", "write_whole"]
+__all__ = ["RunFolder", "Store", "run_id"]
 
 SCHEMA = 1
 ID_LENGTH = 16
@@ -46,45 +46,6 @@ def run_id(spec_digest: str, code_digest: str, data_digest: str) -> str:
         Sixteen hexadecimal digits.
     """
     return hashlib.sha256(f"{spec_digest}\0{code_digest}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
-
-
-@contextlib.contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
-    """Turn the system's refusals to write into one sentence each."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise StoreError(
-                f"the disk of {path} is full, and everything written so far is kept: free some space and run the same"
-                " command again, it goes on where it stopped"
-            ) from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
-            raise StoreError(
-                f"{path} cannot be written ({error.strerror}), expected a folder that you may write to: choose another"
-                " with --store or HALFLIFE_STORE"
-            ) from error
-        raise
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a crash at any moment leaves either the old content or the new.
-
-    Args:
-        path: The file.
-        content: Its new content; text is written as UTF-8.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with _said_plainly(path):
-        try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -108,6 +69,7 @@ class RunFolder:
         self.path = path
         self.id = path.name
         self._file: IO[bytes] | None = None
+        self._last_step = -1
 
     @property
     def checkpoint(self) -> Path:
@@ -134,7 +96,7 @@ class RunFolder:
         Args:
             header: Its new content.
         """
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
 
@@ -171,7 +133,7 @@ class RunFolder:
         assert self._file is not None
         if reading.step <= self._last_step:
             return
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             self._file.write(reading.to_line().encode() + b"\n")
             self._file.flush()
             # A checkpoint follows, and must never be on the disk before the readings that it stands for.
@@ -182,7 +144,7 @@ class RunFolder:
         readings = self.readings()
         self._last_step = readings[-1].step if readings else -1
         path = self.path / "readings.jsonl"
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             self._file = path.open("ab")
         # A torn line is cut off before anything is added behind it.
         whole = path.read_bytes().rfind(b"\n") + 1
@@ -207,7 +169,7 @@ class RunFolder:
         Raises:
             StoreError: The other process did not let go.
         """
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
         try:
@@ -248,7 +210,7 @@ class Store:
 
     def create(self) -> None:
         """Make the folder, if it is not there."""
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
             (self.path / "sheets").mkdir(exist_ok=True)
         if not (self.path / "store.json").exists():
@@ -265,7 +227,7 @@ class Store:
             StoreError: Another process holds it.
         """
         self.create()
-        with _said_plainly(self.path):
+        with said_plainly(self.path):
             lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)

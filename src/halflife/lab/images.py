@@ -9,24 +9,24 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from halflife.attach import attach
 from halflife.errors import RunFailedError
+from halflife.files import write_whole
 from halflife.lab.data import Images, image_tensors, shuffled_batches
 from halflife.lab.models import build_model
 from halflife.lab.sources import read_source
 from halflife.records import Array, Reading
-from halflife.rules.decoupled import Decoupled
+from halflife.rules.basic import Decoupled
 from halflife.select import param_groups
 from halflife.specs.images import ImageRun
 from halflife.units import half_life
@@ -96,17 +96,20 @@ class _Run:
             raise RunFailedError(
                 f"{len(self.train_set)} training images make no batch of {spec.batch_size}: lower batch_size"
             )
-        self.num_steps = min(spec.max_steps or math.inf, spec.num_epochs * self.steps_per_epoch)
+        whole = spec.num_epochs * self.steps_per_epoch
+        self.num_steps = whole if spec.max_steps is None else min(spec.max_steps, whole)
         self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
         self.step = 0
-        self.model = build_model(
+        model = build_model(
             spec.model,
             width=spec.width,
             blocks=spec.blocks,
             in_channels=source.train.shape[0],
             num_classes=source.num_classes,
             seed=spec.seed,
-        ).to(device, memory_format=torch.channels_last)
+        )
+        # torch's annotations of Module.to do not know memory_format, which its documentation does.
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # The papers' code decays every parameter, BatchNorm's gains and the biases included.
         groups = param_groups(self.model, policy="everything", weight_decay=spec.lam)
         self.optimizer = torch.optim.SGD(groups, lr=spec.lr, fused=True)
@@ -132,7 +135,7 @@ class _Run:
             with self.autocast():
                 loss = functional.cross_entropy(self.model(x_BCHW), y_B)
             self.optimizer.zero_grad()
-            self.scaler.scale(loss).backward()
+            torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             for average in self.averages.values():
@@ -183,8 +186,7 @@ class _Run:
             # An average of weights has BatchNorm statistics of its own: one pass over the training set, in order.
             size = self.spec.batch_size
             batches = (
-                self.train_set.x_NCHW[start : start + size]
-                for start in range(0, self.steps_per_epoch * size, size)
+                self.train_set.x_NCHW[start : start + size] for start in range(0, self.steps_per_epoch * size, size)
             )
             with self.autocast():
                 update_bn(batches, average)
@@ -209,16 +211,9 @@ class _Run:
 
     def save(self, path: Path, epoch: int) -> None:
         """Write the checkpoint aside and rename it."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
         meta = {"epoch": str(epoch), "step": str(self.step), "scaler": json.dumps(self.scaler.state_dict())}
-        try:
-            # safetensors wants each tensor dense in its own order of dimensions, channels_last is not.
-            save_file({name: value.contiguous() for name, value in self._tensors().items()}, aside, meta)
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        # safetensors wants each tensor dense in its own order of dimensions, channels_last is not.
+        write_whole(path, save({name: value.contiguous() for name, value in self._tensors().items()}, meta))
 
     def load(self, path: Path) -> int:
         """Go on from the checkpoint; returns the epochs done, 0 when there is none."""
@@ -236,7 +231,8 @@ class _Run:
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    ema = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no annotations for it
+    return AveragedModel(model, multi_avg_fn=ema)
 
 
 def _packed(wrong_N: Tensor) -> Array:

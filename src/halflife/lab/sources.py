@@ -81,7 +81,7 @@ def _idx_split(raw_images: bytes, raw_labels: bytes, name: str, expected: int) -
     return Split(images, labels, (1, 28, 28))
 
 
-def _shipped(_: Path | None) -> ImageSource:
+def _shipped(_folder: Path | None) -> ImageSource:
     packed = files("halflife.lab").joinpath("files/fashion-mnist-5k.xz").read_bytes()
     raw = lzma.decompress(packed)
     found = hashlib.sha256(raw).hexdigest()
@@ -90,9 +90,10 @@ def _shipped(_: Path | None) -> ImageSource:
             f"the shipped Fashion-MNIST has sha256 {found[:12]}..., expected {SHIPPED_SHA256[:12]}...: reinstall"
             " torch-halflife"
         )
-    parts, offset = [], 0
-    for _ in range(4):
-        part, _, offset = _take_idx(raw, offset, "fashion-mnist-5k")
+    parts: list[bytes] = []
+    offset = 0
+    while len(parts) < 4:
+        part, _sizes, offset = _take_idx(raw, offset, "fashion-mnist-5k")
         parts.append(part)
     return ImageSource(
         title="Fashion-MNIST (first 5,000 training images, all 10,000 test images)",

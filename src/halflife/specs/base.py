@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from halflife.errors import StoreError, UserError
 
 __all__ = ["RunSpec", "check_at_least", "check_number", "spec_from_json"]
 
-_KINDS: dict[str, type[RunSpec]] = {}
+_KINDS: dict[str, Callable[..., RunSpec]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

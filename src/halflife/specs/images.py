@@ -79,7 +79,11 @@ class ImageRun(RunSpec):
         ):
             if value not in known:
                 raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
-        for name, count in (("num_train", self.num_train), ("num_test", self.num_test), ("max_steps", self.max_steps)):
+        for name, count in (
+            ("num_train", self.num_train),
+            ("num_test", self.num_test),
+            ("max_steps", self.max_steps),
+        ):
             if count is not None:
                 check_at_least(name, count, 1)
         for name in ("downsample", "width", "num_epochs", "batch_size", "eval_every"):

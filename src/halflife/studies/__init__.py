@@ -42,5 +42,7 @@ def get_preset(study: Study, name: str) -> Preset:
         UserError: The study has none of this name.
     """
     if name not in study.presets:
-        raise UserError(f"{study.name} has no preset {name!r}, expected one of {', '.join(study.presets)}: name one of these")
+        raise UserError(
+            f"{study.name} has no preset {name!r}, expected one of {', '.join(study.presets)}: name one of these"
+        )
     return study.presets[name]

@@ -6,7 +6,7 @@ Shapes: S seeds, N test examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from halflife.specs.base import RunSpec, spec_from_json
 from halflife.store import Store
 from halflife.studies.base import Finding, Study, Verdict
 
-__all__ = ["Results"]
+__all__ = ["Results", "sheets_of"]
 
 MIN_SEEDS = 2
 
@@ -178,7 +178,13 @@ class Results:
         for arm in self.arms:
             for seed in self.seeds(arm["size"]):
                 identity = arm["runs"][str(seed)]
-                head = {"arm": arm["key"], "label": arm["label"], "size": arm["size"], "seed": seed, "run": identity}
+                head = {
+                    "arm": arm["key"],
+                    "label": arm["label"],
+                    "size": arm["size"],
+                    "seed": seed,
+                    "run": identity,
+                }
                 rows += [{**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity]]
         return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -199,22 +205,26 @@ class Results:
             for claim in self.study.claims
         ]
 
-    def _finding(self, measure: Any, size: int) -> Finding:
+    def _finding(self, measure: Callable[[Results, int], Finding], size: int) -> Finding:
         if self.sheet.get("max_steps") is not None:
             return Finding("inconclusive", None, f"runs were cut at {self.sheet['max_steps']} steps by --max-steps")
         found = len(self.seeds(size))
         if found < MIN_SEEDS:
             planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
             return Finding(
-                "inconclusive", None, f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed"
+                "inconclusive",
+                None,
+                f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
             )
-        finding: Finding = measure(self, size)
+        finding = measure(self, size)
         if finding.effect is not None and not math.isfinite(finding.effect.estimate):
-            raise UserError(f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again")
+            raise UserError(
+                f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
+            )
         return finding
 
 
-def sheets_of(store: Store, names: Sequence[str]) -> list[Mapping[str, Any]]:
+def sheets_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
     """The store's sheets of the named studies (all when none is named), newest preset last.
 
     Args:
@@ -232,5 +242,7 @@ def sheets_of(store: Store, names: Sequence[str]) -> list[Mapping[str, Any]]:
     if missing or not sheets:
         what = f"no runs of {missing[0]}" if missing else "no runs"
         wanted = missing[0] if missing else "stabilization"
-        raise UserError(f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store")
+        raise UserError(
+            f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store"
+        )
     return sheets

@@ -14,166 +14,21 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from halflife.specs.images import ImageRun
-from halflife.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.base import Arm, Claim, Finding, Outcome, Panel, Preset, Study
-from halflife.studies.results import Results
+from halflife.studies import stabilization_rules as rules
+from halflife.studies.base import Arm, Claim, Panel, Preset, Study
 
 __all__ = ["STABILIZATION", "STABILIZATION_VGG"]
-
-LARGE_DECAY, LARGE_NONE, SMALL_DECAY, SMALL_NONE = "large-decay", "large-none", "small-decay", "small-none"
-
-SMALLEST_EFFECT = 0.5  # points of test error: an improvement below this would not make anybody tune lam
-PLATEAU_EXPONENT = 0.5  # the loss falls by less than sqrt(2) while the epochs double
-VANISHING_EXPONENT = 1.0  # the loss falls at least as 1 / epochs
-PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay
-EQUAL_MARGIN = 0.10  # norms and losses within 10 % are "nearly the same"
-EQUAL_CONFIDENCE = 0.90  # two one-sided tests at 5 %
-
-
-def _epochs(results: Results, size: int) -> tuple[int, int]:
-    """The last epoch before the drop and the last of all."""
-    spec = results.spec(LARGE_DECAY, size)
-    assert isinstance(spec, ImageRun)
-    return spec.drop_epoch, spec.num_epochs
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
-def _wrong(results: Results, key: str, size: int, epoch: int, average: str = "") -> NDArray[np.float64]:
-    """Wrong or right per seed and test example, in points (0 or 100)."""
-    return 100 * results.per_example(key, f"{average}test/wrong", epoch, size)
-
-
-def helps_at_large_lr(results: Results, size: int) -> Finding:
-    """Claim a."""
-    _, end = _epochs(results, size)
-    effect = crossed_interval(_wrong(results, LARGE_DECAY, size, end) - _wrong(results, LARGE_NONE, size, end))
-    outcome: Outcome = "inconclusive"
-    if effect.high < 0:
-        outcome = "reproduced"
-    elif effect.low > -SMALLEST_EFFECT:
-        outcome = "not reproduced"
-    return Finding(outcome, effect, f"with the large learning rate decay changes the final test error by {_points(effect)}")
-
-
-def not_at_small_lr(results: Results, size: int) -> Finding:
-    """Claim b."""
-    _, end = _epochs(results, size)
-    large = _wrong(results, LARGE_DECAY, size, end) - _wrong(results, LARGE_NONE, size, end)
-    small = _wrong(results, SMALL_DECAY, size, end) - _wrong(results, SMALL_NONE, size, end)
-    large_effect, small_effect = crossed_interval(large), crossed_interval(small)
-    contrast = crossed_interval(small - large / 2)
-    outcome: Outcome = "inconclusive"
-    if large_effect.high < 0:
-        if contrast.low > 0:
-            outcome = "reproduced"
-        elif contrast.high < 0:
-            outcome = "not reproduced"
-    return Finding(
-        outcome,
-        contrast,
-        f"with the small learning rate decay changes the final test error by {_points(small_effect)}, with the large one"
-        f" by {_points(large_effect)}; the first minus half of the second is {_points(contrast)}",
-    )
-
-
-def _falling_exponents(results: Results, key: str, size: int, drop: int) -> NDArray[np.float64]:
-    """Per seed the p of loss ~ epochs^-p over the second half of the phase before the drop."""
-    exponents = []
-    for epochs, losses in results.series(key, "train/running_loss", size):
-        inside = (epochs >= drop / 2) & (epochs <= drop)
-        slope, _ = np.polyfit(np.log(epochs[inside]), np.log(losses[inside]), 1)
-        exponents.append(-slope)
-    return np.array(exponents)
-
-
-def loss_plateaus(results: Results, size: int) -> Finding:
-    """Claim c."""
-    drop, _ = _epochs(results, size)
-    with_decay = seed_interval(_falling_exponents(results, LARGE_DECAY, size, drop))
-    without = seed_interval(_falling_exponents(results, LARGE_NONE, size, drop))
-    levels = [results.per_seed(key, "train/loss", drop, size) for key in (LARGE_DECAY, LARGE_NONE)]
-    log_ratio = seed_interval(np.log(levels[0] / levels[1]))
-    level = Interval(*(float(np.exp(v)) for v in (log_ratio.estimate, log_ratio.low, log_ratio.high)), log_ratio.num_seeds)
-    outcome: Outcome = "inconclusive"
-    if with_decay.high < PLATEAU_EXPONENT and without.low > VANISHING_EXPONENT and level.low > PLATEAU_LEVEL:
-        outcome = "reproduced"
-    elif with_decay.low > PLATEAU_EXPONENT or without.high < VANISHING_EXPONENT or level.high < PLATEAU_LEVEL:
-        outcome = "not reproduced"
-    return Finding(
-        outcome,
-        level,
-        f"before the drop the training loss falls as epochs^-p with p = {with_decay.estimate:.2f} [{with_decay.low:.2f},"
-        f" {with_decay.high:.2f}] with decay and p = {without.estimate:.2f} [{without.low:.2f}, {without.high:.2f}]"
-        f" without; it ends at {levels[0].mean():.3f} and {levels[1].mean():.3f}, a ratio of {level.estimate:.2f}"
-        f" [{level.low:.2f}, {level.high:.2f}]",
-    )
-
-
-def same_norm_other_error(results: Results, size: int) -> Finding:
-    """Claim d."""
-    _, end = _epochs(results, size)
-    margin = float(np.log1p(EQUAL_MARGIN))
-    equal, apart, words = True, False, []
-    for metric, word in (("weight_norm", "norm"), ("train/loss", "training loss")):
-        pair = [results.per_seed(key, metric, end, size) for key in (SMALL_DECAY, LARGE_DECAY)]
-        ratio = seed_interval(np.log(pair[0] / pair[1]), confidence=EQUAL_CONFIDENCE)
-        equal &= -margin < ratio.low and ratio.high < margin
-        apart |= ratio.low > margin or ratio.high < -margin
-        low, mid, high = np.exp([ratio.low, ratio.estimate, ratio.high])
-        words.append(f"{word} {pair[0].mean():.3g} and {pair[1].mean():.3g} (ratio {mid:.2f} [{low:.2f}, {high:.2f}])")
-    error = crossed_interval(_wrong(results, SMALL_DECAY, size, end) - _wrong(results, LARGE_DECAY, size, end))
-    differs = error.low > 0 or error.high < 0
-    same_error = -SMALLEST_EFFECT < error.low and error.high < SMALLEST_EFFECT
-    outcome: Outcome = "inconclusive"
-    if equal and differs:
-        outcome = "reproduced"
-    elif apart or same_error:
-        outcome = "not reproduced"
-    return Finding(
-        outcome,
-        error,
-        f"the small and the large learning rate with the same lam end with {', '.join(words)}; their test errors differ by"
-        f" {_points(error)}",
-    )
-
-
-def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
-    """Claim e, for one averaging time."""
-    drop, end = _epochs(results, size)
-    before, after = (_wrong(results, LARGE_DECAY, size, epoch) for epoch in (drop, end))
-    average = _wrong(results, LARGE_DECAY, size, drop, f"ema-{decay:g}/")
-    drop_gain, average_gain = crossed_interval(before - after), crossed_interval(before - average)
-    contrast = crossed_interval((before - average) - (before - after) / 2)
-    outcome: Outcome = "inconclusive"
-    if drop_gain.low > 0:
-        if contrast.low > 0:
-            outcome = "reproduced"
-        elif contrast.high < 0:
-            outcome = "not reproduced"
-    return Finding(
-        outcome,
-        contrast,
-        f"dropping the learning rate lowers the test error by {_points(drop_gain)}, averaging (EMA {decay:g}) before the"
-        f" drop by {_points(average_gain)}; the second minus half of the first is {_points(contrast)}",
-    )
-
 
 CLAIMS = (
     Claim(
         key="a",
         text="With a large learning rate, weight decay lowers the final test error.",
         rule="Reproduced if the 95 % interval of (error with decay - error without) lies below 0; not reproduced if it"
-        f" excludes an improvement of {SMALLEST_EFFECT} points; else inconclusive.",
+        f" excludes an improvement of {rules.SMALLEST_EFFECT} points; else inconclusive.",
         effect_name="change of the final test error by decay, large learning rate",
         unit="points",
-        measure=helps_at_large_lr,
+        measure=rules.helps_at_large_lr,
     ),
     Claim(
         key="b",
@@ -182,29 +37,29 @@ CLAIMS = (
         " above 0; not reproduced if it lies below 0; inconclusive else, and if (a) is not reproduced.",
         effect_name="effect of decay at the small learning rate minus half of that at the large one",
         unit="points",
-        measure=not_at_small_lr,
+        measure=rules.not_at_small_lr,
     ),
     Claim(
         key="c",
         text="With a large learning rate and decay the training loss stays on a plateau until the rate drops; without"
         " decay it goes towards 0.",
         rule="Over the second half of the epochs before the drop the mean training loss of an epoch is fitted as epochs^-p."
-        f" Reproduced if the 95 % intervals say p < {PLATEAU_EXPONENT} with decay, p > {VANISHING_EXPONENT:g} without, and a"
-        f" loss before the drop more than {PLATEAU_LEVEL:g} times that without decay; not reproduced if one of the three"
+        f" Reproduced if the 95 % intervals say p < {rules.PLATEAU_EXPONENT} with decay, p >"
+        f" {rules.VANISHING_EXPONENT:g} without, and a loss before the drop more than {rules.PLATEAU_LEVEL:g} times that without decay; not reproduced if one of the three"
         " intervals lies wholly on the other side; else inconclusive.",
         effect_name="training loss before the drop, with decay over without",
         unit="x",
-        measure=loss_plateaus,
+        measure=rules.loss_plateaus,
     ),
     Claim(
         key="d",
         text="Runs with the same lam end with nearly the same norm and training loss, but different test errors.",
         rule=f"Reproduced if the 90 % intervals of both ratios (small over large learning rate) lie within"
-        f" {EQUAL_MARGIN:.0%} of 1 and the 95 % interval of the difference in test error excludes 0; not reproduced if a"
-        f" ratio's interval lies wholly outside, or the errors agree within {SMALLEST_EFFECT} points; else inconclusive.",
+        f" {rules.EQUAL_MARGIN:.0%} of 1 and the 95 % interval of the difference in test error excludes 0; not reproduced if a"
+        f" ratio's interval lies wholly outside, or the errors agree within {rules.SMALLEST_EFFECT} points; else inconclusive.",
         effect_name="test error of the small minus the large learning rate, same lam",
         unit="points",
-        measure=same_norm_other_error,
+        measure=rules.same_norm_other_error,
     ),
     Claim(
         key="e",
@@ -214,7 +69,7 @@ CLAIMS = (
         " inconclusive.",
         effect_name="gain by the average before the drop minus half of the gain by the drop",
         unit="points",
-        measure=functools.partial(average_cashes_in, decay=0.999),
+        measure=functools.partial(rules.average_cashes_in, decay=0.999),
     ),
     Claim(
         key="e-short",
@@ -223,7 +78,7 @@ CLAIMS = (
         rule="As (e), for the average with 0.99 per step.",
         effect_name="gain by the short average before the drop minus half of the gain by the drop",
         unit="points",
-        measure=functools.partial(average_cashes_in, decay=0.99),
+        measure=functools.partial(rules.average_cashes_in, decay=0.99),
     ),
 )
 
@@ -255,7 +110,12 @@ PANELS = (
         y_label="test error (%)",
         factor=100,
     ),
-    Panel(metric="weight_norm", title="Norm of the weights", y_label="norm of all weights", source_figure="figure 2c"),
+    Panel(
+        metric="weight_norm",
+        title="Norm of the weights",
+        y_label="norm of all weights",
+        source_figure="figure 2c",
+    ),
     Panel(
         metric="effective_lr",
         title="Effective learning rate",
@@ -269,7 +129,9 @@ def _spec(fields: Mapping[str, Any], seed: int) -> ImageRun:
     return ImageRun(seed=seed, **fields)
 
 
-def _arms(rates: tuple[float, float], lam: float, common: Mapping[str, Any], widths: tuple[int, ...]) -> tuple[Arm, ...]:
+def _arms(
+    rates: tuple[float, float], lam: float, common: Mapping[str, Any], widths: tuple[int, ...]
+) -> tuple[Arm, ...]:
     return tuple(
         Arm(
             key=f"{name}-{'decay' if decay else 'none'}",
@@ -300,7 +162,10 @@ def _presets(
             description="640 training and 500 test images, 4 epochs: shows that everything works, not what is true",
             budget="20 seconds",
             arms=_arms(
-                rates, lam, small | {"num_epochs": 4, "num_train": 640, "num_test": 500, "eval_every": 2}, (4,)
+                rates,
+                lam,
+                small | {"num_epochs": 4, "num_train": 640, "num_test": 500, "eval_every": 2},
+                (4,),
             ),
             num_seeds=2,
             main_size=4,

@@ -1,0 +1,5 @@
+"""`python -m halflife` is the command line."""
+
+from halflife.cli import main
+
+main()

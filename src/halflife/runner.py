@@ -1,0 +1,172 @@
+"""Runs a plan in local worker processes: one thread each, one run at a time, each resumable.
+
+The parent hands out runs and listens. A worker trains and writes its run's folder (`halflife.worker`). A worker that
+dies takes down its run alone; a parent that dies takes its workers along.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+from halflife.errors import UserError
+from halflife.machine import available_cores
+from halflife.plan import Plan, PlannedRun
+from halflife.store import Store
+from halflife.worker import work
+
+__all__ = ["Event", "default_workers", "execute"]
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker reported: ``"started"``, ``"progress"``, ``"finished"`` or ``"failed"``."""
+
+    what: str
+    worker: int
+    run: PlannedRun
+    step: int = 0
+    num_steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    message: str = ""
+
+
+def default_workers() -> int:
+    """One worker an accelerator where there is one, else one a core."""
+    import torch
+
+    return torch.accelerator.device_count() or available_cores()
+
+
+def execute(
+    store: Store,
+    plan: Plan,
+    *,
+    workers: int,
+    listen: Callable[[Event], None],
+    data_folder: str | None = None,
+) -> list[str]:
+    """Do what is missing of a plan. The store must be held by this process.
+
+    Args:
+        store: The store.
+        plan: The plan.
+        workers: Worker processes.
+        listen: Told what workers report.
+        data_folder: Where a data set that is not shipped lies.
+
+    Returns:
+        Why runs failed, one sentence each.
+
+    Raises:
+        UserError: A worker met a mistake of the user's or a full disk; the other runs stop, too.
+        KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
+    """
+    sheet_name = f"{plan.study.name}-{plan.preset_name}"
+    earlier = next(
+        (s for s in store.sheets() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
+    )
+    sheet = plan.sheet(workers, earlier)
+    store.write_sheet(sheet_name, sheet)
+    missing = deque(run for run in plan.runs if not store.run(run.id).finished)
+    began, spent = time.perf_counter(), float(sheet["seconds"])
+    pool = _Pool(store, data_folder)
+    try:
+        return pool.work(missing, workers, listen)
+    finally:
+        pool.stop()
+        store.write_sheet(sheet_name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+
+
+class _Pool:
+    """Worker processes, and what each is doing."""
+
+    def __init__(self, store: Store, data_folder: str | None) -> None:
+        self.store, self.data_folder = store, data_folder
+        self.context = multiprocessing.get_context("spawn")
+        self.workers: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
+        self.busy: dict[Connection, PlannedRun] = {}
+
+    def work(self, missing: deque[PlannedRun], workers: int, listen: Callable[[Event], None]) -> list[str]:
+        failures: list[str] = []
+        for index in range(min(workers, len(missing))):
+            self.start(index)
+        idle = list(self.workers)
+        while missing or self.busy:
+            while idle and missing:
+                link = idle.pop()
+                self.busy[link] = missing.popleft()
+                link.send((self.busy[link].id, self.busy[link].spec))
+                listen(Event("started", self.workers[link][0], self.busy[link]))
+            for ready in multiprocessing.connection.wait(list(self.busy)):
+                assert isinstance(ready, Connection)
+                index, process = self.workers[ready]
+                run = self.busy[ready]
+                try:
+                    what, payload = ready.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    what = "died"
+                    payload = {"message": _obituary(run, process.exitcode)}
+                if what == "refused":
+                    raise UserError(payload["message"])
+                if what == "progress":
+                    listen(Event("progress", index, run, **payload))
+                    continue
+                del self.busy[ready]
+                if what == "died":
+                    del self.workers[ready]
+                    if missing:
+                        idle.append(self.start(index))
+                else:
+                    idle.append(ready)
+                if what != "finished":
+                    failures.append(payload["message"])
+                listen(Event("finished" if what == "finished" else "failed", index, run, **payload))
+        return failures
+
+    def start(self, index: int) -> Connection:
+        here, there = self.context.Pipe()
+        process = self.context.Process(
+            target=work, args=(there, index, str(self.store.path), self.data_folder), daemon=True
+        )
+        # Read by the math libraries when they are loaded, so it has to be there before the process is.
+        kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        try:
+            process.start()
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        there.close()
+        self.workers[here] = (index, process)
+        return here
+
+    def stop(self) -> None:
+        for link, (_, process) in self.workers.items():
+            link.close()
+            process.terminate()
+        for _, process in self.workers.values():
+            process.join()
+
+
+def _obituary(run: PlannedRun, exitcode: int | None) -> str:
+    cause = f"signal {signal.Signals(-exitcode).name}" if exitcode is not None and exitcode < 0 else f"code {exitcode}"
+    return (
+        f"the worker of run {run.id} ({run.arm.label}, seed {run.seed}) ended with {cause}, perhaps for want of memory:"
+        " run the same command again, it goes on from the last checkpoint"
+    )

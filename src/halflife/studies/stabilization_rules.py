@@ -1,0 +1,167 @@
+"""The decision rules of the stabilization studies, one function a claim.
+
+Each takes the results and a size, and returns what the data say there. The bounds are constants on top, and the claims
+(`halflife.studies.stabilization`) quote them. "Points" are percentage points of test error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.specs.images import ImageRun
+from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.base import Finding, Outcome
+from halflife.studies.results import Results
+
+__all__ = [
+    "average_cashes_in",
+    "helps_at_large_lr",
+    "loss_plateaus",
+    "not_at_small_lr",
+    "same_norm_other_error",
+]
+
+LARGE_DECAY, LARGE_NONE, SMALL_DECAY, SMALL_NONE = "large-decay", "large-none", "small-decay", "small-none"
+
+SMALLEST_EFFECT = 0.5  # points of test error: an improvement below this would not make anybody tune lam
+PLATEAU_EXPONENT = 0.5  # the loss falls by less than sqrt(2) while the epochs double
+VANISHING_EXPONENT = 1.0  # the loss falls at least as 1 / epochs
+PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay
+EQUAL_MARGIN = 0.10  # norms and losses within 10 % are "nearly the same"
+EQUAL_CONFIDENCE = 0.90  # two one-sided tests at 5 %
+
+
+def _epochs(results: Results, size: int) -> tuple[int, int]:
+    """The last epoch before the drop and the last of all."""
+    spec = results.spec(LARGE_DECAY, size)
+    assert isinstance(spec, ImageRun)
+    return spec.drop_epoch, spec.num_epochs
+
+
+def _points(interval: Interval) -> str:
+    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
+
+
+def _wrong(results: Results, key: str, size: int, epoch: int, average: str = "") -> NDArray[np.float64]:
+    """Wrong or right per seed and test example, in points (0 or 100)."""
+    return 100 * results.per_example(key, f"{average}test/wrong", epoch, size)
+
+
+def helps_at_large_lr(results: Results, size: int) -> Finding:
+    """Claim a."""
+    _, end = _epochs(results, size)
+    effect = crossed_interval(_wrong(results, LARGE_DECAY, size, end) - _wrong(results, LARGE_NONE, size, end))
+    outcome: Outcome = "inconclusive"
+    if effect.high < 0:
+        outcome = "reproduced"
+    elif effect.low > -SMALLEST_EFFECT:
+        outcome = "not reproduced"
+    return Finding(
+        outcome,
+        effect,
+        f"with the large learning rate decay changes the final test error by {_points(effect)}",
+    )
+
+
+def not_at_small_lr(results: Results, size: int) -> Finding:
+    """Claim b."""
+    _, end = _epochs(results, size)
+    large = _wrong(results, LARGE_DECAY, size, end) - _wrong(results, LARGE_NONE, size, end)
+    small = _wrong(results, SMALL_DECAY, size, end) - _wrong(results, SMALL_NONE, size, end)
+    large_effect, small_effect = crossed_interval(large), crossed_interval(small)
+    contrast = crossed_interval(small - large / 2)
+    outcome: Outcome = "inconclusive"
+    if large_effect.high < 0:
+        if contrast.low > 0:
+            outcome = "reproduced"
+        elif contrast.high < 0:
+            outcome = "not reproduced"
+    return Finding(
+        outcome,
+        contrast,
+        f"with the small learning rate decay changes the final test error by {_points(small_effect)}, with the large one"
+        f" by {_points(large_effect)}; the first minus half of the second is {_points(contrast)}",
+    )
+
+
+def _falling_exponents(results: Results, key: str, size: int, drop: int) -> NDArray[np.float64]:
+    """Per seed the p of loss ~ epochs^-p over the second half of the phase before the drop."""
+    exponents = []
+    for epochs, losses in results.series(key, "train/running_loss", size):
+        inside = (epochs >= drop / 2) & (epochs <= drop)
+        slope, _ = np.polyfit(np.log(epochs[inside]), np.log(losses[inside]), 1)
+        exponents.append(-slope)
+    return np.array(exponents)
+
+
+def loss_plateaus(results: Results, size: int) -> Finding:
+    """Claim c."""
+    drop, _ = _epochs(results, size)
+    with_decay = seed_interval(_falling_exponents(results, LARGE_DECAY, size, drop))
+    without = seed_interval(_falling_exponents(results, LARGE_NONE, size, drop))
+    levels = [results.per_seed(key, "train/loss", drop, size) for key in (LARGE_DECAY, LARGE_NONE)]
+    log_ratio = seed_interval(np.log(levels[0] / levels[1]))
+    level = log_ratio.exp()
+    outcome: Outcome = "inconclusive"
+    if with_decay.high < PLATEAU_EXPONENT and without.low > VANISHING_EXPONENT and level.low > PLATEAU_LEVEL:
+        outcome = "reproduced"
+    elif with_decay.low > PLATEAU_EXPONENT or without.high < VANISHING_EXPONENT or level.high < PLATEAU_LEVEL:
+        outcome = "not reproduced"
+    return Finding(
+        outcome,
+        level,
+        f"before the drop the training loss falls as epochs^-p with p = {with_decay.estimate:.2f} [{with_decay.low:.2f},"
+        f" {with_decay.high:.2f}] with decay and p = {without.estimate:.2f} [{without.low:.2f}, {without.high:.2f}]"
+        f" without; it ends at {levels[0].mean():.3f} and {levels[1].mean():.3f}, a ratio of {level.estimate:.2f}"
+        f" [{level.low:.2f}, {level.high:.2f}]",
+    )
+
+
+def same_norm_other_error(results: Results, size: int) -> Finding:
+    """Claim d."""
+    _, end = _epochs(results, size)
+    margin = float(np.log1p(EQUAL_MARGIN))
+    equal, apart, words = True, False, []
+    for metric, word in (("weight_norm", "norm"), ("train/loss", "training loss")):
+        pair = [results.per_seed(key, metric, end, size) for key in (SMALL_DECAY, LARGE_DECAY)]
+        ratio = seed_interval(np.log(pair[0] / pair[1]), confidence=EQUAL_CONFIDENCE)
+        equal &= ratio.low > -margin and ratio.high < margin
+        apart |= ratio.low > margin or ratio.high < -margin
+        low, mid, high = np.exp([ratio.low, ratio.estimate, ratio.high])
+        words.append(f"{word} {pair[0].mean():.3g} and {pair[1].mean():.3g} (ratio {mid:.2f} [{low:.2f}, {high:.2f}])")
+    error = crossed_interval(_wrong(results, SMALL_DECAY, size, end) - _wrong(results, LARGE_DECAY, size, end))
+    differs = error.low > 0 or error.high < 0
+    same_error = error.low > -SMALLEST_EFFECT and error.high < SMALLEST_EFFECT
+    outcome: Outcome = "inconclusive"
+    if equal and differs:
+        outcome = "reproduced"
+    elif apart or same_error:
+        outcome = "not reproduced"
+    return Finding(
+        outcome,
+        error,
+        f"the small and the large learning rate with the same lam end with {', '.join(words)}; their test errors differ by"
+        f" {_points(error)}",
+    )
+
+
+def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
+    """Claim e, for one averaging time."""
+    drop, end = _epochs(results, size)
+    before, after = (_wrong(results, LARGE_DECAY, size, epoch) for epoch in (drop, end))
+    average = _wrong(results, LARGE_DECAY, size, drop, f"ema-{decay:g}/")
+    drop_gain, average_gain = crossed_interval(before - after), crossed_interval(before - average)
+    contrast = crossed_interval((before - average) - (before - after) / 2)
+    outcome: Outcome = "inconclusive"
+    if drop_gain.low > 0:
+        if contrast.low > 0:
+            outcome = "reproduced"
+        elif contrast.high < 0:
+            outcome = "not reproduced"
+    return Finding(
+        outcome,
+        contrast,
+        f"dropping the learning rate lowers the test error by {_points(drop_gain)}, averaging (EMA {decay:g}) before the"
+        f" drop by {_points(average_gain)}; the second minus half of the first is {_points(contrast)}",
+    )
