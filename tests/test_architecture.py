@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "halflife"
 
 # Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
-PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint"}]
+PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint", "files"}]
 TRAINING: list[set[str]] = [
     {"select"},
     {"rules"},
@@ -34,7 +34,7 @@ TRAINING: list[set[str]] = [
     {"lab"},
 ]
 EVIDENCE: list[set[str]] = [{"store"}, {"stats"}, {"studies"}, {"report"}]
-JOINT: set[str] = {"__init__", "__main__", "runner", "cli"}
+JOINT: set[str] = {"__init__", "__main__", "plan", "worker", "runner", "terminal", "cli"}
 
 HEAVY = ("torch", "torchvision", "safetensors.torch")  # what PLAIN and EVIDENCE never import
 
@@ -158,9 +158,7 @@ def test_imports_are_seen(source: str, expected: str) -> None:
 def test_a_relative_import_in_a_plain_module_starts_at_its_package() -> None:
     source = "from . import other\nfrom .. import store"
     known = {"halflife.rules.other", "halflife.store"}
-    targets = [
-        name for _, name in imported(source, module="halflife.rules.base", is_package=False, known=known)
-    ]
+    targets = [name for _, name in imported(source, module="halflife.rules.base", is_package=False, known=known)]
     assert targets == ["halflife.rules.other", "halflife.store"]
 
 
@@ -233,14 +231,12 @@ def fresh(code: str) -> str:
     return done.stdout.strip()
 
 
-LIGHT = ["halflife", *(name for name in MODULES if place(name)[0] in {"plain", "evidence"})]
-
-
 def test_importing_the_light_side_does_not_import_torch() -> None:
     """``halflife``, PLAIN and EVIDENCE, one after the other in one fresh interpreter."""
+    light = ["halflife", *(name for name in MODULES if place(name)[0] in {"plain", "evidence"})]
     code = f"""
 import importlib, sys
-for name in {LIGHT!r}:
+for name in {light!r}:
     importlib.import_module(name)
     if "torch" in sys.modules:
         print(name)

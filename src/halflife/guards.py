@@ -177,8 +177,8 @@ def check_peak(lr: float, peak_lr: float, group: int) -> None:
     if lr > peak_lr * (1.0 + PEAK_TOLERANCE):
         raise UserError(
             f"lr = {lr!r} of parameter group {group} is above its peak_lr = {peak_lr!r}, which the rule "
-            "divides by; pass attach(..., peak_lr=<the largest lr of the schedule>), or set max_lr in the group "
-            "before the first step"
+            "divides by; pass attach(..., peak_lr=<the largest lr of the schedule>), or set max_lr in "
+            "the group before the first step"
         )
 
 
@@ -240,8 +240,8 @@ def check_not_capturing(parameters: Iterable[torch.Tensor]) -> None:
     if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
         raise UserError(
             "optimizer.step() is being captured in a CUDA graph: hooks do not run when it is replayed, so "
-            "the decay would stay frozen at this step's value; capture forward and backward only and call step() "
-            "outside"
+            "the decay would stay frozen at this step's value; capture forward and backward only and call "
+            "step() outside"
         )
 
 

@@ -29,10 +29,9 @@ Schedule = Callable[[int], float]
 
 
 def _check_steps(name: str, value: int, *, minimum: int) -> int:
-    number = int(value)
-    if number != value or number < minimum:
+    if not float(value).is_integer() or value < minimum:  # also refuses NaN and infinity
         raise UserError(f"{name} must be a whole number of steps >= {minimum}, got {value!r}")
-    return number
+    return int(value)
 
 
 def _check_increasing(name: str, steps: Sequence[int]) -> tuple[int, ...]:

@@ -19,8 +19,9 @@ import json
 import os
 import warnings
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -68,7 +69,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.id = path.name
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
         self._last_step = -1
 
     @property
@@ -133,11 +134,16 @@ class RunFolder:
         assert self._file is not None
         if reading.step <= self._last_step:
             return
-        with said_plainly(self.path):
-            self._file.write(reading.to_line().encode() + b"\n")
-            self._file.flush()
-            # A checkpoint follows, and must never be on the disk before the readings that it stands for.
-            os.fsync(self._file.fileno())
+        line = memoryview(reading.to_line().encode() + b"\n")
+        try:
+            with said_plainly(self.path):
+                while line:  # unbuffered, so that a full disk leaves nothing to be written at close
+                    line = line[self._file.write(line) :]
+                # A checkpoint follows, and must never be on the disk before the readings that it stands for.
+                os.fsync(self._file.fileno())
+        except BaseException:
+            self.close()  # whoever goes on opens it again and cuts off the torn line
+            raise
         self._last_step = reading.step
 
     def _open(self) -> None:
@@ -145,7 +151,7 @@ class RunFolder:
         self._last_step = readings[-1].step if readings else -1
         path = self.path / "readings.jsonl"
         with said_plainly(self.path):
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
         # A torn line is cut off before anything is added behind it.
         whole = path.read_bytes().rfind(b"\n") + 1
         self._file.truncate(whole)

@@ -49,6 +49,7 @@ class Preset:
         main_size: The size whose numbers give the verdicts.
         num_ladder_seeds: Seeds per arm at the other sizes.
         needs: What it needs beyond this package, in words (empty: nothing).
+        decides: Whether its numbers may decide on a claim; a preset for tests is too small to.
     """
 
     description: str
@@ -58,6 +59,7 @@ class Preset:
     main_size: int
     num_ladder_seeds: int = 0
     needs: str = ""
+    decides: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -34,11 +35,19 @@ class Results:
         store: The store.
         study: The study.
         sheet: The study's sheet.
+
+    Raises:
+        StoreError: The sheet was written by another version of the study.
     """
 
     def __init__(self, store: Store, study: Study, sheet: Mapping[str, Any]) -> None:
         self.study, self.sheet = study, sheet
         self.preset_name: str = sheet["preset"]
+        if self.preset_name not in study.presets:
+            raise StoreError(
+                f"the store {store.path} holds {study.name} at a preset {self.preset_name!r} that this halflife does not know:"
+                " use the halflife that wrote it"
+            )
         self.arms: list[Mapping[str, Any]] = list(sheet["arms"])
         self.main_size: int = sheet["main_size"]
         self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
@@ -220,6 +229,10 @@ class Results:
         if finding.effect is not None and not math.isfinite(finding.effect.estimate):
             raise UserError(
                 f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
+            )
+        if not self.study.presets[self.preset_name].decides:
+            return replace(
+                finding, outcome="inconclusive", reason=f"too small to decide, only a test; {finding.reason}"
             )
         return finding
 
