@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "halflife"
 
 # Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
-PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint", "files"}]
+PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint", "files", "machine"}]
 TRAINING: list[set[str]] = [
     {"select"},
     {"rules"},
@@ -94,6 +94,8 @@ def imported(source: str, *, module: str, is_package: bool, known: set[str]) -> 
                 anchor = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
                 base = f"{anchor}.{base}" if base else anchor
             for alias in node.names:
+                if (base, alias.name) == ("halflife", "__version__"):
+                    continue  # a plain string, which every layer may print
                 full = f"{base}.{alias.name}"
                 yield node.lineno, full if full in known or full in HEAVY else base
         elif isinstance(node, ast.Call):
@@ -243,6 +245,10 @@ for name in {light!r}:
         break
 """
     assert fresh(code) == "", "this module imports torch"
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    assert fresh("import sys, halflife.cli; print('torch' in sys.modules)") == "False"
 
 
 # ---- the public names
