@@ -80,8 +80,7 @@ def test_citation() -> None:
     assert citation["version"] == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"]
     papers = {
-        r["identifiers"][0]["value"]: (r["authors"][0]["family-names"], r["year"])
-        for r in citation["references"]
+        r["identifiers"][0]["value"]: (r["authors"][0]["family-names"], r["year"]) for r in citation["references"]
     }
     assert papers == {
         "arXiv:2310.04415": ("D'Angelo", 2024),
@@ -123,9 +122,7 @@ def test_source_files_are_short_enough_to_read() -> None:
     assert not long, f"over {MAX_LINES} lines, split them: {long}"
 
 
-@pytest.mark.parametrize(
-    "target", ["help", "demo", "test", "test-slow", "lint", "types", "docs", "bench", "clean"]
-)
+@pytest.mark.parametrize("target", ["help", "demo", "test", "test-slow", "lint", "types", "docs", "bench", "clean"])
 def test_make_target_is_there_and_described(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:.* ## \S", makefile, re.MULTILINE)
