@@ -1,0 +1,111 @@
+"""The page: one HTML file that needs no network, drawn from the store."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from halflife import __version__
+from halflife.report.figures import Figure, ladder_figure, panel_figures
+from halflife.report.provenance import banners, provenance_of
+from halflife.report.tables import SYMBOLS, verdict_rows
+from halflife.report.theme import PAGE_COLOURS, PAGE_FONT, chart_config
+from halflife.studies.results import Results
+
+__all__ = ["render_page"]
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def render_page(many: Sequence[Results]) -> str:
+    """The page of these studies.
+
+    Args:
+        many: One per sheet, in the order of the page.
+
+    Returns:
+        The whole HTML document.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("halflife", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["minus"] = lambda text: re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+    sections = [_section(results) for results in many]
+    return environment.get_template("template.html.j2").render(
+        version=__version__,
+        sections=sections,
+        symbols=SYMBOLS,
+        config=chart_config(PAGE_COLOURS, PAGE_FONT),
+        bundle=_bundle() if any(section["figures"] for section in sections) else "",
+    )
+
+
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    # Inside a script element these two sequences alone would end or suspend the script.
+    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
+
+
+def _section(results: Results) -> dict[str, Any]:
+    """What the template shows of one sheet."""
+    study = results.study
+    name = f"{study.name}-{results.preset_name}"
+    verdicts = results.verdicts()
+    rows = verdict_rows(verdicts)
+    ladder = ladder_figure(results, verdicts)
+    counts = Counter(row["outcome"] for row in rows)
+    paper = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", study.source)
+    return {
+        "id": name,
+        "study": study,
+        "preset": results.preset_name,
+        "paper": f"https://arxiv.org/abs/{paper[1]}" if paper else None,
+        "banners": banners(results),
+        "summary": [(outcome, counts[outcome]) for outcome in SYMBOLS if counts[outcome]],
+        "rows": rows,
+        "marks": _marks(rows),
+        "figures": [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)],
+        "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
+        "run": provenance_of(results),
+    }
+
+
+def _marks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Where interval, estimate and zero lie, in per cent of one scale that all effects in points share."""
+    points = [row for row in rows if row["unit"] == "points" and row["estimate"] is not None]
+    if not points:
+        return {}
+    low: float = min(0.0, *(row["low"] for row in points))
+    high: float = max(0.0, *(row["high"] for row in points))
+    span = (high - low) or 1.0
+
+    def at(value: float) -> float:
+        return round(4 + 92 * (value - low) / span, 2)
+
+    return {
+        row["claim"]: {"zero": at(0), **{name: at(row[name]) for name in ("low", "estimate", "high")}} for row in points
+    }
+
+
+def _figure(identity: str, figure: Figure) -> dict[str, Any]:
+    charts = []
+    for index, (heading, chart) in enumerate(figure.charts):
+        spec = chart.properties(width="container").to_dict()
+        # The page has one configuration for all charts, and no address of a schema.
+        for key in ("$schema", "config"):
+            spec.pop(key, None)
+        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        charts.append({"id": f"{identity}-{index}".replace(".", "-"), "heading": heading, "spec": spec})
+    return {"id": identity.replace(".", "-"), "figure": figure, "charts": charts}

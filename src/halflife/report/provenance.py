@@ -1,0 +1,209 @@
+"""How a study was run, as tables: hyperparameters, versions, hashes, machine, runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from halflife.report.figures import size_name
+from halflife.specs.base import spec_from_json
+from halflife.studies.results import Results
+
+__all__ = ["Provenance", "banners", "duration", "provenance_of"]
+
+MISSING = "not recorded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a reader needs to repeat a study.
+
+    Args:
+        command: The command that runs the same again.
+        facts: Name and value, in the order of reading.
+        differing: Names of the hyperparameters that differ between arms.
+        arms: One row an arm: its label, then those hyperparameters.
+        common: Name, value and meaning of those that are the same in all arms.
+        meanings: Name and meaning of those that differ.
+        runs: One row a run: arm, size, seed, id, status, time.
+        size_name: What a size is.
+    """
+
+    command: str
+    facts: list[tuple[str, str]]
+    differing: list[str]
+    arms: list[list[str]]
+    common: list[tuple[str, str, str]]
+    meanings: list[tuple[str, str]]
+    runs: list[tuple[str, ...]]
+    size_name: str
+
+
+def duration(seconds: Any) -> str:
+    """Seconds in the two largest units that matter.
+
+    Args:
+        seconds: A number, or ``None``.
+
+    Returns:
+        Such as ``9 min 32 s``.
+
+    >>> duration(572.4), duration(7380), duration(1.25), duration(None)
+    ('9 min 32 s', '2 h 3 min', '1.2 s', 'not recorded')
+    """
+    if not isinstance(seconds, int | float):
+        return MISSING
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(v) for v in value)
+    return str(value)
+
+
+def _meanings(spec: Mapping[str, Any]) -> dict[str, str]:
+    """What each field of a spec is, from the docstrings of its type; the style guide keeps those true."""
+    found: dict[str, str] = {}
+    for kind in reversed(type(spec_from_json(spec)).__mro__):
+        _, _, text = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
+        block = re.split(r"\n(?=\S)", text, maxsplit=1)[0]
+        for name, meaning in re.findall(r"^    (\w+): (.+(?:\n     .+)*)", block, re.MULTILINE):
+            found[name] = re.sub(r"\s+", " ", meaning).replace("``", "").replace("`", "")
+    return found
+
+
+def _distinct(headers: list[dict[str, Any]], *path: str) -> str:
+    """All values found under a path of keys, each once; how many runs have it where they differ."""
+    values: list[str] = []
+    for header in headers:
+        value: Any = header
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None:
+            values.append(_value(value))
+    distinct = list(dict.fromkeys(values))
+    if len(distinct) > 1:
+        return "; ".join(f"{value} ({values.count(value)} runs)" for value in distinct)
+    return distinct[0] if distinct else MISSING
+
+
+def provenance_of(results: Results) -> Provenance:
+    """How a study was run.
+
+    Args:
+        results: What the store holds of it.
+
+    Returns:
+        Its tables.
+    """
+    sheet = results.sheet
+    headers = [header for header in results.headers.values() if header]
+    specs: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    for arm in results.arms:
+        found = [results.headers[i]["spec"] for i in arm["runs"].values() if "spec" in results.headers[i]]
+        specs.append((arm, {k: v for k, v in found[0].items() if k != "seed"} if found else {}))
+    known = [spec for _, spec in specs if spec]
+    names = list(dict.fromkeys(name for spec in known for name in spec))
+    differing = [name for name in names if any(spec.get(name) != known[0].get(name) for spec in known)]
+    meanings = _meanings({**known[0], "seed": 0}) if known else {}
+    seeds = sorted({int(seed) for arm in results.arms for seed in arm["runs"]})
+    return Provenance(
+        command=sheet.get("command") or f"halflife study run {results.study.name} --preset {results.preset_name}",
+        facts=_facts(results, headers, seeds),
+        differing=differing,
+        arms=[
+            [arm["label"], *(_value(spec[name]) if name in spec else "not started" for name in differing)]
+            for arm, spec in specs
+        ],
+        common=[(n, _value(known[0].get(n)), meanings.get(n, "")) for n in names if n not in differing],
+        meanings=[(name, meanings[name]) for name in differing if name in meanings],
+        runs=[
+            (
+                arm["label"],
+                str(arm["size"]),
+                seed,
+                identity,
+                results.headers[identity].get("status", "not started"),
+                duration(results.headers[identity].get("seconds")),
+                results.headers[identity].get("spec_digest", MISSING),
+            )
+            for arm in results.arms
+            for seed, identity in arm["runs"].items()
+        ],
+        size_name=size_name(results),
+    )
+
+
+def _facts(results: Results, headers: list[dict[str, Any]], seeds: list[int]) -> list[tuple[str, str]]:
+    sheet = results.sheet
+    machines = [header["machine"] for header in headers if "machine" in header] or [sheet.get("machine") or {}]
+    preset = results.study.presets[results.preset_name]
+    packages = list(dict.fromkeys(name for header in headers for name in header.get("versions", {})))
+    spent = [header["seconds"] for header in headers if isinstance(header.get("seconds"), int | float)]
+    facts = [
+        ("preset", f"{results.preset_name}: {preset.description}"),
+        ("runs", f"{results.num_finished} of {results.num_planned} finished"),
+        ("seeds", ", ".join(map(str, seeds))),
+        ("started", _value(sheet.get("started") or MISSING)),
+        ("wall time", duration(sheet.get("seconds"))),
+        ("time of all runs", duration(sum(spent)) if spent else MISSING),
+        ("workers", _value(sheet.get("workers") or MISSING)),
+        *((name, _distinct(machines, name)) for name in dict.fromkeys(name for m in machines for name in m)),
+        ("data", _distinct(headers, "data", "title")),
+        ("data sha256", _distinct(headers, "data", "sha256")),
+        ("code digest", _distinct(headers, "code_digest")),
+        *((f"version of {name}", _distinct(headers, "versions", name)) for name in packages),
+    ]
+    return [
+        (name, value)
+        for name, value in facts
+        if value != MISSING or name in {"wall time", "code digest", "data sha256"}
+    ]
+
+
+def banners(results: Results) -> list[tuple[str, str, list[str]]]:
+    """What a reader must know before reading on.
+
+    Args:
+        results: What the store holds of the study.
+
+    Returns:
+        Kind (``"alert"`` or ``"note"``), sentence, and details, one each.
+    """
+    out: list[tuple[str, str, list[str]]] = []
+    finished, planned, failures = results.num_finished, results.num_planned, results.failures
+    if finished < planned:
+        paired = len(results.seeds(results.main_size))
+        wanted = max((len(arm["runs"]) for arm in results.arms if arm["size"] == results.main_size), default=0)
+        text = (
+            f"{finished} of {planned} runs finished. At the main size {paired} of {wanted} seeds are finished in every arm;"
+            " figures and verdicts use these alone."
+        )
+        out.append(("alert", text, failures))
+    steps = results.sheet.get("max_steps")
+    if steps is not None:
+        out.append(("alert", f"Runs were cut at {steps} steps by --max-steps, so no claim is decided.", []))
+    mixed = [
+        name
+        for name, path in (("code", ("code_digest",)), ("data", ("data", "sha256")), ("torch", ("versions", "torch")))
+        if "; " in _distinct([results.headers[i] for i in results.headers if results.headers[i]], *path)
+    ]
+    if mixed:
+        out.append(("alert", f"The runs differ in their {' and '.join(mixed)}; see “How this was run”.", []))
+    preset = results.study.presets[results.preset_name]
+    if not preset.decides:
+        out.append(("note", f"The preset {results.preset_name} decides nothing: {preset.description}.", []))
+    return out
