@@ -5,6 +5,7 @@ Shapes: N images, B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -88,7 +89,9 @@ def shuffled_batches(images: Images, batch_size: int, *, seed: int, epoch: int) 
     Yields:
         Images (B, C, H, W) and labels (B).
     """
-    generator = torch.Generator().manual_seed((seed << 32) + epoch)
+    # A CPU generator takes 32 bits of a seed and ignores the rest without a word, so both numbers are hashed into them.
+    bits = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()[:4]
+    generator = torch.Generator().manual_seed(int.from_bytes(bits))
     order_N = torch.randperm(len(images), generator=generator).to(images.y_N.device)
     for start in range(0, len(images) - batch_size + 1, batch_size):
         index_B = order_N[start : start + batch_size]

@@ -182,7 +182,7 @@ def _presets(
             description=f"as laptop, with 160 epochs, more seeds, and a ladder of widths {night_widths}",
             budget="90 minutes on 2 cores",
             arms=_arms(rates, lam, small | {"num_epochs": 160, "eval_every": 20}, night_widths),
-            num_seeds=8,
+            num_seeds=6,
             main_size=laptop_width,
             num_ladder_seeds=3,
         ),
