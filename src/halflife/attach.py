@@ -190,9 +190,7 @@ class Handle:
         guards.check_some_decay(groups, decaying)
         known = {name: self._numbers.get(name) for name in ("steps_per_epoch", "tokens_per_step")}
         guards.check_known(self.rule, decaying, known)
-        guards.check_undivided(
-            self.rule, [group[INITIAL] for group in decaying if group.get(INITIAL, 0.0) != 0.0]
-        )
+        guards.check_undivided(self.rule, [group[INITIAL] for group in decaying if group.get(INITIAL, 0.0) != 0.0])
 
 
 class _Attachment:
@@ -257,9 +255,7 @@ class _Attachment:
                 self._count = StepCount(int(group.pop(STEP)))
             if PEAK not in group:
                 self._unchecked = True
-                group[PEAK] = (
-                    0.0  # not known yet; always there, so that readers of checkpoints expect the key
-                )
+                group[PEAK] = 0.0  # not known yet; always there, so that readers of checkpoints expect the key
             if INITIAL not in group and "weight_decay" in group:
                 group[INITIAL] = float(group["weight_decay"])
 

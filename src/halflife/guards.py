@@ -75,18 +75,14 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
     if not isinstance(rule, Rule | Penalty):
         made = f"{rule.__name__}(...)" if isinstance(rule, type) else "halflife.Decoupled(0.1)"
         raise UserError(f"attach expected a rule such as {made}, got {rule!r}")
-    if isinstance(rule, Penalty) and any(
-        isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers
-    ):
+    if isinstance(rule, Penalty) and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
         raise UserError(
             "an L2 penalty cannot be attached to LBFGS: its line search compares losses, which would lack "
             "the penalty; add lam / 2 * sum(w^2) to the loss in your closure instead"
         )
 
 
-def check_known(
-    rule: Rule | Penalty, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None]
-) -> None:
+def check_known(rule: Rule | Penalty, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
     """Refuse a rule that needs a number nobody gave.
 
     Args:

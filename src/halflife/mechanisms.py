@@ -49,25 +49,20 @@ def applies_natively(optimizer: Optimizer, group: Group) -> bool:
 
 
 def native_value(r: float, lr: float) -> float:
-    """Find the ``weight_decay`` for which ``lr * weight_decay`` is ``r``, to the last bit where one exists.
+    """Return the ``weight_decay`` for which the optimizer's own decay ``lr * weight_decay`` is ``r``.
 
-    ``(lr * lam) / lr`` may miss ``lam`` by one unit in the last place, and torch would then round ``1 - lr *
-    lam`` differently; a neighbour of the quotient gives the product back.
+    Where ``r`` was computed as ``lr * lam``, the product ``lr * (r / lr)`` gives it back to the last bit,
+    although the quotient may miss ``lam`` by one: that is why the decay equals torch's own bit for bit. For
+    any other ``r`` the product is right to one unit in the last place.
 
     Args:
         r: The fraction to remove.
-        lr: The learning rate, >= 0.
+        lr: The learning rate, > 0 unless ``r`` is 0.
 
     Returns:
-        The value to write; infinity if the quotient overflows; 0 for ``r = 0``.
+        The value to write; infinity if the quotient overflows.
     """
-    if r == 0.0:
-        return 0.0
-    quotient = r / lr
-    for value in (quotient, math.nextafter(quotient, math.inf), math.nextafter(quotient, 0.0)):
-        if lr * value == r:
-            return value
-    return quotient
+    return r / lr if r > 0.0 else 0.0
 
 
 def shrink(parameters: Sequence[Tensor], r: float, found_inf: Tensor | None) -> None:
@@ -156,9 +151,7 @@ class Decay:
                 self._write(group, value if native else 0.0)
             if not native and answer > 0.0:
                 own.append((index, answer))
-        if (
-            own and "weight_decay" in self._optimizer.defaults
-        ):  # some optimizers read their defaults in the step
+        if own and "weight_decay" in self._optimizer.defaults:  # some optimizers read their defaults in the step
             self._write(self._optimizer.defaults, 0.0)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):

@@ -190,13 +190,11 @@ class piecewise:
         [1.0, 0.5, 0.5, 0.0]
     """
 
-    values: tuple[float, ...]
-    boundaries: tuple[int, ...]
+    values: Sequence[float]
+    boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "values", tuple(check_non_negative("a value", value) for value in self.values)
-        )
+        object.__setattr__(self, "values", tuple(check_non_negative("a value", value) for value in self.values))
         object.__setattr__(self, "boundaries", _check_increasing("boundaries", self.boundaries))
         if len(self.values) != len(self.boundaries) + 1:
             raise UserError(
@@ -220,8 +218,8 @@ class join:
         boundaries: The first step of each schedule after the first; one fewer, strictly increasing.
     """
 
-    schedules: tuple[Schedule, ...]
-    boundaries: tuple[int, ...]
+    schedules: Sequence[Schedule]
+    boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedules", tuple(self.schedules))

@@ -99,9 +99,7 @@ def param_groups(
     return sorted(groups.values(), key=lambda group: bool(group["weight_decay"] == 0.0))
 
 
-def decide(
-    model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None
-) -> list[Decision]:
+def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None) -> list[Decision]:
     """Decide for each trainable parameter whether it decays, with the reason.
 
     Same arguments as :func:`param_groups`.
@@ -161,9 +159,7 @@ def _decide_named(policy: str, parameter: nn.Parameter, uses: list[_Use]) -> tup
     decaying = [reason for decays, reason in answers if decays]
     if not decaying:
         return False, answers[0][1]
-    return True, decaying[0] if len(
-        uses
-    ) == 1 else f"{decaying[0]} (tied: {', '.join(use.name for use in uses)})"
+    return True, decaying[0] if len(uses) == 1 else f"{decaying[0]} (tied: {', '.join(use.name for use in uses)})"
 
 
 def _is_matrix(parameter: nn.Parameter, use: _Use) -> tuple[bool, str]:
@@ -205,9 +201,7 @@ def _by_patterns(
     decisions, unmatched = [], []
     for parameter, found in uses.items():
         names = [use.name for use in found]
-        matches = (
-            i for i, (pattern, _) in enumerate(pairs) if any(fnmatch.fnmatchcase(n, pattern) for n in names)
-        )
+        matches = (i for i, (pattern, _) in enumerate(pairs) if any(fnmatch.fnmatchcase(n, pattern) for n in names))
         first = next(matches, None)
         if first is not None:
             claimed[first] += 1  # a frozen parameter keeps its pattern alive: freezing is no typing mistake
@@ -222,9 +216,7 @@ def _by_patterns(
         if count == 0:
             shadowed = bool(fnmatch.filter(everything, pattern))
             cause = "claims nothing that an earlier pattern left" if shadowed else "matches no parameter"
-            raise UserError(
-                f"pattern {pattern!r} {cause}; names look like {everything[0]!r}: correct or remove it"
-            )
+            raise UserError(f"pattern {pattern!r} {cause}; names look like {everything[0]!r}: correct or remove it")
     if unmatched:
         raise UserError(
             f"no pattern matches {', '.join(unmatched[:5])}{' ...' if len(unmatched) > 5 else ''}; "

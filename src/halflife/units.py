@@ -109,9 +109,7 @@ def fraction(lam: float, lr: float) -> float:
     """
     r = check_non_negative("lam", lam) * check_non_negative("lr", lr)
     if r >= 1.0:
-        raise UserError(
-            f"lam * lr = {lam!r} * {lr!r} = {r!r} is not below 1: no such decay exists; lower lam"
-        )
+        raise UserError(f"lam * lr = {lam!r} * {lr!r} = {r!r} is not below 1: no such decay exists; lower lam")
     return r
 
 
@@ -175,9 +173,7 @@ def fraction_from_half_life(steps: float) -> float:
     steps = check_positive("a half-life", steps)
     r = -math.expm1(-LN2 / steps)
     if r >= 1.0:
-        raise UserError(
-            f"a half-life of {steps!r} steps erases the weight in one step; expected about 0.02 or more"
-        )
+        raise UserError(f"a half-life of {steps!r} steps erases the weight in one step; expected about 0.02 or more")
     return r
 
 

@@ -116,9 +116,7 @@ def _describe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
     if callable(value):  # a user's own schedule: its name is all there is to compare
-        return (
-            f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-        )
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value
 
 

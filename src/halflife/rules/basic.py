@@ -182,9 +182,7 @@ class HalfLife(Rule):
         for name, value in given.items():
             object.__setattr__(self, name, check_positive(f"the half-life in {name}", value))
         if self.steps is not None:
-            fraction_from_half_life(
-                self.steps
-            )  # too short a half-life is refused here, not at the first step
+            fraction_from_half_life(self.steps)  # too short a half-life is refused here, not at the first step
 
     @property
     def needs(self) -> frozenset[str]:
