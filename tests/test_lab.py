@@ -281,8 +281,8 @@ def test_the_loop_equals_one_written_by_hand(tmp_path: Path) -> None:
         for start in range(0, 256, 64):
             net(train_set.x_NCHW[start : start + 64])
         net.eval()
-        loss = functional.cross_entropy(net(test_set.x_NCHW), test_set.y_N).item()
-    assert end.values["ema-0.9/test/loss"] == pytest.approx(loss, rel=1e-4)
+        ema_loss = functional.cross_entropy(net(test_set.x_NCHW), test_set.y_N).item()
+    assert end.values["ema-0.9/test/loss"] == pytest.approx(ema_loss, rel=1e-4)
     assert "test/loss" not in found[2].values
     assert not found[2].arrays
 
@@ -298,8 +298,8 @@ def test_low_precision_trains(tmp_path: Path, precision: str) -> None:
     low = run(replace(TINY, precision=precision), tmp_path / "low")
     full = run(TINY, tmp_path / "full")
     pairs = [(a.values["train/running_loss"], b.values["train/running_loss"]) for a, b in zip(low, full, strict=True)]
-    assert all(a == pytest.approx(b, rel=0.1) for a, b in pairs)
-    assert any(a != b for a, b in pairs)
+    assert all(one == pytest.approx(other, rel=0.1) for one, other in pairs)
+    assert any(one != other for one, other in pairs)
 
 
 def test_a_cut_run_stops_at_its_step(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from halflife import files
 from halflife.errors import StoreError
 from halflife.files import write_whole
 from halflife.records import Array, Reading
@@ -87,7 +86,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = Store(tmp_path).run("run")
     with folder.locked():
         folder.append(READINGS[0])
-        monkeypatch.setattr(files.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(
             StoreError, match=r"the disk of .* is full, and everything written so far is kept: free some"
         ):

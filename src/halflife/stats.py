@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
 
 from halflife.errors import UserError
 
@@ -46,6 +45,14 @@ class Interval:
         return replace(self, estimate=math.exp(self.estimate), low=math.exp(self.low), high=math.exp(self.high))
 
 
+def _t_quantile(confidence: float, degrees: float) -> float:
+    """Student's two-sided quantile."""
+    # Imported here, and not scipy.stats, because a command that only lists studies should start at once.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + confidence / 2))
+
+
 def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:
     """Student's interval for the mean of one value per seed.
 
@@ -70,7 +77,7 @@ def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: f
     if num_seeds < 2:
         raise UserError(f"an interval over seeds got {num_seeds} seed, expected at least 2: run with --seeds 2 or more")
     mean = float(values.mean())
-    half = float(student_t.ppf(0.5 + confidence / 2, num_seeds - 1) * values.std(ddof=1) / math.sqrt(num_seeds))
+    half = _t_quantile(confidence, num_seeds - 1) * float(values.std(ddof=1)) / math.sqrt(num_seeds)
     return Interval(mean, mean - half, mean + half, num_seeds, None, confidence)
 
 
@@ -112,5 +119,5 @@ def crossed_interval(differences_SN: NDArray[Any], *, confidence: float = CONFID
     if variance == 0:
         return Interval(mean, mean, mean, num_seeds, num_examples, confidence)
     degrees = (num_seeds - 1) * (variance / seed_part) ** 2 if seed_part > 0 else math.inf
-    half = float(student_t.ppf(0.5 + confidence / 2, degrees)) * math.sqrt(variance)
+    half = _t_quantile(confidence, degrees) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, num_seeds, num_examples, confidence)

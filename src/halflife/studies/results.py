@@ -9,10 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
@@ -20,6 +19,9 @@ from halflife.records import Reading
 from halflife.specs.base import RunSpec, spec_from_json
 from halflife.store import Store
 from halflife.studies.base import Finding, Study, Verdict
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = ["Results", "sheets_of"]
 
@@ -183,6 +185,8 @@ class Results:
 
         Columns: arm, label, size, seed, run, step, epoch, then one column a quantity (null where it was not read).
         """
+        import polars as pl  # here, because verdicts do without it and its import takes a second
+
         rows: list[dict[str, Any]] = []
         for arm in self.arms:
             for seed in self.seeds(arm["size"]):
