@@ -1,14 +1,13 @@
 """Figures of a study as Altair charts, drawn from `Results.frame` alone. A missing row is an error, never a gap.
 
-One chart serves the page and the files: the page styles it with its own colours (`halflife.report.theme`).
+One chart serves the page and the files; each brings its own colours (`halflife.report.theme`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +15,13 @@ import altair as alt
 import polars as pl
 
 from halflife.errors import StoreError
+from halflife.report.charts import curves_chart, ladder_chart
 from halflife.report.tables import effect_text, sample_text
 from halflife.report.theme import ArmStyle, arm_styles
 from halflife.studies.base import Panel, Verdict
 from halflife.studies.results import Results
 
 __all__ = ["Figure", "ladder_figure", "panel_figure", "panel_figures", "size_name"]
-
-FEW_POINTS = 25  # a line with at most this many readings shows each as a dot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +117,22 @@ def _summary(rows: pl.DataFrame, panel: Panel, styles: Sequence[ArmStyle]) -> li
     value = pl.col(panel.metric) * panel.factor
     frame = (
         rows.group_by("arm", "epoch")
-        .agg(value.mean().alias("mean"), value.min().alias("low"), value.max().alias("high"), pl.len().alias("seeds"))
+        .agg(
+            value.mean().alias("mean"),
+            value.min().alias("lowest seed"),
+            value.max().alias("highest seed"),
+            pl.len().alias("seeds"),
+        )
         .sort("epoch")
     )
-    if panel.log and not (frame["low"] > 0).all():
+    if panel.log and not (frame["lowest seed"] > 0).all():
         raise StoreError(
             f"{panel.metric} is not above 0 everywhere, so its logarithmic axis would draw less: {panel.title}"
         )
     out = []
     for style in styles:
         for row in frame.filter(pl.col("arm") == style.key).iter_rows(named=True):
-            numbers = {name: float(f"{row[name]:.6g}") for name in ("epoch", "mean", "low", "high")}
+            numbers = {name: float(f"{row[name]:.5g}") for name in ("epoch", "mean", "lowest seed", "highest seed")}
             out.append({"arm": style.label, **numbers, "seeds": row["seeds"]})
     return out
 
@@ -171,12 +174,13 @@ def panel_figure(results: Results, panel: Panel) -> Figure:
     numbers = {(row["arm"], row["epoch"]): row for row in data}
     table = tuple((style.label, *(_cell(numbers.get((style.label, epoch))) for epoch in shown)) for style in styles)
     ends = "; ".join(f"{line[0]}: {line[-1]}" for line in table)
+    chart = curves_chart(data, styles=styles, y_label=panel.y_label, log=panel.log, drops=drops)
     return Figure(
         slug=re.sub(r"[^a-z0-9.]+", "-", panel.metric.lower()),
         title=panel.title,
         caption=caption,
         description=f"{panel.title}: {panel.y_label} against the epoch, one line per arm. At epoch {last:g}, {ends}.",
-        charts=(("", _panel_chart(data, drops, panel, styles)),),
+        charts=(("", chart),),
         header=("arm", *(f"epoch {epoch:g}" for epoch in shown)),
         rows=table,
     )
@@ -185,95 +189,9 @@ def panel_figure(results: Results, panel: Panel) -> Figure:
 def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "not read"
-    return f"{row['mean']:.4g}" + (f" ({row['low']:.4g} to {row['high']:.4g})" if row["seeds"] > 1 else "")
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Decades, with 2 and 5 between them where fewer than two decades are shown."""
-    steps = (1, 2, 5) if high / low < 100 else (1,)
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    return [float(f"{tick:.3g}") for tick in ticks if low <= tick <= high]
-
-
-def _panel_chart(
-    data: list[dict[str, Any]], drops: list[float], panel: Panel, styles: Sequence[ArmStyle]
-) -> alt.LayerChart:
-    low, high = min(row["low"] for row in data), max(row["high"] for row in data)
-    last = max(row["epoch"] for row in data)
-    if panel.log:
-        low, high = low / 1.15, high * 1.15
-        scale = alt.Scale(type="log", domain=[low, high], nice=False)
-        axis = alt.Axis(values=_log_ticks(low, high), format="~g")
-    else:
-        # Stated, because a layer that is empty until somebody points at it would leave the domain open.
-        scale, axis = alt.Scale(domain=[low, high], zero=False, nice=True), alt.Axis(tickCount=6)
-    labels = [style.label for style in styles]
-    colour = alt.Color(
-        "arm:N",
-        scale=alt.Scale(domain=labels, range=[style.colour for style in styles]),
-        # Two columns fit a phone, and a legend cannot wrap by itself.
-        legend=alt.Legend(title=None, columns=2 if max(map(len, labels)) <= 22 else 1),
+    return f"{row['mean']:.4g}" + (
+        f" ({row['lowest seed']:.4g} to {row['highest seed']:.4g})" if row["seeds"] > 1 else ""
     )
-    dash = alt.StrokeDash("arm:N", scale=alt.Scale(domain=labels, range=[list(style.dash) for style in styles]))
-    picked = alt.selection_point(name="picked", fields=["arm"], bind="legend")
-    # The nearest reading anywhere in the plot, so that nobody has to hit a line of two pixels.
-    near = alt.selection_point(
-        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["arm", "epoch"], empty=False
-    )
-    base = alt.Chart().encode(
-        x=alt.X(
-            "epoch:Q",
-            title="epoch",
-            scale=alt.Scale(domain=[0, last], nice=False),
-            axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6),
-        )
-    )
-    y = alt.Y("mean:Q", title=panel.y_label, scale=scale, axis=axis)
-    band = base.mark_area(aria=False).encode(
-        y=alt.Y("low:Q", title=panel.y_label, scale=scale),
-        y2="high:Q",
-        color=colour,
-        detail="arm:N",
-        opacity=alt.when(picked).then(alt.value(0.16)).otherwise(alt.value(0.03)),
-    )
-    few = len({row["epoch"] for row in data}) <= FEW_POINTS
-    line = base.mark_line(strokeWidth=2, strokeJoin="round", aria=False).encode(
-        y=y,
-        color=colour,
-        strokeDash=dash,
-        opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.12)),
-    )
-    dots = base.mark_point(filled=True, size=16, aria=False).encode(
-        y=y, color=colour, opacity=alt.when(picked).then(alt.value(1)).otherwise(alt.value(0.12))
-    )
-    number = ".4~g"
-    catch = (
-        base.mark_point(opacity=0, size=80, aria=False)
-        .encode(
-            y=y,
-            tooltip=[
-                alt.Tooltip("arm:N", title="arm"),
-                alt.Tooltip("epoch:Q", title="epoch", format="~g"),
-                alt.Tooltip("mean:Q", title="mean", format=number),
-                alt.Tooltip("low:Q", title="lowest seed", format=number),
-                alt.Tooltip("high:Q", title="highest seed", format=number),
-                alt.Tooltip("seeds:Q", title="seeds", format="d"),
-            ],
-        )
-        .add_params(near)
-    )
-    rule = base.mark_rule(strokeWidth=1, aria=False, style="hover").transform_filter(near)
-    mark = base.mark_point(filled=True, size=70, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
-    layers: list[alt.Chart] = []
-    if drops:
-        fall = alt.Chart(_data([{"epoch": drop} for drop in drops])).encode(x="epoch:Q")
-        layers += [
-            fall.mark_rule(strokeDash=[3, 3], aria=False, style="drop"),
-            fall.mark_text(y=-7, baseline="bottom", text="lr drop", aria=False, style="drop"),
-        ]
-    layers += [band, line.add_params(picked), *([dots] if few else []), rule, mark, catch]
-    return _layered(layers, data).properties(height=280)
 
 
 def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | None:
@@ -311,9 +229,8 @@ def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | Non
                 "sample": sample_text(effect),
             })  # fmt: skip
             table.append((f"({verdict.claim.key}) {verdict.claim.effect_name}", str(size), words, sample_text(effect)))
-        charts.append(
-            (f"({verdict.claim.key}) {verdict.claim.effect_name}", _ladder_chart(data, results.sizes, name, domain))
-        )
+        chart = ladder_chart(data, sizes=results.sizes, size_name=name, domain=domain)
+        charts.append((f"({verdict.claim.key}) {verdict.claim.effect_name}", chart))
     caption = (
         f"Effect against {name}, in points of test error, with 95 % intervals; 0 means no effect. All panels share their"
         " axes."
@@ -332,42 +249,6 @@ def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | Non
     )
 
 
-def _ladder_chart(data: list[dict[str, Any]], sizes: Sequence[int], name: str, domain: list[float]) -> alt.LayerChart:
-    base = alt.Chart().encode(
-        x=alt.X(
-            "size:Q",
-            title=name,
-            scale=alt.Scale(type="log", base=2, domain=[sizes[0] / 2**0.5, sizes[-1] * 2**0.5], nice=False),
-            axis=alt.Axis(values=list(sizes), grid=False, format="d"),
-        ),
-        tooltip=[
-            alt.Tooltip("size:Q", title=name, format="d"),
-            alt.Tooltip("text:N", title="effect"),
-            alt.Tooltip("outcome:N", title="outcome"),
-            alt.Tooltip("sample:N", title="n"),
-        ],
-    )
-    y = alt.Y("effect:Q", title="points", scale=alt.Scale(domain=domain, nice=True), axis=alt.Axis(tickCount=5))
-    zero = alt.Chart(_data([{}])).mark_rule(style="zero", aria=False).encode(y=alt.datum(0))
-    bars = base.mark_rule(strokeWidth=2, style="effect", aria=False).encode(
-        y=alt.Y("low:Q", title="points"), y2="high:Q"
-    )
-    line = base.mark_line(strokeWidth=1, opacity=0.5, style="effect", aria=False).encode(y=y)
-    dots = base.mark_point(filled=True, size=70, opacity=1, style="effect", aria=False).encode(y=y)
-    return _layered([zero, line, bars, dots], data).properties(height=200)
-
-
-def _data(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
-    return alt.InlineData(values=list(rows))
-
-
-def _layered(layers: Sequence[alt.Chart], rows: Sequence[Mapping[str, Any]]) -> alt.LayerChart:
-    """Layers over one table, which is written once; a layer may bring its own instead."""
-    chart = alt.layer(*layers, data=_data(rows))
-    assert isinstance(chart, alt.LayerChart)
-    return chart
-
-
 def static_chart(figure: Figure) -> alt.TopLevelMixin:
     """The figure as one chart of fixed size with its title, for a file.
 
@@ -380,6 +261,9 @@ def static_chart(figure: Figure) -> alt.TopLevelMixin:
     if len(figure.charts) == 1:
         return figure.charts[0][1].properties(width=460, height=300, title=figure.title)
     parts = [
-        chart.properties(width=210, height=180, title=textwrap.wrap(heading, 36)) for heading, chart in figure.charts
+        chart.properties(
+            width=210, height=180, title=alt.Title(textwrap.wrap(heading, 40), fontSize=12, fontWeight="normal")
+        )
+        for heading, chart in figure.charts
     ]
     return alt.concat(*parts, columns=3, title=figure.title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +21,6 @@ from halflife.studies.results import Results
 
 __all__ = ["render_page"]
 
-MINUS = "\N{MINUS SIGN}"
-
 
 def render_page(many: Sequence[Results]) -> str:
     """The page of these studies.
@@ -39,7 +38,8 @@ def render_page(many: Sequence[Results]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["minus"] = lambda text: re.sub(r"(?<![\w.])-(?=\d)", MINUS, text)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # tooltips show a row in its own order
+    environment.filters["typeset"] = _typeset
     sections = [_section(results) for results in many]
     return environment.get_template("template.html.j2").render(
         version=__version__,
@@ -50,6 +50,13 @@ def render_page(many: Sequence[Results]) -> str:
     )
 
 
+def _typeset(text: str) -> str:
+    """Real minus signs, and intervals that are not broken over two lines."""
+    text = re.sub(r"(?<![\w.^])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"\[[^][]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+@functools.cache
 def _bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

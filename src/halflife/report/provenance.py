@@ -74,14 +74,20 @@ def _value(value: Any) -> str:
     return str(value)
 
 
+def _when(moment: Any) -> str:
+    """A moment of ISO 8601 to the minute, as readers write it."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d).*(?:\+00:00|Z)", str(moment))
+    return f"{match[1]} {match[2]} UTC" if match else _value(moment or MISSING)
+
+
 def _meanings(spec: Mapping[str, Any]) -> dict[str, str]:
     """What each field of a spec is, from the docstrings of its type; the style guide keeps those true."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = {"kind": (inspect.getdoc(type(spec_from_json(spec))) or "").partition("\n")[0]}
     for kind in reversed(type(spec_from_json(spec)).__mro__):
         _, _, text = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
         block = re.split(r"\n(?=\S)", text, maxsplit=1)[0]
         for name, meaning in re.findall(r"^    (\w+): (.+(?:\n     .+)*)", block, re.MULTILINE):
-            found[name] = re.sub(r"\s+", " ", meaning).replace("``", "").replace("`", "")
+            found[name] = re.sub(r"\s+", " ", meaning).replace("``None``", "none").replace("`", "")
     return found
 
 
@@ -157,7 +163,7 @@ def _facts(results: Results, headers: list[dict[str, Any]], seeds: list[int]) ->
         ("preset", f"{results.preset_name}: {preset.description}"),
         ("runs", f"{results.num_finished} of {results.num_planned} finished"),
         ("seeds", ", ".join(map(str, seeds))),
-        ("started", _value(sheet.get("started") or MISSING)),
+        ("started", _when(sheet.get("started"))),
         ("wall time", duration(sheet.get("seconds"))),
         ("time of all runs", duration(sum(spent)) if spent else MISSING),
         ("workers", _value(sheet.get("workers") or MISSING)),
@@ -165,7 +171,7 @@ def _facts(results: Results, headers: list[dict[str, Any]], seeds: list[int]) ->
         ("data", _distinct(headers, "data", "title")),
         ("data sha256", _distinct(headers, "data", "sha256")),
         ("code digest", _distinct(headers, "code_digest")),
-        *((f"version of {name}", _distinct(headers, "versions", name)) for name in packages),
+        ("versions", ", ".join(f"{name} {_distinct(headers, 'versions', name)}" for name in packages) or MISSING),
     ]
     return [
         (name, value)

@@ -1,0 +1,256 @@
+"""The page in a browser: it is drawn, it answers to the pointer, it fits, and it asks nobody for anything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+from halflife.report import build_report
+from halflife.studies import STUDIES
+from tests.synthetic import make_store
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--no-first-run",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PANELS = len(STUDIES["stabilization"].panels)
+LADDER = 5  # claims in points
+ALL_DRAWN = "() => document.querySelectorAll('.chart[data-drawn]').length == document.querySelectorAll('.chart').length"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.fail(
+            f"these tests look at the page in a browser and none of {', '.join(BROWSERS)} is on PATH: install one (Debian,"
+            " Ubuntu: apt-get install chromium)"
+        )
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with two studies, one of them with a ladder and with missing runs."""
+    folder = tmp_path_factory.mktemp("page")
+    store = make_store(folder)
+    make_store(
+        folder,
+        preset="night",
+        sizes=(4, 8, 16),
+        labels={"large-decay": "lr 0.1, lam 0.01 <script>alert(1)</script>"},
+        status=lambda key, seed, size: "failed" if (key, seed, size) == ("large-none", 1, 4) else "finished",
+    )
+    return build_report(store)[0]
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, path: Path) -> Iterator[Page]:
+    """The page, watched: whatever it asks for or complains about fails the test that looks at it."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(90_000)  # milliseconds; a machine may be busy with a study
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.on("request", lambda request: complaints.append(f"request: {request.url}"))
+    page.route(lambda url: url != path.as_uri(), lambda route: route.abort())
+    page.goto(path.as_uri())
+    page.wait_for_function(ALL_DRAWN)
+    assert complaints.pop(0) == f"request: {path.as_uri()}"
+    yield page
+    assert not complaints
+    context.close()
+
+
+def plot(page: Page, index: int) -> Locator:
+    chart = page.locator(".chart").nth(index)
+    chart.evaluate("element => element.scrollIntoView({block: 'center', behavior: 'instant'})")
+    return chart
+
+
+def drawing(chart: Locator) -> str:
+    return chart.locator("svg").inner_html()
+
+
+def test_every_figure_is_drawn(page: Page) -> None:
+    charts = page.locator(".chart")
+    assert charts.count() == 2 * PANELS + LADDER
+    for chart in charts.all():
+        box = chart.locator("svg").bounding_box()
+        assert box is not None
+        assert box["width"] > 200
+        assert box["height"] > 150
+        curves = chart.locator(".mark-line path")
+        assert curves.count() >= 1
+        for curve in curves.all():
+            assert len(curve.get_attribute("d") or "") > 20
+        assert chart.get_attribute("aria-label")
+    first = charts.first
+    assert first.locator(".mark-line path").count() == 4
+    assert first.locator(".mark-area path").count() == 4
+    assert first.get_by_text("lr drop").count() == 1
+    assert first.get_by_text("epoch", exact=True).count() == 1
+
+
+def test_a_legend_names_every_arm(page: Page) -> None:
+    legend = page.locator(".chart").first.locator(".role-legend")
+    assert legend.locator("text").all_text_contents() == [
+        "lr 0.1, lam 0.01",
+        "lr 0.1, lam 0",
+        "lr 0.02, lam 0.01",
+        "lr 0.02, lam 0",
+    ]
+
+
+@pytest.mark.parametrize("height", [0.35, 0.6, 0.8])
+def test_pointing_anywhere_in_a_plot_shows_numbers(page: Page, height: float) -> None:
+    chart = plot(page, 1)
+    box = chart.bounding_box()
+    assert box is not None
+    x, y = box["x"] + 0.6 * box["width"], box["y"] + height * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.move(x + 3, y)
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    said = dict(row.locator("td").all_text_contents() for row in tooltip.locator("tr").all())
+    assert list(said) == ["arm", "epoch", "mean", "lowest seed", "highest seed", "seeds"]
+    assert re.fullmatch(r"lr 0\.\d+, lam 0(\.01)?", said["arm"])
+    assert float(said["lowest seed"]) <= float(said["mean"]) <= float(said["highest seed"])
+    assert float(said["mean"]) > 0
+    assert said["epoch"] in {str(epoch) for epoch in range(1, 9)}
+    assert said["seeds"] == "2"
+    assert chart.locator(".role-mark.mark-rule line").count() == 2, "the drop, and a rule at the pointer"
+    page.mouse.move(2, 2)
+    page.locator("#vg-tooltip-element.visible").wait_for(state="hidden")
+
+
+def test_a_point_of_the_ladder_shows_its_interval(page: Page) -> None:
+    chart = plot(page, 2 * PANELS)
+    chart.locator("g.mark-symbol path").nth(1).hover()
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    said = tooltip.inner_text()
+    assert re.search(r"effect\s+[+-]\d+\.\d\d \[[+-]\d+\.\d\d, [+-]\d+\.\d\d\] points", said)
+    assert "2 seeds, 120 examples" in said
+    page.mouse.move(2, 2)
+
+
+def test_a_legend_entry_selects_an_arm(page: Page) -> None:
+    chart = plot(page, 0)
+    before = drawing(chart)
+    entry = chart.locator(".role-legend").get_by_text("lr 0.02, lam 0", exact=True)
+    entry.click()
+    page.wait_for_function(
+        "([box, before]) => box.querySelector('svg').innerHTML != before", arg=[chart.element_handle(), before]
+    )
+    shown = [line.evaluate("path => getComputedStyle(path).opacity") for line in chart.locator(".mark-line path").all()]
+    assert sorted(shown) == ["0.12", "0.12", "0.12", "1"]
+    entry.click()
+    page.wait_for_function(
+        "box => ![...box.querySelectorAll('.mark-line path')].some(p => getComputedStyle(p).opacity < 1)",
+        arg=chart.element_handle(),
+    )
+
+
+@pytest.mark.parametrize("width", [1280, 1024, 768, 390, 360])
+def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    # Charts redraw on a frame of their own after the window changed.
+    page.wait_for_function(
+        "width => innerWidth == width && [...document.querySelectorAll('.chart')].every("
+        "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12)",
+        arg=width,
+    )
+    page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    # Labels stay inside the window, too: an SVG hides nothing that hangs out.
+    right = page.evaluate(
+        "Math.max(...[...document.querySelectorAll('.chart text')].map(t => t.getBoundingClientRect().right))"
+    )
+    assert right <= width
+    page.evaluate("document.querySelectorAll('details').forEach(element => element.open = false)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_lines_stand_out(page: Page, scheme: str) -> None:
+    """WCAG's contrast: 4.5 for words, 3 for the lines of figures."""
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # pytest passes str
+    ratios = page.evaluate(
+        """() => {
+          const luminance = (colour) => {
+            const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
+              .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const behind = (element) => {
+            for (let e = element; e; e = e.parentElement) {
+              const colour = getComputedStyle(e).backgroundColor;
+              if (!/, 0\\)$/.test(colour)) return colour;
+            }
+          };
+          const ratio = (a, b) => {
+            const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+            return (high + 0.05) / (low + 0.05);
+          };
+          const worst = (selector, property) => Math.min(...[...document.querySelectorAll(selector)]
+            .map((e) => ratio(getComputedStyle(e)[property], behind(e))));
+          return {
+            words: worst("p, a, th, td, dt, dd, li, h1, h2, h3, h4, summary, figcaption, .outcome, .muted", "color"),
+            labels: worst(".chart text", "fill"),
+            lines: worst(".chart .mark-line path", "stroke"),
+          };
+        }"""
+    )
+    page.emulate_media(color_scheme="light")
+    assert ratios["words"] >= 4.5
+    assert ratios["labels"] >= 4.5
+    assert ratios["lines"] >= 3
+
+
+def test_paper_is_white(page: Page) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('.chart text')).fill") == "rgb(87, 96, 106)"
+    page.emulate_media(media="screen", color_scheme="light")
+
+
+def test_what_is_missing_is_said_first(page: Page) -> None:
+    banner = page.locator("#stabilization-night .banner.alert")
+    assert "23 of 24 runs finished" in banner.inner_text()
+    assert "the training loss became nan" in banner.inner_text()
+    assert page.locator("#stabilization-laptop .banner").count() == 0
+
+
+def test_the_table_of_contents_leads_to_the_studies(page: Page) -> None:
+    links = page.locator("nav a")
+    assert links.count() == 2
+    links.nth(1).click()
+    page.wait_for_function(
+        "() => Math.abs(document.getElementById('stabilization-night').getBoundingClientRect().top) < 5"
+    )
+
+
+def test_the_rule_opens(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    details = page.locator(".verdicts details").first
+    rule = STUDIES["stabilization"].claims[0].rule
+    assert not page.get_by_text(rule).first.is_visible()
+    details.locator("summary").click()
+    assert page.get_by_text(rule).first.is_visible()
