@@ -315,7 +315,14 @@ def test_the_ladder_shows_every_effect_in_points_at_every_size(ladder: Store) ->
     row = chart_rows(figure)[0]
     assert (row["size"], row["low"], row["high"]) == (4, pytest.approx(effect.low, abs=1e-4), round(effect.high, 4))
     assert [row["size"] for row in chart_rows(figure)] == [4, 8]
-    assert "Not drawn: (a) at width 16: 1 of 2 seeds are finished in every arm" in figure.caption
+    assert figure.caption.endswith(
+        "Not drawn: width 16: 1 of 2 seeds are finished in every arm, at least 2 are needed."
+    )
+    one = replace(verdicts[1], by_size={**verdicts[1].by_size, 4: verdicts[1].by_size[16]})
+    figure = ladder_figure(results, [verdicts[0], one])
+    assert figure is not None
+    assert " Not drawn: width 16: 1 of 2 seeds are " in figure.caption
+    assert "; (b) at width 4: 1 of 2 seeds are " in figure.caption
 
 
 def test_one_size_has_no_ladder(store: Store) -> None:
@@ -357,6 +364,15 @@ def test_a_cut_run_and_a_test_preset_are_marked(tmp_path: Path) -> None:
     words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
     assert "Runs were cut at 100 steps by --max-steps, so no claim is decided." in words
     assert "The preset smoke decides nothing: 640 training and 500 test images" in words
+
+
+def test_seeds_that_differ_by_size_are_told_by_size(ladder: Store) -> None:
+    results = results_of(ladder)
+    for arm in results.arms:
+        if arm["size"] == 8:
+            arm["runs"]["2"] = "not-started"  # a plan with one more seed
+    results.headers["not-started"] = {}
+    assert dict(provenance_of(results).facts)["seeds"] == "0, 1 at width 4 and 16; 0, 1, 2 at width 8"
 
 
 def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:

@@ -210,13 +210,14 @@ def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | Non
     name = size_name(results)
     effects = [f.effect for v in measured for f in v.by_size.values() if f.effect is not None]
     domain = [min(0.0, *(e.low for e in effects)), max(0.0, *(e.high for e in effects))]
-    charts, table, missing = [], [], []
+    charts, table = [], []
+    missing: dict[str, list[str]] = {}
     for verdict in measured:
         data = []
         for size, finding in sorted(verdict.by_size.items()):
             effect = finding.effect
             if effect is None:
-                missing.append(f"({verdict.claim.key}) at {name} {size}: {finding.reason}")
+                missing.setdefault(f"{name} {size}: {finding.reason}", []).append(f"({verdict.claim.key})")
                 continue
             words = effect_text(effect, "points")
             data.append({
@@ -236,7 +237,9 @@ def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | Non
         " axes."
     )
     if missing:
-        caption += " Not drawn: " + "; ".join(missing) + "."
+        # Most often a whole size is not finished, which need not be said once a claim.
+        which = {why: "" if len(keys) == len(measured) else f"{', '.join(keys)} at " for why, keys in missing.items()}
+        caption += " Not drawn: " + "; ".join(f"{keys}{why}" for why, keys in which.items()) + "."
     ends = "; ".join(f"{line[0]} at {name} {line[1]}: {line[2]}" for line in table)
     return Figure(
         slug="ladder",

@@ -46,7 +46,7 @@ def duration(seconds: Any) -> str:
     """Seconds in the two largest units that matter.
 
     Args:
-        seconds: A number, or ``None``.
+        seconds: A number; ``None`` or 0 where nothing was measured yet.
 
     Returns:
         Such as ``9 min 32 s``.
@@ -54,7 +54,7 @@ def duration(seconds: Any) -> str:
     >>> duration(572.4), duration(7380), duration(1.25), duration(None)
     ('9 min 32 s', '2 h 3 min', '1.2 s', 'not recorded')
     """
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or seconds <= 0:
         return MISSING
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -125,10 +125,9 @@ def provenance_of(results: Results) -> Provenance:
     names = list(dict.fromkeys(name for spec in known for name in spec))
     differing = [name for name in names if any(spec.get(name) != known[0].get(name) for spec in known)]
     meanings = _meanings({**known[0], "seed": 0}) if known else {}
-    seeds = sorted({int(seed) for arm in results.arms for seed in arm["runs"]})
     return Provenance(
         command=sheet.get("command") or f"halflife study run {results.study.name} --preset {results.preset_name}",
-        facts=_facts(results, headers, seeds),
+        facts=_facts(results, headers),
         differing=differing,
         arms=[
             [arm["label"], *(_value(spec[name]) if name in spec else "not started" for name in differing)]
@@ -153,7 +152,18 @@ def provenance_of(results: Results) -> Provenance:
     )
 
 
-def _facts(results: Results, headers: list[dict[str, Any]], seeds: list[int]) -> list[tuple[str, str]]:
+def _seeds(results: Results) -> str:
+    """The planned seeds, by size where the sizes have different ones."""
+    sizes_of: dict[str, list[str]] = {}
+    for size in results.sizes:
+        seeds = sorted({int(seed) for arm in results.arms if arm["size"] == size for seed in arm["runs"]})
+        sizes_of.setdefault(", ".join(map(str, seeds)), []).append(str(size))
+    if len(sizes_of) == 1:
+        return next(iter(sizes_of))
+    return "; ".join(f"{seeds} at {size_name(results)} {' and '.join(sizes)}" for seeds, sizes in sizes_of.items())
+
+
+def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, str]]:
     sheet = results.sheet
     machines = [header["machine"] for header in headers if "machine" in header] or [sheet.get("machine") or {}]
     preset = results.study.presets[results.preset_name]
@@ -162,7 +172,7 @@ def _facts(results: Results, headers: list[dict[str, Any]], seeds: list[int]) ->
     facts = [
         ("preset", f"{results.preset_name}: {preset.description}"),
         ("runs", f"{results.num_finished} of {results.num_planned} finished"),
-        ("seeds", ", ".join(map(str, seeds))),
+        ("seeds", _seeds(results)),
         ("started", _when(sheet.get("started"))),
         ("wall time", duration(sheet.get("seconds"))),
         ("time of all runs", duration(sum(spent)) if spent else MISSING),
@@ -198,7 +208,7 @@ def banners(results: Results) -> list[tuple[str, str, list[str]]]:
             f"{finished} of {planned} runs finished. At the main size {paired} of {wanted} seeds are finished in every arm;"
             " figures and verdicts use these alone."
         )
-        out.append(("alert", text, failures))
+        out.append(("alert" if failures else "note", text, failures))
     steps = results.sheet.get("max_steps")
     if steps is not None:
         out.append(("alert", f"Runs were cut at {steps} steps by --max-steps, so no claim is decided.", []))
