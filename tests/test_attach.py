@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -367,38 +368,87 @@ def test_a_tensor_lr_does_not_move_the_peak() -> None:
     assert handle.fractions() == [0.05]
 
 
-def test_a_line_search_shrinks_once_per_step() -> None:
-    weight = torch.nn.Parameter(torch.full((2,), 4.0, dtype=torch.float64))
-    optimizer: Any = torch.optim.LBFGS([weight], lr=1.0, max_iter=5, line_search_fn="strong_wolfe")
-    attach(optimizer, Constant(0.25), select="all")
-    seen = []
+class CallsTwice(torch.optim.SGD):
+    """Evaluates its closure twice and uses the second gradient, as optimizers with a look ahead do."""
 
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = (weight**4).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-        seen.append(weight[0].item())
-        return loss.item()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            closure()
+        return super().step(closure)
 
-    optimizer.step(closure)
-    assert len(seen) > 2
-    # The search starts at the shrunk weight and moves along the gradient of the first evaluation.
-    reference = torch.nn.Parameter(torch.full((2,), 4.0, dtype=torch.float64))
-    plain: Any = torch.optim.LBFGS([reference], lr=1.0, max_iter=5, line_search_fn="strong_wolfe")
-    calls: list[float] = []
 
-    def shrinking() -> float:
-        plain.zero_grad()
-        loss = (reference**4).sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-        if not calls:
-            with torch.no_grad():
-                reference.mul_(0.75)
-        calls.append(reference[0].item())
-        return loss.item()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda groups: torch.optim.LBFGS(groups[0]["params"][:1], lr=0.1, max_iter=5),
+        lambda groups: CallsTwice(groups[0]["params"][:1], lr=0.1),
+    ],
+    ids=["lbfgs", "calls twice"],
+)
+def test_weights_shrink_once_however_often_the_closure_is_called(make: Callable[[Any], Any]) -> None:
+    results = []
+    for attached in (False, True):
+        problem = Problem()
+        optimizer = make(problem.groups)
+        calls: list[Tensor] = []
+        if attached:
+            attach(optimizer, Constant(0.25), select="all")
 
-    plain.step(shrinking)
-    assert_equal([weight], [reference])
+        def closure(problem: Problem = problem, calls: list[Tensor] = calls, by_hand: bool = not attached) -> float:
+            loss = problem.closure().item()
+            if by_hand and not calls:
+                with torch.no_grad():
+                    problem.used[0].mul_(0.75)
+            calls.append(problem.used[0].detach().clone())
+            return loss
+
+        optimizer.step(closure)
+        assert len(calls) >= 2
+        results.append(problem.values())
+    assert_equal(*results)
+
+
+def test_a_step_that_calls_the_step_of_its_base_class_decays_and_counts_once() -> None:
+    """torch runs the hooks in both, once the base class has been used by itself."""
+    toy(lr=0.1)
+
+    class Mine(torch.optim.SGD):
+        fails = False
+
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            if self.fails:
+                raise RuntimeError("after the update")
+            return loss
+
+    weight, optimizer = toy(Mine, lr=0.1, weight_decay=0.5)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *args: calls.append(1))
+    handle = attach(optimizer, Scheduled(Constant(0.5), until(3)))
+    optimizer.step()
+    assert len(calls) == 2, "the trap is there"
+    assert weight[0, 0].item() == 0.5
+    Mine.fails = True
+    with pytest.raises(RuntimeError, match="after the update"):
+        optimizer.step()
+    assert weight[0, 0].item() == 0.25
+    Mine.fails = False
+    for expected in (0.5, 0.5, 0.0):  # a step that raised is not counted
+        optimizer.step()
+        assert handle.fractions() == [expected]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_every_gradient_gets_its_penalty() -> None:
+    results = []
+    for attached in (False, True):
+        problem = Problem()
+        optimizer = CallsTwice(problem.groups, lr=0.1, momentum=0.9)
+        if attached:
+            attach(optimizer, L2(LAM))
+        problem.run(optimizer, closure=True)
+        results.append(problem.values())
+    assert_equal(*results)
 
 
 def test_the_closure_runs_with_gradients_and_returns_its_value() -> None:
@@ -443,10 +493,11 @@ def test_rewriting_weight_decay_neither_revives_nor_stops_a_group() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["native", "own"])
 def test_an_exception_inside_a_step_is_recovered_from(momentum: float) -> None:
-    weight, optimizer = toy(lr=0.1, momentum=momentum, weight_decay=0.5)
+    weight, optimizer = toy(lr=0.2, momentum=momentum, weight_decay=0.5)
     attach(optimizer, Constant(0.25))
 
     def broken() -> float:
+        optimizer.param_groups[0]["lr"] /= 2  # so that the value to write is another one at each step
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -458,6 +509,11 @@ def test_an_exception_inside_a_step_is_recovered_from(momentum: float) -> None:
     optimizer.step()  # or here
     assert optimizer.param_groups[0]["weight_decay"] == 0.5
     assert weight[0, 0].item() == pytest.approx(0.75)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(broken)
+    optimizer.param_groups[0]["weight_decay"] = 0.9  # what the user sets in between stays
+    optimizer.step()
+    assert optimizer.param_groups[0]["weight_decay"] == 0.9
 
 
 def test_a_new_group_joins() -> None:
@@ -576,6 +632,17 @@ def test_where_the_peak_comes_from(argument: float | None, keys: dict[str, float
     optimizer.step()
     assert handle.fractions() == [pytest.approx(0.5 * 0.1 / peak)]
     assert optimizer.param_groups[0]["halflife_peak_lr"] == peak
+
+
+def test_a_given_peak_counts_more_than_one_that_was_kept() -> None:
+    _, optimizer = toy(lr=0.1, weight_decay=0.5)
+    attach(optimizer, Independent(0.5))
+    optimizer.step()
+    other = copy.deepcopy(optimizer)
+    handle = attach(other, Independent(0.5), peak_lr=0.4)
+    other.step()
+    assert other.param_groups[0]["halflife_peak_lr"] == 0.4
+    assert handle.fractions() == [pytest.approx(0.125)]
 
 
 def test_the_peak_is_looked_for_at_the_first_step_above_zero() -> None:
@@ -728,7 +795,7 @@ REFUSED_AT_ATTACH: list[tuple[str, Callable[[], object], str]] = [
     ("peak", lambda: attach(toy(lr=0.1)[1], Independent(0.1), peak_lr=0.0), "peak_lr must be > 0"),
     ("epochs", lambda: attach(decaying(), HalfLife(epochs=2)), r"needs steps_per_epoch: pass .*, steps_per_epoch="),
     ("tokens", lambda: attach(decaying(), HalfLife(tokens=2)), "needs tokens_per_step: pass"),
-    ("nothing decays", lambda: attach(toy(lr=0.1)[1], Decoupled(0.1)), 'is 0 in every .* Build groups .*param_groups.*select="all"'),
+    ("nothing decays", lambda: attach(toy(lr=0.1)[1], Decoupled(0.1)), 'Build groups .*param_groups.*select="all"'),
     ("no setting", lambda: attach(rprop(), Constant(0.1)), "no weight_decay setting that could say"),
     ("no own value", lambda: attach(rprop(), Constant(), select="all"), "this optimizer has none; give the rule a lam"),
     ("unequal", lambda: attach(unequal(), Decoupled(0.1)), r"values 0\.1, 0\.3 of the groups .* or leave out lam .* PerGroup"),
@@ -771,12 +838,13 @@ def test_a_second_attach_is_refused() -> None:
     assert handle_of(optimizer) is handle
 
 
-REFUSED_IN_A_STEP: list[tuple[str, Rule | L2, float, str]] = [
+REFUSED_IN_A_STEP: list[tuple[str, Rule | L2, float | None, str]] = [
     ("too much", Decoupled(20.0), 0.1, r"r = 2\.0 .* group 0 at lr = 0\.1, lam = 20\.0; expected 0 <= r < 1"),
     ("exactly 1", Decoupled(10.0), 0.1, r"r = 1\.0 .* lr = 0\.1, lam = 10\.0"),
     ("own value", Constant(), 0.1, r"r = 5\.0 .* lr = 0\.1, lam = 5\.0"),
     ("NaN", Scheduled(HalfLife(steps=3), lambda step: math.nan), 0.1, "r = nan .* lr = 0.1"),
     ("negative", Scheduled(Decoupled(0.1), lambda step: -1.0), 0.1, r"r = -0\.01"),
+    ("no lr", Decoupled(0.1), None, "lr of parameter group 0 is None"),
     ("negative lr", Decoupled(0.1), -0.1, r"lr of parameter group 0 is -0\.1; expected a finite number >= 0"),
     ("NaN lr", Decoupled(0.1), math.nan, "lr of parameter group 0 is nan"),
     ("infinite lr", Decoupled(0.1), math.inf, "lr of parameter group 0 is inf"),
@@ -789,7 +857,7 @@ REFUSED_IN_A_STEP: list[tuple[str, Rule | L2, float, str]] = [
     ("rule", "lr", "message"), [case[1:] for case in REFUSED_IN_A_STEP], ids=[case[0] for case in REFUSED_IN_A_STEP]
 )
 @pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["native", "own"])
-def test_refused_in_a_step(rule: Rule | L2, lr: float, message: str, momentum: float) -> None:
+def test_refused_in_a_step(rule: Rule | L2, lr: float | None, message: str, momentum: float) -> None:
     weight, optimizer = toy(lr=0.1, momentum=momentum, weight_decay=5.0)
     optimizer.param_groups[0]["initial_lr"] = 0.1
     attach(optimizer, rule)

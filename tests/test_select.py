@@ -116,6 +116,14 @@ def test_an_untied_embedding_does_not_decay() -> None:
     assert "head.weight" in names(groups, 0.1)
 
 
+def test_a_pattern_may_use_any_name_of_a_shared_parameter() -> None:
+    model = nn.Module()
+    model.first = model.second = nn.Linear(2, 2)  # one module under two names
+    model.one = model.two = nn.Parameter(torch.zeros(2))  # one parameter under two names of one module
+    groups = param_groups(model, policy=[("second.weight", 0.1), ("two", 0.2), ("*", False)])
+    assert [group["param_names"] for group in groups] == [["one"], ["first.weight"], ["first.bias"]]
+
+
 def test_weight_norm_is_told_apart() -> None:
     """Its gain has shape (out, 1): one number per row, not a matrix."""
     model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))

@@ -15,8 +15,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -31,13 +33,15 @@ from halflife.units import check_positive
 
 __all__ = ["Handle", "attach", "handle_of"]
 
-# Keys in the parameter groups. The first two stay while a rule is attached and never change after the first
-# step; the others exist only inside a state dict, because torch.compile guards every number that it sees in a
-# group.
+# Keys in the parameter groups while a rule is attached. All of them stay, because readers of distributed
+# checkpoints load the keys that they find; none changes after the first step, because torch.compile guards
+# every number that it sees. So the steps taken are written for the time of a state_dict() only.
 INITIAL = "initial_weight_decay"
-PEAK = "halflife_peak_lr"
+PEAK = "halflife_peak_lr"  # 0.0 until it is known
 LAW = "halflife_law"
 STEP = "halflife_step"
+KEYS = (INITIAL, PEAK, LAW, STEP)
+ELSEWHERE = -1  # the value of STEP outside of a state dict
 
 MARK = "_halflife_handle"  # an attribute of the optimizer; copies and pickles drop it together with the hooks
 
@@ -79,7 +83,7 @@ def attach(
         steps_per_epoch: Optimizer steps in one pass over the data, for half-lives in epochs.
         tokens_per_step: Tokens that one optimizer step consumes, for half-lives in tokens.
         allow_other_law: Whether a checkpoint made under another law may be loaded. The attached law then
-            holds, and only the number of steps is taken from the checkpoint.
+            holds; the checkpoint gives the number of steps, and the peak where ``peak_lr`` does not.
 
     Returns:
         The handle that tells what was applied and takes the rule off again.
@@ -171,7 +175,7 @@ class Handle:
             self._check_groups()
         except UserError:
             for attachment in self._attachments:
-                attachment.forget()
+                attachment.forget(but=KEYS)  # a checkpoint may have brought some, for the next try
             raise
         for attachment in self._attachments:
             attachment.start()
@@ -205,12 +209,14 @@ class _Attachment:
         self._decay = Decay(optimizer, penalty=isinstance(handle.rule, Penalty))
         self._count = StepCount()
         self._law = law_text(handle.rule.law())
-        self._had_initial = [INITIAL in group for group in optimizer.param_groups]
+        self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._unchecked = True  # whether groups have come that the guards have not seen
         self._before_load: list[dict[str, Any]] = []
         self._last: list[float] = []
         self._found_inf: Tensor | None = None
         self._removers: list[Callable[[], None]] = []
+        self._frame: FrameType | None = None  # the call of step that we are in, or that ended by an exception
+        self._depth = 0  # calls of step inside that call
 
     # ---- coming and going
 
@@ -234,36 +240,47 @@ class _Attachment:
         self._decay.end()
         for remove in self._removers:
             remove()
-        self.forget()
+        self.forget(but=(INITIAL,))  # other libraries record it too
         delattr(self._optimizer, MARK)
 
-    def forget(self) -> None:
-        """Remove the keys that were added to the groups."""
+    def forget(self, *, but: Sequence[str]) -> None:
+        """Remove the keys of the groups; put those in ``but`` back where they were before attach."""
         for index, group in enumerate(self._optimizer.param_groups):
-            group.pop(PEAK, None)
-            if not (index < len(self._had_initial) and self._had_initial[index]):
-                group.pop(INITIAL, None)
+            for key in KEYS:
+                group.pop(key, None)
+            if index < len(self._before):
+                group.update({key: value for key, value in self._before[index].items() if key in but})
 
     def adopt(self) -> None:
         """Record groups that are not known yet, and take over what a checkpoint left in them."""
         groups = self._optimizer.param_groups
-        if not self._handle._allow_other_law:
-            for group in groups:
-                guards.check_law(self._law, group.get(LAW, self._law), "law")
+        loaded = [group for group in groups if group.get(STEP, ELSEWHERE) != ELSEWHERE]
+        for group in loaded:
+            self._check_law(group)
+        for group in loaded:
+            self._count = StepCount(int(group[STEP]))
         for group in groups:
-            if group.pop(LAW, None) is not None:
-                self._count = StepCount(int(group.pop(STEP)))
             if PEAK not in group:
                 self._unchecked = True
-                group[PEAK] = 0.0  # not known yet; always there, so that readers of checkpoints expect the key
+                group[PEAK] = 0.0
             if INITIAL not in group and "weight_decay" in group:
                 group[INITIAL] = float(group["weight_decay"])
+            group[LAW], group[STEP] = self._law, ELSEWHERE
+
+    def _check_law(self, saved: dict[str, Any]) -> None:
+        if not self._handle._allow_other_law and saved.get(STEP, ELSEWHERE) != ELSEWHERE:
+            guards.check_law(self._law, saved[LAW], "law")
 
     # ---- a step
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._frame is not None and _is_running(self._frame):
+            # An optimizer class that overrides step and calls super().step() runs its hooks twice.
+            self._depth += 1
+            return None
+        self._frame, self._depth = _calling_frame(), 0
         guards.check_not_capturing(optimizer.param_groups[0]["params"])
         self._decay.end()  # an exception in the last step may have left our values
         self.adopt()
@@ -275,6 +292,10 @@ class _Attachment:
         return self._decay.begin(answers, args, kwargs)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._depth > 0:
+            self._depth -= 1
+            return
+        self._frame = None
         self._decay.end()
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._count.add(self._found_inf)
@@ -284,8 +305,7 @@ class _Attachment:
         handle, rule, step = self._handle, self._handle.rule, self._count.value()
         answers = []
         for index, group in enumerate(self._optimizer.param_groups, handle._first_group(self._optimizer)):
-            lr = float(group["lr"])
-            guards.check_lr(lr, index)
+            lr = guards.check_lr(group.get("lr"), index)
             # At lr == 0 the optimizer does not move weights, so no rule may. A penalty is part of the
             # gradient, which optimizers feed to their statistics at lr == 0 too.
             if not handle._decays(group) or (lr == 0.0 and isinstance(rule, Rule)):
@@ -331,12 +351,11 @@ class _Attachment:
         self._decay.end()
         self.adopt()
         for group in optimizer.param_groups:
-            group[LAW] = self._law
             group[STEP] = self._count.value()
 
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        for group in optimizer.param_groups:  # the state dict has copies of the groups, which keep the keys
-            del group[LAW], group[STEP]
+        for group in optimizer.param_groups:  # the state dict has copies of the groups, which keep the count
+            group[STEP] = ELSEWHERE
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """Refuse another law here, where raising leaves the optimizer untouched."""
@@ -349,7 +368,7 @@ class _Attachment:
             return
         given = handle._numbers.get("peak_lr")
         for index, (group, saved) in enumerate(zip(groups, state_dict["param_groups"], strict=False)):
-            guards.check_law(self._law, saved.get(LAW, self._law), "law")
+            self._check_law(saved)
             if "lam" in needs and INITIAL in saved and handle._decays(group):
                 what = f"weight_decay (as lam of parameter group {index})"
                 guards.check_law(repr(group[INITIAL]), repr(saved[INITIAL]), what)
@@ -363,7 +382,7 @@ class _Attachment:
         self._before_load = []
         self._last, self._found_inf, self._count = [], None, StepCount()
         lost = self._handle.rule.needs & {"step", "peak_lr"}
-        if lost and not all(LAW in group for group in optimizer.param_groups):
+        if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "
                 f"{self._law} start anew",
@@ -377,3 +396,19 @@ def _outside_compile(hook: Hook) -> Hook:
     # torch leaves this function without types
     outside: Hook = torch.compiler.disable(hook, reason="halflife decides in plain Python")  # type: ignore[no-untyped-call]
     return outside
+
+
+def _calling_frame() -> FrameType | None:
+    """Return the frame that called the hook, beyond torch.compile's wrapper around it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith((__name__, "torch._dynamo")):
+        frame = frame.f_back
+    return frame
+
+
+def _is_running(call: FrameType) -> bool:
+    """Return whether a call has not ended: whether its frame is on the stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is call

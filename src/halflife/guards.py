@@ -145,18 +145,24 @@ def check_undivided(rule: Rule | Penalty, own: Sequence[float]) -> None:
         )
 
 
-def check_lr(lr: float, group: int) -> None:
-    """Refuse a learning rate that is negative, infinite or NaN.
+def check_lr(lr: Any, group: int) -> float:
+    """Return a group's learning rate as a float; refuse one that is missing, negative, infinite or NaN.
 
     Args:
-        lr: The learning rate.
+        lr: What the group has as ``lr``: a number or a tensor with one element.
         group: Number of the group.
+
+    Returns:
+        The learning rate.
 
     Raises:
         UserError: If it is one of these.
     """
-    if not 0.0 <= lr < math.inf:
-        raise UserError(f"the lr of parameter group {group} is {lr!r}; expected a finite number >= 0")
+    number = math.nan if lr is None else float(lr)
+    if not 0.0 <= number < math.inf:
+        got = None if lr is None else number
+        raise UserError(f"the lr of parameter group {group} is {got!r}; expected a finite number >= 0")
+    return number
 
 
 def check_peak(lr: float, peak_lr: float, group: int) -> None:

@@ -179,8 +179,7 @@ class Decay:
 
         def wrapped() -> Any:
             nonlocal calls
-            with torch.enable_grad():
-                loss = closure()
+            loss = closure()
             calls += 1
             # Weights shrink once in a step, however often a line search asks; every gradient gets its
             # penalty.

@@ -142,7 +142,7 @@ def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | 
 def _uses(model: nn.Module) -> dict[nn.Parameter, list[_Use]]:
     """Return every place of every parameter, in the order in which the model names them."""
     uses: dict[nn.Parameter, list[_Use]] = {}
-    for prefix, module in model.named_modules():
+    for prefix, module in model.named_modules(remove_duplicate=False):
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{leaf}" if prefix else leaf
             uses.setdefault(parameter, []).append(_Use(name, leaf, module))
