@@ -26,6 +26,7 @@ from halflife.lab.sources import ImageSource, Split, data_digest, read_source
 from halflife.records import Reading
 from halflife.specs import ImageRun
 from halflife.store import Store
+from halflife.studies import STUDIES
 
 CPU = torch.device("cpu")
 
@@ -324,6 +325,7 @@ from pathlib import Path
 from halflife.lab.images import train
 from halflife.specs import spec_from_json
 from halflife.store import Store
+from halflife.studies import STUDIES
 import json, torch
 torch.set_num_threads(1)
 spec, store, die_at = spec_from_json(json.loads(sys.argv[1])), Store(sys.argv[2]), int(sys.argv[3])
@@ -356,3 +358,23 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, model: str) -> No
     assert launch(tmp_path / "killed", -1) == 0
     assert path.read_bytes() == (tmp_path / "whole/runs/run/readings.jsonl").read_bytes()
     assert len(Store(tmp_path / "killed").run("run").readings()) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["stabilization", "stabilization-vgg"])
+def test_the_papers_own_nets_take_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
+    """The ``paper`` preset's specs on noise in CIFAR-10's layout: few images, two steps."""
+    monkeypatch.setattr(sources, "CIFAR_FILE", 30 * sources.CIFAR_RECORD)
+    generator = torch.Generator().manual_seed(0)
+    for name in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
+        records = torch.randint(0, 256, (30, sources.CIFAR_RECORD), generator=generator, dtype=torch.uint8)
+        records[:, 0] %= 10
+        (tmp_path / name).write_bytes(records.numpy().tobytes())
+    monkeypatch.setenv("HALFLIFE_DATA", str(tmp_path))
+    for arm in STUDIES[study].presets["paper"].arms:
+        spec = arm.build(0)
+        assert isinstance(spec, ImageRun)
+        # float16 is for GPUs; on a processor it is a hundred times slower, and tested above on a small net.
+        found = run(replace(spec, max_steps=2, precision="float32"), tmp_path / f"{arm.key}.safetensors")
+        assert [reading.step for reading in found] == [1, 2]  # 150 images make one batch of 128 an epoch
+        assert "test/error" in found[-1].values

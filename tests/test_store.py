@@ -125,7 +125,7 @@ with folder.locked():
 def test_a_folder_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        StoreError, match=r"file/store cannot be written \(Not a directory\), expected a folder that you"
+        StoreError, match=r"file/store cannot be written \(Not a directory\), expected a place that you"
     ):
         Store(tmp_path / "file" / "store").create()
     with pytest.raises(StoreError, match=r"the store .*file is a file, expected a folder: choose another with --store"):

@@ -186,6 +186,8 @@ def _print_verdicts(store: Store, name: str, preset: str) -> None:
     for sheet in sheets_of(store, [name]):
         if sheet["preset"] == preset:
             results = Results(store, get_study(name), sheet)
+            if results.num_finished < results.num_planned:
+                console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
             console.print(verdict_table(results.verdicts()))
 
 
@@ -203,11 +205,6 @@ def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: Js
         print(json.dumps(rows, indent=1))
         return
     for sheet in sheets:
-        results = Results(where, get_study(sheet["study"]), sheet)
-        console.print(
-            f"[bold]{sheet['study']}[/], {sheet['preset']}: {results.num_finished} of {results.num_planned} runs finished",
-            highlight=False,
-        )
         _print_verdicts(where, sheet["study"], sheet["preset"])
 
 

@@ -37,8 +37,8 @@ def said_plainly(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
             raise StoreError(
-                f"{path} cannot be written ({error.strerror}), expected a folder that you may write to: choose another"
-                " with --store or HALFLIFE_STORE"
+                f"{path} cannot be written ({error.strerror}), expected a place that you may write to: choose another"
+                " with --store, HALFLIFE_STORE or --out"
             ) from error
         raise
 
