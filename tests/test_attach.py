@@ -478,6 +478,9 @@ def test_the_users_values_stand_between_steps(momentum: float) -> None:
     assert inside[0][0] == pytest.approx(expected)
     assert inside[0][1] == (0.7 if momentum == 0 else 0.0)  # the own pass silences the defaults as well
     assert handle.fractions() == [0.1, 0.1, 0.0]
+    problem.set_lr(optimizer, 3)  # at lr 0 nothing is shrunk by anyone
+    optimizer.step()
+    assert inside[1] == ([0.0, 0.0, 0.0], 0.7 if momentum == 0 else 0.0)
 
 
 def test_rewriting_weight_decay_neither_revives_nor_stops_a_group() -> None:
@@ -842,7 +845,7 @@ REFUSED_IN_A_STEP: list[tuple[str, Rule | L2, float | None, str]] = [
     ("too much", Decoupled(20.0), 0.1, r"r = 2\.0 .* group 0 at lr = 0\.1, lam = 20\.0; expected 0 <= r < 1"),
     ("exactly 1", Decoupled(10.0), 0.1, r"r = 1\.0 .* lr = 0\.1, lam = 10\.0"),
     ("own value", Constant(), 0.1, r"r = 5\.0 .* lr = 0\.1, lam = 5\.0"),
-    ("NaN", Scheduled(HalfLife(steps=3), lambda step: math.nan), 0.1, "r = nan .* lr = 0.1"),
+    ("NaN", Scheduled(HalfLife(steps=3), lambda step: math.nan), 0.1, r"r = nan .* lr = 0\.1; expected"),
     ("negative", Scheduled(Decoupled(0.1), lambda step: -1.0), 0.1, r"r = -0\.01"),
     ("no lr", Decoupled(0.1), None, "lr of parameter group 0 is None"),
     ("negative lr", Decoupled(0.1), -0.1, r"lr of parameter group 0 is -0\.1; expected a finite number >= 0"),

@@ -79,7 +79,7 @@ def attach(
             ``weight_decay``.
         peak_lr: The largest learning rate of the schedule, for rules that divide by it. Default: each group's
             ``max_lr``, else its ``initial_lr`` (torch's schedulers set it), else its lr at the first step
-            above 0.
+            above 0. One number serves all groups; where their peaks differ, set ``max_lr`` in the groups.
         steps_per_epoch: Optimizer steps in one pass over the data, for half-lives in epochs.
         tokens_per_step: Tokens that one optimizer step consumes, for half-lives in tokens.
         allow_other_law: Whether a checkpoint made under another law may be loaded. The attached law then
@@ -153,7 +153,7 @@ class Handle:
 
         Returns:
             One number per group: 0 for groups that do not decay, before the first step, after a step that was
-            skipped for an overflow, and for an L2 penalty, which removes no fraction.
+            skipped for an overflow, and for an L2 penalty, which removes no fraction. Empty after detach.
         """
         return [r for attachment in self._attachments for r in attachment.fractions()]
 
@@ -322,7 +322,8 @@ class _Attachment:
                 group=index,
             )
             value = float(rule.fraction(info) if isinstance(rule, Rule) else rule.coefficient(info))
-            held = rule.explicit_lam if rule.explicit_lam is not None else lam
+            own = lam if "lam" in rule.needs else math.nan
+            held = own if rule.explicit_lam is None else rule.explicit_lam
             guards.check_fraction(rule, value, lr=lr, lam=held, group=index)
             answers.append((value, lr))
         return answers

@@ -42,8 +42,8 @@ def applies_natively(optimizer: Optimizer, group: Group) -> bool:
     if kind in {Adam, AdamW, NAdam, RAdam}:
         return group.get("decoupled_weight_decay") is True
     if kind is SGD:
-        # Without momentum the gradient lr * (g + lam * w) is applied at once and w <- (1 - lr * lam) * w - lr
-        # * g: here, and only here, the L2 form and the decoupled form are the same map.
+        # Without momentum the update is w <- w - lr * (g + lam * w) = (1 - lr * lam) * w - lr * g: here, and
+        # only here, the L2 form and the decoupled form are the same map.
         return group["momentum"] == 0 and not group["nesterov"]
     return kind in {Muon, Adafactor}
 
@@ -142,16 +142,17 @@ class Decay:
             The arguments with the closure wrapped: its gradients must exist before anything shrinks. None if
             there is no closure.
         """
-        own = []
+        own, all_native = [], True
         for index, (answer, lr) in enumerate(answers):
             group = self._optimizer.param_groups[index]
             value = math.inf if self._penalty else native_value(answer, lr)
             native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
             if "weight_decay" in group:
                 self._write(group, value if native else 0.0)
+            all_native = all_native and native
             if not native and answer > 0.0:
                 own.append((index, answer))
-        if own and "weight_decay" in self._optimizer.defaults:  # some optimizers read their defaults in the step
+        if not all_native and "weight_decay" in self._optimizer.defaults:  # some optimizers read them in the step
             self._write(self._optimizer.defaults, 0.0)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if not callable(closure):
