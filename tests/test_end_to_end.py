@@ -189,6 +189,23 @@ def test_a_worker_that_dies_fails_its_run_alone(tmp_path: Path) -> None:
     assert finished(tmp_path / "halflife-runs") == 4
 
 
+@pytest.mark.parametrize("limit", [3, 16], ids=["readings", "checkpoint"])
+def test_a_full_disk_stops_the_study_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path, limit: int) -> None:
+    """The kernel's limit on a file's size (in KiB) stands in for a full disk."""
+    command = f"ulimit -f {limit}; exec {sys.executable} -B -m halflife {' '.join(SMOKE)}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the disk of halflife-runs/runs/")
+    assert (
+        "is full, and everything written so far is kept: free some space and run the same command again" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert halflife(*SMOKE, cwd=tmp_path).returncode == 0
+    assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
+
+
 def test_a_trial_of_a_few_steps_gives_no_verdict(tmp_path: Path) -> None:
     done = halflife(
         "study", "run", "stabilization-vgg", "--preset", "smoke", "--max-steps", "2", "--seeds", "2", cwd=tmp_path

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Literal
 
 from halflife.errors import UserError
 from halflife.machine import available_cores
@@ -23,16 +24,19 @@ from halflife.plan import Plan, PlannedRun
 from halflife.store import Store
 from halflife.worker import work
 
-__all__ = ["Event", "default_workers", "execute"]
+__all__ = ["Event", "EventKind", "default_workers", "execute"]
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+EventKind = Literal["started", "progress", "finished", "failed"]
+
+
 @dataclass(frozen=True)
 class Event:
-    """What a worker reported: ``"started"``, ``"progress"``, ``"finished"`` or ``"failed"``."""
+    """What happened to a run, and on which worker."""
 
-    what: str
+    what: EventKind
     worker: int
     run: PlannedRun
     step: int = 0

@@ -68,7 +68,9 @@ class Estimate:
         return sum(rates) / len(rates) if rates else None
 
     def seconds_left(self) -> float | None:
-        """The estimate; ``None`` before there is anything to base it on."""
+        """The estimate; 0 when all is done, ``None`` before there is anything to base it on."""
+        if not self.missing:
+            return 0.0
         known: list[float] = []
         weights: list[tuple[float | None, float]] = []
         for run in self.missing.values():
