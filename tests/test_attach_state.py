@@ -316,6 +316,24 @@ def test_a_copy_is_unattached_and_keeps_what_the_user_set(
         assert_equal(group["params"], other_group["params"])
 
 
+def test_the_initial_value_of_another_library_counts_and_stays() -> None:
+    """timm's schedulers record the same key, and rewrite weight_decay."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    weight.grad = torch.zeros(1)
+    optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.01)
+    optimizer.param_groups[0]["initial_weight_decay"] = 0.5
+    handle = attach(optimizer, Independent())
+    optimizer.step()
+    assert handle.fractions() == [0.5]
+    left = copy.deepcopy(optimizer)  # carries all keys, and no rule
+    handle.detach()
+    attach(left, Independent()).detach()
+    for each in (optimizer, left):
+        group = each.param_groups[0]
+        assert group["initial_weight_decay"] == 0.5
+        assert not [key for key in group if key.startswith("halflife")]
+
+
 def test_a_handle_survives_a_round_trip_of_the_state(tmp_path: Path) -> None:
     """The step count goes on in the same process, too: loading an older state turns it back."""
     problem = Problem()
