@@ -28,7 +28,7 @@ PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "f
 TRAINING: list[set[str]] = [
     {"select"},
     {"rules"},
-    {"guards", "mechanisms", "attach"},
+    {"guards", "mechanisms", "hooks", "attach"},
     {"identify"},
     {"probes", "watch"},
     {"lab"},
