@@ -6,6 +6,7 @@ dies takes down its run alone; a parent that dies takes its workers along.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
@@ -111,7 +112,8 @@ class _Pool:
             while idle and missing:
                 link = idle.pop()
                 self.busy[link] = missing.popleft()
-                link.send((self.busy[link].id, self.busy[link].spec))
+                with contextlib.suppress(BrokenPipeError):  # a worker that died while starting is met below
+                    link.send((self.busy[link].id, self.busy[link].spec))
                 listen(Event("started", self.workers[link][0], self.busy[link]))
             for ready in multiprocessing.connection.wait(list(self.busy)):
                 assert isinstance(ready, Connection)
