@@ -48,6 +48,13 @@ def _wrong(results: Results, key: str, size: int, epoch: int, average: str = "")
     return 100 * results.per_example(key, f"{average}test/wrong", epoch, size)
 
 
+def _above_zero(contrast: Interval, *, given: bool) -> Outcome:
+    """Which side of 0 an interval lies on, if what it compares with is there at all."""
+    if given and contrast.low > 0:
+        return "reproduced"
+    return "not reproduced" if given and contrast.high < 0 else "inconclusive"
+
+
 def helps_at_large_lr(results: Results, size: int) -> Finding:
     """Claim a."""
     _, end = _epochs(results, size)
@@ -71,12 +78,7 @@ def not_at_small_lr(results: Results, size: int) -> Finding:
     small = _wrong(results, SMALL_DECAY, size, end) - _wrong(results, SMALL_NONE, size, end)
     large_effect, small_effect = crossed_interval(large), crossed_interval(small)
     contrast = crossed_interval(small - large / 2)
-    outcome: Outcome = "inconclusive"
-    if large_effect.high < 0:
-        if contrast.low > 0:
-            outcome = "reproduced"
-        elif contrast.high < 0:
-            outcome = "not reproduced"
+    outcome = _above_zero(contrast, given=large_effect.high < 0)
     return Finding(
         outcome,
         contrast,
@@ -153,12 +155,7 @@ def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
     average = _wrong(results, LARGE_DECAY, size, drop, f"ema-{decay:g}/")
     drop_gain, average_gain = crossed_interval(before - after), crossed_interval(before - average)
     contrast = crossed_interval((before - average) - (before - after) / 2)
-    outcome: Outcome = "inconclusive"
-    if drop_gain.low > 0:
-        if contrast.low > 0:
-            outcome = "reproduced"
-        elif contrast.high < 0:
-            outcome = "not reproduced"
+    outcome = _above_zero(contrast, given=drop_gain.low > 0)
     return Finding(
         outcome,
         contrast,
