@@ -2,16 +2,17 @@
 
 It and `halflife.hooks` are the only places that touch an optimizer.
 
->>> import torch
->>> from halflife.rules import HalfLife
->>> weight = torch.nn.Parameter(torch.ones(2, 2))
->>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1.0)
->>> handle = attach(optimizer, HalfLife(steps=1))
->>> weight.grad = torch.zeros_like(weight)
->>> optimizer.step()
->>> weight[0, 0].item(), handle.fractions()
-(0.5, [0.5])
->>> handle.detach()
+Examples:
+    >>> import torch
+    >>> from halflife.rules import HalfLife
+    >>> weight = torch.nn.Parameter(torch.ones(2, 2))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1.0)
+    >>> handle = attach(optimizer, HalfLife(steps=1))
+    >>> weight.grad = torch.zeros_like(weight)
+    >>> optimizer.step()
+    >>> weight[0, 0].item(), handle.fractions()
+    (0.5, [0.5])
+    >>> handle.detach()
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def attach(
 
     Args:
         optimizer: An optimizer, or several that train one model together (Muon and AdamW).
-        rule: A rule of :mod:`halflife.rules`, or the penalty ``L2``.
+        rule: A rule of `halflife.rules`, or the penalty ``L2``.
         select: ``"all"`` lets every group decay, also those with 0 and optimizers that have no
             ``weight_decay``.
         peak_lr: The largest learning rate of the schedule, for rules that divide by it. Default: each group's
@@ -102,7 +103,7 @@ def handle_of(optimizer: Optimizer) -> Handle | None:
 
 
 class Handle:
-    """A rule on its optimizers. Made by :func:`attach`.
+    """A rule on its optimizers. Made by `attach`.
 
     Attributes:
         rule: The rule or penalty that is attached.

@@ -28,8 +28,9 @@ def stripped_source(source: str) -> str:
     Returns:
         Source that compiles to the same program, docstrings aside.
 
-    >>> stripped_source('def f():\n    "Say."\n    return 1  # one')
-    'def f():\n    return 1'
+    Examples:
+        >>> stripped_source('def f():\n    "Say."\n    return 1  # one')
+        'def f():\n    return 1'
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):

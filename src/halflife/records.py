@@ -56,11 +56,12 @@ class Reading:
         values: Name to finite number, names as ``part/quantity`` (``test/error``, ``ema/test/error``).
         arrays: Name to one value per example.
 
-    >>> line = Reading(step=39, epoch=1, values={"train/loss": 0.5}).to_line()
-    >>> line
-    '{"step":39,"epoch":1,"values":{"train/loss":0.5}}'
-    >>> Reading.from_line(line).values["train/loss"]
-    0.5
+    Examples:
+        >>> line = Reading(step=39, epoch=1, values={"train/loss": 0.5}).to_line()
+        >>> line
+        '{"step":39,"epoch":1,"values":{"train/loss":0.5}}'
+        >>> Reading.from_line(line).values["train/loss"]
+        0.5
     """
 
     step: int

@@ -5,6 +5,7 @@ answers a multiplier >= 0. No state: a run resumes from one integer, and a sched
 training. The classes are written in lower case because they are used as functions, and their ``repr`` is the
 expression that builds them, which is also how a checkpoint names them.
 
+Examples:
     >>> early = until(1000)
     >>> early(999), early(1000)
     (1.0, 0.0)

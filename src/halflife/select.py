@@ -1,11 +1,12 @@
 """Which parameters decay: parameter groups by module type and shape, or by ordered name patterns.
 
->>> import torch
->>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
->>> for group in param_groups(model, policy="matrices", weight_decay=0.1):
-...     print(group["weight_decay"], group["param_names"])
-0.1 ['0.weight']
-0.0 ['0.bias', '1.weight', '1.bias']
+Examples:
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    >>> for group in param_groups(model, policy="matrices", weight_decay=0.1):
+    ...     print(group["weight_decay"], group["param_names"])
+    0.1 ['0.weight']
+    0.0 ['0.bias', '1.weight', '1.bias']
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def param_groups(
 def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None) -> list[Decision]:
     """Decide for each trainable parameter whether it decays, with the reason.
 
-    Same arguments as :func:`param_groups`.
+    Same arguments as `param_groups`.
 
     Args:
         model: The model.
@@ -113,7 +114,7 @@ def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | 
         One decision per parameter, in the order of ``model.named_parameters()``.
 
     Raises:
-        UserError: See :func:`param_groups`.
+        UserError: See `param_groups`.
     """
     lam = None if weight_decay is None else check_non_negative("weight_decay", weight_decay)
     uses = _uses(model)

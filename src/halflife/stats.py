@@ -68,9 +68,10 @@ def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: f
     Raises:
         UserError: There are fewer than two seeds.
 
-    >>> i = seed_interval([1.0, 2.0, 3.0])
-    >>> round(i.estimate, 3), round(i.low, 3), round(i.high, 3)
-    (2.0, -0.484, 4.484)
+    Examples:
+        >>> i = seed_interval([1.0, 2.0, 3.0])
+        >>> round(i.estimate, 3), round(i.low, 3), round(i.high, 3)
+        (2.0, -0.484, 4.484)
     """
     values = np.asarray(values_S, dtype=np.float64)
     num_seeds = len(values)

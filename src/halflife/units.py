@@ -5,6 +5,7 @@ One quantity links every convention: the fraction ``r`` of the weight that a ste
 for a tiny ``r`` (1e-12 is an ordinary value at the end of a learning-rate schedule), where ``1 - r`` itself
 would already have lost its digits.
 
+Examples:
     >>> r = fraction(lam=0.1, lr=6e-4)
     >>> round(half_life(r)), round(timescale(r))
     (11552, 16667)
@@ -249,7 +250,7 @@ def steps_to_epochs(steps: float, steps_per_epoch: float) -> float:
 
 
 def epochs_to_steps(epochs: float, steps_per_epoch: float) -> float:
-    """Convert epochs to optimizer steps, the inverse of :func:`steps_to_epochs`.
+    """Convert epochs to optimizer steps, the inverse of `steps_to_epochs`.
 
     Args:
         epochs: A number of epochs.
@@ -281,7 +282,7 @@ def steps_to_tokens(steps: float, tokens_per_step: float) -> float:
 
 
 def tokens_to_steps(tokens: float, tokens_per_step: float) -> float:
-    """Convert tokens to optimizer steps, the inverse of :func:`steps_to_tokens`.
+    """Convert tokens to optimizer steps, the inverse of `steps_to_tokens`.
 
     Args:
         tokens: A number of tokens.

@@ -135,9 +135,10 @@ def build_model(
     Returns:
         The model, in training mode, in float32, on the CPU.
 
-    >>> net = build_model("resnet", width=8, blocks=(1, 1, 1), in_channels=1, num_classes=10, seed=0)
-    >>> sum(p.numel() for p in net.parameters())
-    19714
+    Examples:
+        >>> net = build_model("resnet", width=8, blocks=(1, 1, 1), in_channels=1, num_classes=10, seed=0)
+        >>> sum(p.numel() for p in net.parameters())
+        19714
     """
     # The constructors of torch's layers draw from the global generator before _he_init replaces what they drew.
     with torch.random.fork_rng(devices=[]):

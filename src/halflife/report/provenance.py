@@ -51,8 +51,9 @@ def duration(seconds: Any) -> str:
     Returns:
         Such as ``9 min 32 s``.
 
-    >>> duration(572.4), duration(7380), duration(1.25), duration(None)
-    ('9 min 32 s', '2 h 3 min', '1.2 s', 'not recorded')
+    Examples:
+        >>> duration(572.4), duration(7380), duration(1.25), duration(None)
+        ('9 min 32 s', '2 h 3 min', '1.2 s', 'not recorded')
     """
     if not isinstance(seconds, int | float) or seconds <= 0:
         return MISSING

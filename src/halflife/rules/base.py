@@ -1,7 +1,7 @@
 """What a rule is: it answers which fraction of the weight a step removes.
 
-A :class:`Rule` sees a :class:`StepInfo` (plain numbers) and answers ``r`` of ``w <- (1 - r) * w``; a
-:class:`Penalty` answers a coefficient of the gradient instead, and is a type of its own because no fraction
+A `Rule` sees a `StepInfo` (plain numbers) and answers ``r`` of ``w <- (1 - r) * w``; a
+`Penalty` answers a coefficient of the gradient instead, and is a type of its own because no fraction
 describes what it does. Neither touches a tensor: ``attach`` carries the answer out.
 """
 
@@ -46,7 +46,7 @@ class _Part:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names of the :class:`StepInfo` fields that it reads besides ``lr``."""
+        """Names of the `StepInfo` fields that it reads besides ``lr``."""
         return frozenset()
 
     @property

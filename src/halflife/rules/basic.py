@@ -117,7 +117,7 @@ class Corrected(LamRule):
 
     Source: Defazio 2025, "Why gradients rapidly increase near the end of training" (arXiv 2506.02285), AdamC.
 
-    Unit: ``lam`` is 1 / lr, and equals the lam of :class:`Decoupled` at the peak.
+    Unit: ``lam`` is 1 / lr, and equals the lam of `Decoupled` at the peak.
 
     Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
 

@@ -28,7 +28,7 @@ class Scheduled(Rule):
 
     Args:
         inner: The rule to multiply.
-        schedule: Called with the step, answers a multiplier >= 0; see :mod:`halflife.schedules`.
+        schedule: Called with the step, answers a multiplier >= 0; see `halflife.schedules`.
 
     Raises:
         UserError: If ``inner`` is not a rule or ``schedule`` cannot be called.
