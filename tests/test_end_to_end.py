@@ -282,6 +282,21 @@ def test_wrong_input_is_one_sentence(
     assert "Traceback" not in said.err + said.out
 
 
+@pytest.mark.parametrize("missing", ["typer", "numpy", "altair"])
+def test_a_missing_extra_is_one_sentence(tmp_path: Path, missing: str) -> None:
+    make_store(tmp_path / "made")
+    program = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = ['report', '--store', 'made']\n"
+    program += "from halflife.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: this command needs {missing}, which is not installed: pip install 'torch-hal"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:
     with Store(tmp_path / "halflife-runs").locked():
         done = halflife(*SMOKE, cwd=tmp_path)

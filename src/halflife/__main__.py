@@ -1,5 +1,33 @@
-"""`python -m halflife` is the command line."""
+"""The command: `halflife`, or `python -m halflife`."""
 
-from halflife.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; what is not installed is one sentence on standard error and exit code 2.
+
+    Raises:
+        ModuleNotFoundError: A module of halflife itself is missing.
+    """
+    try:
+        from halflife.cli import main as run
+
+        run()
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in {"", "halflife"}:
+            raise
+        print(
+            f"error: this command needs {name}, which is not installed: pip install 'torch-halflife[study]' (from a"
+            " clone: pip install -c constraints.txt -e '.[study]')",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -248,7 +248,3 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("stopped")
         sys.exit(EXIT_INTERRUPTED)
-
-
-if __name__ == "__main__":
-    main()
