@@ -361,6 +361,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, model: str) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("study", ["stabilization", "stabilization-vgg"])
 def test_the_papers_own_nets_take_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
     """The ``paper`` preset's specs on noise in CIFAR-10's layout: few images, two steps."""
