@@ -174,7 +174,7 @@ def run_studies(
             _print_verdicts(where, plan.study.name, preset)
     from halflife.report import build_report
 
-    for path in build_report(where, [plan.study.name for plan in plans]):
+    for path in build_report(where):  # all that the store holds: a second study must not hide the first
         console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
