@@ -164,7 +164,9 @@ def run_studies(
             )
             with shown_progress(console, missing, finished, num_workers) as listen:
                 try:
-                    failures += runner.execute(where, plan, workers=num_workers, listen=listen, data_folder=data_folder)
+                    failures += runner.execute(
+                        where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
+                    )
                 except KeyboardInterrupt:
                     kept = sum(where.run(run.id).finished for run in plan.runs)
                     raise _Interrupted(

@@ -14,7 +14,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal
@@ -57,6 +57,7 @@ def default_workers() -> int:
 def execute(
     store: Store,
     plan: Plan,
+    missing: Sequence[PlannedRun],
     *,
     workers: int,
     listen: Callable[[Event], None],
@@ -67,6 +68,7 @@ def execute(
     Args:
         store: The store.
         plan: The plan.
+        missing: Its runs that are not finished yet, in the order to do them.
         workers: Worker processes.
         listen: Told what workers report.
         data_folder: Where a data set that is not shipped lies.
@@ -84,11 +86,10 @@ def execute(
     )
     sheet = plan.sheet(workers, earlier)
     store.write_sheet(sheet_name, sheet)
-    missing = deque(run for run in plan.runs if not store.run(run.id).finished)
     began, spent = time.perf_counter(), float(sheet["seconds"])
     pool = _Pool(store, data_folder)
     try:
-        return pool.work(missing, workers, listen)
+        return pool.work(deque(missing), workers, listen)
     finally:
         pool.stop()
         store.write_sheet(sheet_name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
