@@ -13,21 +13,44 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halflife import rules, schedules, units
     from halflife.attach import Handle, attach
-    from halflife.rules import L2, Constant, Corrected, Decoupled, HalfLife, Independent, PerGroup, Scheduled
+    from halflife.rules import (
+        L2,
+        Cautious,
+        Constant,
+        Corrected,
+        Decoupled,
+        HalfLife,
+        Independent,
+        MovingAverage,
+        Normalized,
+        NormTarget,
+        PerGroup,
+        Scheduled,
+        Sphere,
+        Stable,
+        Toward,
+    )
     from halflife.select import param_groups
 
 __version__ = "0.1.0"
 
 __all__ = [
     "L2",
+    "Cautious",
     "Constant",
     "Corrected",
     "Decoupled",
     "HalfLife",
     "Handle",
     "Independent",
+    "MovingAverage",
+    "NormTarget",
+    "Normalized",
     "PerGroup",
     "Scheduled",
+    "Sphere",
+    "Stable",
+    "Toward",
     "__version__",
     "attach",
     "param_groups",
@@ -39,14 +62,21 @@ __all__ = [
 # Where each public name lives; None marks a module that is public itself.
 _HOME: dict[str, str | None] = {
     "L2": "rules",
+    "Cautious": "rules",
     "Constant": "rules",
     "Corrected": "rules",
     "Decoupled": "rules",
     "HalfLife": "rules",
     "Handle": "attach",
     "Independent": "rules",
+    "MovingAverage": "rules",
+    "NormTarget": "rules",
+    "Normalized": "rules",
     "PerGroup": "rules",
     "Scheduled": "rules",
+    "Sphere": "rules",
+    "Stable": "rules",
+    "Toward": "rules",
     "attach": "attach",
     "param_groups": "select",
     "rules": None,

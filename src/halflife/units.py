@@ -20,6 +20,7 @@ import math
 from halflife.errors import UserError
 
 __all__ = [
+    "batch_scaled",
     "check_fraction",
     "check_non_negative",
     "check_positive",
@@ -295,3 +296,34 @@ def tokens_to_steps(tokens: float, tokens_per_step: float) -> float:
         UserError: If ``tokens_per_step`` is not > 0.
     """
     return tokens / check_positive("tokens_per_step", tokens_per_step)
+
+
+def batch_scaled(lam: float, batch: float, reference_batch: float) -> float:
+    """Scale a coefficient with the batch size, at an unchanged learning rate: ``lam * batch / reference_batch``.
+
+    A larger batch makes fewer steps per epoch; scaling ``lam`` in proportion keeps the half-life in epochs. It
+    is the alternative to scaling the learning rate: do one of the two. If the learning rate is scaled by the
+    same factor, the fraction per step grows with it already.
+
+    Source: Xie et al. 2023 (arXiv 2011.11152), the linear scaling rule of weight decay; the same follows from a
+    fixed time scale in epochs (Wang and Aitchison 2024).
+
+    Args:
+        lam: The coefficient that is right at the reference batch size, >= 0.
+        batch: The batch size of this run, in examples or in tokens, > 0.
+        reference_batch: The batch size that ``lam`` was chosen at, in the same unit, > 0.
+
+    Returns:
+        The coefficient for this batch size.
+
+    Raises:
+        UserError: If ``lam`` is negative, infinite or NaN, or a batch size is not a finite number > 0.
+
+    Examples:
+        >>> batch_scaled(5e-4, batch=1024, reference_batch=128)
+        0.004
+    """
+    sizes = [check_positive(name, value) for name, value in (("batch", batch), ("reference_batch", reference_batch))]
+    if math.inf in sizes:
+        raise UserError(f"batch sizes must be finite, got {batch!r} and {reference_batch!r}")
+    return check_non_negative("lam", lam) * (sizes[0] / sizes[1])

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from halflife.rules.base import LamRule, Penalty, Rule, StepInfo, law_text
-from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent
+from halflife.rules.appliers import Cautious, MovingAverage, Toward
+from halflife.rules.base import Applier, LamRule, Penalty, Rule, StepInfo, law_text
+from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent, Normalized
+from halflife.rules.norms import NormTarget, Sphere
 from halflife.rules.penalty import L2
+from halflife.rules.stable import Stable
 from halflife.rules.wrappers import PerGroup, Scheduled
 
 __all__ = [
     "L2",
+    "Applier",
+    "Cautious",
     "Constant",
     "Corrected",
     "Decoupled",
     "HalfLife",
     "Independent",
     "LamRule",
+    "MovingAverage",
+    "NormTarget",
+    "Normalized",
     "Penalty",
     "PerGroup",
     "Rule",
     "Scheduled",
+    "Sphere",
+    "Stable",
     "StepInfo",
+    "Toward",
     "law_text",
 ]

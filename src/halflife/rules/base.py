@@ -11,11 +11,15 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from halflife.errors import UserError
 from halflife.units import check_non_negative
 
-__all__ = ["LamRule", "Penalty", "Rule", "StepInfo", "law_text"]
+if TYPE_CHECKING:  # rules compute with tensors that they are given, but never make one
+    from torch import Tensor
+
+__all__ = ["Applier", "LamRule", "Penalty", "Rule", "StepInfo", "check_rule", "law_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +34,12 @@ class StepInfo:
         steps_per_epoch: Optimizer steps in one pass over the data.
         tokens_per_step: Tokens that one optimizer step consumes.
         group: Number of the group, counted through all attached optimizers.
+        momentum: SGD's momentum; NaN for other optimizers.
+        dampening: SGD's dampening; NaN for other optimizers.
+        second_moment: Adam's second moment with its bias corrected, as the mean over all parameters of all
+            groups: the running mean of squared gradients. A 0-dim tensor on an accelerator.
+        weight_norm: Euclidean norms of the group's tensors, of those with a gradient; 1-D.
+        initial_norm: The same norms before the first step under the rule; 1-D.
     """
 
     lr: float
@@ -39,6 +49,11 @@ class StepInfo:
     steps_per_epoch: float = math.nan
     tokens_per_step: float = math.nan
     group: int = 0
+    momentum: float = math.nan
+    dampening: float = math.nan
+    second_moment: float | Tensor = math.nan
+    weight_norm: float | Tensor = math.nan
+    initial_norm: float | Tensor = math.nan
 
 
 class _Part:
@@ -64,8 +79,35 @@ class Rule(_Part, ABC):
     """Answers one question: which fraction of the weight is removed at this step."""
 
     @abstractmethod
-    def fraction(self, info: StepInfo) -> float:
+    def fraction(self, info: StepInfo) -> float | Tensor:
         """Return ``r`` of ``w <- (1 - r) * w``, with ``0 <= r < 1``, for one group at one step."""
+
+
+@dataclass(frozen=True)
+class Applier(_Part, ABC):
+    """Acts on tensors: removes another rule's fraction, but not of the whole weight.
+
+    Args:
+        inner: The rule that says which fraction.
+
+    Raises:
+        UserError: If ``inner`` is not a rule.
+    """
+
+    inner: Rule
+
+    def __post_init__(self) -> None:
+        check_rule(type(self).__name__, self.inner)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inner rule needs."""
+        return self.inner.needs
+
+    @property
+    def explicit_lam(self) -> float | None:
+        """The inner rule's."""
+        return self.inner.explicit_lam
 
 
 class Penalty(_Part, ABC):
@@ -108,8 +150,33 @@ class LamRule(Rule):
         return info.lam if self.lam is None else self.lam
 
 
+def check_rule(wrapper: str, inner: object) -> None:
+    """Refuse to wrap what is not a rule.
+
+    Args:
+        wrapper: What wraps it, for the message.
+        inner: What the user gave.
+
+    Raises:
+        UserError: If it is not a rule whose fraction is known before the step.
+    """
+    if isinstance(inner, Penalty):
+        raise UserError(f"{wrapper} wraps a rule, got {inner!r}; a penalty takes a schedule itself: L2(lam, s)")
+    if isinstance(inner, Applier):
+        name = type(inner).__name__
+        raise UserError(f"{wrapper} wraps a rule, got {inner!r}; put {wrapper} inside: {name}({wrapper}(...))")
+    if not isinstance(inner, Rule):
+        raise UserError(f"{wrapper} wraps a rule such as Decoupled(0.1), got {inner!r}")
+    if inner.needs & {"weight_norm", "net_norm"}:
+        raise UserError(
+            f"{wrapper} cannot wrap {inner!r}, which sets the norm of the weights after the step; attach it alone"
+        )
+
+
 def _describe(value: Any) -> Any:
     """Return parts, schedules and numbers as nested dicts, lists and plain values."""
+    if hasattr(value, "digest") and not isinstance(value, type):  # tensors, told apart by a hash
+        return f"{type(value).__name__}({value.digest})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"name": type(value).__name__, **fields}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from halflife.errors import UserError
 from halflife.rules.base import Penalty, StepInfo
-from halflife.schedules import Schedule, check_schedule
+from halflife.schedules.composed import Schedule, check_schedule, tied_to_lr
 from halflife.units import check_non_negative
 
 __all__ = ["L2"]
@@ -31,9 +33,14 @@ class L2(Penalty):
     Args:
         lam: The coefficient, finite and >= 0; None takes each group's own ``weight_decay``.
         schedule: Multiplies ``lam``; called with the step. None means constant.
+        into: Which moments of Adam the term enters: ``"both"``, as in the gradient of the loss; ``"first"``,
+            the first moment only, or ``"second"``, the second only. The two half-way forms tell whether
+            the mixing in the momentum buffer or in the preconditioner does the harm (Bjorck et al. 2021,
+            arXiv 2012.13841); they need Adam or AdamW with ``beta1 > 0``.
 
     Raises:
-        UserError: If ``lam`` is negative, infinite or NaN, or ``schedule`` cannot be called.
+        UserError: If ``lam`` is negative, infinite or NaN, ``schedule`` cannot be called, or ``into`` is
+            something else.
 
     Examples:
         >>> L2(5e-4).coefficient(StepInfo(lr=0.1))
@@ -42,12 +49,17 @@ class L2(Penalty):
 
     lam: float | None = None
     schedule: Schedule | None = None
+    into: Literal["both", "first", "second"] = "both"
 
     def __post_init__(self) -> None:
         if self.lam is not None:
             object.__setattr__(self, "lam", check_non_negative("lam", self.lam))
         if self.schedule is not None:
             check_schedule(self.schedule)
+        if isinstance(self.schedule, tied_to_lr):
+            raise UserError("L2 takes a schedule of the step, got tied_to_lr: the term is multiplied by lr as it is")
+        if self.into not in {"both", "first", "second"}:
+            raise UserError(f'into must be "both", "first" or "second", got {self.into!r}')
 
     @property
     def needs(self) -> frozenset[str]:

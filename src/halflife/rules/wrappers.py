@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from halflife.errors import UserError
-from halflife.rules.base import Rule, StepInfo
-from halflife.schedules import Schedule, check_schedule
+from halflife.rules.base import Rule, StepInfo, check_rule
+from halflife.schedules.composed import Schedule, check_schedule, tied_to_lr
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PerGroup", "Scheduled"]
 
@@ -28,7 +32,8 @@ class Scheduled(Rule):
 
     Args:
         inner: The rule to multiply.
-        schedule: Called with the step, answers a multiplier >= 0; see `halflife.schedules`.
+        schedule: Called with the step, answers a multiplier >= 0; see `halflife.schedules`. Or
+            ``tied_to_lr(power)``, which needs the peak.
 
     Raises:
         UserError: If ``inner`` is not a rule or ``schedule`` cannot be called.
@@ -42,27 +47,26 @@ class Scheduled(Rule):
     """
 
     inner: Rule
-    schedule: Schedule
+    schedule: Schedule | tied_to_lr
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Rule):
-            raise UserError(
-                f"Scheduled wraps a rule, got {self.inner!r}; a penalty takes a schedule itself: L2(lam, s)"
-            )
+        check_rule("Scheduled", self.inner)
         check_schedule(self.schedule)
 
     @property
     def needs(self) -> frozenset[str]:
-        """The step, and what the inner rule needs."""
-        return self.inner.needs | {"step"}
+        """The step, or the peak where the schedule is tied to the learning rate; and what the inner rule needs."""
+        return self.inner.needs | {"peak_lr" if isinstance(self.schedule, tied_to_lr) else "step"}
 
     @property
     def explicit_lam(self) -> float | None:
         """The inner rule's."""
         return self.inner.explicit_lam
 
-    def fraction(self, info: StepInfo) -> float:
+    def fraction(self, info: StepInfo) -> float | Tensor:
         """Return ``inner * schedule(step)``."""
+        if isinstance(self.schedule, tied_to_lr):
+            return self.inner.fraction(info) * self.schedule.multiplier(info.lr, info.peak_lr)
         return self.inner.fraction(info) * self.schedule(info.step)
 
 
@@ -93,20 +97,17 @@ class PerGroup(Rule):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
-        wrong = [rule for rule in self.rules if not isinstance(rule, Rule)]
-        if wrong or not self.rules:
-            raise UserError(
-                f"PerGroup needs one rule per parameter group, got {wrong[0]!r}"
-                if wrong
-                else "PerGroup needs one rule per parameter group, got none"
-            )
+        if not self.rules:
+            raise UserError("PerGroup needs one rule per parameter group, got none")
+        for rule in self.rules:
+            check_rule("PerGroup", rule)
 
     @property
     def needs(self) -> frozenset[str]:
         """What any of the rules needs."""
         return frozenset().union(*(rule.needs for rule in self.rules))
 
-    def fraction(self, info: StepInfo) -> float:
+    def fraction(self, info: StepInfo) -> float | Tensor:
         """Return the fraction of this group's rule.
 
         Args:

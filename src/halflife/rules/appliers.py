@@ -1,0 +1,142 @@
+"""Appliers: they take the fraction of another rule, and act on tensors."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from halflife.errors import UserError
+from halflife.rules.base import Applier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Cautious", "MovingAverage", "Tensors", "Toward"]
+
+
+@dataclass(frozen=True)
+class Cautious(Applier):
+    """Decay only where the update goes towards zero too: elementwise, ``w <- w - r * w`` where ``u * w >= 0``.
+
+    ``u`` is what the optimizer subtracts, ``w <- w - lr * u``: its whole update, momentum included, not the
+    raw gradient. Where ``u * w < 0`` the optimizer wants the weight to grow, and the decay does not hold it
+    back. ``w`` is the weight before the step on both sides. Where the update is exactly 0 the weight decays.
+
+    The update is measured as the difference that the step made, so that this works on any optimizer. It costs
+    one copy of the decaying weights in memory, and per weight one read and one write before the step, two
+    reads and one write after it.
+
+    Source: "Cautious Weight Decay" (CWD), Algorithm 1.
+
+    Unit: that of ``inner``.
+
+    Matches: a loop in plain numbers (``tests/test_appliers.py``).
+
+    Args:
+        inner: The rule that says which fraction.
+
+    Raises:
+        UserError: If ``inner`` is not a rule.
+
+    Examples:
+        >>> from halflife.rules import Decoupled
+        >>> Cautious(Decoupled(0.1))
+        Cautious(inner=Decoupled(lam=0.1))
+    """
+
+
+@dataclass(frozen=True)
+class MovingAverage:
+    """A reference for `Toward`: the exponential moving average of the weights, ``a <- beta * a + (1 - beta) * w``.
+
+    It starts at the weights before the first step, and moves after each step.
+
+    Args:
+        beta: The share that is kept per step, ``0 <= beta < 1``.
+
+    Raises:
+        UserError: If ``beta`` is outside [0, 1).
+    """
+
+    beta: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta < 1.0:
+            raise UserError(f"beta must satisfy 0 <= beta < 1, got {self.beta!r}")
+
+
+class Tensors:
+    """A reference for `Toward`: given tensors, by parameter name or in the order of the parameters.
+
+    Args:
+        values: A mapping such as ``model.state_dict()``, or a sequence.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
+        self.values = dict(values) if isinstance(values, Mapping) else list(values)
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 16 digits of the sha256 of names, shapes and numbers."""
+        found = hashlib.sha256()
+        items: list[tuple[Any, Tensor]]
+        items = sorted(self.values.items()) if isinstance(self.values, dict) else list(enumerate(self.values))
+        for name, tensor in items:
+            whole: Any = tensor.detach()
+            whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+            found.update(f"{name} {tuple(whole.shape)} ".encode())
+            found.update(whole.double().cpu().contiguous().numpy().tobytes() if whole.numel() else b"")
+        return found.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Tensors({self.digest})"
+
+
+@dataclass(frozen=True)
+class Toward(Applier):
+    """Decay towards a reference instead of zero: ``w <- w - r * (w - reference)``, before the update.
+
+    For fine-tuning (L2-SP): what decays is the distance to the pre-trained weights.
+
+    Source: Li et al. 2018, "Explicit Inductive Bias for Transfer Learning" (arXiv 1802.01483), in decoupled
+    form; HeavyBall's decay to init and to a moving average.
+
+    Unit: that of ``inner``.
+
+    Matches: a loop in plain numbers (``tests/test_appliers.py``).
+
+    Args:
+        inner: The rule that says which fraction.
+        reference: ``"init"``, the weights before the first step under the rule; a ``MovingAverage(beta)``;
+            a mapping from parameter name to tensor (a checkpoint's state dict; the optimizer must know the
+            names: `param_groups` gives them); or a sequence of tensors, one per parameter of the optimizer
+            in order.
+
+    Raises:
+        UserError: If ``inner`` is not a rule or ``reference`` is none of these.
+
+    Examples:
+        >>> from halflife.rules import Decoupled
+        >>> Toward(Decoupled(0.1), "init")
+        Toward(inner=Decoupled(lam=0.1), reference='init')
+    """
+
+    reference: str | MovingAverage | Tensors | Mapping[str, Tensor] | Sequence[Tensor] = "init"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reference = self.reference
+        if isinstance(reference, str):
+            if reference != "init":
+                raise UserError(
+                    f'a reference is "init", a MovingAverage, or tensors by name or in order, got {reference!r}'
+                )
+        elif isinstance(reference, Mapping | Sequence):
+            object.__setattr__(self, "reference", Tensors(reference))
+        elif not isinstance(reference, MovingAverage | Tensors):
+            raise UserError(
+                f'a reference is "init", a MovingAverage, or tensors by name or in order, got {reference!r}'
+            )
