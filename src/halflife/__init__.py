@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halflife import rules, schedules, units
     from halflife.attach import Handle, attach
+    from halflife.identify import Law, identify
     from halflife.rules import (
         L2,
         Cautious,
@@ -53,6 +54,7 @@ __all__ = [
     "Toward",
     "__version__",
     "attach",
+    "identify",
     "param_groups",
     "rules",
     "schedules",
@@ -69,6 +71,7 @@ _HOME: dict[str, str | None] = {
     "HalfLife": "rules",
     "Handle": "attach",
     "Independent": "rules",
+    "Law": "identify",
     "MovingAverage": "rules",
     "NormTarget": "rules",
     "Normalized": "rules",
@@ -78,6 +81,7 @@ _HOME: dict[str, str | None] = {
     "Stable": "rules",
     "Toward": "rules",
     "attach": "attach",
+    "identify": "identify",
     "param_groups": "select",
     "rules": None,
     "schedules": None,

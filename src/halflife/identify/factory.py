@@ -1,0 +1,144 @@
+"""``identify``: the law of an optimizer that a function makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.identify.decide import decide
+from halflife.identify.law import Law
+from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbedError, Slot
+
+__all__ = ["identify", "joined"]
+
+SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 3, 3, 3)}
+LR = 0.05
+LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand times the rounding error
+
+MakeOptimizer = Callable[[list[torch.nn.Parameter], float, float], Optimizer]
+
+
+def identify(make_optimizer: MakeOptimizer) -> Law:
+    """Find out, by stepping throw-away parameters, which decay an optimizer applies.
+
+    The optimizer is a black box: twins that differ in one setting alone are stepped side by side, with random
+    gradients, at several learning rates, peaks and weight decays, on a matrix, a vector and a convolution. What they do
+    differently is the decay. Everything is deterministic; the random states of torch, Python and NumPy are what they
+    were, and no warning is emitted.
+
+    Args:
+        make_optimizer: Called as ``make_optimizer(params, lr, weight_decay)`` with a list of parameters, many times; it
+            returns a new optimizer over exactly these parameters. The ``lr`` that it gets is the peak of the schedule;
+            lower ones are written into the groups, as a scheduler does.
+
+    Returns:
+        The law. What cannot be stepped this way (it needs a closure, a graph of the gradients or further arguments) is
+        ``"not probed"``, with the reason in the notes.
+
+    Raises:
+        UserError: If ``make_optimizer`` is not a function of three arguments, or what it returns is not an optimizer
+            over the parameters that it was given.
+
+    Examples:
+        >>> law = identify(lambda params, lr, weight_decay: torch.optim.AdamW(params, lr, weight_decay=weight_decay))
+        >>> law.describe(), law.name
+        ('decoupled: r = lr * lam (native)', 'decoupled')
+        >>> identify(lambda params, lr, weight_decay: torch.optim.Adam(params, lr, weight_decay=weight_decay)).pathway
+        'l2-preconditioned'
+    """
+    if not callable(make_optimizer):
+        raise UserError(
+            f"identify needs a function of params, lr and weight_decay that returns an optimizer, got {make_optimizer!r}"
+        )
+    try:
+        inspect.signature(make_optimizer).bind([], LR, 0.0)
+    except TypeError as error:
+        raise UserError(
+            f"identify calls its function as make_optimizer(params, lr, weight_decay), which this one refuses: {error}; "
+            "wrap it: lambda params, lr, weight_decay: ..."
+        ) from error
+    except ValueError:  # a builtin without a signature: the first call will tell
+        pass
+    notes: list[str] = []
+    reasons: list[NotProbedError] = []
+    for dtype in (torch.float64, torch.float32):
+        try:
+            laws = _laws(make_optimizer, dtype)
+        except NotProbedError as error:
+            reasons.append(error)
+            continue
+        if dtype == torch.float32:
+            notes.append(f"measured in float32, because float64 is refused ({reasons[0]})")
+        return joined(laws, notes)
+    return Law(pathway="not probed", notes=(str(reasons[-1]),))
+
+
+def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedError]:
+    """Return the law, or why there is none, of each shape; raises if no shape is accepted."""
+    try:
+        return dict(_laws_together(make, list(SHAPES), dtype))
+    except NotProbedError as error:
+        refusal = error
+    laws: dict[str, Law | NotProbedError] = {}
+    for kind in SHAPES:  # Muon, for one, takes matrices only
+        try:
+            laws.update(_laws_together(make, [kind], dtype))
+        except NotProbedError as error:
+            laws[kind] = error
+    if all(isinstance(law, NotProbedError) for law in laws.values()):
+        raise refusal
+    return laws
+
+
+def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype) -> dict[str, Law]:
+    slots = [Slot(0, kind, SHAPES[kind], lr=LR, lam=LAM[dtype], peak_lr=LR) for kind in kinds]
+    bench = Bench(_builder(make, slots), slots, torch.device("cpu"), dtype)
+    return {kind: decide(bench, index) for index, kind in enumerate(kinds)}
+
+
+def _builder(make: MakeOptimizer, slots: Sequence[Slot]) -> Build:
+    def build(condition: Condition, dtype: torch.dtype) -> Instance:
+        parameters = [torch.nn.Parameter(torch.zeros(slot.shape, dtype=dtype)) for slot in slots]
+        optimizer: Any = make(parameters, slots[0].lr * condition.peak_lr, slots[0].lam * condition.lam)
+        if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
+            raise UserError(f"make_optimizer must return an optimizer, got {optimizer!r}")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for parameter in parameters):
+            raise UserError(
+                "make_optimizer must build its optimizer over the parameters that it is given; "
+                "some of them are in none of its groups"
+            )
+        return Instance([optimizer], optimizer, parameters)
+
+    return build
+
+
+def joined(laws: Mapping[str, Law | NotProbedError], notes: Sequence[str] = ()) -> Law:
+    """Make one law of the laws of several shapes.
+
+    Args:
+        laws: Per kind of shape its law, or why there is none.
+        notes: What is to be said about all of them.
+
+    Returns:
+        Their common law; where they differ, that of the first shape, with all of them in ``by_shape``.
+    """
+    found = {kind: law for kind, law in laws.items() if isinstance(law, Law)}
+    refused = {kind: law for kind, law in laws.items() if isinstance(law, NotProbedError)}
+    first = next(iter(found.values()))
+    said = [*first.notes, *notes, *(f"a {kind} is refused: {reason}" for kind, reason in refused.items())]
+    if any(_differ(first, law) for law in found.values()):
+        said.insert(0, "differs by shape: " + "; ".join(f"{kind}: {law.describe()}" for kind, law in found.items()))
+        return replace(first, notes=tuple(said), by_shape=found)
+    return replace(first, notes=tuple(said))
+
+
+def _differ(one: Law, other: Law) -> bool:
+    keys = ("pathway", "lr_exponent", "peak_lr_exponent", "coefficient", "position", "native", "equivalent_to", "name")
+    return any(getattr(one, key) != getattr(other, key) for key in keys)
