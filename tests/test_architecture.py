@@ -26,9 +26,10 @@ PACKAGE = ROOT / "src" / "halflife"
 # Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
 PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint", "files", "machine"}]
 TRAINING: list[set[str]] = [
-    {"select"},
     {"rules"},
-    {"guards", "mechanisms", "hooks", "attach"},
+    {"policies", "select"},
+    {"norms", "actions", "moments"},
+    {"guards", "mechanisms", "terms", "answers", "hooks", "attach"},
     {"identify"},
     {"probes", "watch"},
     {"lab"},

@@ -10,7 +10,7 @@ from torch import nn
 
 from halflife import attach, param_groups
 from halflife.errors import UserError
-from halflife.rules import Decoupled
+from halflife.rules import Constant, Decoupled, HalfLife, PerGroup
 from halflife.select import Policy, decide
 
 
@@ -143,6 +143,92 @@ def test_patterns_in_order() -> None:
     assert not any(name.startswith("frozen") for group in groups for name in group["param_names"])
 
 
+def test_patterns_over_module_types() -> None:
+    groups = param_groups(
+        Net(), policy=[(nn.LayerNorm, 0.2), ((nn.Embedding, nn.GRU), True), ("*", 0)], weight_decay=0.1
+    )
+    assert names(groups, 0.2) == {"block.ln.weight", "block.ln.bias"}
+    rnn = {"rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"}
+    assert names(groups, 0.1) == rnn | {"wte.weight"}
+    # Everything inside a module of the type, also what a module within holds.
+    groups = param_groups(Net(), policy=[(nn.MultiheadAttention, True), ("*", False)], weight_decay=0.1)
+    assert names(groups, 0.1) == {
+        "attn.in_proj_weight",
+        "attn.in_proj_bias",
+        "attn.out_proj.weight",
+        "attn.out_proj.bias",
+    }
+    # The weight of the head is the embedding's too, and the embedding's pattern stands first.
+    groups = param_groups(Net(), policy=[(nn.Embedding, False), (nn.Linear, True), ("*", False)], weight_decay=0.1)
+    assert names(groups, 0.1) == {
+        "block.narrow.weight",
+        "block.narrow.bias",
+        "attn.out_proj.weight",
+        "attn.out_proj.bias",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ((), {"s"}),
+        ((None,), {"v", "u"}),
+        ((3,), {"v"}),
+        ((None, None), {"m", "n"}),
+        ((None, 4), {"m"}),
+        ((..., 4), {"m", "u", "t"}),
+        ((None, None, ...), {"m", "n", "t"}),
+        ((2, ..., 4), {"t"}),
+        ((...,), {"s", "v", "u", "m", "n", "t"}),
+    ],
+)
+def test_patterns_over_shapes(pattern: Any, expected: set[str]) -> None:
+    model = nn.Module()
+    for name, shape in {"s": (), "v": (3,), "u": (4,), "m": (3, 4), "n": (4, 3), "t": (2, 3, 4)}.items():
+        model.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    policy = [(pattern, True)] if len(expected) == 6 else [(pattern, True), ("*", False)]
+    assert names(param_groups(model, policy, 0.1), 0.1) == expected
+
+
+def test_a_policy_decides_what_the_patterns_leave() -> None:
+    """Embeddings by choice: one line over the policy."""
+    net = Net()
+    net.head = nn.Linear(4, 11, bias=False)  # not tied
+    groups = param_groups(net, policy=[(nn.Embedding, True), ("*", "matrices")], weight_decay=0.1)
+    assert names(groups, 0.1) == MATRICES | {"head.weight"}
+    groups = param_groups(net, policy=[("block.*", 0.3), ("*", "matrices")], weight_decay=0.1)
+    assert names(groups, 0.1) == MATRICES - {"wte.weight", "block.experts", "block.narrow.weight"} | {"head.weight"}
+    reasons = {d.name: d.reason for d in decide(net, [("*.bias", False), ("*", "matrices")], 0.1)}
+    assert reasons["head.weight"] == "pattern '*': matrices: weight of Linear"
+
+
+def test_patterns_bring_rules() -> None:
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2), nn.LayerNorm(2))
+    slow, fixed = HalfLife(steps=1), Constant(0.25)
+    policy: Policy = [(nn.Embedding, slow), ("1.weight", fixed), ((None, ...), "matrices")]
+    groups = param_groups(model, policy=policy, weight_decay=0.1)
+    assert [(group["param_names"], group["weight_decay"]) for group in groups] == [
+        (["0.weight"], 0.1),
+        (["1.weight"], 0.25),
+        (["1.bias", "2.weight", "2.bias"], 0.0),
+    ]
+    assert groups.rule == PerGroup([slow, fixed, Decoupled()])
+    assert not any("rule" in key for group in groups for key in group)  # a checkpoint could not be loaded safely
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    handle = attach(optimizer, groups.rule)
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    first = {name: parameter.flatten()[0].item() for name, parameter in model.named_parameters()}
+    assert (first["0.weight"], first["1.weight"], first["1.bias"]) == (0.5, 0.75, 1.0)
+    assert handle.fractions() == [0.5, 0.25, 0.0]
+
+
+def test_no_rule_where_no_pattern_brings_one() -> None:
+    assert param_groups(nn.Linear(2, 2), weight_decay=0.1).rule is None
+
+
 def test_numbers_need_no_common_value() -> None:
     groups = param_groups(nn.Linear(2, 2), policy=[("weight", 0.2), ("bias", 0)])
     assert [(group["param_names"], group["weight_decay"]) for group in groups] == [(["weight"], 0.2), (["bias"], 0.0)]
@@ -154,10 +240,10 @@ def test_decisions_have_reasons() -> None:
     assert reasons["attn.in_proj_bias"] == "bias of MultiheadAttention"
     assert reasons["bn.weight"] == "parameter of a norm (BatchNorm1d)"
     assert reasons["wte.weight"] == "weight of Linear (tied: wte.weight, head.weight)"
-    assert reasons["block.gamma"] == "vector or scalar"
+    assert reasons["block.gamma"] == "vector or scalar in Block"
     assert reasons["block.experts"] == "matrix in Block"
     assert reasons["block.norm.gain"].startswith("parameter of RMSNormOfTheirs")
-    assert reasons["pos_embed"] == "named like a parameter that is added, not multiplied ('embed')"
+    assert reasons["pos_embed"] == "named like a parameter that does not multiply activations ('embed')"
     (decision,) = [d for d in decide(Net(), "nanogpt", 0.1) if d.name == "block.experts"]
     assert (decision.lam, decision.reason) == (0.1, "3 dimensions")
     (first, _) = decide(nn.Linear(2, 2), [("w*", True), ("*", False)], 0.1)
@@ -167,7 +253,21 @@ def test_decisions_have_reasons() -> None:
 @pytest.mark.parametrize(
     ("policy", "weight_decay", "message"),
     [
-        ("matrix", 0.1, "unknown policy 'matrix'; expected one of matrices, everything, nanogpt"),
+        ("matrix", 0.1, "unknown policy 'matrix'; expected one of matrices, everything, nanogpt, transformers"),
+        ([("*", "matrix")], 0.1, "unknown policy 'matrix'"),
+        ([("*", "matrices")], None, r"pattern '\*' says 'matrices', which needs a value"),
+        ([("*", HalfLife(steps=3))], None, r"pattern '\*' says HalfLife\(steps=3.*, which needs a value"),
+        ([("*", torch)], 0.1, r"pattern '\*' says <module 'torch'.*; expected True, False, a number, a rule"),
+        ([(nn.Conv1d, True), ("*", False)], 0.1, "pattern Conv1d matches no parameter"),
+        ([((nn.Conv1d, nn.GRU), True), ("*", False)], 0.1, r"pattern \(Conv1d, GRU\) matches no parameter"),
+        ([((None, None, None), True), ("*", False)], 0.1, r"pattern \(None, None, None\) matches no parameter"),
+        ([((2, ..., 2, 2), True), ("*", False)], 0.1, r"pattern \(2, \.\.\., 2, 2\) matches no parameter"),
+        ([(("*", ...), True)], 0.1, "a pattern is a name such as"),
+        ([((..., ...), True)], 0.1, "a pattern is a name such as"),
+        ([(torch.Tensor, True)], 0.1, "a pattern is a name such as"),
+        ([(3, True)], 0.1, "a pattern is a name such as"),
+        (["*"], 0.1, r"a policy is a name or a list of pairs \(pattern, answer\), got '\*' in it"),
+        (None, 0.1, r"a policy is a name or a list of pairs \(pattern, answer\), got None"),
         ("matrices", None, "policy 'matrices' needs a value: pass weight_decay="),
         ("matrices", -0.1, "weight_decay must be a finite number >= 0"),
         ("matrices", float("nan"), "weight_decay must be a finite number >= 0"),

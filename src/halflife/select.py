@@ -1,4 +1,4 @@
-"""Which parameters decay: parameter groups by module type and shape, or by ordered name patterns.
+"""Which parameters decay: parameter groups by a named policy, or by ordered pairs over type, shape and name.
 
 Examples:
     >>> import torch
@@ -7,6 +7,10 @@ Examples:
     ...     print(group["weight_decay"], group["param_names"])
     0.1 ['0.weight']
     0.0 ['0.bias', '1.weight', '1.bias']
+    >>> for group in param_groups(model, policy=[(torch.nn.LayerNorm, False), ("*", 0.1)]):
+    ...     print(group["weight_decay"], group["param_names"])
+    0.1 ['0.weight', '0.bias']
+    0.0 ['1.weight', '1.bias']
 """
 
 from __future__ import annotations
@@ -14,27 +18,22 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedParameter
 
 from halflife.errors import UserError
+from halflife.policies import POLICIES, Use, uses_of
+from halflife.rules import Decoupled, PerGroup, Rule
 from halflife.units import check_non_negative
 
-__all__ = ["Decision", "Policy", "decide", "param_groups"]
+__all__ = ["Decision", "Groups", "Policy", "decide", "param_groups"]
 
-Policy = str | Sequence[tuple[str, bool | float]]
-
-POLICIES = ("matrices", "everything", "nanogpt")
-
-MATRIX_MODULES = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-NORM_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
-EMBEDDING_MODULES = (nn.Embedding, nn.EmbeddingBag)
-# The last resort, for tensors that a user's own module holds directly: positions, class tokens and the like.
-NAMES_WITHOUT_DECAY = ("bias", "norm", "embed", "token", "pos_", "position")
+Pattern = str | type[nn.Module] | tuple[type[nn.Module], ...] | tuple[int | EllipsisType | None, ...]
+Answer = bool | float | str | Rule
+Policy = str | Sequence[tuple[Pattern, Answer]]
 
 
 @dataclass(frozen=True)
@@ -46,58 +45,86 @@ class Decision:
         parameter: The parameter.
         lam: The weight decay that it gets; 0 for none.
         reason: Why, in a few words.
+        rule: The rule that its pattern brought, if any.
     """
 
     name: str
     parameter: nn.Parameter
     lam: float
     reason: str
+    rule: Rule | None = None
 
 
-@dataclass(frozen=True)
-class _Use:
-    """One place where a parameter stands: a tied weight has several."""
+class Groups(list[dict[str, Any]]):
+    """Parameter groups for any torch optimizer: a plain list of dicts, and the rules that the policy brought.
 
-    name: str
-    leaf: str
-    owner: nn.Module
+    The rules are not in the dicts, because an optimizer writes those into its checkpoints.
+
+    Attributes:
+        rule: What to give to ``halflife.attach`` with the optimizer made of these groups: each group's rule, and
+            `Decoupled` at the group's own value for groups without one. None if the policy brought no rule.
+    """
+
+    rule: PerGroup | None = None
 
 
-def param_groups(
-    model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None
-) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None) -> Groups:
     """Build parameter groups that say what decays, ready for any torch optimizer.
 
-    Policies: ``"matrices"``, the weights that multiply activations (linear, convolution, attention,
-        recurrent; told
-    by module type and shape first, by name last), not norms, biases and embeddings; ``"nanogpt"``, every
-    parameter with two or more dimensions, embeddings included; ``"everything"``; or ordered pairs of a shell
-    pattern over parameter names and True, False or a weight decay: the first match wins.
+    Named policies:
 
-    A weight that is tied (an embedding that is also the output head) is listed once, under its first name,
-    and decays if any of its uses does. Frozen parameters are left out.
+    - ``"matrices"``: the weights that multiply activations (linear, convolution, attention, recurrent, experts,
+      routers), told by module type first, by shape next, by name last; not norms, biases, embeddings, scales and
+      time constants, and not what the model itself excludes (``no_weight_decay()``, ``_no_weight_decay``).
+    - ``"nanogpt"``: every parameter with two or more dimensions, embeddings included.
+    - ``"transformers"``: what the Trainer of transformers 5.23 decays: all but LayerNorms and names that look like
+      a bias or a norm.
+    - ``"everything"``: every parameter.
+
+    Or ordered pairs ``(pattern, answer)``, of which the first that matches decides. A pattern is
+
+    - a string: a shell pattern over parameter names, such as ``"head.*"``;
+    - a module class, or a tuple of classes: everything inside modules of that type;
+    - a tuple of sizes: a shape, where None is any size and ``...`` any number of dimensions: ``(None,)`` for
+      vectors, ``(50257, None)``, ``(None, None, ...)`` for two or more dimensions.
+
+    An answer is True (``weight_decay``), False (no decay), a number, the name of a policy that then decides, or a
+    rule of `halflife.rules`. So ``[(nn.Embedding, True), ("*", "matrices")]`` lets embeddings decay as well. With
+    rules, attach what the groups ask for: ``halflife.attach(optimizer, groups.rule)``. Until then a group has the
+    rule's ``lam`` as its ``weight_decay``, or ``weight_decay`` where the rule has none.
+
+    A weight that is tied (an embedding that is also the output head) is listed once, under its first name. Under
+    ``"matrices"`` it decays if any of its uses does; a pattern may match any of its uses. Frozen parameters are
+    left out.
 
     Args:
-        model: The model, after the last change of its parameters.
-        policy: A policy's name, or pairs such as ``[("head.*", False), ("*.weight", True), ("*", False)]``.
-        weight_decay: The value for what decays, >= 0. Needed unless every pair brings its own number.
+        model: The model, after the last change of its parameters. Its values are not looked at.
+        policy: A policy's name, or pairs such as ``[("head.*", False), (nn.Linear, True), ("*", False)]``.
+        weight_decay: The value for what decays, >= 0. Needed unless every pair brings its own.
 
     Returns:
-        One dict per weight decay with ``params``, ``param_names`` and ``weight_decay``; parameters without
-        decay come last.
+        One dict per weight decay and rule with ``params``, ``param_names`` and ``weight_decay``; parameters
+        without decay come last.
 
     Raises:
         UserError: If the policy is unknown, a pattern matches nothing or claims nothing that an earlier one
             left, a parameter is matched by no pattern, ``weight_decay`` is missing, negative or NaN, a
             parameter is not initialized, or nothing is trainable.
     """
-    groups: dict[float, dict[str, Any]] = {}
+    groups: dict[tuple[float, int], dict[str, Any]] = {}
+    rules: dict[tuple[float, int], Rule | None] = {}
     for decision in decide(model, policy, weight_decay):
+        key = (decision.lam, id(decision.rule))
         fresh: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": decision.lam}
-        group = groups.setdefault(decision.lam, fresh)
+        group = groups.setdefault(key, fresh)
+        rules[key] = decision.rule
         group["params"].append(decision.parameter)
         group["param_names"].append(decision.name)
-    return sorted(groups.values(), key=lambda group: bool(group["weight_decay"] == 0.0))
+    order = sorted(groups, key=lambda key: key[0] == 0.0)
+    built = Groups(groups[key] for key in order)
+    if any(rules.values()):
+        built.rule = PerGroup([rules[key] or Decoupled() for key in order])
+    return built
 
 
 def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | None = None) -> list[Decision]:
@@ -117,7 +144,7 @@ def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | 
         UserError: See `param_groups`.
     """
     lam = None if weight_decay is None else check_non_negative("weight_decay", weight_decay)
-    uses = _uses(model)
+    uses = uses_of(model)
     trainable = {parameter: found for parameter, found in uses.items() if parameter.requires_grad}
     if not trainable:
         raise UserError("the model has no trainable parameter: nothing to put into groups")
@@ -125,71 +152,124 @@ def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | 
         if isinstance(parameter, UninitializedParameter):
             raise UserError(f"{found[0].name} has no shape yet; run one forward pass before building groups")
     if not isinstance(policy, str):
-        return _by_patterns(uses, list(policy), lam)
-    if policy not in POLICIES:
-        raise UserError(
-            f"unknown policy {policy!r}; expected one of {', '.join(POLICIES)}, or pairs of a name pattern "
-            "and True, False or a number"
-        )
+        return _by_patterns(uses, _pairs(policy, lam))
+    _check_policy(policy)
     if lam is None:
         raise UserError(f"policy {policy!r} needs a value: pass weight_decay=...")
-    decisions = []
-    for parameter, found in trainable.items():
-        decays, reason = _decide_named(policy, parameter, found)
-        decisions.append(Decision(found[0].name, parameter, lam if decays else 0.0, reason))
-    return decisions
+    return [_by_policy(policy, parameter, found, lam) for parameter, found in trainable.items()]
 
 
-def _uses(model: nn.Module) -> dict[nn.Parameter, list[_Use]]:
-    """Return every place of every parameter, in the order in which the model names them."""
-    uses: dict[nn.Parameter, list[_Use]] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{leaf}" if prefix else leaf
-            uses.setdefault(parameter, []).append(_Use(name, leaf, module))
-    order = {name: rank for rank, (name, _) in enumerate(model.named_parameters())}
-    return dict(sorted(uses.items(), key=lambda item: order[item[1][0].name]))
+def _pairs(policy: object, lam: float | None) -> list[_Pair]:
+    pairs = []
+    for pair in policy if isinstance(policy, Sequence) else [policy]:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise UserError(f"a policy is a name or a list of pairs (pattern, answer), got {pair!r} in it; correct it")
+        pairs.append(_Pair(pair[0], pair[1], lam))
+    return pairs
 
 
-def _decide_named(policy: str, parameter: nn.Parameter, uses: list[_Use]) -> tuple[bool, str]:
-    if policy == "everything":
-        return True, "everything decays"
-    if policy == "nanogpt":
-        return parameter.ndim >= 2, f"{parameter.ndim} dimensions"
-    answers = [_is_matrix(parameter, use) for use in uses]
-    decaying = [reason for decays, reason in answers if decays]
-    if not decaying:
-        return False, answers[0][1]
-    return True, decaying[0] if len(uses) == 1 else f"{decaying[0]} (tied: {', '.join(use.name for use in uses)})"
+def _check_policy(name: str) -> None:
+    if name not in POLICIES:
+        raise UserError(
+            f"unknown policy {name!r}; expected one of {', '.join(POLICIES)}, or pairs of a pattern (a name, a "
+            "module class or a shape) and True, False, a number, a rule or the name of a policy"
+        )
 
 
-def _is_matrix(parameter: nn.Parameter, use: _Use) -> tuple[bool, str]:
-    """Return whether a parameter multiplies activations at one place: by type, then shape, then name."""
-    kind = type(use.owner).__name__
-    if isinstance(use.owner, NORM_MODULES):
-        return False, f"parameter of a norm ({kind})"
-    if isinstance(use.owner, EMBEDDING_MODULES):
-        return False, f"embedding ({kind})"
-    if isinstance(use.owner, MATRIX_MODULES):
-        if parameter.ndim >= 2 and "bias" not in use.leaf:
-            return True, f"weight of {kind}"
-        return False, f"bias of {kind}"
-    # Dimensions of size 1 do not count: the gains of weight_norm are (out, 1), those of a layer scale (1, 1,
-    # d).
-    if sum(size > 1 for size in parameter.shape) < 2:
-        return False, "vector or scalar"
-    words = next((word for word in NAMES_WITHOUT_DECAY if word in use.leaf.lower()), None)
-    if words is not None:
-        return False, f"named like a parameter that is added, not multiplied ({words!r})"
-    if "norm" in kind.lower() or "embed" in kind.lower():
-        return False, f"parameter of {kind}, named like a norm or an embedding"
-    return True, f"matrix in {kind}"
+def _by_policy(policy: str, parameter: nn.Parameter, uses: Sequence[Use], lam: float) -> Decision:
+    decays, reason = POLICIES[policy](parameter, uses)
+    return Decision(uses[0].name, parameter, lam if decays else 0.0, reason)
 
 
-def _by_patterns(
-    uses: dict[nn.Parameter, list[_Use]], pairs: list[tuple[str, bool | float]], lam: float | None
-) -> list[Decision]:
-    """Let the first pattern that matches one of its names decide for each parameter.
+class _Pair:
+    """One pattern with its answer, checked.
+
+    Args:
+        pattern: What it matches.
+        answer: What then holds.
+        lam: The value for True, None if the user gave none.
+
+    Raises:
+        UserError: If either is of no kind that is known, or a value is missing.
+    """
+
+    def __init__(self, pattern: Pattern, answer: Answer, lam: float | None) -> None:
+        self.pattern, self.answer = pattern, answer
+        self.rule = answer if isinstance(answer, Rule) else None
+        self.text = repr(pattern) if isinstance(pattern, str) else _text(pattern)
+        if not isinstance(pattern, str) and not _is_types(pattern) and not _is_shape(pattern):
+            raise UserError(
+                f"a pattern is a name such as 'head.*', a module class, a tuple of classes, or a shape such as "
+                f"(None, 3), got {pattern!r}; correct it"
+            )
+        self.lam = self._value(lam)
+
+    def _value(self, lam: float | None) -> float:
+        answer = self.answer
+        if answer is False:
+            return 0.0
+        if isinstance(answer, str):
+            _check_policy(answer)
+        if isinstance(answer, Rule) and answer.explicit_lam is not None:
+            return answer.explicit_lam
+        if answer is True or isinstance(answer, str | Rule):
+            if lam is None:
+                raise UserError(f"pattern {self.text} says {answer!r}, which needs a value: pass weight_decay=...")
+            return lam
+        try:
+            return check_non_negative(f"the weight decay of pattern {self.text}", answer)
+        except TypeError:
+            raise UserError(
+                f"pattern {self.text} says {answer!r}; expected True, False, a number, a rule such as "
+                "halflife.HalfLife(steps=1000), or the name of a policy"
+            ) from None
+
+    def matches(self, parameter: nn.Parameter, use: Use) -> bool:
+        """Return whether the pattern matches one use of a parameter."""
+        if isinstance(self.pattern, str):
+            return fnmatch.fnmatchcase(use.name, self.pattern)
+        if _is_types(self.pattern):
+            return any(isinstance(module, self.pattern) for module in use.path)  # type: ignore[arg-type]  # as checked
+        return _shape_matches(tuple(parameter.shape), self.pattern)  # type: ignore[arg-type]  # as checked
+
+    def decision(self, parameter: nn.Parameter, uses: Sequence[Use]) -> Decision:
+        """Return what the answer says about a parameter that is matched."""
+        if isinstance(self.answer, str):
+            decided = _by_policy(self.answer, parameter, uses, self.lam)
+            reason = f"pattern {self.text}: {self.answer}: {decided.reason}"
+            return Decision(decided.name, parameter, decided.lam, reason)
+        return Decision(uses[0].name, parameter, self.lam, f"pattern {self.text}", self.rule)
+
+
+def _is_types(pattern: object) -> bool:
+    types = pattern if isinstance(pattern, tuple) and pattern else (pattern,)
+    return all(isinstance(each, type) and issubclass(each, nn.Module) for each in types)
+
+
+def _is_shape(pattern: object) -> bool:
+    sizes = isinstance(pattern, tuple) and all(each is None or each is ... or type(each) is int for each in pattern)
+    return sizes and pattern.count(...) <= 1  # type: ignore[attr-defined]  # it is a tuple
+
+
+def _text(pattern: object) -> str:
+    if isinstance(pattern, tuple):
+        return f"({', '.join(map(_text, pattern))}{',' if len(pattern) == 1 else ''})"
+    return pattern.__name__ if isinstance(pattern, type) else "..." if pattern is ... else repr(pattern)
+
+
+def _shape_matches(shape: tuple[int, ...], pattern: tuple[int | EllipsisType | None, ...]) -> bool:
+    if ... in pattern:
+        at, missing = pattern.index(...), len(shape) - len(pattern) + 1
+        if missing < 0:
+            return False
+        pattern = (*pattern[:at], *[None] * missing, *pattern[at + 1 :])
+    return len(shape) == len(pattern) and all(
+        want is None or want == size for want, size in zip(pattern, shape, strict=True)
+    )
+
+
+def _by_patterns(uses: dict[nn.Parameter, list[Use]], pairs: list[_Pair]) -> list[Decision]:
+    """Let the first pattern that matches one of its uses decide for each parameter.
 
     Returns:
         One decision per trainable parameter.
@@ -197,40 +277,28 @@ def _by_patterns(
     Raises:
         UserError: If a pattern claims nothing, or a trainable parameter is left over.
     """
-    values = [_value(pattern, answer, lam) for pattern, answer in pairs]
-    claimed = [0] * len(pairs)
+    claimed, matched = [0] * len(pairs), [0] * len(pairs)
     decisions, unmatched = [], []
     for parameter, found in uses.items():
-        names = [use.name for use in found]
-        matches = (i for i, (pattern, _) in enumerate(pairs) if any(fnmatch.fnmatchcase(n, pattern) for n in names))
-        first = next(matches, None)
-        if first is not None:
-            claimed[first] += 1  # a frozen parameter keeps its pattern alive: freezing is no typing mistake
+        matches = [i for i, pair in enumerate(pairs) if any(pair.matches(parameter, use) for use in found)]
+        for index in matches:
+            matched[index] += 1
+        if matches:
+            claimed[matches[0]] += 1  # a frozen parameter keeps its pattern alive: freezing is no typing mistake
         if not parameter.requires_grad:
             continue
-        if first is None:
-            unmatched.append(names[0])
+        if matches:
+            decisions.append(pairs[matches[0]].decision(parameter, found))
         else:
-            decisions.append(Decision(names[0], parameter, values[first], f"pattern {pairs[first][0]!r}"))
-    everything = [use.name for found in uses.values() for use in found]
-    for (pattern, _), count in zip(pairs, claimed, strict=True):
+            unmatched.append(found[0].name)
+    first = next(iter(uses.values()))[0].name
+    for pair, count, hits in zip(pairs, claimed, matched, strict=True):
         if count == 0:
-            shadowed = bool(fnmatch.filter(everything, pattern))
-            cause = "claims nothing that an earlier pattern left" if shadowed else "matches no parameter"
-            raise UserError(f"pattern {pattern!r} {cause}; names look like {everything[0]!r}: correct or remove it")
+            cause = "claims nothing that an earlier pattern left" if hits else "matches no parameter"
+            raise UserError(f"pattern {pair.text} {cause}; names look like {first!r}: correct or remove it")
     if unmatched:
         raise UserError(
             f"no pattern matches {', '.join(unmatched[:5])}{' ...' if len(unmatched) > 5 else ''}; "
-            'end the pairs with ("*", False) or ("*", True)'
+            'end the pairs with ("*", False), ("*", True) or ("*", "matrices")'
         )
     return decisions
-
-
-def _value(pattern: str, answer: bool | float, lam: float | None) -> float:
-    if answer is False:
-        return 0.0
-    if answer is not True:
-        return check_non_negative(f"the weight decay of pattern {pattern!r}", answer)
-    if lam is None:
-        raise UserError(f"pattern {pattern!r} says True, which needs a value: pass weight_decay=...")
-    return lam
