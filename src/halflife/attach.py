@@ -19,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife import guards
 from halflife.errors import UserError
-from halflife.hooks import KEYS, Attachment, Select, Terms
-from halflife.rules.base import Penalty, Rule
+from halflife.hooks import Attachment
+from halflife.rules.base import Applier, Penalty, Rule
+from halflife.terms import KEYS, Select, Terms
 from halflife.units import check_positive
 
 __all__ = ["Handle", "attach", "handle_of"]
@@ -34,7 +36,7 @@ MARK = "_halflife_handle"  # an attribute of the optimizer; copies and pickles d
 
 def attach(
     optimizer: Optimizer | Sequence[Optimizer],
-    rule: Rule | Penalty,
+    rule: Rule | Applier | Penalty,
     *,
     select: Select = None,
     peak_lr: float | None = None,
@@ -57,7 +59,7 @@ def attach(
 
     Args:
         optimizer: An optimizer, or several that train one model together (Muon and AdamW).
-        rule: A rule of `halflife.rules`, or the penalty ``L2``.
+        rule: A rule or applier of `halflife.rules`, or the penalty ``L2``.
         select: ``"all"`` lets every group decay, also those with 0 and optimizers that have no
             ``weight_decay``.
         peak_lr: The largest learning rate of the schedule, for rules that divide by it. Default: each group's
@@ -106,7 +108,7 @@ class Handle:
     """A rule on its optimizers. Made by `attach`.
 
     Attributes:
-        rule: The rule or penalty that is attached.
+        rule: The rule, applier or penalty that is attached.
         optimizers: The optimizers that it is attached to, in the order in which groups are counted.
     """
 
@@ -121,9 +123,36 @@ class Handle:
 
         Returns:
             One number per group: 0 for groups that do not decay, before the first step, after a step that was
-            skipped for an overflow, and for an L2 penalty, which removes no fraction. Empty after detach.
+            skipped for an overflow, and for an L2 penalty, which removes no fraction. For rules that answer
+            per tensor their mean, for `Cautious` and `Toward` the fraction of the rule inside. Empty after
+            detach. On an accelerator reading a fraction that was computed there waits for the device.
         """
         return [r for attachment in self._attachments for r in attachment.fractions()]
+
+    def hand_over_norm(self, norm: Tensor | float, *, max_norm: float | None = None) -> None:
+        """Give the norm of all gradients for the coming step, so that `Stable` need not measure it again.
+
+        ``torch.nn.utils.clip_grad_norm_`` returns the norm from before the clipping: hand it over together
+        with ``max_norm``. It must be the norm of the gradients of all parameters of the optimizer, unscaled, as
+        the step will see them. One norm stands for all tensors: it is exact while all of them have the same
+        ``beta2`` and have had the same number of gradients. The next step uses it up.
+
+        Args:
+            norm: The total norm; a tensor on the device is not read here.
+            max_norm: The bound of the clipping, if the norm was taken before it.
+
+        Raises:
+            UserError: If the rule has no use for a norm, or several optimizers are attached.
+        """
+        if len(self._attachments) != 1:
+            raise UserError(
+                f"hand_over_norm serves one optimizer, this handle has {len(self._attachments)}: one norm does not tell"
+                " which part belongs to which; attach each by itself"
+            )
+        if max_norm is not None:
+            norm = norm * _clip_coefficient(norm, max_norm)
+        if not self._attachments[0].hand_over_norm(norm):
+            raise UserError(f"{self.rule!r} measures no gradients on this optimizer: nothing to hand over")
 
     def detach(self) -> None:
         """Take the rule off; the optimizers are as they were, and their own decay acts again."""
@@ -149,3 +178,9 @@ class Handle:
         for optimizer, attachment in zip(self.optimizers, self._attachments, strict=True):
             attachment.start()
             setattr(optimizer, MARK, self)
+
+
+def _clip_coefficient(norm: Tensor | float, max_norm: float) -> Tensor | float:
+    """Return what torch's clip_grad_norm_ multiplies gradients by."""
+    coefficient = max_norm / (norm + 1e-6)
+    return coefficient.clamp(max=1.0) if isinstance(coefficient, Tensor) else min(1.0, coefficient)

@@ -14,7 +14,9 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.rules.base import Penalty, Rule
+from halflife.rules.base import Part, Penalty, Rule
+from halflife.rules.penalty import L2
+from halflife.rules.stable import Stable
 
 __all__ = [
     "check_fraction",
@@ -63,7 +65,7 @@ def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -
 
 
 def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse what is neither a rule nor a penalty, and a penalty where the line search would not see it.
+    """Refuse what is no rule, and a rule that an optimizer cannot follow.
 
     Args:
         rule: What the user gave.
@@ -72,17 +74,60 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
     Raises:
         UserError: In each of these cases.
     """
-    if not isinstance(rule, Rule | Penalty):
+    if not isinstance(rule, Part):
         made = f"{rule.__name__}(...)" if isinstance(rule, type) else "halflife.Decoupled(0.1)"
         raise UserError(f"attach expected a rule such as {made}, got {rule!r}")
-    if isinstance(rule, Penalty) and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in optimizers):
+    if "net_norm" in rule.needs and len(optimizers) > 1:
+        raise UserError(
+            f"{rule!r} projects one net, but {len(optimizers)} optimizers step at different times; attach it to each"
+            ' with its own radius, or use per="tensor"'
+        )
+    stables = [part for part in rule.parts() if isinstance(part, Stable)]
+    if len({part.beta2 for part in stables}) > 1:
+        raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
+    for optimizer in optimizers:
+        if isinstance(rule, Penalty):
+            _check_penalty(rule, optimizer)
+        for part in stables:
+            _check_stable(part, optimizer)
+
+
+def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
         raise UserError(
             "an L2 penalty cannot be attached to LBFGS: its line search compares losses, which would lack "
             "the penalty; add lam / 2 * sum(w^2) to the loss in your closure instead"
         )
+    if isinstance(rule, L2) and rule.into != "both":
+        if type(optimizer) not in {torch.optim.Adam, torch.optim.AdamW}:
+            raise UserError(
+                f"{rule!r} enters one of Adam's two moments, got {_name(optimizer)}; expected torch's Adam or AdamW"
+            )
+        if any(float(group["betas"][0]) == 0.0 for group in optimizer.param_groups):
+            raise UserError(f"{rule!r} needs a first moment that remembers, got beta1 = 0; expected beta1 > 0")
 
 
-def check_known(rule: Rule | Penalty, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
+def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.Muon):
+        raise UserError(
+            "Stable cannot be attached to Muon: the size of its steps does not depend on the gradient, so there is"
+            " nothing to divide by; use Decoupled"
+        )
+    if any(group.get("amsgrad") for group in optimizer.param_groups):
+        raise UserError(
+            "Stable cannot be attached with amsgrad=True: the maximum of the second moment does not follow from"
+            " gradient norms; use amsgrad=False"
+        )
+    adam = torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam
+    if rule.beta2 is None and not isinstance(optimizer, (torch.optim.SGD, *adam)):
+        raise UserError(
+            f"Stable knows SGD and the Adam family of torch (Adam, AdamW, NAdam, RAdam), got {_name(optimizer)}; if its"
+            " steps are divided by the root of a running mean of squared gradients, name that mean's decay:"
+            " Stable(..., beta2=0.999)"
+        )
+
+
+def check_known(rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
     """Refuse a rule that needs a number nobody gave.
 
     Args:
@@ -127,7 +172,7 @@ def check_some_decay(groups: Sequence[Mapping[str, Any]], decaying: Sequence[Map
     )
 
 
-def check_undivided(rule: Rule | Penalty, own: Sequence[float]) -> None:
+def check_undivided(rule: Part, own: Sequence[float]) -> None:
     """Refuse one explicit lam over groups that the user gave different values.
 
     Args:
@@ -184,7 +229,7 @@ def check_peak(lr: float, peak_lr: float, group: int) -> None:
         )
 
 
-def check_fraction(rule: Rule | Penalty, value: float, *, lr: float, lam: float, group: int) -> None:
+def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: int) -> None:
     """Refuse a fraction outside ``0 <= r < 1``, or a penalty's coefficient that is not finite and >= 0.
 
     Args:

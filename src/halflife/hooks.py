@@ -5,73 +5,26 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife import guards
-from halflife.mechanisms import Decay, StepCount
-from halflife.rules.base import Penalty, Rule, StepInfo, law_text
+from halflife.actions import action_for
+from halflife.answers import Asker
+from halflife.mechanisms import Answer, Decay, StepCount
+from halflife.rules.base import Penalty, law_text
+from halflife.terms import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, STEP, Terms
 
-__all__ = ["KEYS", "Attachment", "Select", "Terms"]
+__all__ = ["Attachment"]
 
-# Keys in the parameter groups while a rule is attached. All of them stay, because readers of distributed
-# checkpoints load the keys that they find; none changes after the first step, because torch.compile guards
-# every number that it sees. So the steps taken are written for the time of a state_dict() only.
-INITIAL = "initial_weight_decay"
-PEAK = "halflife_peak_lr"  # 0.0 until it is known
-LAW = "halflife_law"
-STEP = "halflife_step"
-KEYS = (INITIAL, PEAK, LAW, STEP)
-ELSEWHERE = -1  # the value of STEP outside of a state dict
-
-Select = Literal["all"] | None
 Hook = TypeVar("Hook", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, eq=False)
-class Terms:
-    """What was agreed when a rule was attached: the rule, its optimizers, and the numbers that the user gave.
-
-    Args:
-        optimizers: The optimizers, in the order in which groups are counted.
-        rule: The rule or penalty.
-        select: ``"all"`` lets every group decay.
-        numbers: ``peak_lr``, ``steps_per_epoch`` and ``tokens_per_step``, where given.
-        allow_other_law: Whether a checkpoint made under another law may be loaded.
-    """
-
-    optimizers: tuple[Optimizer, ...]
-    rule: Rule | Penalty
-    select: Select
-    numbers: dict[str, float]
-    allow_other_law: bool
-
-    def first_group(self, optimizer: Optimizer) -> int:
-        """Return the number of groups in the optimizers before this one."""
-        before = self.optimizers[: [id(each) for each in self.optimizers].index(id(optimizer))]
-        return sum(len(each.param_groups) for each in before)
-
-    def decays(self, group: dict[str, Any]) -> bool:
-        """Return whether the rule acts on this group."""
-        return self.select == "all" or group.get(INITIAL, 0.0) != 0.0
-
-    def check_groups(self) -> None:
-        """Refuse groups that the rule cannot act on as the user means it."""
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        decaying = [group for group in groups if self.decays(group)]
-        guards.check_some_decay(groups, decaying)
-        known = {name: self.numbers.get(name) for name in ("steps_per_epoch", "tokens_per_step")}
-        guards.check_known(self.rule, decaying, known)
-        guards.check_undivided(self.rule, [group[INITIAL] for group in decaying if group.get(INITIAL, 0.0) != 0.0])
 
 
 class Attachment:
@@ -83,13 +36,17 @@ class Attachment:
     def __init__(self, terms: Terms, optimizer: Optimizer) -> None:
         self._terms = terms
         self._optimizer = optimizer
-        self._decay = Decay(optimizer, penalty=isinstance(terms.rule, Penalty))
+        self._action = action_for(terms.rule)
+        self._decay = Decay(optimizer, self._action)
+        self._asker = Asker(terms, optimizer)
+        self._keeper = self._asker.moment or self._action  # of numbers per parameter that checkpoints hold
         self._count = StepCount()
         self._law = law_text(terms.rule.law())
+        self._remembers = "initial_norm" in terms.rule.needs or self._asker.moment is not None
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._unchecked = True  # whether groups have come that the guards have not seen
         self._before_load: list[dict[str, Any]] = []
-        self._last: list[float] = []
+        self._last: list[float | Tensor] = []
         self._found_inf: Tensor | None = None
         self._removers: list[Callable[[], None]] = []
         self._frame: FrameType | None = None  # the call of step that we are in, or that ended by an exception
@@ -114,6 +71,7 @@ class Attachment:
     def stop(self) -> None:
         """Remove the hooks and everything else that was added to the optimizer."""
         self._decay.end()
+        self._action.forget(self._optimizer)
         for remove in self._removers:
             remove()
         self.forget(but=(INITIAL,))  # other libraries record it too
@@ -132,8 +90,9 @@ class Attachment:
         loaded = [group for group in groups if group.get(STEP, ELSEWHERE) != ELSEWHERE]
         for group in loaded:
             self._check_law(group)
-        for group in loaded:
-            self._count = StepCount(int(group[STEP]))
+        if loaded:
+            self._count = StepCount(int(loaded[-1][STEP]))
+            self._keeper.load([(group["params"], group.get(MEMORY) or None) for group in groups])
         for group in groups:
             if PEAK not in group:
                 self._unchecked = True
@@ -141,6 +100,8 @@ class Attachment:
             if INITIAL not in group and "weight_decay" in group:
                 group[INITIAL] = float(group["weight_decay"])
             group[LAW], group[STEP] = self._law, ELSEWHERE
+            if self._remembers:
+                group[MEMORY] = ()
 
     def _check_law(self, saved: dict[str, Any]) -> None:
         if not self._terms.allow_other_law and saved.get(STEP, ELSEWHERE) != ELSEWHERE:
@@ -162,64 +123,36 @@ class Attachment:
         if self._unchecked:
             self._terms.check_groups()
             self._unchecked = False
-        answers = self._answers()
-        self._last = [0.0 if isinstance(self._terms.rule, Penalty) else answer for answer, _ in answers]
-        return self._decay.begin(answers, args, kwargs)
+        return self._decay.begin(self._ask, args, kwargs, wait=self._asker.moment is not None)
+
+    def _ask(self) -> list[Answer]:
+        answers = self._asker.ask(self._count.value())
+        self._last = [0.0 if isinstance(self._terms.rule, Penalty) else answer.value for answer in answers]
+        return answers
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._depth > 0:
             self._depth -= 1
             return
         self._frame = None
-        self._decay.end()
+        self._decay.finish()
+        first = self._terms.first_group(optimizer)
+        for group, r in (self._action.applied() or {}).items():
+            self._last[group - first] = r
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._count.add(self._found_inf)
-
-    def _answers(self) -> list[tuple[float, float]]:
-        """Return the rule's answer and the lr of each group, all of them before anything is touched."""
-        terms, rule, step = self._terms, self._terms.rule, self._count.value()
-        answers = []
-        for index, group in enumerate(self._optimizer.param_groups, terms.first_group(self._optimizer)):
-            lr = guards.check_lr(group.get("lr"), index)
-            # At lr == 0 the optimizer does not move weights, so no rule may. A penalty is part of the
-            # gradient, which optimizers feed to their statistics at lr == 0 too.
-            if not terms.decays(group) or (lr == 0.0 and isinstance(rule, Rule)):
-                answers.append((0.0, lr))
-                continue
-            lam = group.get(INITIAL, math.nan)
-            info = StepInfo(
-                lr=lr,
-                lam=lam,
-                step=step,
-                peak_lr=self._peak(group, lr, index) if "peak_lr" in rule.needs else math.nan,
-                steps_per_epoch=terms.numbers.get("steps_per_epoch", math.nan),
-                tokens_per_step=terms.numbers.get("tokens_per_step", math.nan),
-                group=index,
-            )
-            value = float(rule.fraction(info) if isinstance(rule, Rule) else rule.coefficient(info))
-            own = lam if "lam" in rule.needs else math.nan
-            held = own if rule.explicit_lam is None else rule.explicit_lam
-            guards.check_fraction(rule, value, lr=lr, lam=held, group=index)
-            answers.append((value, lr))
-        return answers
-
-    def _peak(self, group: dict[str, Any], lr: float, index: int) -> float:
-        """Return the group's peak learning rate and keep it in the group; called at lr > 0 only."""
-        given = self._terms.numbers.get("peak_lr")
-        if given is not None:
-            group[PEAK] = given
-        elif not group[PEAK] > 0.0:
-            candidates = (float(group.get(key, 0.0)) for key in ("max_lr", "initial_lr"))
-            group[PEAK] = next((candidate for candidate in candidates if candidate > 0.0), lr)
-        guards.check_peak(lr, group[PEAK], index)
-        return float(group[PEAK])
 
     def fractions(self) -> list[float]:
         """Return what the last step removed, per group of this optimizer."""
         count = len(self._optimizer.param_groups)
         if self._found_inf is not None and self._found_inf.item() != 0:
             return [0.0] * count
-        return (self._last + [0.0] * count)[:count]
+        return ([float(r) for r in self._last] + [0.0] * count)[:count]
+
+    def hand_over_norm(self, norm: Tensor | float) -> bool:
+        """Take the norm of all gradients of the coming step; tell whether the rule has a use for it."""
+        self._asker.total_norm = norm
+        return self._asker.moment is not None
 
     # ---- checkpoints
 
@@ -228,10 +161,14 @@ class Attachment:
         self.adopt()
         for group in optimizer.param_groups:
             group[STEP] = self._count.value()
+            if self._remembers:
+                group[MEMORY] = self._keeper.save(group["params"])
 
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         for group in optimizer.param_groups:  # the state dict has copies of the groups, which keep the count
             group[STEP] = ELSEWHERE
+            if self._remembers:
+                group[MEMORY] = ()
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """Refuse another law here, where raising leaves the optimizer untouched."""
@@ -257,7 +194,9 @@ class Attachment:
             group.update(before)
         self._before_load = []
         self._last, self._found_inf, self._count = [], None, StepCount()
-        lost = self._terms.rule.needs & {"step", "peak_lr"}
+        self._keeper.load([])
+        self._action.load([])
+        lost = self._terms.rule.needs & {"step", "peak_lr", "initial_norm"}
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "

@@ -2,20 +2,25 @@
 
 native: the optimizer's own decay, linear in ``group["weight_decay"]``, is given the value that makes it
     remove r.
-own pass: one ``torch._foreach_mul_`` per group, device and precision, with no host synchronization.
+own pass: the optimizer's own decay is switched off, and an action of `halflife.actions` acts instead.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, NAdam, Optimizer, RAdam
 
-__all__ = ["Decay", "StepCount", "add_to_gradients", "applies_natively", "native_value", "shrink"]
+from halflife.actions import Action, Work
+from halflife.actions.shrink import Shrink
+from halflife.rules.base import StepInfo
+
+__all__ = ["Answer", "Decay", "HostCopy", "StepCount", "applies_natively", "native_value"]
 
 # Above this a fused kernel's float32 copy of weight_decay could overflow; the own pass then takes the step.
 LARGEST_NATIVE_VALUE = 1e30
@@ -65,54 +70,19 @@ def native_value(r: float, lr: float) -> float:
     return r / lr if r > 0.0 else 0.0
 
 
-def shrink(parameters: Sequence[Tensor], r: float, found_inf: Tensor | None) -> None:
-    """Multiply parameters by ``1 - r`` in place, unless ``found_inf`` says that the step is skipped.
+@dataclass(frozen=True)
+class Answer:
+    """What a rule answered for one group at one step.
 
     Args:
-        parameters: The parameters; devices and precisions may differ.
-        r: The fraction to remove.
-        found_inf: The flag that GradScaler hands to fused optimizers; None outside of it.
+        value: The fraction, or the coefficient of a penalty.
+        info: What the rule was told.
+        active: Whether the group decays at this step at all.
     """
-    for (device, dtype), tensors in _by_device_and_precision(parameters).items():
-        # A tensor because a Python float would be rounded to bfloat16 before it multiplies bfloat16 weights,
-        # and filled on the device because copying a number there would wait for the device.
-        factor = torch.full((), 1.0 - r, dtype=dtype, device=device)
-        if found_inf is not None:  # chosen on the device: reading the flag would wait for it
-            flag = found_inf.to(device, non_blocking=True)
-            factor = torch.where(flag > 0, torch.ones_like(factor), factor)
-        torch._foreach_mul_(tensors, factor)
 
-
-def add_to_gradients(
-    parameters: Sequence[Tensor], coefficient: float, *, maximize: bool, grad_scale: Tensor | None
-) -> None:
-    """Add ``coefficient * w`` to the gradients in place, in the units that the gradients have now.
-
-    Args:
-        parameters: Parameters with a gradient.
-        coefficient: What multiplies the weights.
-        maximize: Whether the optimizer will negate the gradients.
-        grad_scale: The factor by which GradScaler has left the gradients scaled; None if it has not.
-    """
-    sign = -1.0 if maximize else 1.0
-    for (device, dtype), tensors in _by_device_and_precision(parameters).items():
-        gradients = [parameter.grad for parameter in tensors if parameter.grad is not None]
-        if grad_scale is None:
-            torch._foreach_add_(gradients, tensors, alpha=sign * coefficient)
-        else:
-            scale = grad_scale.to(device, dtype, non_blocking=True) * (sign * coefficient)
-            torch._foreach_add_(gradients, torch._foreach_mul(tensors, scale))
-
-
-def _by_device_and_precision(
-    parameters: Sequence[Tensor],
-) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
-    """Return parameters split by device and by the precision in which the factor is exact enough."""
-    split: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for parameter in parameters:
-        double = parameter.dtype in {torch.float64, torch.complex128}
-        split.setdefault((parameter.device, torch.float64 if double else torch.float32), []).append(parameter)
-    return split
+    value: float | Tensor
+    info: StepInfo
+    active: bool
 
 
 class Decay:
@@ -120,48 +90,52 @@ class Decay:
 
     Args:
         optimizer: The optimizer.
-        penalty: Whether the answers are coefficients of the gradient instead of fractions.
+        action: What acts on parameters that the optimizer's own decay does not serve.
     """
 
-    def __init__(self, optimizer: Optimizer, *, penalty: bool) -> None:
+    def __init__(self, optimizer: Optimizer, action: Action) -> None:
         self._optimizer = optimizer
-        self._penalty = penalty
+        self._action = action
         self._written: list[tuple[dict[str, Any], Any, float]] = []  # (where, the user's value, ours)
+        self._work: list[Work] = []
 
     def begin(
-        self, answers: Sequence[tuple[float, float]], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, ask: Callable[[], list[Answer]], args: tuple[Any, ...], kwargs: dict[str, Any], *, wait: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Set the optimizer's own decay for this step, and shrink what it does not shrink itself.
+        """Set the optimizer's own decay for this step, and act on what it does not serve.
 
         Args:
-            answers: The rule's answer and the lr, per group.
+            ask: Returns the answer for each group.
             args: Positional arguments of ``step``, the optimizer first.
             kwargs: Named arguments of ``step``.
+            wait: Whether the answers depend on gradients, which a closure has yet to make.
 
         Returns:
             The arguments with the closure wrapped: its gradients must exist before anything shrinks. None if
             there is no closure.
         """
-        own, all_native = [], True
-        for index, (answer, lr) in enumerate(answers):
-            group = self._optimizer.param_groups[index]
-            value = math.inf if self._penalty else native_value(answer, lr)
-            native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
-            if "weight_decay" in group:
-                self._write(group, value if native else 0.0)
-            all_native = all_native and native
-            if not native and answer > 0.0:
-                own.append((index, answer))
-        if not all_native and "weight_decay" in self._optimizer.defaults:  # some optimizers read them in the step
-            self._write(self._optimizer.defaults, 0.0)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        self._work = []
         if not callable(closure):
-            self._act(own)
+            self._act(self._divide(ask()))
             return None
-        wrapped = self._wrap(closure, own)
+        if wait:
+            self._switch_off()
+            wrapped = self._wrap(closure, lambda: [(i, a) for i, a in enumerate(ask()) if _acts(self._action, a)])
+        else:
+            own = self._divide(ask())
+            wrapped = self._wrap(closure, lambda: own)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
+
+    def finish(self) -> None:
+        """Let the action see the update, and put the user's values back; after the step."""
+        with torch.no_grad():
+            if self._work:
+                self._action.after(self._optimizer, self._work)
+        self._work = []
+        self.end()
 
     def end(self) -> None:
         """Put the user's values back where ours still stand; calling it again does nothing."""
@@ -170,11 +144,38 @@ class Decay:
                 where["weight_decay"] = users
         self._written = []
 
+    def _divide(self, answers: Sequence[Answer]) -> list[tuple[int, Answer]]:
+        """Give each group's answer to the optimizer's own decay where that serves it; return the others."""
+        own, all_native = [], True
+        for index, (group, answer) in enumerate(zip(self._optimizer.param_groups, answers, strict=True)):
+            value = math.inf
+            if type(self._action) is Shrink and not isinstance(answer.value, Tensor):
+                value = native_value(answer.value, answer.info.lr)
+            native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
+            if "weight_decay" in group:
+                self._write(group, value if native else 0.0)
+            all_native = all_native and native
+            if not native and _acts(self._action, answer):
+                own.append((index, answer))
+        if not all_native:
+            self._switch_off_defaults()
+        return own
+
+    def _switch_off(self) -> None:
+        for group in self._optimizer.param_groups:
+            if "weight_decay" in group:
+                self._write(group, 0.0)
+        self._switch_off_defaults()
+
+    def _switch_off_defaults(self) -> None:
+        if "weight_decay" in self._optimizer.defaults:  # some optimizers read them in the step
+            self._write(self._optimizer.defaults, 0.0)
+
     def _write(self, where: dict[str, Any], value: float) -> None:
         self._written.append((where, where["weight_decay"], value))
         where["weight_decay"] = value
 
-    def _wrap(self, closure: Callable[[], Any], own: list[tuple[int, float]]) -> Callable[[], Any]:
+    def _wrap(self, closure: Callable[[], Any], own: Callable[[], list[tuple[int, Answer]]]) -> Callable[[], Any]:
         """Return a closure that lets the decay act once the gradients are made."""
         calls = 0
 
@@ -184,38 +185,66 @@ class Decay:
             calls += 1
             # Weights shrink once in a step, however often a line search asks; every gradient gets its
             # penalty.
-            if calls == 1 or self._penalty:
-                self._act(own)
+            if calls == 1 or self._action.penalty:
+                self._act(own())
             return loss
 
         return wrapped
 
     @torch.no_grad()
-    def _act(self, own: list[tuple[int, float]]) -> None:
-        """Run the own pass, or add the penalty, on parameters that the optimizer will update."""
-        optimizer = self._optimizer
-        for index, value in own:
-            group = optimizer.param_groups[index]
+    def _act(self, own: Sequence[tuple[int, Answer]]) -> None:
+        """Act on parameters that the optimizer will update."""
+        self._work = []
+        for index, answer in own:
+            group = self._optimizer.param_groups[index]
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if self._penalty:
-                maximize = bool(group.get("maximize", False))
-                scale = getattr(optimizer, "grad_scale", None)
-                add_to_gradients(parameters, value, maximize=maximize, grad_scale=scale)
-            else:
-                shrink(parameters, value, getattr(optimizer, "found_inf", None))
+            if parameters:
+                self._work.append(Work(group, parameters, answer.value, answer.info))
+        if self._work:
+            self._action.before(self._optimizer, self._work)
+
+
+def _acts(action: Action, answer: Answer) -> bool:
+    """Tell whether there is anything to do for a group."""
+    if not answer.active:
+        return False
+    return action.stays or isinstance(answer.value, Tensor) or answer.value > 0.0
+
+
+class HostCopy:
+    """A small tensor on its way to the host: copied without waiting, read later.
+
+    Read before the next step, the device is past it, or the host waits until the device is at most one step
+    behind.
+
+    Args:
+        tensor: The tensor, on any device.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.Event | None = None
+        if tensor.device.type == "cpu":
+            self._copy = tensor
+            return
+        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._copy.copy_(tensor, non_blocking=True)
+        self._event = torch.Event(tensor.device)
+        self._event.record()
+
+    def read(self) -> float:
+        """Return the number."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return float(self._copy)
 
 
 class StepCount:
-    """Counts the steps that an optimizer took, without those that it skipped for an overflow.
-
-    On an accelerator the flag of a skipped step is copied to the host without waiting, and looked at before
-    the next step: by then the device is past it, or the host waits until the device is at most one step
-    behind.
-    """
+    """Counts the steps that an optimizer took, without those that it skipped for an overflow."""
 
     def __init__(self, taken: int = 0) -> None:
         self._taken = taken
-        self._pending: tuple[Tensor, torch.Event] | None = None
+        self._pending: HostCopy | None = None
 
     def add(self, found_inf: Tensor | None) -> None:
         """Count one step, unless ``found_inf`` marks it as skipped.
@@ -223,23 +252,16 @@ class StepCount:
         Args:
             found_inf: The flag that GradScaler hands to fused optimizers; None outside of it.
         """
-        taken = self.value()
+        self._taken = self.value()
         if found_inf is None:
-            self._taken = taken + 1
-        elif found_inf.device.type == "cpu":
-            self._taken = taken + int(found_inf.item() == 0)
+            self._taken += 1
         else:
-            flag = torch.empty((), dtype=found_inf.dtype, pin_memory=True)
-            flag.copy_(found_inf, non_blocking=True)
-            event = torch.Event(found_inf.device)
-            event.record()
-            self._pending = (flag, event)
+            # GradScaler may change its flag in place; on the CPU a copy keeps what it was.
+            self._pending = HostCopy(found_inf.clone() if found_inf.device.type == "cpu" else found_inf)
 
     def value(self) -> int:
         """Return the number of steps taken."""
         if self._pending is not None:
-            flag, event = self._pending
+            self._taken += int(self._pending.read() == 0)
             self._pending = None
-            event.synchronize()
-            self._taken += int(flag.item() == 0)
         return self._taken

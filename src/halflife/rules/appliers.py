@@ -129,14 +129,9 @@ class Toward(Applier):
     def __post_init__(self) -> None:
         super().__post_init__()
         reference = self.reference
-        if isinstance(reference, str):
-            if reference != "init":
-                raise UserError(
-                    f'a reference is "init", a MovingAverage, or tensors by name or in order, got {reference!r}'
-                )
-        elif isinstance(reference, Mapping | Sequence):
+        if isinstance(reference, Mapping) or (isinstance(reference, Sequence) and not isinstance(reference, str)):
             object.__setattr__(self, "reference", Tensors(reference))
-        elif not isinstance(reference, MovingAverage | Tensors):
+        elif reference != "init" and not isinstance(reference, MovingAverage | Tensors):
             raise UserError(
                 f'a reference is "init", a MovingAverage, or tensors by name or in order, got {reference!r}'
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from halflife.units import check_non_negative
 if TYPE_CHECKING:  # rules compute with tensors that they are given, but never make one
     from torch import Tensor
 
-__all__ = ["Applier", "LamRule", "Penalty", "Rule", "StepInfo", "check_rule", "law_text"]
+__all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_rule", "law_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ class StepInfo:
     initial_norm: float | Tensor = math.nan
 
 
-class _Part:
-    """What rules and penalties share: what they need, and their description as plain values."""
+class Part:
+    """What rules, appliers and penalties share: what they need, and their description as plain values."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -69,13 +70,20 @@ class _Part:
         """The coefficient it imposes on every group alike, or None if it imposes none."""
         return None
 
+    def parts(self) -> Iterator[Part]:
+        """Yield itself, and what it is made of, and what that is made of."""
+        yield self
+        inner = getattr(self, "inner", None)
+        for part in (*([] if inner is None else [inner]), *getattr(self, "rules", ())):
+            yield from part.parts()
+
     def law(self) -> dict[str, Any]:
         """Return a description of itself in nested plain values; two parts with equal laws act alike."""
         law: dict[str, Any] = _describe(self)
         return law
 
 
-class Rule(_Part, ABC):
+class Rule(Part, ABC):
     """Answers one question: which fraction of the weight is removed at this step."""
 
     @abstractmethod
@@ -84,7 +92,7 @@ class Rule(_Part, ABC):
 
 
 @dataclass(frozen=True)
-class Applier(_Part, ABC):
+class Applier(Part, ABC):
     """Acts on tensors: removes another rule's fraction, but not of the whole weight.
 
     Args:
@@ -110,7 +118,7 @@ class Applier(_Part, ABC):
         return self.inner.explicit_lam
 
 
-class Penalty(_Part, ABC):
+class Penalty(Part, ABC):
     """Adds a multiple of the weight to the gradient, before the optimizer sees it."""
 
     @abstractmethod

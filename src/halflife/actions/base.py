@@ -1,0 +1,88 @@
+"""What an action is, and what all of them need."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halflife.rules.base import StepInfo
+
+__all__ = ["Action", "Work", "by_device_and_precision", "unless_skipped"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one parameter group asks of an action at one step.
+
+    Args:
+        group: The group.
+        parameters: Its parameters with a gradient.
+        answer: The rule's fraction, or the penalty's coefficient.
+        info: What the rule was told.
+    """
+
+    group: dict[str, Any]
+    parameters: list[Tensor]
+    answer: float | Tensor
+    info: StepInfo
+
+
+class Action(ABC):
+    """Acts on the parameters of one optimizer around its step; called without gradient tracking."""
+
+    penalty: ClassVar[bool] = False  # whether answers are coefficients of the gradient, not fractions
+    stays: ClassVar[bool] = False  # whether it acts although the rule's answer is 0
+
+    @abstractmethod
+    def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Act between the gradient and the update."""
+
+    def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Act after the update, with what was given to `before`."""
+
+    def applied(self) -> dict[int, float | Tensor] | None:
+        """Return the fractions by group number where they are known only after the step."""
+        return None
+
+    def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...] | None:
+        """Return what a checkpoint has to keep for the parameters of a group; None if this action keeps nothing."""
+        return None
+
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+        """Start again from the answers of `save` for each group, and from what is in the optimizer's state."""
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """Remove what was put into the optimizer's state."""
+
+
+def by_device_and_precision(parameters: Sequence[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    """Return parameters split by device and by the precision in which a factor is exact enough."""
+    split: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for parameter in parameters:
+        double = parameter.dtype in {torch.float64, torch.complex128}
+        split.setdefault((parameter.device, torch.float64 if double else torch.float32), []).append(parameter)
+    return split
+
+
+def unless_skipped(
+    value: float | Tensor, otherwise: float, found_inf: Tensor | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return a number as a 0-dim tensor, replaced where ``found_inf`` says that the step is skipped.
+
+    A tensor because a Python float would be rounded to bfloat16 before it multiplies bfloat16 weights. Filled
+    and chosen on the device: copying a number there, or reading the flag, would wait for it.
+    """
+    if isinstance(value, Tensor):
+        made = value.to(device, dtype, non_blocking=True)
+    else:
+        made = torch.full((), value, dtype=dtype, device=device)
+    if found_inf is None:
+        return made
+    flag = found_inf.to(device, non_blocking=True)
+    return torch.where(flag > 0, torch.full_like(made, otherwise), made)

@@ -1,0 +1,152 @@
+"""Decay towards a reference: ``w <- w - r * (w - reference)`` before the update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halflife.actions.base import Action, Work, by_device_and_precision, unless_skipped
+from halflife.errors import UserError
+from halflife.norms import local
+from halflife.rules.appliers import MovingAverage, Tensors
+
+__all__ = ["KEY", "Pull", "reference_of"]
+
+KEY = "halflife_reference"  # in the optimizer's state of a parameter: checkpoints of every kind keep it
+LOW = {torch.bfloat16, torch.float16}
+
+
+class Pull(Action):
+    """Move parameters a fraction of the way to their references.
+
+    Args:
+        reference: The reference of `Toward`.
+    """
+
+    stays = True
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+        self._known: dict[Tensor, Tensor] = {}
+        self._kept: set[Tensor] = set()  # whose reference is in the optimizer's state
+
+    def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Pull, unless the step will be skipped."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        for each in work:
+            for parameter in each.parameters:
+                if parameter not in self._known:
+                    self._known[parameter] = self._find(optimizer, parameter)
+            if isinstance(each.answer, float) and each.answer == 0.0:
+                continue
+            for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
+                share = unless_skipped(each.answer, 0.0, found_inf, device, dtype)
+                for low in (True, False):
+                    some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
+                    if some:
+                        _pull(some, [self._known[tensor] for tensor in some], share, low=low)
+
+    def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Let the moving average follow, and keep references where checkpoints find them."""
+        if isinstance(self._reference, Tensors):
+            return
+        parameters = [parameter for each in work for parameter in each.parameters]
+        if isinstance(self._reference, MovingAverage):
+            found_inf = getattr(optimizer, "found_inf", None)
+            for (device, dtype), tensors in by_device_and_precision(parameters).items():
+                share = unless_skipped(1.0 - self._reference.beta, 0.0, found_inf, device, dtype)
+                for low in (True, False):
+                    some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
+                    if some:
+                        _pull([self._known[tensor] for tensor in some], some, share, low=low)
+        for parameter in parameters:
+            if parameter not in self._kept:
+                optimizer.state[parameter][KEY] = self._known[parameter]
+                self._kept.add(parameter)
+
+    def _find(self, optimizer: Optimizer, parameter: Tensor) -> Tensor:
+        if isinstance(self._reference, Tensors):
+            return reference_of(optimizer, self._reference, parameter)
+        state = optimizer.state.get(parameter, {})
+        kept: Tensor | None = state.get(KEY)  # of a checkpoint
+        return parameter.detach().clone() if kept is None else kept
+
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+        """Look the references up anew."""
+        self._known, self._kept = {}, set()
+
+    def forget(self, optimizer: Optimizer) -> None:
+        """Take the references out of the optimizer's state."""
+        for state in optimizer.state.values():
+            state.pop(KEY, None)
+
+
+def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Tensor:
+    """Find the given reference of a parameter.
+
+    Args:
+        optimizer: The optimizer; ``param_names`` in its groups serve references by name.
+        given: The reference tensors.
+        parameter: The parameter.
+
+    Returns:
+        The reference, with the device, type and sharding of the parameter.
+
+    Raises:
+        UserError: If there is none, or its shape differs.
+    """
+    index, name = 0, None
+    for group in optimizer.param_groups:
+        for position, each in enumerate(group["params"]):
+            if each is parameter:
+                names = group.get("param_names")
+                name = names[position] if names else None
+                break
+            index += 1
+        else:
+            continue
+        break
+    if isinstance(given.values, dict):
+        if name is None:
+            raise UserError(
+                "Toward got references by name, but the optimizer does not know the names of its parameters; build the"
+                " groups with halflife.param_groups or model.named_parameters(), or give a list of tensors in order"
+            )
+        if name not in given.values:
+            raise UserError(
+                f"Toward got no reference for the decaying parameter {name}; add it, or take it out of decay"
+            )
+        found = given.values[name]
+    else:
+        if index >= len(given.values):
+            raise UserError(
+                f"Toward got {len(given.values)} reference tensors, but parameter {index} of the optimizer decays"
+                " too; give one per parameter, in order"
+            )
+        found = given.values[index]
+    if found.shape != parameter.shape:
+        raise UserError(
+            f"Toward got a reference of shape {tuple(found.shape)} for parameter {name or index} of shape"
+            f" {tuple(parameter.shape)}; expected equal shapes"
+        )
+    found = found.detach()
+    if hasattr(parameter, "device_mesh") and not hasattr(found, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        found = distribute_tensor(found.to(local(parameter).device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    return found.to(device=parameter.device, dtype=parameter.dtype, copy=True)
+
+
+def _pull(tensors: list[Tensor], targets: list[Tensor], share: Tensor, *, low: bool) -> None:
+    """Move ``tensors`` by ``share`` of the way to ``targets`` in place, in float32 for narrower types."""
+    if share.device.type == "cpu" and not low:
+        torch._foreach_lerp_(tensors, targets, float(share))
+        return
+    for tensor, target in zip(tensors, targets, strict=True):
+        mine, theirs = local(tensor), local(target)
+        moved = torch.lerp(mine.float(), theirs.float(), share) if low else torch.lerp(mine, theirs, share)
+        mine.copy_(moved)

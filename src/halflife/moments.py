@@ -1,0 +1,188 @@
+"""The running mean of squared gradients that the Stable rule needs: one number per tensor.
+
+The sum over a tensor of Adam's second moment obeys the recursion of the moment itself, so it can be kept
+without the moment::
+
+    v_i <- beta2 * v_i + (1 - beta2) * ||g_i||^2          each tensor with its own beta2 and its own steps
+    mean = sum_i v_i / (1 - beta2^steps_i) / sum_i size_i          over the tensors with a gradient
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.norms import accumulator, local, squared_norms
+
+__all__ = ["SecondMoment"]
+
+
+@dataclass
+class _Vectors:
+    """What is known of the parameters of an optimizer: one element for each of them, in order.
+
+    Args:
+        parameters: The parameters.
+        sums: ``v_i``.
+        steps: Steps taken with a gradient.
+        sizes: Numbers of elements.
+        betas: Their ``beta2``, as `key` has it.
+        key: The same as plain numbers.
+        present: Which have a gradient, as `flags` has it.
+        flags: The same as plain values.
+    """
+
+    parameters: list[Tensor]
+    sums: Tensor
+    steps: Tensor
+    sizes: Tensor
+    betas: Tensor
+    key: tuple[float, ...] = ()
+    present: Tensor | None = None
+    flags: tuple[bool, ...] = ()
+
+
+class SecondMoment:
+    """Adam's second moment, as one sum per parameter of an optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        beta2: The decay of the mean for all groups; None reads each group's ``betas[1]``.
+    """
+
+    def __init__(self, optimizer: Optimizer, beta2: float | None) -> None:
+        self._optimizer = optimizer
+        self._beta2 = beta2
+        self._saved: dict[Tensor, tuple[float, float]] = {}  # of a checkpoint, until the next step
+        self._vectors: _Vectors | None = None
+
+    @torch.no_grad()
+    def update(self, total_norm: Tensor | float | None) -> float | Tensor:
+        """Take this step's gradients in, and return the mean over all elements.
+
+        Args:
+            total_norm: The norm of all gradients together where it is known already; None measures it.
+                It is split over the tensors by their size, which does not matter as long as all have the
+                same beta2 and the same number of steps.
+
+        Returns:
+            The mean, a float for parameters on the CPU and a 0-dim tensor elsewhere; NaN if there is no
+            gradient.
+
+        Raises:
+            UserError: If a gradient is sparse.
+        """
+        known = self._prepare()
+        gradients = [parameter.grad for parameter in known.parameters if parameter.grad is not None]
+        if not gradients:
+            return math.nan
+        if any(gradient.is_sparse for gradient in gradients):
+            raise UserError(
+                "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
+                " Decoupled, or build the embedding with sparse=False"
+            )
+        present = _presence(known)
+        if total_norm is not None:
+            sizes = known.sizes * present
+            squares = sizes / sizes.sum() * _as_scalar(total_norm, sizes) ** 2
+        else:
+            squares = squared_norms(gradients)
+            if len(gradients) < len(known.parameters):
+                squares = torch.zeros_like(known.sums).masked_scatter_(present, squares)
+            scale: Tensor | None = getattr(self._optimizer, "grad_scale", None)
+            if scale is not None:  # GradScaler leaves it to a fused optimizer to divide
+                squares = squares / scale.to(squares.device, squares.dtype, non_blocking=True).square()
+        moved = present
+        found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
+        if found_inf is not None:  # this step will be skipped; where, because 0 * inf would stay for ever
+            moved = present & (found_inf.to(present.device, non_blocking=True) == 0)
+        known.sums = torch.where(moved, known.betas * known.sums + (1.0 - known.betas) * squares, known.sums)
+        known.steps = known.steps + moved
+        corrected = known.sums / (1.0 - known.betas**known.steps)
+        mean = torch.where(present, corrected, 0.0).sum() / (known.sizes * present).sum()
+        return float(mean) if mean.device.type == "cpu" else mean
+
+    def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:
+        """Return what a checkpoint has to keep for some parameters: the sums, then the steps."""
+        known = self._prepare()
+        position = {parameter: i for i, parameter in enumerate(known.parameters)}
+        indices = [position[parameter] for parameter in parameters]
+        sums, steps = known.sums.tolist(), known.steps.tolist()
+        return (*(sums[i] for i in indices), *(steps[i] for i in indices))
+
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+        """Start again from what checkpoints kept; parameters without it start from the optimizer's own moment.
+
+        Args:
+            saved: Parameters of a group and the answer of `save`, for each group; None where there is none.
+        """
+        self._saved = {}
+        for parameters, values in saved:
+            if values is not None and len(values) == 2 * len(parameters):
+                pairs = zip(values[: len(parameters)], values[len(parameters) :], strict=True)
+                self._saved.update(zip(parameters, pairs, strict=True))
+        self._vectors = None
+
+    def _prepare(self) -> _Vectors:
+        """Follow the parameters and settings of the groups."""
+        groups = self._optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        known = self._vectors
+        if known is None or [*map(id, parameters)] != [*map(id, known.parameters)]:
+            known = self._vectors = self._adopt(parameters, known)
+        key = tuple(self._beta_of(group) for group in groups for _ in group["params"])
+        if key != known.key:
+            known.key = key
+            known.betas = torch.tensor(key, dtype=known.sums.dtype, device=known.sums.device)
+        return known
+
+    def _beta_of(self, group: Mapping[str, Any]) -> float:
+        return float(group["betas"][1]) if self._beta2 is None else self._beta2
+
+    def _adopt(self, parameters: list[Tensor], before: _Vectors | None) -> _Vectors:
+        """Make room for these parameters: what is known of them, or a checkpoint says, or the optimizer has."""
+        start = self._from_optimizer(parameters) if before is None else {}
+        if before is not None:
+            values = zip(before.sums.tolist(), before.steps.tolist(), strict=True)
+            start = dict(zip(before.parameters, values, strict=True))
+        start |= self._saved
+        self._saved = {}
+        device = local(parameters[0]).device
+        dtype = accumulator(device)
+        sums, steps = zip(*(start.get(parameter, (0.0, 0.0)) for parameter in parameters), strict=True)
+        sizes = [parameter.numel() for parameter in parameters]
+        vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
+        return _Vectors(parameters, next(vectors), next(vectors), next(vectors), torch.zeros((), dtype=dtype))
+
+    def _from_optimizer(self, parameters: list[Tensor]) -> dict[Tensor, tuple[float, float]]:
+        """Start from the second moment that the optimizer has already, when attached in the middle of a run."""
+        state = self._optimizer.state
+        started = [p for p in parameters if p in state and {"exp_avg_sq", "step"} <= state[p].keys()]
+        if not started or self._beta2 is not None:
+            return {}
+        sums = squared_norms([state[parameter]["exp_avg_sq"].sqrt() for parameter in started]).tolist()
+        return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
+
+
+def _presence(known: _Vectors) -> Tensor:
+    """Return which parameters have a gradient as a tensor, made anew only when that changes."""
+    flags = tuple(parameter.grad is not None for parameter in known.parameters)
+    if known.present is None or flags != known.flags:
+        known.present = torch.tensor(flags, device=known.sums.device)
+        known.flags = flags
+    return known.present
+
+
+def _as_scalar(norm: Tensor | float, like: Tensor) -> Tensor:
+    """Return a norm as a 0-dim tensor; under FSDP2, torch's clip_grad_norm_ answers with a DTensor."""
+    if not isinstance(norm, Tensor):
+        return torch.full((), float(norm), dtype=like.dtype, device=like.device)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole.detach().to(like.device, like.dtype, non_blocking=True)

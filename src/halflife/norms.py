@@ -1,0 +1,103 @@
+"""Squared norms, one per tensor: right when tensors are sharded or scaled, and without waiting for the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["accumulator", "local", "squared_norms"]
+
+# torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements, 1e-6 at 2^18
+# (torch 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`.
+PIECE = 1 << 18
+
+
+def accumulator(device: torch.device) -> torch.dtype:
+    """Return the most precise type that sums of squares can have on a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds; the tensor itself if it is not distributed.
+
+    Operations that reduce a DTensor answer for the local shard only, silently, where their result is read
+    with ``item()``.
+    """
+    shard: Tensor = tensor.to_local() if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor has it
+    return shard
+
+
+@torch.no_grad()
+def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the squared Euclidean norm of each tensor: of all of it, if it is sharded over processes.
+
+    One collective in all under FSDP2, none where no tensor is sharded.
+
+    Args:
+        tensors: Tensors of any shapes, types and devices, at least one.
+
+    Returns:
+        1-D, one value per tensor, on the device of the first, in float64 where the device has it.
+    """
+    shards = [local(tensor) for tensor in tensors]
+    device = shards[0].device
+    found = torch.zeros(len(shards), dtype=accumulator(device), device=device)
+    pieces: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
+    whole = True  # whether each tensor is one piece, in order, in one list
+    for index, shard in enumerate(shards):
+        indices, parts = pieces.setdefault((shard.device, shard.dtype), ([], []))
+        if shard.device.type == "cpu" and shard.numel() > PIECE and shard.is_contiguous():
+            cut = torch.split(shard.view(-1), PIECE)
+            indices.extend([index] * len(cut))
+            parts.extend(cut)
+            whole = False
+        elif shard.numel() > 0:  # the shard of a small tensor may be empty
+            indices.append(index)
+            parts.append(shard)
+    for (_, dtype), (indices, parts) in pieces.items():
+        if not parts:
+            continue
+        # A float16 norm overflows at 65504.
+        wide = torch.float64 if dtype in {torch.float64, torch.complex128} else torch.float32
+        norms = torch.stack(torch._foreach_norm(parts, 2, wide)).to(device, found.dtype, non_blocking=True)
+        if whole and len(parts) == len(shards):
+            found = norms.square_()
+        else:
+            found.index_add_(0, _positions(indices, device), norms.square_())
+    return _sum_over_shards(found, tensors)
+
+
+def _positions(indices: list[int], device: torch.device) -> Tensor:
+    """Return indices as a tensor; from pinned memory, so that the copy to an accelerator waits for nothing."""
+    positions = torch.tensor(indices, pin_memory=device.type == "cuda")
+    return positions.to(device, non_blocking=True)
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # without it there is no DTensor
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _sum_over_shards(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Add up what the shards of each tensor found: one collective per mesh dimension that shards any."""
+    plan: dict[tuple[Any, int], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if _is_distributed(tensor):
+            mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+            for dimension, placement in enumerate(placements):
+                if not placement.is_replicate():
+                    plan.setdefault((mesh, dimension), []).append(index)
+    for (mesh, dimension), indices in plan.items():
+        group = mesh.get_group(dimension)
+        if len(indices) == len(tensors):
+            torch.distributed.all_reduce(found, group=group)
+        else:
+            positions = _positions(indices, found.device)
+            part = found[positions]
+            torch.distributed.all_reduce(part, group=group)
+            found[positions] = part
+    return found
