@@ -60,11 +60,12 @@ class Asker:
             lr = guards.check_lr(group.get("lr"), index)
             # At lr == 0 the optimizer does not move weights, so no rule may. A penalty is part of the
             # gradient, which optimizers feed to their statistics at lr == 0 too.
-            if not terms.decays(group) or (lr == 0.0 and not isinstance(rule, Penalty)):
-                answers.append(Answer(0.0, StepInfo(lr=lr, group=index), active=False))
+            decays = terms.decays(group)
+            if not decays or (lr == 0.0 and not isinstance(rule, Penalty)):
+                answers.append(Answer(0.0, StepInfo(lr=lr, group=index), decays))
                 continue
             info = self._info(group, lr, index, step, second_moment)
-            answers.append(Answer(self._answer(info), info, active=True))
+            answers.append(Answer(self._answer(info), info, decays))
         return answers
 
     def _info(self, group: dict[str, Any], lr: float, index: int, step: int, second_moment: float | Tensor) -> StepInfo:

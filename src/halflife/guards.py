@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.rules.base import Part, Penalty, Rule
+from halflife.rules.base import Part, Penalty
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
 

@@ -196,7 +196,7 @@ class Attachment:
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._keeper.load([])
         self._action.load([])
-        lost = self._terms.rule.needs & {"step", "peak_lr", "initial_norm"}
+        lost = self._terms.rule.needs & {"step", "peak_lr", "initial_norm", "reference"}
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "

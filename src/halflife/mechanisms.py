@@ -77,12 +77,12 @@ class Answer:
     Args:
         value: The fraction, or the coefficient of a penalty.
         info: What the rule was told.
-        active: Whether the group decays at this step at all.
+        decays: Whether the group decays.
     """
 
     value: float | Tensor
     info: StepInfo
-    active: bool
+    decays: bool
 
 
 class Decay:
@@ -206,8 +206,10 @@ class Decay:
 
 def _acts(action: Action, answer: Answer) -> bool:
     """Tell whether there is anything to do for a group."""
-    if not answer.active:
+    if not answer.decays:
         return False
+    if answer.info.lr == 0.0 and not action.penalty:
+        return action.follows
     return action.stays or isinstance(answer.value, Tensor) or answer.value > 0.0
 
 

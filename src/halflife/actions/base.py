@@ -38,12 +38,13 @@ class Action(ABC):
 
     penalty: ClassVar[bool] = False  # whether answers are coefficients of the gradient, not fractions
     stays: ClassVar[bool] = False  # whether it acts although the rule's answer is 0
+    follows: ClassVar[bool] = False  # whether it is called at lr == 0 too, where weights rest but averages move
 
     @abstractmethod
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Act between the gradient and the update."""
 
-    def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+    def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:  # noqa: B027 - most actions have nothing to do here
         """Act after the update, with what was given to `before`."""
 
     def applied(self) -> dict[int, float | Tensor] | None:
@@ -54,10 +55,10 @@ class Action(ABC):
         """Return what a checkpoint has to keep for the parameters of a group; None if this action keeps nothing."""
         return None
 
-    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:  # noqa: B027 - most actions have nothing to do here
         """Start again from the answers of `save` for each group, and from what is in the optimizer's state."""
 
-    def forget(self, optimizer: Optimizer) -> None:
+    def forget(self, optimizer: Optimizer) -> None:  # noqa: B027 - most actions have nothing to do here
         """Remove what was put into the optimizer's state."""
 
 

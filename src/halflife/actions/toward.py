@@ -28,6 +28,7 @@ class Pull(Action):
     """
 
     stays = True
+    follows = True
 
     def __init__(self, reference: Any) -> None:
         self._reference = reference

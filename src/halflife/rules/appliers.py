@@ -52,7 +52,7 @@ class Cautious(Applier):
 class MovingAverage:
     """A reference for `Toward`: the exponential moving average of the weights, ``a <- beta * a + (1 - beta) * w``.
 
-    It starts at the weights before the first step, and moves after each step.
+    It starts at the weights before the first step, and moves after each step, those at ``lr == 0`` included.
 
     Args:
         beta: The share that is kept per step, ``0 <= beta < 1``.
@@ -135,3 +135,8 @@ class Toward(Applier):
             raise UserError(
                 f'a reference is "init", a MovingAverage, or tensors by name or in order, got {reference!r}'
             )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inner rule needs, and a reference where it is not given."""
+        return super().needs | (set() if isinstance(self.reference, Tensors) else {"reference"})
