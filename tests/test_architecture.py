@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "halflife"
 
 # Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
-PLAIN: list[set[str]] = [{"errors", "units", "schedules", "records", "specs", "fingerprint", "files", "machine"}]
+PLAIN: list[set[str]] = [
+    {"errors", "units", "convert", "schedules", "records", "specs", "fingerprint", "files", "machine"}
+]
 TRAINING: list[set[str]] = [
     {"rules"},
     {"policies", "select"},

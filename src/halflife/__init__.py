@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halflife import rules, schedules, units
     from halflife.attach import Handle, attach
+    from halflife.convert import convert
     from halflife.identify import Law, identify
     from halflife.rules import (
         L2,
@@ -54,6 +55,7 @@ __all__ = [
     "Toward",
     "__version__",
     "attach",
+    "convert",
     "identify",
     "param_groups",
     "rules",
@@ -81,6 +83,7 @@ _HOME: dict[str, str | None] = {
     "Stable": "rules",
     "Toward": "rules",
     "attach": "attach",
+    "convert": "convert",
     "identify": "identify",
     "param_groups": "select",
     "rules": None,
