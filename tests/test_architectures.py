@@ -404,7 +404,7 @@ class ParallelEmbedding(Custom):
         (HeadNorm(weight=(2, 4), bias=(2, 4)), "norms"),
         (HeadNorm(weight=(4,), bias=(4,)), "norms"),
         (Custom(qk_gain=(2, 4), norm_weight=(2, 4)), "norms"),  # of layers that are stacked in one tensor
-        (Custom(gamma=(2, 4), head_scale=(2, 4), log_dt=(2, 4)), "rest"),
+        (Custom(gamma=(2, 4), head_scale=(2, 4), log_dt=(2, 4)), "others"),
     ],
 )
 def test_kinds_by_name(module: nn.Module, kinds: str) -> None:

@@ -2,7 +2,7 @@
 
 A parameter has one kind: ``"matrices"``, what multiplies activations (linear, convolution, attention, recurrent,
 experts, routers); ``"embeddings"``, what is looked up or added (tables, positions, class tokens, codebooks);
-``"norms"``; ``"biases"``; ``"rest"`` (scales, gates, time constants of state-space models, temperatures).
+``"norms"``; ``"biases"``; ``"others"`` (scales, gates, time constants of state-space models, temperatures).
 
 Examples:
     >>> import torch
@@ -29,7 +29,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 __all__ = ["KINDS", "POLICIES", "Use", "kind_of", "uses_of"]
 
-KINDS = ("matrices", "embeddings", "norms", "biases", "rest")
+KINDS = ("matrices", "embeddings", "norms", "biases", "others")
 
 MATRIX_MODULES = (nn.Linear, nn.Bilinear, _ConvNd, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 NORM_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
@@ -47,7 +47,7 @@ WORDS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("embeddings", frozenset({"pos", "position", "positions", "positional", "ape"})),
     ("embeddings", frozenset({"latent", "latents", "queries", "prompt", "prompts"})),  # learned inputs
-    ("rest", frozenset({"gamma", "beta", "scale", "log"})),  # log: kept as a logarithm, such as A_log
+    ("others", frozenset({"gamma", "beta", "scale", "log"})),  # log: kept as a logarithm, such as A_log
 )
 MATRIX_CLASSES = {"linear", "conv", "dense", "projection", "proj", "attention", "mlp", "experts", "head", "decoder"}
 
@@ -148,7 +148,7 @@ def _kind_at(parameter: nn.Parameter, use: Use) -> tuple[str, str]:
     if sum(size > 1 for size in parameter.shape) < 2:
         if name[-1] == "bias":
             return ("norms" if of_class == "norms" else "biases"), f"bias of {kind}"
-        return (of_class if of_class in {"norms", "embeddings"} else "rest"), f"vector or scalar in {kind}"
+        return (of_class if of_class in {"norms", "embeddings"} else "others"), f"vector or scalar in {kind}"
     if next((word for word in reversed(name) if word not in {"weight", "weights"}), "") in MATRIX_WORDS:
         return "matrices", f"matrix in {kind}"
     if of_class is not None:
@@ -158,7 +158,7 @@ def _kind_at(parameter: nn.Parameter, use: Use) -> tuple[str, str]:
             if word in words:
                 return answer, f"named like a parameter that does not multiply activations ({word!r})"
     if leaf == "D" and hasattr(use.owner, "A_log"):
-        return "rest", "skip weight of a state-space model (D beside A_log)"
+        return "others", "skip weight of a state-space model (D beside A_log)"
     return "matrices", f"matrix in {kind}"
 
 
