@@ -1,0 +1,266 @@
+"""What attaching a rule costs, as ratios measured in one process.
+
+Run it with ``make bench``, or ``python benchmarks/attach.py``; ``--rounds N`` for more rounds. pytest-benchmark
+keeps the numbers: add ``--benchmark-json FILE`` for the raw ones with the machine's description.
+
+Every round times every variant once, in an order that is drawn anew, so that what else runs on the machine hits
+all of them alike. Ratios are medians over rounds of the ratio within a round; the bracket is the middle half of them. A
+parameter list in the shapes of GPT-2 (6 layers of width 384, vocabulary 50,304: 30 M parameters, float32) is larger than the
+caches, so that memory traffic is the limit: what a rule adds is compared with the bytes that it has to move, at the
+speed of a plain copy in the same rounds.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import halflife
+from halflife.norms import squared_norms
+
+WIDTH, LAYERS, VOCABULARY, CONTEXT = 384, 6, 50_304, 1024
+LR = 1e-3
+
+Step = Callable[[], object]
+
+
+def shapes() -> list[tuple[int, ...]]:
+    """The shapes of a GPT-2 with biases, embeddings tied."""
+    layer: list[tuple[int, ...]] = [(WIDTH,), (WIDTH,), (3 * WIDTH, WIDTH), (3 * WIDTH,), (WIDTH, WIDTH), (WIDTH,)]
+    layer += [(WIDTH,), (WIDTH,), (4 * WIDTH, WIDTH), (4 * WIDTH,), (WIDTH, 4 * WIDTH), (WIDTH,)]
+    return [(VOCABULARY, WIDTH), (CONTEXT, WIDTH), *(layer * LAYERS), (WIDTH,), (WIDTH,)]
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    """Parameters with gradients, both small enough that nothing overflows in thousands of steps."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.nn.Parameter(torch.randn(shape, generator=generator) * 0.02) for shape in shapes()]
+    for parameter in made:
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 1e-3
+    return made
+
+
+def groups() -> list[dict[str, Any]]:
+    """The usual two groups: what has two dimensions decays."""
+    made = parameters()
+    return [
+        {"params": [p for p in made if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in made if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def decaying_bytes() -> int:
+    """Bytes of the weights that decay."""
+    return sum(4 * torch.Size(shape).numel() for shape in shapes() if len(shape) >= 2)
+
+
+def adamw(rule: Any = None, *, fused: bool = True) -> torch.optim.Optimizer:
+    """A fused AdamW, with a rule on it."""
+    optimizer = torch.optim.AdamW(groups(), lr=LR, fused=fused)
+    if rule is not None:
+        halflife.attach(optimizer, rule, peak_lr=LR)
+    return optimizer
+
+
+def adam(rule: Any = None) -> torch.optim.Optimizer:
+    """A fused Adam, whose own decay goes through the gradient: every rule takes the own pass."""
+    optimizer = torch.optim.Adam(groups(), lr=LR, fused=True)
+    if rule is None:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = 0.0
+    else:
+        halflife.attach(optimizer, rule, peak_lr=LR)
+    return optimizer
+
+
+class PythonAdamS:
+    """AdamS as it is usually written: tensor by tensor, the second moment summed at every step (arXiv 2011.11152)."""
+
+    def __init__(self, decay: float) -> None:
+        self.groups, self.decay, self.step_count = groups(), decay, 0
+        self.state = {p: (torch.zeros_like(p), torch.zeros_like(p)) for group in self.groups for p in group["params"]}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step with betas 0.9 and 0.999."""
+        self.step_count += 1
+        first, second = 1 - 0.9**self.step_count, 1 - 0.999**self.step_count
+        total, count = 0.0, 0
+        for parameter, (_, square) in self.state.items():
+            assert parameter.grad is not None
+            square.mul_(0.999).addcmul_(parameter.grad, parameter.grad, value=0.001)
+            total += square.sum().item() / second
+            count += parameter.numel()
+        fraction = LR * self.decay / (total / count) ** 0.5
+        for group in self.groups:
+            for parameter in group["params"]:
+                mean, square = self.state[parameter]
+                if group["weight_decay"]:
+                    parameter.mul_(1 - fraction)
+                mean.mul_(0.9).add_(parameter.grad, alpha=0.1)
+                parameter.addcdiv_(mean, (square.sqrt() / second**0.5).add_(1e-8), value=-LR / first)
+
+
+def alternate(variants: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Time every variant once per round, in random order; the first two rounds warm up."""
+    order = list(variants)
+    shuffle = random.Random(0).shuffle
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(rounds + 2):
+        shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            variants[name]()
+            took = time.perf_counter() - start
+            if turn >= 2:
+                times[name].append(took)
+    return times
+
+
+class Ratio:
+    """A ratio of times: median, and the middle half, over rounds."""
+
+    def __init__(self, above: list[float], below: list[float]) -> None:
+        values = sorted(a / b for a, b in zip(above, below, strict=True))
+        self.median = statistics.median(values)
+        self.low, _, self.high = statistics.quantiles(values, n=4)
+
+    def __str__(self) -> str:
+        return f"{self.median:6.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def run(benchmark: Any, variants: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Let pytest-benchmark time the whole, and keep the parts beside it."""
+    times: dict[str, list[float]] = {}
+    benchmark.pedantic(lambda: times.update(alternate(variants, rounds)), rounds=1, iterations=1)
+    benchmark.extra_info["seconds"] = {name: statistics.median(each) for name, each in times.items()}
+    return times
+
+
+def plus(one: list[float], other: list[float]) -> list[float]:
+    """Sums within rounds."""
+    return [a + b for a, b in zip(one, other, strict=True)]
+
+
+def minus(one: list[float], other: list[float]) -> list[float]:
+    """Differences within rounds."""
+    return [a - b for a, b in zip(one, other, strict=True)]
+
+
+def show(title: str, lines: list[tuple[str, object, str]]) -> None:
+    """Print a small table."""
+    print(f"\n\n{title}")
+    for name, value, note in lines:
+        print(f"  {name:<44} {value!s:<24} {note}")
+
+
+NATIVE = {
+    "Decoupled": halflife.Decoupled(0.1),
+    "Independent": halflife.Independent(1e-4),
+    "Constant": halflife.Constant(1e-4),
+    "Corrected": halflife.Corrected(0.1),
+    "HalfLife": halflife.HalfLife(steps=10_000),
+    "Scheduled cosine": halflife.Scheduled(halflife.Decoupled(0.1), halflife.schedules.cosine(1.0, 0.1, 10_000)),
+}
+
+
+def test_rules_that_use_the_optimizers_own_decay(benchmark: Any, rounds: int) -> None:
+    """Aim: at most 1.01 x the bare fused step."""
+    variants: dict[str, Step] = {"bare": adamw().step, "bare again": adamw().step}
+    variants |= {name: adamw(rule).step for name, rule in NATIVE.items()}
+    times = run(benchmark, variants, rounds)
+    lines: list[tuple[str, object, str]] = [
+        ("bare fused AdamW", f"{statistics.median(times['bare']) * 1e3:.2f} ms", "")
+    ]
+    for name in [*NATIVE, "bare again"]:
+        lines.append(
+            (
+                f"{name} / bare",
+                Ratio(times[name], times["bare"]),
+                "noise of this run" if "bare" in name else "aim <= 1.01",
+            )
+        )
+    show("Rules through the optimizer's own decay", lines)
+
+
+def test_stable(benchmark: Any, rounds: int) -> None:
+    """Aims: 1.05 x (bare + one gradient norm); 1.02 x bare with the norm handed over; 0.7 x a Python AdamS."""
+    bare, stable, handed = adamw(), adamw(halflife.Stable(1e-4)), adamw()
+    handle = halflife.attach(handed, halflife.Stable(1e-4))
+    gradients: list[Tensor] = [p.grad for group in bare.param_groups for p in group["params"]]
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+
+    def step_with_norm() -> None:
+        handle.hand_over_norm(norm)
+        handed.step()
+
+    variants: dict[str, Step] = {
+        "bare": bare.step,
+        "norm": lambda: torch.nn.utils.get_total_norm(gradients),
+        "our norms": lambda: squared_norms(gradients),
+        "stable": stable.step,
+        "handed": step_with_norm,
+        "python": PythonAdamS(1e-4).step,
+    }
+    times = run(benchmark, variants, rounds)
+    both = plus(times["bare"], times["norm"])
+    show(
+        "Stable (AdamS) on fused AdamW",
+        [
+            ("bare fused AdamW", f"{statistics.median(times['bare']) * 1e3:.2f} ms", ""),
+            ("torch's total norm / bare", Ratio(times["norm"], times["bare"]), ""),
+            ("our squared norms / bare", Ratio(times["our norms"], times["bare"]), ""),
+            ("Stable / bare", Ratio(times["stable"], times["bare"]), ""),
+            ("Stable / (bare + norm)", Ratio(times["stable"], both), "aim <= 1.05"),
+            ("Stable, norm handed over / bare", Ratio(times["handed"], times["bare"]), "aim <= 1.02"),
+            ("Stable / AdamS in Python", Ratio(times["stable"], times["python"]), "aim <= 0.7"),
+        ],
+    )
+
+
+def test_rules_with_a_pass_of_their_own(benchmark: Any, rounds: int) -> None:
+    """Aim: what a rule adds takes at most 1.1 x the time of its bytes at the speed of a plain copy."""
+    weights = decaying_bytes()
+    source, target = torch.ones(weights // 4), torch.empty(weights // 4)
+    # Bytes per byte of decaying weight, each array read or written once: see the docstrings of the rules.
+    rules = {
+        "Decoupled, own pass": (halflife.Decoupled(0.1), 2),  # w: read, write
+        "L2 into the gradient": (halflife.L2(0.1), 3),  # w, g: read; g: write
+        "Toward init": (halflife.Toward(halflife.Decoupled(0.1), "init"), 3),  # w, reference: read; w: write
+        "NormTarget": (halflife.NormTarget(), 3),  # w: read for the norm; read, write
+        "Sphere": (halflife.Sphere(), 3),
+        "Cautious": (halflife.Cautious(halflife.Decoupled(0.1)), 5),  # w: read, copy written; both read, w written
+    }
+    variants: dict[str, Step] = {"bare": adam().step, "copy": lambda: target.copy_(source)}
+    variants |= {name: adam(rule).step for name, (rule, _) in rules.items()}
+    times = run(benchmark, variants, rounds)
+    copy = statistics.median(times["copy"])
+    lines: list[tuple[str, object, str]] = [
+        ("bare fused Adam", f"{statistics.median(times['bare']) * 1e3:.2f} ms", ""),
+        ("plain copy of the decaying weights", f"{copy * 1e3:.2f} ms", f"{2 * weights / copy / 1e9:.1f} GB/s"),
+    ]
+    for name, (_, traffic) in rules.items():
+        added = minus(times[name], times["bare"])
+        limit = [traffic / 2 * each for each in times["copy"]]
+        speed = traffic * weights / statistics.median(added) / 1e9
+        note = f"aim <= 1.1; {traffic * weights / 1e6:.0f} MB at {speed:.1f} GB/s; step {Ratio(times[name], times['bare'])}"
+        lines.append((f"{name}: added / its bytes", Ratio(added, limit), note))
+    show("Rules with a pass of their own, on fused Adam", lines)
+
+
+if __name__ == "__main__":
+    millions = sum(torch.Size(shape).numel() for shape in shapes()) / 1e6
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {millions:.1f} M parameters")
+    sys.exit(
+        pytest.main(
+            [__file__, "-q", "-s", "-p", "no:cacheprovider", "-o", "addopts=", "-o", "timeout=0", *sys.argv[1:]]
+        )
+    )
