@@ -1,7 +1,6 @@
 """Weight decay in the early phase only, and a resumed run that knows where that phase ends.
 
-Golatkar et al. 2019 and Bjorck et al. 2021 find that decay matters most early in a run. Here it stops after 60 of 100
-steps, and the run is interrupted at step 40: the step count is in ``optimizer.state_dict()``.
+Decay matters most early (Golatkar et al. 2019). Here it stops at step 60, and the run is interrupted at step 40.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ learning rate and on another optimizer, and a weight without gradient signal end
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 import halflife
@@ -13,7 +15,7 @@ import halflife
 STEPS_PER_EPOCH, EPOCHS = 50, 6
 
 
-def run(make: type[torch.optim.Optimizer], lr: float) -> float:
+def run(make: Callable[..., torch.optim.Optimizer], lr: float) -> float:
     """Train, and return what is left of a weight of 1 that the loss does not depend on."""
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = make([weight], lr=lr, weight_decay=1.0)  # only says that this group decays
