@@ -33,7 +33,7 @@ class Asker:
     def __init__(self, terms: Terms, optimizer: Optimizer) -> None:
         self._terms = terms
         self._optimizer = optimizer
-        self._pending: tuple[HostCopy, StepInfo, float] | None = None
+        self._pending: list[tuple[HostCopy, StepInfo, float]] = []
         self.total_norm: Tensor | float | None = None
         self.moment: SecondMoment | None = None
         stable = [part for part in terms.rule.parts() if isinstance(part, Stable)]
@@ -98,16 +98,15 @@ class Asker:
             held = info.lam
         lam = math.nan if held is None else held
         if isinstance(value, Tensor):
-            self._pending = (HostCopy(value), info, lam)
+            self._pending.append((HostCopy(value), info, lam))
             return value.clamp(max=1.0)  # r > 1 would flip signs before the check below can stop the run
         guards.check_fraction(rule, float(value), lr=info.lr, lam=lam, group=info.group)
         return float(value)
 
     def _check_last(self) -> None:
-        """Check an answer that was a tensor on an accelerator: reading it at once would have waited for it."""
-        if self._pending is not None:
-            copy, info, lam = self._pending
-            self._pending = None
+        """Check answers that were tensors on an accelerator: reading them at once would have waited for it."""
+        pending, self._pending = self._pending, []
+        for copy, info, lam in pending:
             guards.check_fraction(self._terms.rule, copy.read(), lr=info.lr, lam=lam, group=info.group)
 
     def _peak(self, group: dict[str, Any], lr: float, index: int) -> float:
