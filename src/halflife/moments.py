@@ -73,8 +73,9 @@ class SecondMoment:
                 same beta2 and the same number of steps.
 
         Returns:
-            The mean, a float for parameters on the CPU and a 0-dim tensor elsewhere; NaN if there is no
-            gradient.
+            The mean, a float for parameters on the CPU and a 0-dim tensor elsewhere. Infinity, at which the
+            rule removes nothing, if there is no gradient or GradScaler has the step skipped: perhaps no
+            gradient has been seen at all by then.
 
         Raises:
             UserError: If a gradient is sparse.
@@ -82,7 +83,7 @@ class SecondMoment:
         known = self._prepare()
         gradients = [parameter.grad for parameter in known.parameters if parameter.grad is not None]
         if not gradients:
-            return math.nan
+            return math.inf
         if any(gradient.is_sparse for gradient in gradients):
             raise UserError(
                 "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
@@ -107,6 +108,8 @@ class SecondMoment:
         known.steps = known.steps + moved
         corrected = known.sums / (1.0 - known.betas**known.steps)
         mean = torch.where(present, corrected, 0.0).sum() / (known.sizes * present).sum()
+        if found_inf is not None:
+            mean = mean.masked_fill(~moved.any(), math.inf)
         return float(mean) if mean.device.type == "cpu" else mean
 
     def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:

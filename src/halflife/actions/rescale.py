@@ -79,8 +79,9 @@ class Rescale(Action):
         return torch.where(norm > 0, torch.as_tensor(r, device=norm.device), torch.zeros_like(norm))
 
     def applied(self) -> dict[int, float | Tensor] | None:
-        """Return what the last step removed: with one value per tensor, their mean."""
-        return self._applied
+        """Return what this step removed: with one value per tensor, their mean. Asking again finds nothing."""
+        applied, self._applied = self._applied, {}  # the next step may leave a group alone
+        return applied
 
     def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...] | None:
         """Return the squared norms before the first step; -1 where it was not taken."""
