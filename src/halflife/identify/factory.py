@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.identify.decide import decide
+from halflife.identify.isolation import isolated, seed_everything
 from halflife.identify.law import Law
 from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbedError, Slot
 
 __all__ = ["identify", "joined"]
 
-SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 3, 3, 3)}
+SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 2, 3, 3)}
 LR = 0.05
 LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand times the rounding error
 
@@ -97,15 +98,40 @@ def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedE
 
 
 def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype) -> dict[str, Law]:
-    slots = [Slot(0, kind, SHAPES[kind], lr=LR, lam=LAM[dtype], peak_lr=LR) for kind in kinds]
-    bench = Bench(_builder(make, slots), slots, torch.device("cpu"), dtype)
-    return {kind: decide(bench, index) for index, kind in enumerate(kinds)}
+    device, slots, notes = torch.device("cpu"), [], dict[str, tuple[str, ...]]()
+    build = _builder(make, [SHAPES[kind] for kind in kinds], LAM[dtype])
+    with isolated(device, dtype):
+        seed_everything(0, device)
+        try:
+            trial = build(Condition(), dtype)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign optimizer raises
+            raise NotProbedError(f"{type(error).__name__}: {error}") from error
+        places = {id(p): i for i, group in enumerate(trial.target.param_groups) for p in group["params"]}
+        for kind, parameter in zip(kinds, trial.parameters, strict=True):
+            index = places[id(parameter)]
+            group = trial.target.param_groups[index]
+            lr, said = float(group.get("lr", LR)), []
+            if abs(lr / LR - 1.0) > 1e-6:
+                said.append(f"lr means the learning rate in the group, which is {lr / LR:.4g} times the one given")
+            if "weight_decay" not in group:
+                said.append("its groups have no weight_decay")
+            notes[kind] = tuple(said)
+            slots.append(Slot(index, kind, SHAPES[kind], lr=lr, lam=LAM[dtype], peaks=(lr, LR)))
+    bench = Bench(build, slots, device, dtype, from_factory=True)
+    laws = {kind: decide(bench, index) for index, kind in enumerate(kinds)}
+    return {kind: replace(law, notes=(*law.notes, *notes[kind])) for kind, law in laws.items()}
 
 
-def _builder(make: MakeOptimizer, slots: Sequence[Slot]) -> Build:
+def _builder(make: MakeOptimizer, shapes: Sequence[tuple[int, ...]], lam: float) -> Build:
     def build(condition: Condition, dtype: torch.dtype) -> Instance:
-        parameters = [torch.nn.Parameter(torch.zeros(slot.shape, dtype=dtype)) for slot in slots]
-        optimizer: Any = make(parameters, slots[0].lr * condition.peak_lr, slots[0].lam * condition.lam)
+        parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+        others = []
+        if condition.mixed:
+            other = torch.float32 if dtype == torch.float64 else torch.float64
+            others = [torch.nn.Parameter(torch.zeros(shapes[0], dtype=other))]
+        optimizer: Any = make([*parameters, *others], LR * condition.peak_lr, lam * condition.lam)
         if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
             raise UserError(f"make_optimizer must return an optimizer, got {optimizer!r}")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -114,7 +140,7 @@ def _builder(make: MakeOptimizer, slots: Sequence[Slot]) -> Build:
                 "make_optimizer must build its optimizer over the parameters that it is given; "
                 "some of them are in none of its groups"
             )
-        return Instance([optimizer], optimizer, parameters)
+        return Instance([optimizer], optimizer, parameters, others)
 
     return build
 

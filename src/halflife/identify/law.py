@@ -88,7 +88,9 @@ class Law:
         """Return ``r`` as a formula, such as ``lr^2 / peak_lr * lam``; ``"?"`` if there is none."""
         if self.lr_exponent is None:
             return "?"
-        factors = [] if self.coefficient in {None, 1.0} else [f"{self.coefficient:.6g}"]
+        if self.coefficient is None and self.fraction is not None and self.lr_exponent == 0.0:
+            return f"{self.fraction:.4g}"
+        factors = [] if self.coefficient == 1.0 else ["c" if self.coefficient is None else f"{self.coefficient:.6g}"]
         below = []
         for name, exponent in (("lr", self.lr_exponent), ("peak_lr", self.peak_lr_exponent or 0.0)):
             power = name if abs(exponent) == 1.0 else f"{name}^{abs(exponent):g}"

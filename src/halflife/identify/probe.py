@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from halflife.errors import UserError
 from halflife.identify.isolation import isolated, seed_everything
 
-__all__ = ["BASE", "Bench", "Condition", "Instance", "NotProbedError", "Slot"]
+__all__ = ["BASE", "WARMUPS", "Bench", "Condition", "Instance", "NotProbedError", "Slot"]
 
-WARMUP = 12  # RAdam is plain momentum in its first five steps
+# Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
+WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
 SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
-FREE = 9  # further steps of a warm-up that is longer and does not hold the weights
+SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
 
 
 class NotProbedError(Exception):
@@ -38,7 +41,9 @@ class Slot:
         shape: Its shape.
         lr: The learning rate that it is probed at.
         lam: The weight decay that it is probed at.
-        peak_lr: The largest learning rate.
+        peaks: What may be the largest learning rate, the likeliest first.
+        attached: Whether a rule of halflife decides its decay: it may schedule the fractions, and needs no proof that
+            they are linear in lam and do not depend on the run so far.
         lam_matters: Whether ``lam`` is a factor of the decay at all.
     """
 
@@ -47,7 +52,8 @@ class Slot:
     shape: tuple[int, ...]
     lr: float
     lam: float
-    peak_lr: float
+    peaks: tuple[float, ...]
+    attached: bool = False
     lam_matters: bool = True
 
 
@@ -58,28 +64,28 @@ class Condition:
     Args:
         lam: Factor of the weight decay; 0 is the twin without decay.
         lr: Factor of the learning rate at the probed steps.
-        peak_lr: Factor of the peak learning rate, ``lr`` left as it is.
-        peak_key: Scale this peak alone, where there are several; None scales all.
+        peak_lr: Factor of the peak learning rate, the learning rate at the probed steps left as it is.
         gradient: Factor of all gradients.
         written: Factor of the weight decay that is written into the groups after the warm-up; None writes nothing.
         penalty: This times ``lam * w`` is added to the gradient from outside.
-        free: A longer warm-up with other gradients that does not hold the weights at 0.
-        fresh: No warm-up at all.
+        warmup: ``"none"``; ``"held"`` at 0; ``"longer"`` with other gradients; ``"moved"`` along a prescribed way, the
+            same for all twins; ``"free"``, long, where every twin goes its own way and only the end is looked at.
         steps: The probed steps: what the start weights are multiplied by at each.
-        variant: What else differs, for the maker of the optimizers.
+        orthogonal: Whether the weights are orthogonal to the gradient of the probed step, as those in front of a
+            normalization are.
+        mixed: Whether the group also holds a parameter of another precision.
     """
 
     lam: float = 1.0
     lr: float = 1.0
     peak_lr: float = 1.0
-    peak_key: str | None = None
     gradient: float = 1.0
     written: float | None = None
     penalty: float = 0.0
-    free: bool = False
-    fresh: bool = False
+    warmup: Literal["none", "held", "longer", "moved", "free"] = "held"
     steps: tuple[float, ...] = (1.0,)
-    variant: str = ""
+    orthogonal: bool = False
+    mixed: bool = False
 
     @property
     def without_decay(self) -> Condition:
@@ -87,30 +93,35 @@ class Condition:
         return replace(self, lam=0.0, written=None, penalty=0.0)
 
 
-# Twice at 0 to see whether the step before is remembered; later steps show decays that do not act at every step, and
-# fractions that depend on the size of the weight.
-BASE = Condition(steps=(1.0, 0.0, 0.0, 1.0, 10.0, 1.0, 1.0))
+# Twice at 0 to see whether the step before is remembered; later steps show decays that do not act at every step.
+BASE = Condition(steps=(1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0))
 
 
 @dataclass
 class Instance:
-    """Throw-away optimizers that step together, and their parameters in the order of the slots."""
+    """Throw-away optimizers that step together.
+
+    Args:
+        optimizers: All of them.
+        target: The one that is probed.
+        parameters: Its probed parameters, in the order of the slots.
+        others: Parameters that step along and are not looked at.
+    """
 
     optimizers: Sequence[Optimizer]
     target: Optimizer
     parameters: Sequence[Tensor]
+    others: Sequence[Tensor] = ()
 
-    def scale_lr(self, slots: Sequence[Slot], factor: float) -> None:
-        """Write the learning rates, where they are not what is asked for already."""
-        for slot in slots:
-            group = self.target.param_groups[slot.group]
-            value = slot.lr * factor
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rate of every group, as a scheduler does."""
+        for group in self.target.param_groups:
             if "lr" not in group:
                 raise NotProbedError("its parameter groups have no lr")
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)
-            elif group["lr"] != value:
-                group["lr"] = value
+                group["lr"].mul_(factor)
+            else:
+                group["lr"] = group["lr"] * factor
 
     def write_weight_decay(self, slots: Sequence[Slot], factor: float) -> None:
         """Write ``weight_decay`` into the groups, as a schedule of a user would."""
@@ -128,25 +139,28 @@ class Bench:
     """Runs conditions and remembers what came out, so that decisions can ask freely.
 
     Args:
-        build: Makes the throw-away optimizers of a condition.
+        build: Makes the throw-away optimizers of a condition, all of them at their own learning rate.
         slots: Their parameters.
         device: Where they are.
         dtype: Their precision.
+        from_factory: Whether ``build`` constructs optimizers anew: then a factor of the peak is a factor of the
+            learning rate that they start with, and parameters can be added.
     """
 
-    def __init__(self, build: Build, slots: Sequence[Slot], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, build: Build, slots: Sequence[Slot], device: torch.device, dtype: torch.dtype, *, from_factory: bool
+    ) -> None:
         self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
+        self.from_factory = from_factory
         self._tracks: dict[Condition, Track] = {}
         generator = torch.Generator().manual_seed(7)
 
         def draw(slot: Slot) -> Tensor:
-            return torch.randn(slot.shape, generator=generator, dtype=torch.float64)
+            return torch.randn(slot.shape, generator=generator, dtype=torch.float64, device="cpu")
 
-        steps = WARMUP + FREE + len(BASE.steps)
-        self._gradients = [[draw(slot).to(device, dtype) for slot in slots] for _ in range(steps)]
-        # Away from 0, so that every element says something, and of both signs, so that masks show.
-        starts = [draw(slot) for slot in slots]
-        self._starts = [(w.sign() * (0.5 + w.abs())).to(device, dtype) for w in starts]
+        num_gradients = WARMUPS["longer"] + len(BASE.steps)
+        self._gradients = [[draw(slot).to(device, dtype) for slot in slots] for _ in range(num_gradients)]
+        self._starts = [_centered(draw(slot)).to(device, dtype) for slot in slots]
 
     @property
     def exact(self) -> bool:
@@ -164,12 +178,13 @@ class Bench:
 
         Raises:
             NotProbedError: If the optimizer refuses to be made or stepped, or its weights stop being numbers.
+            UserError: If what makes the optimizer is wrong.
         """
         if condition not in self._tracks:
             with isolated(self.device, self.dtype):
                 try:
                     self._tracks[condition] = self._run(condition)
-                except NotProbedError:
+                except (NotProbedError, UserError):
                     raise
                 except Exception as error:  # whatever a foreign optimizer raises
                     raise NotProbedError(f"{type(error).__name__}: {_first_line(error)}") from error
@@ -180,47 +195,81 @@ class Bench:
         instance = self.build(condition, self.dtype)
         for optimizer in instance.optimizers:
             _enter_training_mode(optimizer)
-        warmup = 0 if condition.fresh else WARMUP + (FREE if condition.free else 0)
-        if condition.free:
-            self._place(instance, 1.0)
-        for step in range(warmup):
-            if step == max(warmup - SETTLE, 0) and (condition.lr != 1.0 or condition.peak_lr != 1.0):
-                instance.scale_lr(self.slots, condition.lr)
-            if not condition.free:
-                self._place(instance, 0.0)
-            self._step(instance, condition, step if not condition.free else step + len(BASE.steps))
+        self._warm_up(instance, condition)
         if condition.written is not None:
             instance.write_weight_decay(self.slots, condition.written)
         track: Track = []
         for index, multiple in enumerate(condition.steps):
-            self._place(instance, multiple)
+            if condition.warmup != "free":
+                self._place(instance, [each * multiple for each in self._starts_of(condition)])
             before = [parameter.detach().clone() for parameter in instance.parameters]
-            self._step(instance, condition, WARMUP + index)
+            self._step(instance, condition, WARMUPS["held"] + index)
             after = [parameter.detach().clone() for parameter in instance.parameters]
             if not all(bool(weight.isfinite().all()) for weight in after):
                 raise NotProbedError("its weights became infinite or NaN")
             track.append(list(zip(before, after, strict=True)))
         return track
 
-    def _place(self, instance: Instance, multiple: float) -> None:
+    def _warm_up(self, instance: Instance, condition: Condition) -> None:
+        steps, factor = WARMUPS[condition.warmup], condition.lr
+        if self.from_factory:
+            factor /= condition.peak_lr
+        moved = condition.warmup in {"moved", "free"}
+        way = [start * (0.5 if moved else 0.0) for start in self._starts]
+        self._place(instance, way)
+        for step in range(steps):
+            if step == steps - SETTLE and factor != 1.0:
+                instance.scale_lr(factor)
+            # The other warm-ups begin with other gradients, but end with them where momentum still feels it.
+            index = step if condition.warmup == "held" else step + len(BASE.steps)
+            self._step(instance, condition, index)
+            if condition.warmup == "moved":
+                gradients = self._gradients[index % len(self._gradients)]
+                way = [place - SPEED * gradient for place, gradient in zip(way, gradients, strict=True)]
+            if condition.warmup != "free":
+                self._place(instance, way)
+
+    def _starts_of(self, condition: Condition) -> list[Tensor]:
+        if not condition.orthogonal:
+            return self._starts
+        pairs = zip(self._starts, self._gradients[WARMUPS["held"]], strict=True)
+        return [w - (w * g).sum() / g.square().sum().clamp_min(1e-30) * g for w, g in pairs]
+
+    def _place(self, instance: Instance, weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, start in zip(instance.parameters, self._starts, strict=True):
-                parameter.copy_(start * multiple)
+            for parameter, weight in zip(instance.parameters, weights, strict=True):
+                parameter.copy_(weight)
 
     def _step(self, instance: Instance, condition: Condition, index: int) -> None:
         gradients = self._gradients[index % len(self._gradients)]
-
-        def give() -> None:
-            for slot, parameter, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
-                value = gradient * condition.gradient
-                if condition.penalty != 0.0:
-                    value = value + condition.penalty * slot.lam * parameter.detach()
-                parameter.grad = value.to(parameter.dtype)
-
-        give()
+        if condition.warmup in {"moved", "free"}:
+            # With a direction that stays, so that methods that find their learning rate themselves find one.
+            gradients = [now + always for now, always in zip(gradients, self._gradients[0], strict=True)]
+        for slot, parameter, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
+            value = gradient * condition.gradient
+            if condition.penalty != 0.0:
+                value = value + condition.penalty * slot.lam * parameter.detach()
+            parameter.grad = value
+        for parameter in instance.others:
+            parameter.grad = torch.full_like(parameter, 0.1)
         for number, optimizer in enumerate(instance.optimizers):
             seed_everything(1000 * (number + 1) + index, self.device)
-            type(optimizer).step(optimizer)  # of the class: an instance may carry a scheduler's wrapper
+            optimizer.step()
+
+
+def _centered(weight: Tensor) -> Tensor:
+    """Return the weights moved away from 0, so that every element says something, with mean 0 in each row."""
+    # Mean 0, because optimizers that subtract the mean of each row from the gradient do so before or after they add
+    # lam * w; this way it is the same.
+    if weight.ndim < 2:
+        return weight.sign() * (0.5 + weight.abs())
+    rows = weight.flatten(1).clone()
+    half = rows.shape[1] // 2
+    sizes = 0.5 + rows[:, :half].abs()
+    paired = torch.cat([sizes, -sizes.roll(1, dims=1)], dim=1)  # both signs in every row, and no two rows alike
+    order = rows[:, : 2 * half].argsort(dim=1)
+    rows[:, : 2 * half] = paired.gather(1, order)
+    return rows.reshape(weight.shape)
 
 
 def _enter_training_mode(optimizer: Optimizer) -> None:
