@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.actions.base import Action, Work, unless_skipped
+from halflife.actions.directions import direction_of
 from halflife.norms import local
 
 __all__ = ["MaskedShrink", "shrink_where_agreed"]
 
-# On a CPU the pass runs over pieces that stay in the cache: the arithmetic has three steps, the memory is
-# read twice and written once.
-PIECE = 1 << 18
+# On a CPU the pass runs over pieces that stay in the cache: the arithmetic has several steps, the memory is
+# read and written once.
+PIECE = 1 << 19
 LOW = {torch.bfloat16, torch.float16}
 
 
 class MaskedShrink(Action):
-    """Copy the weights before the step; after it, shrink where the difference agrees with the weight."""
+    """Shrink where the update agrees with the weight.
+
+    Where the sign of the update is known before the step, at once. Elsewhere the weights are copied, and the
+    difference that the step made is looked at after it: then an update that rounding swallows (bfloat16
+    weights, small learning rate) counts as 0, which agrees.
+    """
 
     def __init__(self) -> None:
         # Kept from step to step: making them anew costs page faults.
@@ -28,11 +35,17 @@ class MaskedShrink(Action):
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
-        """Copy the weights."""
+        """Shrink, or copy the weights."""
         pairs = []
         for each in work:
             for parameter in each.parameters:
                 shard = local(parameter)
+                direction = direction_of(optimizer, each.group, parameter)
+                if direction is not None and parameter.grad is not None:
+                    memory = None if direction.memory is None else local(direction.memory)
+                    update = memory, local(parameter.grad), direction.gain
+                    _run(_shrink_along, shard, update, _fraction(optimizer, each.answer, shard), self._scratch)
+                    continue
                 copy = self._copies.get(parameter)
                 if copy is None or copy.shape != shard.shape or copy.dtype != shard.dtype:
                     copy = self._copies[parameter] = torch.empty_like(shard)
@@ -41,56 +54,120 @@ class MaskedShrink(Action):
             torch._foreach_copy_([copy for copy, _ in pairs], [shard for _, shard in pairs], non_blocking=True)
 
     def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
-        """Shrink, unless the step was skipped."""
-        found_inf = getattr(optimizer, "found_inf", None)
+        """Shrink what was copied, unless the step was skipped."""
         for each in work:
             for parameter in each.parameters:
-                shard = local(parameter)
-                r = each.answer
-                if found_inf is not None or isinstance(r, Tensor):
-                    wide = torch.float64 if shard.dtype == torch.float64 else torch.float32
-                    r = unless_skipped(r, 0.0, found_inf, shard.device, wide)
-                    r = float(r) if r.device.type == "cpu" else r
-                shrink_where_agreed(shard, self._copies[parameter], r, self._scratch)
+                if parameter in self._copies:
+                    shard = local(parameter)
+                    r = _fraction(optimizer, each.answer, shard)
+                    _run(_shrink_back, shard, (self._copies[parameter],), r, self._scratch)
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Let go of copies of parameters that may be gone."""
         self._copies = {}
 
 
-def shrink_where_agreed(
-    weight: Tensor, before: Tensor, r: float | Tensor, scratch: dict[torch.dtype, Tensor] | None = None
-) -> None:
-    """Subtract ``r * before`` in place where ``(before - weight) * before >= 0``.
+def _fraction(optimizer: Optimizer, r: float | Tensor, weight: Tensor) -> float | Tensor:
+    """Return the fraction, 0 if the step is skipped; a number where reading it waits for nothing."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is None and not isinstance(r, Tensor):
+        return r
+    wide = torch.float64 if weight.dtype in {torch.float64, torch.complex128} else torch.float32
+    made = unless_skipped(r, 0.0, found_inf, weight.device, wide)
+    return float(made) if made.device.type == "cpu" else made
 
-    That is where ``weight / before <= 1``, which needs one step less and cannot underflow. Rounding does not
-    matter: the quotient of two different numbers next to each other is never rounded to 1 from above. Where
-    ``before`` is 0 there is nothing to subtract.
+
+def shrink_where_agreed(weight: Tensor, before: Tensor, r: float | Tensor) -> None:
+    """Subtract ``r * before`` in place where ``(before - weight) * before >= 0``.
 
     Args:
         weight: The weight after the update.
         before: The weight before it, of the same shape.
         r: The fraction.
-        scratch: Memory to be used again at the next call; filled here.
     """
+    _run(_shrink_back, weight, (before,), r, {})
+
+
+def _run(
+    shrink: Callable[..., None],
+    weight: Tensor,
+    others: tuple[Tensor | float | None, ...],
+    r: float | Tensor,
+    scratch: dict[torch.dtype, Tensor],
+) -> None:
+    """Call ``shrink(weight, *others, r, room)``, on a CPU piece by piece, in float32 for narrower types."""
     if weight.is_complex():
-        weight, before = torch.view_as_real(weight), torch.view_as_real(before)
-    if weight.device.type == "cpu" and weight.is_contiguous() and before.is_contiguous():
-        wide = torch.float32 if weight.dtype in LOW else weight.dtype
-        room = ({} if scratch is None else scratch).setdefault(wide, torch.empty(PIECE, dtype=wide))
-        for piece, old in zip(torch.split(weight.view(-1), PIECE), torch.split(before.view(-1), PIECE), strict=True):
-            _shrink_piece(piece, old, r, room[: piece.numel()])
+        weight = torch.view_as_real(weight)
+        others = tuple(torch.view_as_real(each) if _elementwise(each) else each for each in others)
+    tensors = [each for each in others if _elementwise(each)]
+    wide = torch.float32 if weight.dtype in LOW else weight.dtype
+    if weight.device.type != "cpu" or not all(each.is_contiguous() for each in (weight, *tensors)):
+        _widened(shrink, weight, others, r, wide, None)
+        return
+    room = scratch.get(wide)
+    if room is None:
+        room = scratch[wide] = torch.empty(PIECE, dtype=wide)
+    flat = weight.view(-1)
+    for start in range(0, flat.numel(), PIECE):
+        part = slice(start, start + PIECE)
+        piece = flat[part]
+        parts = tuple(each.view(-1)[part] if _elementwise(each) else each for each in others)
+        _widened(shrink, piece, parts, r, wide, room[: piece.numel()])
+
+
+def _widened(
+    shrink: Callable[..., None],
+    weight: Tensor,
+    others: tuple[Tensor | float | None, ...],
+    r: float | Tensor,
+    wide: torch.dtype,
+    room: Tensor | None,
+) -> None:
+    """Call ``shrink`` on tensors of the type ``wide``."""
+    if weight.dtype == wide:
+        shrink(weight, *others, r, room)
+        return
+    widened = weight.to(wide)
+    shrink(widened, *(each.to(wide) if _elementwise(each) else each for each in others), r, room)
+    weight.copy_(widened)
+
+
+def _elementwise(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _shrink_back(weight: Tensor, before: Tensor, r: float | Tensor, room: Tensor | None) -> None:
+    """Subtract ``r * before`` where the step agreed with ``before``.
+
+    ``(before - weight) * before >= 0`` is ``weight / before <= 1``: one step less, and nothing underflows.
+    Rounding does not matter: the quotient of two neighbouring numbers is never rounded to 1 from above. Where
+    ``before`` is 0 there is nothing to subtract.
+    """
+    mask = torch.div(weight, before, out=room).le_(1.0)
+    _subtract(weight, before, mask, r)
+
+
+def _shrink_along(
+    weight: Tensor,
+    memory: Tensor | None,
+    gradient: Tensor,
+    gain: float | Tensor,
+    r: float | Tensor,
+    room: Tensor | None,
+) -> None:
+    """Subtract ``r * weight`` where ``(memory + gain * gradient) * weight >= 0``."""
+    if memory is None:
+        update = torch.mul(gradient, gain, out=room)
+    elif isinstance(gain, Tensor):
+        update = torch.addcmul(memory, gradient, gain, out=room)
     else:
-        _shrink_piece(weight, before, r, None)
+        update = torch.add(memory, gradient, alpha=gain, out=room)
+    mask = update.div_(weight).ge_(0.0)  # a quotient has the sign of the product, and does not underflow
+    _subtract(weight, weight, mask, r)
 
 
-def _shrink_piece(weight: Tensor, before: Tensor, r: float | Tensor, room: Tensor | None) -> None:
-    wide = weight.float() if weight.dtype in LOW else weight
-    old = before.float() if weight.dtype in LOW else before
-    mask = torch.div(wide, old, out=room).le_(1.0)
+def _subtract(weight: Tensor, amount: Tensor, mask: Tensor, r: float | Tensor) -> None:
     if isinstance(r, Tensor):
-        wide.addcmul_(old, mask.mul_(r), value=-1.0)
+        weight.addcmul_(amount, mask.mul_(r), value=-1.0)
     else:
-        wide.addcmul_(old, mask, value=-r)
-    if wide is not weight:
-        weight.copy_(wide)
+        weight.addcmul_(amount, mask, value=-r)

@@ -25,9 +25,11 @@ class Cautious(Applier):
     raw gradient. Where ``u * w < 0`` the optimizer wants the weight to grow, and the decay does not hold it
     back. ``w`` is the weight before the step on both sides. Where the update is exactly 0 the weight decays.
 
-    The update is measured as the difference that the step made, so that this works on any optimizer. It costs
-    one copy of the decaying weights in memory, and per weight one read and one write before the step, two
-    reads and one write after it.
+    For torch's Adam, AdamW, RAdam and SGD the sign of ``u`` is known before the step, from the moment that the
+    optimizer keeps: per weight three reads and one write (without momentum two reads), and no memory. On any
+    other optimizer ``u`` is measured as the difference that the step made: one copy of the decaying weights in
+    memory, per weight one read and one write before the step, two reads and one write after it; an update that
+    is rounded away (bfloat16 weights at a small learning rate) then counts as 0.
 
     Source: "Cautious Weight Decay" (CWD), Algorithm 1.
 
