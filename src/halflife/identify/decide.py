@@ -22,6 +22,7 @@ __all__ = ["decide"]
 MEMORY = 1e-4  # of the effect of one step, what a later step must show for a memory
 STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.0)
 STRONG = replace(BASE, lam=50.0)
+AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
 
 
@@ -39,6 +40,8 @@ def decide(bench: Bench, index: int) -> Law:
         NotProbedError: If the optimizer cannot be stepped.
     """
     twins = Twins(bench, index)
+    if bench.exact and _rounds(twins):
+        raise NotProbedError("it rounds the weights to fewer digits")
     if twins.slot.lam == 0.0 and not twins.slot.attached:
         law = Law(pathway="none", fraction=0.0)
     else:
@@ -191,12 +194,21 @@ def _exceptions(twins: Twins, first: Reading) -> list[str]:
     return notes
 
 
+def _at_rest(twins: Twins) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights before and after a step at weight decay 0 and without any gradient."""
+    pairs = [twins.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
+    return max(pairs, key=lambda pair: (pair[1] - pair[0]).abs().max().item())
+
+
+def _rounds(twins: Twins) -> bool:
+    """Return whether the optimizer computes with fewer digits than its parameters have."""
+    before, after = _at_rest(twins)
+    return 0.0 < (after - before).abs().max().item() < 1e-6 * before.abs().max().item()
+
+
 def _without_gradient(twins: Twins, law: Law) -> Law:
     """Add what the optimizer does to the weights at weight decay 0 and without any gradient."""
-    steps = (1.0, 1.0, 1.0)
-    condition = Condition(lam=0.0, gradient=0.0, warmup="none", steps=steps)
-    pairs = [twins.weights(condition, step) for step in range(len(steps))]
-    before, after = max(pairs, key=lambda pair: (pair[1] - pair[0]).abs().max().item())
+    before, after = _at_rest(twins)
     if torch.equal(before, after):
         return law
     r, miss = fit(after - before, before)

@@ -14,7 +14,7 @@ from halflife.errors import UserError
 from halflife.identify.decide import decide
 from halflife.identify.isolation import isolated, seed_everything
 from halflife.identify.law import Law
-from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbedError, Slot
+from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, sentence
 
 __all__ = ["identify", "joined"]
 
@@ -75,7 +75,7 @@ def identify(make_optimizer: MakeOptimizer) -> Law:
             reasons.append(error)
             continue
         if dtype == torch.float32:
-            notes.append(f"measured in float32, because float64 is refused ({reasons[0]})")
+            notes.append(f"measured in float32; in float64: {reasons[0]}")
         return joined(laws, notes)
     return Law(pathway="not probed", notes=(str(reasons[-1]),))
 
@@ -107,7 +107,7 @@ def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype
         except UserError:
             raise
         except Exception as error:  # whatever a foreign optimizer raises
-            raise NotProbedError(f"{type(error).__name__}: {error}") from error
+            raise NotProbedError(sentence(error)) from error
         places = {id(p): i for i, group in enumerate(trial.target.param_groups) for p in group["params"]}
         for kind, parameter in zip(kinds, trial.parameters, strict=True):
             index = places[id(parameter)]

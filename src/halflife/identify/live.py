@@ -80,7 +80,7 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
             reasons.append(error)
             continue
         if dtype == torch.float32:
-            note = f"measured in float32, because float64 is refused ({reasons[0]})"
+            note = f"measured in float32; in float64: {reasons[0]}"
             laws = [replace(law, notes=(*law.notes, note)) for law in laws]
         return laws
     return [Law(pathway="not probed", notes=(str(reasons[0]),)) for _ in optimizer.param_groups]

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.identify.isolation import isolated, seed_everything
 
-__all__ = ["BASE", "WARMUPS", "Bench", "Condition", "Instance", "NotProbedError", "Slot"]
+__all__ = ["BASE", "WARMUPS", "Bench", "Condition", "Instance", "NotProbedError", "Slot", "sentence"]
 
 # Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
 WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
@@ -187,7 +187,7 @@ class Bench:
                 except (NotProbedError, UserError):
                     raise
                 except Exception as error:  # whatever a foreign optimizer raises
-                    raise NotProbedError(f"{type(error).__name__}: {_first_line(error)}") from error
+                    raise NotProbedError(sentence(error)) from error
         return self._tracks[condition]
 
     def _run(self, condition: Condition) -> Track:
@@ -282,5 +282,13 @@ def _enter_training_mode(optimizer: Optimizer) -> None:
             return
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
+def sentence(error: Exception) -> str:
+    """Return the type and the first line of an error.
+
+    Args:
+        error: What a foreign optimizer raised.
+
+    Returns:
+        One line.
+    """
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
