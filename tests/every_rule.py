@@ -215,11 +215,13 @@ def backward(model: nn.Module, optimizer: Optimizer, step: int) -> Tensor:
     return loss
 
 
-def train(model: nn.Module, optimizer: Optimizer, steps: Sequence[int] = range(STEPS)) -> None:
-    """Take steps."""
+def train(model: nn.Module, optimizer: Optimizer, steps: Sequence[int] = range(STEPS), *, late: bool = False) -> None:
+    """Take steps; with ``late``, the positions get no gradient before the last steps."""
     for step in steps:
         set_lr(optimizer, step)
         backward(model, optimizer, step)
+        if late and step < STEPS - 2:
+            model.get_parameter("position").grad = None
         optimizer.step()
 
 

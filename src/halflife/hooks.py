@@ -102,6 +102,8 @@ class Attachment:
             group[LAW], group[STEP] = self._law, ELSEWHERE
             if self._remembers:
                 group[MEMORY] = ()
+            else:
+                group.pop(MEMORY, None)  # another law's, which nobody would keep up to date
 
     def _check_law(self, saved: dict[str, Any]) -> None:
         if not self._terms.allow_other_law and saved.get(STEP, ELSEWHERE) != ELSEWHERE:
@@ -196,7 +198,10 @@ class Attachment:
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._keeper.load([])
         self._action.load([])
-        lost = self._terms.rule.needs & {"step", "peak_lr", "initial_norm", "reference"}
+        kept = {"step", "peak_lr", "initial_norm", "reference"}
+        if self._asker.moment is not None and not self._asker.moment.reads_optimizer:
+            kept.add("second_moment")
+        lost = self._terms.rule.needs & kept
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "

@@ -55,11 +55,15 @@ class SecondMoment:
     Args:
         optimizer: The optimizer.
         beta2: The decay of the mean for all groups; None reads each group's ``betas[1]``.
+
+    Attributes:
+        reads_optimizer: Whether it can start from the second moment that the optimizer has.
     """
 
     def __init__(self, optimizer: Optimizer, beta2: float | None) -> None:
         self._optimizer = optimizer
         self._beta2 = beta2
+        self.reads_optimizer = beta2 is None
         self._saved: dict[Tensor, tuple[float, float]] = {}  # of a checkpoint, until the next step
         self._vectors: _Vectors | None = None
 
@@ -168,7 +172,7 @@ class SecondMoment:
         """Start from the second moment that the optimizer has already, when attached in the middle of a run."""
         state = self._optimizer.state
         started = [p for p in parameters if p in state and {"exp_avg_sq", "step"} <= state[p].keys()]
-        if not started or self._beta2 is not None:
+        if not started or not self.reads_optimizer:
             return {}
         sums = squared_norms([state[parameter]["exp_avg_sq"].sqrt() for parameter in started]).tolist()
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}

@@ -14,9 +14,11 @@ from halflife.errors import UserError
 from halflife.norms import local
 from halflife.rules.appliers import MovingAverage, Tensors
 
-__all__ = ["KEY", "Pull", "reference_of"]
+__all__ = ["KEYS", "Pull", "reference_of"]
 
-KEY = "halflife_reference"  # in the optimizer's state of a parameter: checkpoints of every kind keep it
+# In the optimizer's state of a parameter: checkpoints of every kind keep it. One key each, so that an average does
+# not start from another law's first weights.
+KEYS = FIRST, AVERAGE = "halflife_reference", "halflife_average"
 LOW = {torch.bfloat16, torch.float16}
 
 
@@ -32,6 +34,7 @@ class Pull(Action):
 
     def __init__(self, reference: Any) -> None:
         self._reference = reference
+        self._key = AVERAGE if isinstance(reference, MovingAverage) else FIRST
         self._known: dict[Tensor, Tensor] = {}
         self._kept: set[Tensor] = set()  # whose reference is in the optimizer's state
 
@@ -66,14 +69,14 @@ class Pull(Action):
                         _pull([self._known[tensor] for tensor in some], some, share, low=low)
         for parameter in parameters:
             if parameter not in self._kept:
-                optimizer.state[parameter][KEY] = self._known[parameter]
+                optimizer.state[parameter][self._key] = self._known[parameter]
                 self._kept.add(parameter)
 
     def _find(self, optimizer: Optimizer, parameter: Tensor) -> Tensor:
         if isinstance(self._reference, Tensors):
             return reference_of(optimizer, self._reference, parameter)
         state = optimizer.state.get(parameter, {})
-        kept: Tensor | None = state.get(KEY)  # of a checkpoint
+        kept: Tensor | None = state.get(self._key)  # of a checkpoint
         return parameter.detach().clone() if kept is None else kept
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
@@ -83,7 +86,8 @@ class Pull(Action):
     def forget(self, optimizer: Optimizer) -> None:
         """Take the references out of the optimizer's state."""
         for state in optimizer.state.values():
-            state.pop(KEY, None)
+            for key in KEYS:
+                state.pop(key, None)
 
 
 def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Tensor:
