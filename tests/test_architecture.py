@@ -33,11 +33,12 @@ TRAINING: list[set[str]] = [
     {"norms", "actions", "moments"},
     {"guards", "mechanisms", "terms", "answers", "hooks", "attach"},
     {"identify"},
+    {"explain", "audit"},
     {"probes", "watch"},
     {"lab"},
 ]
 EVIDENCE: list[set[str]] = [{"store"}, {"stats"}, {"studies"}, {"report"}]
-JOINT: set[str] = {"__init__", "__main__", "plan", "worker", "runner", "terminal", "cli"}
+JOINT: set[str] = {"__init__", "__main__", "plan", "worker", "runner", "terminal", "cli", "cli_audit"}
 
 HEAVY = ("torch", "torchvision", "safetensors.torch")  # what PLAIN and EVIDENCE never import
 

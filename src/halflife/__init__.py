@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from halflife import rules, schedules, units
     from halflife.attach import Handle, attach
     from halflife.convert import convert
+    from halflife.explain import Explanation, assert_decay, explain
     from halflife.identify import Law, identify
     from halflife.rules import (
         L2,
@@ -42,6 +43,7 @@ __all__ = [
     "Constant",
     "Corrected",
     "Decoupled",
+    "Explanation",
     "HalfLife",
     "Handle",
     "Independent",
@@ -54,8 +56,10 @@ __all__ = [
     "Stable",
     "Toward",
     "__version__",
+    "assert_decay",
     "attach",
     "convert",
+    "explain",
     "identify",
     "param_groups",
     "rules",
@@ -70,6 +74,7 @@ _HOME: dict[str, str | None] = {
     "Constant": "rules",
     "Corrected": "rules",
     "Decoupled": "rules",
+    "Explanation": "explain",
     "HalfLife": "rules",
     "Handle": "attach",
     "Independent": "rules",
@@ -82,8 +87,10 @@ _HOME: dict[str, str | None] = {
     "Sphere": "rules",
     "Stable": "rules",
     "Toward": "rules",
+    "assert_decay": "explain",
     "attach": "attach",
     "convert": "convert",
+    "explain": "explain",
     "identify": "identify",
     "param_groups": "select",
     "rules": None,

@@ -1,0 +1,306 @@
+"""What is wrong, or at least surprising, in an explanation. Each warning is one sentence with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from halflife.attach import handle_of
+from halflife.explain.rows import Group, Row
+from halflife.rules.base import Rule, StepInfo
+from halflife.terms import LAW
+from halflife.units import half_life, kept
+
+__all__ = ["Warn", "smallest_effective_fraction", "warnings_of"]
+
+TOLERANCE = 1e-3  # relative; probing is more exact
+COMPENSATED = ("kahan", "stochastic", "master", "compens", "fp32_param")  # what low-precision optimizers call it
+
+
+@dataclass(frozen=True)
+class Warn:
+    """One warning.
+
+    Attributes:
+        code: A short name that stays the same, such as ``"lost-in-precision"``.
+        text: The sentence.
+        parameters: The names of the parameters that it is about.
+    """
+
+    code: str
+    text: str
+    parameters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def smallest_effective_fraction(dtype: torch.dtype) -> float:
+    """Return the fraction below which ``w <- (1 - r) * w``, rounded to nearest, changes no weight: ``eps / 4``.
+
+    A weight changes if ``r * |w|`` is above half the distance to the next smaller number. Relative to the weight
+    that half distance lies between ``eps / 4`` (just above, and at, a power of 2) and ``eps / 2``.
+
+    Args:
+        dtype: A floating-point or complex dtype.
+
+    Returns:
+        The fraction, dimensionless.
+
+    Examples:
+        >>> smallest_effective_fraction(torch.bfloat16)
+        0.001953125
+        >>> w = torch.linspace(1.0, 2.0, 1000).to(torch.bfloat16)
+        >>> bool((w * (1 - 0.0019) != w).any()), bool((w * (1 - 0.0021) != w).any())
+        (False, True)
+    """
+    return torch.finfo(dtype).eps / 4
+
+
+def warnings_of(
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    optimizers: Sequence[Optimizer],
+    *,
+    total_steps: float | None = None,
+) -> list[Warn]:
+    """Look for everything that this module knows.
+
+    Args:
+        rows: The parameters.
+        groups: The groups.
+        optimizers: The optimizers, with any wrapper taken off.
+        total_steps: The length of the run in optimizer steps, where it is known.
+
+    Returns:
+        The warnings, the worst first.
+    """
+    found = [
+        *_not_probed(groups),
+        *_lost_rule(groups, optimizers),
+        *_ignored(groups),
+        *_twice(rows, groups, optimizers),
+        *_misplaced(rows),
+        *_lost_in_precision(rows, optimizers),
+        *_wrong_kinds(rows),
+        *_beyond_the_run(rows, total_steps),
+        *_hooks(optimizers),
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _names(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(row.name for row in rows)
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    names = [row.name for row in rows]
+    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+
+
+def _count(rows: Sequence[Row], what: str = "parameter") -> str:
+    return f"{len(rows)} {what}{'s' if len(rows) > 1 else ''}"
+
+
+def _verb(rows: Sequence[Row], one: str, several: str) -> str:
+    return one if len(rows) == 1 else several
+
+
+def _place(group: Group) -> str:
+    return f"group {group.index} of optimizer {group.optimizer} ({group.optimizer_name})"
+
+
+def _not_probed(groups: Sequence[Group]) -> Iterator[Warn]:
+    for group in groups:
+        for law in (group.law, *group.law.by_shape.values()):
+            if law.pathway == "not probed" and group.settings["params"]:
+                reason = law.notes[0] if law.notes else "no reason given"
+                yield Warn("not-probed", f"{_place(group)} was not probed: {reason}; whether it decays is not known")
+
+
+def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
+    for group in groups:
+        if LAW in group.settings and handle_of(optimizers[group.optimizer]) is None:
+            yield Warn(
+                "rule-lost",
+                f"optimizer {group.optimizer} ({group.optimizer_name}) carries the traces of {group.settings[LAW]} but "
+                "not the rule: a copy, a pickle or a loaded checkpoint has none; attach it again",
+            )
+
+
+def _ignored(groups: Sequence[Group]) -> Iterator[Warn]:
+    for group in groups:
+        if group.law.pathway == "none" and group.rule is None and group.weight_decay:
+            yield Warn(
+                "ignored",
+                f"{_place(group)} has weight_decay = {group.weight_decay:g}, and probing shows that the optimizer "
+                "ignores it: nothing decays; attach a rule, for example halflife.Decoupled()",
+            )
+
+
+def _twice(rows: Sequence[Row], groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
+    for group in groups:
+        c = group.law.coefficient
+        if group.rule is None and group.law.pathway == "decoupled" and c is not None and abs(c - 1.0) > TOLERANCE:
+            yield Warn(
+                "coefficient",
+                f"{_place(group)} removes {c:.4g} times what its weight_decay of {group.weight_decay:g} says "
+                f"(r = {group.law.formula()}): divide weight_decay by {c:.4g}, or attach a rule",
+            )
+        meant, r = _asked(group, optimizers), group.law.fraction
+        error = 0.05 if any("float32" in note for note in group.law.notes) else TOLERANCE
+        if meant is None or (r is None and group.law.pathway != "other"):
+            continue
+        if r is None or abs(r - meant) > error * max(meant, r):
+            found = group.law.describe() if r is None else f"r = {r:.4g}"
+            yield Warn(
+                "two-mechanisms",
+                f"the attached {group.rule} asks for r = {meant:.4g} in {_place(group)}, but probing found {found}: the "
+                "optimizer decays by itself as well; make it with weight_decay=0 and attach with select='all'",
+            )
+    shared = [row for row in rows if len(row.groups) > 1]
+    if shared:
+        both = [
+            row for row in shared if sum(group.law.pathway not in {"none", "not probed"} for group in row.groups) > 1
+        ]
+        effect = f", and {len(both)} of them {_verb(both, 'decays', 'decay')} in each" if both else ""
+        yield Warn(
+            "in-two-groups",
+            f"{_count(shared)} {_verb(shared, 'stands', 'stand')} in two groups or optimizers, which both update "
+            f"{_verb(shared, 'it', 'them')}{effect}: {_listed(shared)}; "
+            "give each parameter to one",
+            _names(shared),
+        )
+
+
+def _asked(group: Group, optimizers: Sequence[Optimizer]) -> float | None:
+    """Return the fraction that the attached rule asks for, where plain numbers that are known decide it."""
+    handle = handle_of(optimizers[group.optimizer])
+    if handle is None or group.rule is None or not isinstance(handle.rule, Rule):
+        return None
+    if not handle.rule.needs <= {"lam"}:
+        return None
+    number = handle._terms.first_group(optimizers[group.optimizer]) + group.index
+    own = group.settings.get("initial_weight_decay", group.weight_decay)
+    info = StepInfo(lr=group.probed_lr, lam=float("nan") if own is None else own, group=number)
+    answer = handle.rule.fraction(info)
+    return float(answer) if isinstance(answer, int | float) else None
+
+
+def _misplaced(rows: Sequence[Row]) -> Iterator[Warn]:
+    lost = [row for row in rows if row.parameter.requires_grad and not row.groups]
+    if lost:
+        yield Warn(
+            "in-no-optimizer",
+            f"{_count(lost, 'trainable parameter')} of the model {_verb(lost, 'is', 'are')} in no optimizer and will not "
+            f"train: {_listed(lost)}; "
+            "add them to a group, or freeze them",
+            _names(lost),
+        )
+    foreign = [row for row in rows if row.kind_reason == "not in the model"]
+    if foreign:
+        yield Warn(
+            "not-in-model",
+            f"{_count(foreign)} of the optimizers {_verb(foreign, 'is', 'are')} not in the model: {_listed(foreign)}; the "
+            "optimizer was made of "
+            "another model, of an older version of it, or of copies in another precision",
+            _names(foreign),
+        )
+
+
+def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
+    lost: dict[torch.dtype, list[Row]] = {}
+    for row in rows:
+        r, dtype = row.largest_r, row.parameter.dtype
+        floating = dtype.is_floating_point or dtype.is_complex
+        if not r or not row.group or not floating or r > smallest_effective_fraction(dtype):
+            continue
+        if not _is_compensated(optimizers[row.group.optimizer], row):
+            lost.setdefault(dtype, []).append(row)
+    for dtype, found in lost.items():
+        r = max(row.largest_r or 0.0 for row in found)
+        name = str(dtype).removeprefix("torch.")
+        yield Warn(
+            "lost-in-precision",
+            f"r = {r:.3g} changes no weight of {_count(found, f'{name} parameter')}: rounding to {name} loses every "
+            f"fraction up to {smallest_effective_fraction(dtype):.3g}; keep float32 master weights, or use an optimizer "
+            f"with stochastic rounding or compensated sums: {_listed(found)}",
+            _names(found),
+        )
+
+
+def _is_compensated(optimizer: Optimizer, row: Row) -> bool:
+    """Return whether the optimizer says that it keeps what rounding would lose."""
+    settings: dict[str, Any] = {**vars(optimizer), **(row.group.settings if row.group else {})}
+    settings |= optimizer.state.get(row.parameter, {})
+    return any(
+        any(word in str(name).lower() for word in COMPENSATED) and value is not None and value is not False
+        for name, value in settings.items()
+    )
+
+
+ADVICE: dict[str, str] = {
+    "norms": "a gain that shrinks scales its layer down",
+    "biases": "to shrink what is only added regularizes little",
+    "embeddings": "rows that are rare in the data shrink without being trained",
+    "others": "scales, gates and time constants have no reason to be near 0",
+}
+
+
+def _wrong_kinds(rows: Sequence[Row]) -> Iterator[Warn]:
+    for kind, advice in ADVICE.items():
+        found = [row for row in rows if row.kind == kind and row.decays]
+        if found:
+            word = kind if kind != "others" else "scales, gates or time constants"
+            yield Warn(
+                f"decay-on-{kind}",
+                f"decay acts on {word} ({_count(found)}): {_listed(found)}; {advice}: if this is not meant, build groups with "
+                "halflife.param_groups",
+                _names(found),
+            )
+    matrices = [row for row in rows if row.kind == "matrices" and row.groups and row.parameter.requires_grad]
+    spared = [row for row in matrices if row.decays is False]
+    if any(row.decays for row in rows) and spared:
+        yield Warn(
+            "matrix-without-decay",
+            f"{len(spared)} {_verb(spared, 'matrix does', 'matrices do')} not decay, while other parameters do: "
+            f"{_listed(spared)}",
+            _names(spared),
+        )
+    if rows and all(row.decays is False for row in rows):
+        yield Warn("nothing-decays", "nothing decays: set weight_decay where the groups are built, or attach a rule")
+
+
+def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[Warn]:
+    if total_steps is None:
+        return
+    slow: dict[float, list[Row]] = {}
+    for row in rows:
+        r = row.largest_r or 0.0
+        if row.half_life is not None and 0.0 < r < 1.0 and half_life(r) > total_steps:
+            slow.setdefault(r, []).append(row)
+    for r, found in slow.items():
+        yield Warn(
+            "half-life-beyond-run",
+            f"the half-life of {half_life(r):,.0f} steps is longer than the run of {total_steps:,.0f}: an untouched "
+            f"weight of {_listed(found)} would keep {kept(r, total_steps):.0%} of its size",
+            _names(found),
+        )
+
+
+def _hooks(optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
+    """Name step hooks of others: they may shrink weights, and the copy that is probed has none of them."""
+    for number, optimizer in enumerate(optimizers):
+        hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+        others = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("halflife.")]
+        if others:
+            names = ", ".join(sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others}))
+            yield Warn(
+                "hooks-not-probed",
+                f"optimizer {number} ({type(optimizer).__name__}) has step hooks that are not of halflife ({names}); "
+                "what they do to weights was not probed",
+            )
