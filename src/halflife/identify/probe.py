@@ -195,6 +195,9 @@ class Bench:
         instance = self.build(condition, self.dtype)
         for optimizer in instance.optimizers:
             _enter_training_mode(optimizer)
+            for group in optimizer.param_groups:
+                if isinstance(group.get("lr"), Tensor):  # one in float32 would cut 1 - lr * lam to seven digits
+                    group["lr"] = group["lr"].detach().to(self.dtype)
         self._warm_up(instance, condition)
         if condition.written is not None:
             instance.write_weight_decay(self.slots, condition.written)
