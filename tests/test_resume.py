@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -20,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from halflife.attach import attach, handle_of
@@ -115,13 +116,13 @@ def test_through_distributed_checkpoint_files(case: Case, flat: bool, tmp_path: 
 
     whole, _ = started(case, steps=STEPS)
     model, optimizer = started(case)
-    dcp.save(state_of(model, optimizer), checkpoint_id=tmp_path, no_dist=True)
+    save(state_of(model, optimizer), checkpoint_id=tmp_path, no_dist=True)
 
     other = Net(seed=99)
     fresh = case.optimizer(groups_of(other))
     case.attach(fresh)
     state = state_of(other, fresh)
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    load(state, checkpoint_id=tmp_path, no_dist=True)
     set_model_state_dict(other, state["model"])
     set_optimizer_state_dict(other, fresh, state["optimizer"], options=options)
     train(other, fresh, range(HALF, STEPS))
