@@ -93,5 +93,5 @@ def _output_to_stderr() -> Iterator[TextIO]:
     copy = os.fdopen(os.dup(1), "w", encoding=out.encoding, errors=out.errors)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
-    yield copy
-    copy.flush()
+    with copy:
+        yield copy
