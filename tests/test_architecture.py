@@ -32,6 +32,7 @@ TRAINING: list[set[str]] = [
     {"policies", "select"},
     {"norms", "actions", "moments"},
     {"guards", "mechanisms", "terms", "answers", "hooks", "attach"},
+    {"conformance"},
     {"identify"},
     {"explain", "audit"},
     {"probes", "watch"},

@@ -16,16 +16,14 @@ from torch.optim import Optimizer
 
 from halflife import guards, mechanisms
 from halflife.attach import attach, handle_of
+from halflife.conformance.bad_inputs import BAD_INPUTS, BadInput, answer, groups_of, toy
 from halflife.errors import UserError
 from halflife.rules import (
     L2,
     Constant,
     Corrected,
     Decoupled,
-    HalfLife,
     Independent,
-    PerGroup,
-    Rule,
     Scheduled,
 )
 from halflife.schedules import until
@@ -54,13 +52,6 @@ def assert_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 def assert_close(ours: Sequence[Tensor], theirs: Sequence[Tensor], rtol: float = 1e-12) -> None:
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * 1e-2)
-
-
-def toy(optimizer: type[Optimizer] = torch.optim.SGD, **kwargs: Any) -> tuple[torch.nn.Parameter, Optimizer]:
-    """One weight of ones with a zero gradient, so that only decay moves it."""
-    weight = torch.nn.Parameter(torch.ones(2, 2))
-    weight.grad = torch.zeros_like(weight)
-    return weight, optimizer([weight], **kwargs)
 
 
 # ---- parity with torch's own decay
@@ -159,7 +150,7 @@ def test_l2_replaces_a_decoupled_decay_and_follows_its_schedule() -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=by_name)
 def test_shrinks_by_the_oracle(rule: RuleCase, optimizer: OptimizerCase) -> None:
     """With zero gradients nothing but decay moves a weight: its value is the product of 1 - r."""
-    problem = Problem(own=(LAM, 0.2) if rule.rule.explicit_lam is None else (LAM, LAM))
+    problem = Problem(own=rule.own)
     start = problem.values()
     made = optimizer.make(problem.groups)
     handle = attach(made, rule.rule, **rule.numbers)  # type: ignore[arg-type]  # floats only
@@ -173,7 +164,7 @@ def test_shrinks_by_the_oracle(rule: RuleCase, optimizer: OptimizerCase) -> None
         expected = []
         for group, peak in enumerate(problem.peaks):
             active = factor > 0 and problem.own[group] > 0
-            expected.append(rule.oracle(peak * factor, peak, problem.own[group], step, group) if active else 0.0)
+            expected.append(rule.formula(peak * factor, peak, problem.own[group], step, group) if active else 0.0)
             kept[group] *= 1.0 - expected[group]
         assert handle.fractions() == pytest.approx(expected, rel=1e-12)
     assert_close(problem.values()[:3], [value * share for value, share in zip(start, kept, strict=False)])
@@ -201,8 +192,8 @@ def test_equals_scalar_oracle(
     update: Callable[[float, float, int, dict[str, float]], float],
 ) -> None:
     """Training with gradients, one number at a time: decay stands between the gradient and the update."""
-    problem = Problem(own=(LAM, 0.2) if rule.rule.explicit_lam is None else (LAM, LAM))
-    expected = scalar_run(problem, problem.values(), rule.oracle, update)
+    problem = Problem(own=rule.own)
+    expected = scalar_run(problem, problem.values(), rule.formula, update)
     made = optimizer(problem.groups)
     attach(made, rule.rule, **rule.numbers)  # type: ignore[arg-type]  # floats only
     problem.run(made, closure=closure)
@@ -211,13 +202,13 @@ def test_equals_scalar_oracle(
 
 @pytest.mark.parametrize("rule", RULES, ids=by_name)
 @pytest.mark.parametrize(
-    "optimizer", [case for case in OPTIMIZERS if case.native and case.name != "adafactor"], ids=by_name
+    "optimizer", [case for case in OPTIMIZERS if case.native and not case.case.rereads], ids=by_name
 )
 def test_mechanisms_agree(rule: RuleCase, optimizer: OptimizerCase) -> None:
     """Not for Adafactor: its step size depends on the weight, which the own pass would shrink first."""
     results = []
     for own_pass in (False, True):
-        problem = Problem(own=(LAM, 0.2) if rule.rule.explicit_lam is None else (LAM, LAM))
+        problem = Problem(own=rule.own)
         made = optimizer.make(problem.groups)
         attach(made, rule.rule, **rule.numbers)  # type: ignore[arg-type]  # floats only
         if own_pass:
@@ -227,7 +218,7 @@ def test_mechanisms_agree(rule: RuleCase, optimizer: OptimizerCase) -> None:
             problem.run(made)
         results.append(problem.values())
     # Muon computes its update in bfloat16; a last bit of the momentum may round differently there.
-    assert_close(results[0], results[1], rtol=1e-12 if optimizer.name != "muon" else 1e-2)
+    assert_close(results[0], results[1], rtol=1e-12 if optimizer.name != "Muon" else 1e-2)
 
 
 def test_a_subclass_takes_the_own_pass() -> None:
@@ -771,56 +762,10 @@ def test_a_compiled_step_is_not_compiled_again_and_again(momentum: float, more: 
 # ---- refusals
 
 
-def groups_of(*decays: float) -> list[dict[str, Any]]:
-    return [{"params": [torch.nn.Parameter(torch.ones(1))], "weight_decay": decay} for decay in decays]
-
-
-def decaying() -> Optimizer:
-    return toy(lr=0.1, weight_decay=1.0)[1]
-
-
-def unequal() -> Optimizer:
-    return torch.optim.SGD(groups_of(0.1, 0.0, 0.3), lr=0.1)
-
-
-def rprop() -> Optimizer:
-    return toy(torch.optim.Rprop, lr=0.1)[1]
-
-
-REFUSED_AT_ATTACH: list[tuple[str, Callable[[], object], str]] = [
-    ("no optimizer", lambda: attach(torch.nn.Linear(1, 1), Decoupled(0.1)), "expected a .*Optimizer .* got Linear"),  # type: ignore[arg-type]  # on purpose
-    ("a wrapper", lambda: attach(Wrapper(), Decoupled(0.1)), "got Wrapper; pass the optimizer inside it"),  # type: ignore[arg-type]  # on purpose
-    ("none", lambda: attach([], Decoupled(0.1)), "empty sequence of optimizers"),
-    ("one twice", lambda: attach([decaying()] * 2, Decoupled(0.1)), "the same optimizer twice"),
-    ("a class", lambda: attach(toy(lr=0.1)[1], Decoupled), r"a rule such as Decoupled\(\.\.\.\), got <class"),  # type: ignore[arg-type]  # on purpose
-    ("a number", lambda: attach(toy(lr=0.1)[1], 0.1), r"such as halflife.Decoupled\(0.1\), got 0.1"),  # type: ignore[arg-type]  # on purpose
-    ("select", lambda: attach(toy(lr=0.1)[1], Decoupled(0.1), select="some"), 'None .* or "all", got'),  # type: ignore[arg-type]  # on purpose
-    ("peak", lambda: attach(toy(lr=0.1)[1], Independent(0.1), peak_lr=0.0), "peak_lr must be > 0"),
-    ("epochs", lambda: attach(decaying(), HalfLife(epochs=2)), r"needs steps_per_epoch: pass .*, steps_per_epoch="),
-    ("tokens", lambda: attach(decaying(), HalfLife(tokens=2)), "needs tokens_per_step: pass"),
-    ("nothing decays", lambda: attach(toy(lr=0.1)[1], Decoupled(0.1)), 'Build groups .*param_groups.*select="all"'),
-    ("no setting", lambda: attach(rprop(), Constant(0.1)), "no weight_decay setting that could say"),
-    ("no own value", lambda: attach(rprop(), Constant(), select="all"), "this optimizer has none; give the rule a lam"),
-    ("unequal", lambda: attach(unequal(), Decoupled(0.1)), r"values 0\.1, 0\.3 of the groups .* or leave out lam .* PerGroup"),
-    ("unequal schedule", lambda: attach(unequal(), Scheduled(Constant(0.1), until(3))), "different weight_decay values"),
-    ("unequal penalty", lambda: attach(unequal(), L2(0.1)), "different weight_decay values"),
-    ("penalty on LBFGS", lambda: attach(toy(torch.optim.LBFGS)[1], L2(0.1), select="all"), "LBFGS: its line search"),
-]  # fmt: skip
-
-
-class Wrapper:
-    """Holds an optimizer, as some libraries do."""
-
-    def __init__(self) -> None:
-        self.optimizer = toy(lr=0.1)[1]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"), [case[1:] for case in REFUSED_AT_ATTACH], ids=[case[0] for case in REFUSED_AT_ATTACH]
-)
-def test_refused_at_attach(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make()
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=by_name)
+def test_refused(bad: BadInput) -> None:
+    """Each with its sentence; a step that is refused touches nothing."""
+    assert answer(bad) is None
 
 
 def test_a_refusal_leaves_the_optimizer_as_it_was() -> None:
@@ -839,36 +784,6 @@ def test_a_second_attach_is_refused() -> None:
     with pytest.raises(UserError, match=r"already attached to this SGD.*call detach\(\) on the first handle"):
         attach(optimizer, Constant(0.1))
     assert handle_of(optimizer) is handle
-
-
-REFUSED_IN_A_STEP: list[tuple[str, Rule | L2, float | None, str]] = [
-    ("too much", Decoupled(20.0), 0.1, r"r = 2\.0 .* group 0 at lr = 0\.1, lam = 20\.0; expected 0 <= r < 1"),
-    ("exactly 1", Decoupled(10.0), 0.1, r"r = 1\.0 .* lr = 0\.1, lam = 10\.0"),
-    ("own value", Constant(), 0.1, r"r = 5\.0 .* lr = 0\.1, lam = 5\.0"),
-    ("NaN", Scheduled(HalfLife(steps=3), lambda step: math.nan), 0.1, r"r = nan .* lr = 0\.1; expected"),
-    ("negative", Scheduled(Decoupled(0.1), lambda step: -1.0), 0.1, r"r = -0\.01"),
-    ("no lr", Decoupled(0.1), None, "lr of parameter group 0 is None"),
-    ("negative lr", Decoupled(0.1), -0.1, r"lr of parameter group 0 is -0\.1; expected a finite number >= 0"),
-    ("NaN lr", Decoupled(0.1), math.nan, "lr of parameter group 0 is nan"),
-    ("infinite lr", Decoupled(0.1), math.inf, "lr of parameter group 0 is inf"),
-    ("above the peak", Independent(0.1), 0.2, r"lr = 0\.2 of .* 0 is above its peak_lr = 0\.1.*, peak_lr="),
-    ("penalty", L2(0.1, lambda step: -1.0), 0.1, r"coefficient -0\.1 in .* group 0 \(lr = 0\.1, lam = 0\.1\)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rule", "lr", "message"), [case[1:] for case in REFUSED_IN_A_STEP], ids=[case[0] for case in REFUSED_IN_A_STEP]
-)
-@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["native", "own"])
-def test_refused_in_a_step(rule: Rule | L2, lr: float | None, message: str, momentum: float) -> None:
-    weight, optimizer = toy(lr=0.1, momentum=momentum, weight_decay=5.0)
-    optimizer.param_groups[0]["initial_lr"] = 0.1
-    attach(optimizer, rule)
-    optimizer.param_groups[0]["lr"] = lr
-    with pytest.raises(UserError, match=message):
-        optimizer.step()
-    assert torch.equal(weight.detach(), torch.ones(2, 2)), "a refused step touches no weight"
-    assert optimizer.param_groups[0]["weight_decay"] == 5.0
 
 
 def test_just_below_one_is_allowed() -> None:
@@ -899,12 +814,3 @@ def test_a_cuda_graph_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     guards.check_not_capturing([])
     with pytest.raises(UserError, match=r"being captured in a CUDA graph.*frozen at this step's value"):
         guards.check_not_capturing([OnDevice()])  # type: ignore[list-item]  # stands for a CUDA tensor
-
-
-def test_per_group_needs_a_rule_for_each_decaying_group() -> None:
-    optimizer = torch.optim.SGD(groups_of(0.1, 0.3), lr=0.1)
-    attach(optimizer, PerGroup([Decoupled(0.1)]))
-    for group in optimizer.param_groups:
-        group["params"][0].grad = torch.zeros(1)
-    with pytest.raises(UserError, match="PerGroup has 1 rules, but parameter group 1 decays too"):
-        optimizer.step()

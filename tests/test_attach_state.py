@@ -67,11 +67,11 @@ def started(rule: Rule | Penalty, make: Callable[[Problem], Optimizer] = adamw, 
 
 
 @pytest.mark.parametrize("rule", RULES, ids=by_name)
-@pytest.mark.parametrize("optimizer", [case for case in OPTIMIZERS if case.name != "muon"], ids=by_name)
+@pytest.mark.parametrize("optimizer", [case for case in OPTIMIZERS if case.name != "Muon"], ids=by_name)
 @pytest.mark.parametrize("order", ["attach, load", "load, attach"])
 def test_resume_is_exact(rule: RuleCase, optimizer: OptimizerCase, order: str) -> None:
     """In float32: torch itself casts NAdam's mu_product to the type of the weight when it loads."""
-    own = (LAM, 0.2) if rule.rule.explicit_lam is None else (LAM, LAM)
+    own = rule.own
 
     def attached(made: Optimizer) -> Handle:
         return attach(made, rule.rule, **rule.numbers)  # type: ignore[arg-type]  # floats only

@@ -1,0 +1,238 @@
+"""The conformance table: every rule on every optimizer of torch, and that the table notices what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from halflife import mechanisms, rules
+from halflife.conformance import bad_inputs
+from halflife.conformance.optimizers import FORMS, OPTIMIZERS, OptimizerCase, Variant, variants
+from halflife.conformance.problem import LAM, Net
+from halflife.conformance.references import Reference
+from halflife.conformance.rules import RULES, RuleCase
+from halflife.conformance.table import FAMILIES, Case, Report, cell_of, plan, run_table
+from halflife.conformance.twin import DTYPES, Outcome, run_case
+from halflife.errors import UserError
+from halflife.rules import Constant, Decoupled
+
+ROOT = Path(__file__).parent.parent
+VARIANTS = list(variants())
+by_name: Callable[[Any], str] = lambda case: case.name  # noqa: E731  # a short name for pytest's ids
+
+
+def check(cases: list[Case]) -> None:
+    wrong = [outcome for case in cases if (outcome := run_case(*case)).status == "FAILED"]
+    assert not wrong, "\n".join(f"{each.rule} on {each.optimizer}, {each.dtype}: {each.detail}" for each in wrong)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=by_name)
+def test_every_rule_in_float32(variant: Variant) -> None:
+    check([(rule, variant, torch.float32) for rule in RULES])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.form in {"", "fused", v.case.forms[0]}], ids=by_name)
+def test_the_rules_in_other_precisions(variant: Variant, dtype: torch.dtype) -> None:
+    check([(rule, variant, dtype) for rule in RULES if rule.everywhere])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS, ids=by_name)
+def test_the_whole_table(variant: Variant) -> None:
+    check([case for case in plan() if case[1] == variant])
+
+
+# ---- the table is complete
+
+
+def test_every_optimizer_of_torch_is_there() -> None:
+    found = {
+        kind
+        for kind in vars(torch.optim).values()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    assert {case.kind for case in OPTIMIZERS} == found
+
+
+def test_every_rule_is_there() -> None:
+    public = {getattr(rules, name) for name in rules.__all__ if inspect.isclass(getattr(rules, name))}
+    found = {kind for kind in public if not inspect.isabstract(kind) and kind.__module__ != "halflife.rules.base"}
+    assert {kind.__name__ for kind in found - {rules.MovingAverage}} == {family.split("(")[0] for family in FAMILIES}
+    made = [type(part) for case in RULES for part in case.make(Net()).parts()]
+    assert found - {rules.MovingAverage} <= set(made)
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS, ids=by_name)
+def test_every_form_that_torch_offers_is_there(case: OptimizerCase) -> None:
+    """On a CPU; the capturable form is for accelerators."""
+    offered = set()
+    for form in ("for-loop", "foreach", "fused"):
+        variant = Variant(case, form)
+        try:
+            net = Net(variant.layout)
+            optimizer = variant.make(net.groups())
+            net.set_gradients(0)
+            optimizer.step((lambda: 1.0) if case.closure else None)
+        except (TypeError, RuntimeError):
+            continue
+        offered.add(form)
+    assert offered == set(case.forms) - {"", "capturable"}
+
+
+def test_capturable_forms_are_for_accelerators() -> None:
+    """The names of the forms are arguments that torch has."""
+    on_gpu = list(variants("cuda"))
+    assert {each.form for each in on_gpu} == set(FORMS)
+    assert {each.case.name for each in on_gpu} == {each.case.name for each in VARIANTS}
+    for each in on_gpu:
+        assert FORMS[each.form].keys() <= inspect.signature(each.case.kind).parameters.keys()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=by_name)
+def test_which_optimizers_decay_natively(variant: Variant) -> None:
+    made = variant.make(Net(variant.layout).groups(variant.case.per_group))
+    assert mechanisms.applies_natively(made, made.param_groups[0]) is variant.native
+
+
+def test_names_are_distinct() -> None:
+    for names in ([case.name for case in RULES], [case.name for case in OPTIMIZERS], [v.name for v in VARIANTS]):
+        assert len(set(names)) == len(names)
+    assert len({case.name for case in bad_inputs.BAD_INPUTS}) == len(bad_inputs.BAD_INPUTS)
+
+
+# ---- the table notices
+
+
+def outcome_of(case: RuleCase, variant: Variant, dtype: torch.dtype, **changes: Any) -> Outcome:
+    return run_case(dataclasses.replace(case, **changes), variant, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["AdamW (foreach)", "Adam (for-loop)", "SGD, momentum (fused)", "Adafactor (foreach)"])
+def test_a_rule_under_the_reference_of_another_fails(name: str, dtype: torch.dtype) -> None:
+    """The next but one is near it: decoupled and independent, norm targets and a sphere."""
+    variant = next(each for each in VARIANTS if each.name == name)
+    cases = [case for case in RULES if case.refused(variant.case) is None and (case.everywhere or dtype.itemsize > 2)]
+    for case, other in zip(cases, [*cases[2:], *cases[:2]], strict=True):
+        if dtype == torch.bfloat16 and case.name == "norm target, first":
+            continue  # one step changes the norms of the tensors by less than its rounding
+        outcome = outcome_of(case, variant, dtype, reference=other.reference)
+        assert outcome.status == "FAILED", f"{case.name} passes as {other.name}"
+
+
+def test_a_rule_that_does_nothing_fails() -> None:
+    for case in RULES:
+        if case.refused(VARIANTS[0].case) is None:
+            outcome = outcome_of(case, VARIANTS[0], torch.float32, reference=lambda net, optimizer: Reference())
+            assert outcome.status == "FAILED", case.name
+            assert outcome.error > 10
+
+
+def test_a_missing_and_a_needless_refusal_fail() -> None:
+    case = RULES[0]
+    outcome = outcome_of(case, VARIANTS[0], torch.float32, refused=lambda optimizer: "not on Sundays")
+    assert (outcome.status, outcome.detail) == ("FAILED", "not refused, expected: not on Sundays")
+    refusing = outcome_of(case, VARIANTS[0], torch.float32, make=lambda net: Decoupled(100.0))
+    assert refusing.status == "FAILED"
+    assert refusing.detail.startswith("refused: Decoupled(lam=100.0) asks to remove the fraction")
+    broken = outcome_of(case, VARIANTS[0], torch.float32, make=lambda net: 1 / 0)
+    assert (broken.status, broken.detail) == ("FAILED", "ZeroDivisionError: division by zero")
+
+
+def test_a_bare_optimizer_that_breaks_is_told_apart() -> None:
+    case = dataclasses.replace(OPTIMIZERS[0], settings={"eps": 0.0})  # 0 / 0 where the gradient is 0
+    outcome = run_case(RULES[0], Variant(case, "for-loop"), torch.float32)
+    assert outcome.detail == "FloatingPointError: the bare optimizer made a weight that is not finite"
+
+
+def test_bad_inputs_that_are_accepted_are_noticed() -> None:
+    answers = [
+        bad_inputs.answer(bad_inputs.BadInput("fine", lambda: None, "never")),
+        bad_inputs.answer(bad_inputs.BadInput("other", lambda: Constant(2.0), "never")),
+        bad_inputs.answer(bad_inputs.BadInput("crash", lambda: 1 / 0, "never")),
+    ]
+    assert answers[0] == "not refused, expected: never"
+    assert str(answers[1]).startswith("another sentence: the lam of Constant is a fraction")
+    assert answers[2] == "ZeroDivisionError: division by zero"
+
+
+def test_in_a_step_notices_a_touched_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = bad_inputs.toy
+
+    def meddled(*args: Any, **settings: Any) -> Any:
+        weight, optimizer = made(*args, **settings)
+
+        def touch_and_refuse(*args: Any) -> None:
+            weight.data.mul_(0.5)
+            raise UserError("no")
+
+        optimizer.register_step_pre_hook(touch_and_refuse)
+        return weight, optimizer
+
+    monkeypatch.setattr(bad_inputs, "toy", meddled)
+    with pytest.raises(AssertionError, match="a refused step touched a weight"):
+        bad_inputs.in_a_step(Decoupled(0.1))
+
+
+def test_a_net_has_every_kind_of_parameter() -> None:
+    net = Net()
+    presence = [[step[index] is not None for step in net.all_gradients] for index in range(len(net.members))]
+    kinds = [member.kind for member in net.members]
+    for kind, present in zip(kinds, presence, strict=True):
+        assert {"used": all(present), "frozen": not any(present), "idle": not any(present)}.get(kind, True)
+        if kind == "sometimes":
+            assert not present[0]
+            assert set(present) == {True, False}
+    assert net.own == (LAM, LAM, 0.0)
+    assert all(value.view(-1)[-1] == 0.0 for value in net.values())
+
+
+# ---- reports
+
+
+def test_the_cells_of_a_table() -> None:
+    rule, other = (case for case in RULES if case.family == "Corrected")
+
+    def outcome(status: str, name: str = rule.name, optimizer: str = "SGD (foreach)") -> Outcome:
+        return Outcome(name, optimizer, "float32", status)
+
+    ok, refused, failed = outcome("ok"), outcome("refused", other.name), outcome("FAILED")
+    assert cell_of([], "SGD", "Corrected") == ""
+    assert cell_of([ok], "SGD", "Corrected") == "ok"
+    assert cell_of([ok, refused], "SGD", "Corrected") == "ok"
+    assert cell_of([refused], "SGD", "Corrected") == "refused"
+    assert cell_of([ok, failed], "SGD", "Corrected") == "FAILED"
+    assert cell_of([failed], "SGD, momentum", "Corrected") == ""
+    assert cell_of([failed], "SGD", "Decoupled") == ""
+
+
+def test_a_report_holds_or_not() -> None:
+    fine = Outcome("a", "b", "float32", "ok", 0.5)
+    assert Report("cpu", [fine]).holds
+    assert not Report("cpu", [fine], {"x": "not refused"}).holds
+    assert not Report("cpu", [fine, dataclasses.replace(fine, status="FAILED")]).holds
+
+
+def test_running_a_part_of_the_table() -> None:
+    heard: list[Outcome] = []
+    cases = [case for case in plan(quick=True) if case[1].case.name == "Muon"]
+    assert [rule.family for rule, _, _ in cases] == list({rule.family: 0 for rule, _, _ in cases})
+    assert len(cases) == len(FAMILIES)
+    report = run_table(cases, listen=heard.append)
+    assert report.outcomes == heard
+    assert report.holds
+    assert report.num_bad_inputs == len(bad_inputs.BAD_INPUTS)
+    assert cell_of(report.outcomes, "Muon", "Decoupled") == "ok"
+    assert cell_of(report.outcomes, "Muon", "Stable") == "refused"
+
+
+def test_a_device_without_float64_is_not_asked_for_it() -> None:
+    assert torch.float64 not in {dtype for _, _, dtype in plan("mps")}
+    assert {dtype for _, _, dtype in plan()} == set(DTYPES)
