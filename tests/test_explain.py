@@ -454,19 +454,24 @@ def rendered(table: object, width: int) -> str:
     return console.export_text()
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_it_fits_the_terminal(width: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_it_fits_the_terminal(width: int, frozen: bool) -> None:
+    """Nothing is cut off: every word of the table is there, whatever the width, names in one piece from 80 on."""
     transformers = pytest.importorskip("transformers")
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=12))
+    model.transformer.h[3].requires_grad_(not frozen)  # then there are two more columns
     table = halflife.explain(model, AdamW(model.parameters(), lr=1e-4, weight_decay=0.1))
     text = rendered(table, width)
     assert max(map(len, text.splitlines())) <= width
-    words = " ".join(text.split())
-    assert "transformer.h.*.attn.c_attn.weight 12 768 x 2304 matrix in Conv1D" in words
-    assert "decoupled: r = lr * lam (native)" in words
-    assert "lam 0.1, lr 0.0001, r 1e-05, half-life 69,314 steps" in words
-    assert len(text.splitlines()) < 50  # 148 parameters
+    words = text.split()
+    assert words.count("Conv1D") == (16 if frozen else 8)
+    assert words.count("(LayerNorm)") == (10 if frozen else 6)
+    assert words.count("frozen") == (1 if frozen else 0)
+    assert {"(native)", "69,314", "50257"} <= set(words)
+    assert ("transformer.h.*.attn.c_attn.weight" in words) is (width >= 80 and not frozen)
+    assert ("transformer.h.{0-2,4-11}.mlp.c_proj.weight" in words) is (width >= 120 and frozen)
 
 
 def test_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:

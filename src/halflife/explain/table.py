@@ -50,7 +50,7 @@ class Explanation:
 
     def __rich__(self) -> Any:
         """Return what rich prints."""
-        return view.renderable(self.rows, self.groups, [warning.text for warning in self.warnings])
+        return view.Renderable(self.rows, self.groups, [warning.text for warning in self.warnings])
 
 
 def explain(

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Line", "collapsed", "renderable", "text"]
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+
+__all__ = ["Line", "Renderable", "collapsed", "text"]
 
 WIDTH = 100  # of plain text
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number: of h.3.attn the 3
 YES = {True: "yes", False: "no", None: "not known"}
-LEAST_WIDTHS = {"parameter": 36, "why": 16, "what it is": 18}  # columns that may wrap, and where
-STYLES = {"yes": "green", "no": "dim", "not known": "yellow"}
+COLORS = {True: "green", False: "cyan", None: "yellow"}
+# Columns that may wrap, in the order in which they give way, and down to what.
+LEAST_WIDTHS = (("what it is", 20), ("parameter", 24), ("what it is", 10), ("parameter", 8))
+GAP = 2  # between columns
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,22 @@ def _with_ranges(pattern: str, names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
+class _Block:
+    """Parameters that decay alike, for the same reason: said once above a table of them."""
+
+    decays: bool | None
+    answer: str
+    head: tuple[str, ...]
+    cells: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class _Section:
-    """A group, or what is in none: the facts that hold for all of it, and a table of the rest."""
+    """A parameter group, or what is in none."""
 
     title: str
     facts: tuple[str, ...]
-    head: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
+    blocks: tuple[_Block, ...]
 
 
 def _sections(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> list[_Section]:
@@ -95,44 +110,41 @@ def _sections(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) 
         place = [group["optimizer"], group["group"]]
         mine = [row for row in rows if [row["optimizer"], row["group"]] == place or place in row["also_in"]]
         number = f" (optimizer {group['optimizer']})" if several else ""
-        title = f"{group['optimizer_name']}{number}, group {group['group']}"
-        size = [_counted(group["num_parameters"], "parameter"), _counted(group["num_elements"], "number")]
-        found.append(_section(title, size, _facts(group, mine), mine, rows))
+        size = f"{_counted(group['num_parameters'], 'parameter')}, {_counted(group['num_elements'], 'number')}"
+        title = f"{group['optimizer_name']}{number}, group {group['group']}: {size}"
+        found.append(_section(title, _facts(group, mine), mine, rows))
     outside = [row for row in rows if row["optimizer"] is None]
     if outside:
-        found.append(_section("in no optimizer", [_counted(len(outside), "parameter")], [], outside, rows))
+        found.append(_section(f"in no optimizer: {_counted(len(outside), 'parameter')}", [], outside, rows))
     return found
 
 
 def _section(
-    title: str, size: list[str], facts: list[str], rows: Sequence[dict[str, Any]], everywhere: Sequence[dict[str, Any]]
+    title: str, facts: list[str], rows: Sequence[dict[str, Any]], everywhere: Sequence[dict[str, Any]]
 ) -> _Section:
-    """Say once what is the same for all rows, and make columns of what is not."""
-    dtypes, answers = {row["dtype"] for row in rows}, {(row["decays"], row["why"]) for row in rows}
-    if len(dtypes) == 1:
-        size = [*size, *dtypes]
-    if len(answers) == 1:
-        decays, why = next(iter(answers))
-        facts = [*facts, f"decays: {YES[decays]}, {why}"]
-    lines = collapsed(rows, everywhere)
-    head = ["parameter", *(["n"] if any(line.num_parameters > 1 for line in lines) else []), "shape"]
-    head += ["dtype"] if len(dtypes) > 1 else []
-    head += ["decays", "why"] if len(answers) > 1 else []
-    head += ["what it is"] if any(row["what"] for row in rows) else []
-    cells = []
-    for line in lines:
-        row = line.row
-        values = {
-            "parameter": line.name,
-            "n": str(line.num_parameters),
-            "shape": " x ".join(map(str, row["shape"])) or "scalar",
-            "dtype": row["dtype"],
-            "decays": YES[row["decays"]],
-            "why": row["why"],
-            "what it is": row["what"] or "",
+    dtypes = {row["dtype"] for row in rows}
+    blocks: dict[tuple[bool | None, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        blocks.setdefault((row["decays"], row["why"]), []).append(row)
+    made = []
+    for (decays, why), members in blocks.items():
+        lines = collapsed(members, everywhere)
+        columns = {
+            "parameter": [line.name for line in lines],
+            "n": [str(line.num_parameters) for line in lines],
+            "shape": [" x ".join(map(str, line.row["shape"])) or "scalar" for line in lines],
+            "dtype": [line.row["dtype"] for line in lines],
+            "what it is": [line.row["what"] for line in lines],
         }
-        cells.append(tuple(values[column] for column in head))
-    return _Section(f"{title}: {', '.join(size)}", tuple(facts), tuple(head), tuple(cells))
+        if len(dtypes) == 1:
+            del columns["dtype"]  # it is in the title
+        if len(lines) == len(members):
+            del columns["n"]
+        if not any(columns["what it is"]):
+            del columns["what it is"]
+        answer = f"decays: {YES[decays]}, {why}"
+        made.append(_Block(decays, answer, tuple(columns), tuple(zip(*columns.values(), strict=True))))
+    return _Section(", ".join([title, *(dtypes if len(dtypes) == 1 else ())]), tuple(facts), tuple(made))
 
 
 def _facts(group: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -170,48 +182,73 @@ def text(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]], warni
     """
     found = []
     for section in _sections(rows, groups):
-        cells = [section.head, *section.cells]
-        widths = [max(len(cell[column]) for cell in cells) for column in range(len(section.head))]
-        found.append(section.title)
-        found += [f"  {fact}" for fact in section.facts]
-        for cell in cells if section.cells else []:
-            padded = (part.ljust(width) for part, width in zip(cell, widths, strict=True))
-            found.append(f"    {'  '.join(padded)}".rstrip())
+        found += [section.title, *(f"  {fact}" for fact in section.facts)]
+        for block in section.blocks:
+            found.append(f"  {block.answer}")
+            widths = _widths(block, sys.maxsize)
+            for cells in (block.head, *block.cells):
+                padded = (part.ljust(width + GAP) for part, width in zip(cells, widths, strict=True))
+                found.append(f"    {''.join(padded)}".rstrip())
         found.append("")
     for warning in warnings:
         found += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
     return "\n".join(found).rstrip()
 
 
-def renderable(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]], warnings: Sequence[str]) -> Any:
-    """Build what rich prints.
+class Renderable:
+    """What rich prints: it asks for the width when it is printed.
 
     Args:
         rows: The rows.
         groups: The groups.
         warnings: The sentences.
-
-    Returns:
-        A group of tables and texts.
     """
-    from rich import box
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
 
-    parts: list[Any] = []
-    for section in _sections(rows, groups):
-        parts.append(Text(section.title, style="bold"))
-        parts += [Padding.indent(Text(fact), 2) for fact in section.facts]
-        table = Table(box=box.SIMPLE_HEAD, header_style="dim")
-        for number, column in enumerate(section.head):
-            width = max((len(cells[number]) for cells in section.cells), default=0)
-            least = min(width, LEAST_WIDTHS.get(column, width))
-            table.add_column(column, overflow="fold", min_width=least, no_wrap=column not in LEAST_WIDTHS)
-        for cells in section.cells:
-            table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in cells))
-        if section.cells:
-            parts.append(Padding.indent(table, 1))
-    parts += [Text.assemble(("warning: ", "bold yellow"), warning) for warning in warnings]
-    return Group(*parts)
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]], warnings: Sequence[str]
+    ) -> None:
+        self.sections = _sections(rows, groups)
+        self.warnings = warnings
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        """Yield the parts.
+
+        Args:
+            console: The console of rich.
+            options: How wide it is.
+
+        Yields:
+            Texts and tables.
+        """
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        for section in self.sections:
+            yield Text(section.title, style="bold")
+            yield from (Padding.indent(Text(fact), 2) for fact in section.facts)
+            for block in section.blocks:
+                yield Padding.indent(Text(block.answer, style=COLORS[block.decays]), 2)
+                table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+                for column, width in zip(block.head, _widths(block, options.max_width - 4), strict=True):
+                    table.add_column(column, width=width, overflow="fold")
+                for cells in block.cells:
+                    table.add_row(*map(Text, cells))
+                yield Padding.indent(table, 4)
+            yield ""
+        for warning in self.warnings:
+            yield Text.assemble(("warning: ", "bold yellow"), warning)
+
+
+def _widths(block: _Block, available: int) -> list[int]:
+    """Return the width of each column: what can wrap gives way, the remarks before the names.
+
+    rich by itself takes from the widest column first, and would break names in the middle.
+    """
+    widths = [max(map(len, column)) for column in zip(block.head, *block.cells, strict=True)]
+    for name, least in LEAST_WIDTHS:
+        excess = sum(widths) + GAP * len(widths) - available
+        if name in block.head and excess > 0:
+            column = block.head.index(name)
+            widths[column] = max(min(least, widths[column]), widths[column] - excess)
+    return widths
