@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.actions.base import Action, Work, by_device_and_precision, unless_skipped
+from halflife.norms import local
 
 __all__ = ["Shrink", "scale"]
 
@@ -31,4 +32,5 @@ def scale(parameters: Sequence[Tensor], factor: float | Tensor, found_inf: Tenso
         found_inf: The flag that GradScaler hands to fused optimizers; None outside of it.
     """
     for (device, dtype), tensors in by_device_and_precision(parameters).items():
-        torch._foreach_mul_(tensors, unless_skipped(factor, 1.0, found_inf, device, dtype))
+        shards = [local(tensor) for tensor in tensors]  # torch refuses lists in which only some are distributed
+        torch._foreach_mul_(shards, unless_skipped(factor, 1.0, found_inf, device, dtype))

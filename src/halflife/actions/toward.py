@@ -41,10 +41,11 @@ class Pull(Action):
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Pull, unless the step will be skipped."""
         found_inf = getattr(optimizer, "found_inf", None)
-        for each in work:
+        for each in work:  # all of them before anything moves: one may be missing
             for parameter in each.parameters:
                 if parameter not in self._known:
                     self._known[parameter] = self._find(optimizer, parameter)
+        for each in work:
             if isinstance(each.answer, float) and each.answer == 0.0:
                 continue
             for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
@@ -142,16 +143,18 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
     if hasattr(parameter, "device_mesh") and not hasattr(found, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        found = distribute_tensor(found.to(local(parameter).device), parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+        # Every process has all of it, as the equal digests say: no communication.
+        whole = found.to(local(parameter).device)
+        found = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
     return found.to(device=parameter.device, dtype=parameter.dtype, copy=True)
 
 
 def _pull(tensors: list[Tensor], targets: list[Tensor], share: Tensor, *, low: bool) -> None:
     """Move ``tensors`` by ``share`` of the way to ``targets`` in place, in float32 for narrower types."""
+    shards, goals = [local(tensor) for tensor in tensors], [local(target) for target in targets]
     if share.device.type == "cpu" and not low:
-        torch._foreach_lerp_(tensors, targets, float(share))
+        torch._foreach_lerp_(shards, goals, float(share))
         return
-    for tensor, target in zip(tensors, targets, strict=True):
-        mine, theirs = local(tensor), local(target)
+    for mine, theirs in zip(shards, goals, strict=True):
         moved = torch.lerp(mine.float(), theirs.float(), share) if low else torch.lerp(mine, theirs, share)
         mine.copy_(moved)
