@@ -21,8 +21,8 @@ from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
 
 import halflife
 from halflife.errors import UserError
+from halflife.explain.precision import smallest_effective_fraction
 from halflife.explain.view import collapsed
-from halflife.explain.warn import smallest_effective_fraction
 
 
 class Block(nn.Module):
@@ -362,9 +362,9 @@ WARNED = [
     Warned(
         "coefficient",
         lambda m: Twice(groups(m, 1e-3), lr=1e-2),
-        r"group 0 of optimizer 0 \(Twice\) removes 2 times what its weight_decay of 0.001 says .* divide weight_decay by 2",
+        r"in group 0 of optimizer 0 \(Twice\) a step removes 2 times what weight_decay = 0.001 says .* divide .* by 2,",
     ),
-    Warned("ignored", lambda m: Ignores(m.parameters(), 1e-2, 0.1), "has weight_decay = 0.1, and probing shows"),
+    Warned("ignored", lambda m: Ignores(m.parameters(), 1e-2, 0.1), r"= 0.1 of group 0 of optimizer 0 \(Ignores\) has no effect"),
     Warned(
         "two-mechanisms",
         both(halflife.Constant(0.01)),
@@ -376,11 +376,11 @@ WARNED = [
     Warned("in-no-optimizer", lambda m: adamw(m.conv), "", 15),
     Warned("not-in-model", foreign, "17 parameters of the optimizers are not in the model: embed.weight", 17),
     Warned("in-two-groups", lambda m: [adamw(m), adamw(m.conv)], "2 parameters stand in two .* 1 of them decays in each", 2),
-    Warned("not-probed", lambda m: torch.optim.LBFGS(m.parameters()), "whether it decays is not known"),
+    Warned("not-probed", lambda m: torch.optim.LBFGS(m.parameters()), r"group 0 .* \(LBFGS\) is not known: it was not probed \("),
     Warned(
         "half-life-beyond-run",
         adamw,
-        r"the half-life of 693 steps is longer than the run of 600: .* would keep 55% of its size",
+        r"the half-life of 693 steps is longer than the run of 600: .* would keep 55% of its size or more",
         5,
         total_steps=600,
     ),
@@ -397,6 +397,18 @@ def test_every_warning(case: Warned) -> None:
     assert str(found[0]) in str(table).replace("\n  ", " ")
     if case.parameters is not None:
         assert len(found[0].parameters) == case.parameters
+
+
+def test_many_groups_share_a_warning() -> None:
+    """Layer-wise learning rates make many groups; what is true of all of them is said once."""
+    layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(6)])
+    settings = [{"params": layer.parameters(), "lr": 1e-2 * 0.9**depth} for depth, layer in enumerate(layers)]
+    table = halflife.explain(layers, AdamW(settings, weight_decay=0.1), total_steps=600)
+    assert [warning.code for warning in table.warnings] == ["decay-on-biases", "half-life-beyond-run"]
+    assert "the half-life of 693 to 1,174 steps is longer than the run of 600" in table.warnings[1].text
+    twice = halflife.explain(layers, Twice(settings, weight_decay=1e-3)).warnings
+    assert [warning.code for warning in twice] == ["coefficient", "decay-on-biases"]
+    assert twice[0].text.startswith("in groups 0, 1, 2 and 3 more of optimizer 0 (Twice) a step removes 2 times")
 
 
 def test_no_warning_without_reason() -> None:

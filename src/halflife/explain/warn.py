@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from halflife.attach import handle_of
+from halflife.explain.precision import is_compensated, smallest_effective_fraction
 from halflife.explain.rows import Group, Row
 from halflife.rules.base import Rule, StepInfo
 from halflife.terms import LAW
 from halflife.units import half_life, kept
 
-__all__ = ["Warn", "smallest_effective_fraction", "warnings_of"]
+__all__ = ["Warn", "warnings_of"]
 
 TOLERANCE = 1e-3  # relative; probing is more exact
-COMPENSATED = ("kahan", "stochastic", "master", "compens", "fp32_param")  # what low-precision optimizers call it
 
 
 @dataclass(frozen=True)
@@ -37,28 +36,6 @@ class Warn:
 
     def __str__(self) -> str:
         return self.text
-
-
-def smallest_effective_fraction(dtype: torch.dtype) -> float:
-    """Return the fraction below which ``w <- (1 - r) * w``, rounded to nearest, changes no weight: ``eps / 4``.
-
-    A weight changes if ``r * |w|`` is above half the distance to the next smaller number. Relative to the weight
-    that half distance lies between ``eps / 4`` (just above, and at, a power of 2) and ``eps / 2``.
-
-    Args:
-        dtype: A floating-point or complex dtype.
-
-    Returns:
-        The fraction, dimensionless.
-
-    Examples:
-        >>> smallest_effective_fraction(torch.bfloat16)
-        0.001953125
-        >>> w = torch.linspace(1.0, 2.0, 1000).to(torch.bfloat16)
-        >>> bool((w * (1 - 0.0019) != w).any()), bool((w * (1 - 0.0021) != w).any())
-        (False, True)
-    """
-    return torch.finfo(dtype).eps / 4
 
 
 def warnings_of(
@@ -80,10 +57,12 @@ def warnings_of(
         The warnings, the worst first.
     """
     found = [
-        *_not_probed(groups),
+        *_by_place("not-probed", _not_probed(groups)),
         *_lost_rule(groups, optimizers),
-        *_ignored(groups),
-        *_twice(rows, groups, optimizers),
+        *_by_place("ignored", _ignored(groups)),
+        *_by_place("coefficient", _not_what_it_says(groups)),
+        *_by_place("two-mechanisms", _two_mechanisms(groups, optimizers)),
+        *_shared(rows),
         *_misplaced(rows),
         *_lost_in_precision(rows, optimizers),
         *_wrong_kinds(rows),
@@ -110,16 +89,24 @@ def _verb(rows: Sequence[Row], one: str, several: str) -> str:
     return one if len(rows) == 1 else several
 
 
-def _place(group: Group) -> str:
-    return f"group {group.index} of optimizer {group.optimizer} ({group.optimizer_name})"
+def _by_place(code: str, found: Iterable[tuple[Group, str]]) -> Iterator[Warn]:
+    """Yield one warning for all groups of an optimizer of which the same is true; ``{place}`` in it is where."""
+    alike: dict[tuple[int, str], list[Group]] = {}
+    for group, text in found:
+        alike.setdefault((group.optimizer, text), []).append(group)
+    for (optimizer, text), groups in alike.items():
+        numbers = ", ".join(str(group.index) for group in groups[:3])
+        more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+        place = f"group{'s' if len(groups) > 1 else ''} {numbers}{more} of optimizer {optimizer}"
+        yield Warn(code, text.replace("{place}", f"{place} ({groups[0].optimizer_name})"))
 
 
-def _not_probed(groups: Sequence[Group]) -> Iterator[Warn]:
+def _not_probed(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     for group in groups:
         for law in (group.law, *group.law.by_shape.values()):
             if law.pathway == "not probed" and group.settings["params"]:
                 reason = law.notes[0] if law.notes else "no reason given"
-                yield Warn("not-probed", f"{_place(group)} was not probed: {reason}; whether it decays is not known")
+                yield group, f"whether anything decays in {{place}} is not known: it was not probed ({reason})"
 
 
 def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
@@ -132,36 +119,46 @@ def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iter
             )
 
 
-def _ignored(groups: Sequence[Group]) -> Iterator[Warn]:
+def _ignored(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     for group in groups:
         if group.law.pathway == "none" and group.rule is None and group.weight_decay:
-            yield Warn(
-                "ignored",
-                f"{_place(group)} has weight_decay = {group.weight_decay:g}, and probing shows that the optimizer "
-                "ignores it: nothing decays; attach a rule, for example halflife.Decoupled()",
+            yield (
+                group,
+                f"weight_decay = {group.weight_decay:g} of {{place}} has no effect: probing shows that the optimizer "
+                "ignores it; attach a rule, for example halflife.Decoupled()",
             )
 
 
-def _twice(rows: Sequence[Row], groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[Warn]:
+def _error(group: Group) -> float:
+    return 0.05 if any("float32" in note for note in group.law.notes) else TOLERANCE
+
+
+def _not_what_it_says(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     for group in groups:
         c = group.law.coefficient
-        if group.rule is None and group.law.pathway == "decoupled" and c is not None and abs(c - 1.0) > TOLERANCE:
-            yield Warn(
-                "coefficient",
-                f"{_place(group)} removes {c:.4g} times what its weight_decay of {group.weight_decay:g} says "
+        if group.rule is None and group.law.pathway == "decoupled" and c is not None and abs(c - 1.0) > _error(group):
+            yield (
+                group,
+                f"in {{place}} a step removes {c:.4g} times what weight_decay = {group.weight_decay:g} says "
                 f"(r = {group.law.formula()}): divide weight_decay by {c:.4g}, or attach a rule",
             )
+
+
+def _two_mechanisms(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[tuple[Group, str]]:
+    for group in groups:
         meant, r = _asked(group, optimizers), group.law.fraction
-        error = 0.05 if any("float32" in note for note in group.law.notes) else TOLERANCE
         if meant is None or (r is None and group.law.pathway != "other"):
             continue
-        if r is None or abs(r - meant) > error * max(meant, r):
+        if r is None or abs(r - meant) > _error(group) * max(meant, r):
             found = group.law.describe() if r is None else f"r = {r:.4g}"
-            yield Warn(
-                "two-mechanisms",
-                f"the attached {group.rule} asks for r = {meant:.4g} in {_place(group)}, but probing found {found}: the "
+            yield (
+                group,
+                f"the attached {group.rule} asks for r = {meant:.4g} in {{place}}, but probing found {found}: the "
                 "optimizer decays by itself as well; make it with weight_decay=0 and attach with select='all'",
             )
+
+
+def _shared(rows: Sequence[Row]) -> Iterator[Warn]:
     shared = [row for row in rows if len(row.groups) > 1]
     if shared:
         both = [
@@ -219,7 +216,7 @@ def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> 
         floating = dtype.is_floating_point or dtype.is_complex
         if not r or not row.group or not floating or r > smallest_effective_fraction(dtype):
             continue
-        if not _is_compensated(optimizers[row.group.optimizer], row):
+        if not is_compensated(optimizers[row.group.optimizer], row):
             lost.setdefault(dtype, []).append(row)
     for dtype, found in lost.items():
         r = max(row.largest_r or 0.0 for row in found)
@@ -231,16 +228,6 @@ def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> 
             f"with stochastic rounding or compensated sums: {_listed(found)}",
             _names(found),
         )
-
-
-def _is_compensated(optimizer: Optimizer, row: Row) -> bool:
-    """Return whether the optimizer says that it keeps what rounding would lose."""
-    settings: dict[str, Any] = {**vars(optimizer), **(row.group.settings if row.group else {})}
-    settings |= optimizer.state.get(row.parameter, {})
-    return any(
-        any(word in str(name).lower() for word in COMPENSATED) and value is not None and value is not False
-        for name, value in settings.items()
-    )
 
 
 ADVICE: dict[str, str] = {
@@ -278,17 +265,17 @@ def _wrong_kinds(rows: Sequence[Row]) -> Iterator[Warn]:
 def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[Warn]:
     if total_steps is None:
         return
-    slow: dict[float, list[Row]] = {}
-    for row in rows:
-        r = row.largest_r or 0.0
-        if row.half_life is not None and 0.0 < r < 1.0 and half_life(r) > total_steps:
-            slow.setdefault(r, []).append(row)
-    for r, found in slow.items():
+    slow = [row for row in rows if row.half_life and 0.0 < (row.largest_r or 0.0) < 1.0]
+    slow = [row for row in slow if half_life(row.largest_r or 0.0) > total_steps]
+    if slow:
+        fractions = [row.largest_r or 0.0 for row in slow]
+        shortest, longest = half_life(max(fractions)), half_life(min(fractions))
+        several = f" to {longest:,.0f}" if f"{shortest:,.0f}" != f"{longest:,.0f}" else ""
         yield Warn(
             "half-life-beyond-run",
-            f"the half-life of {half_life(r):,.0f} steps is longer than the run of {total_steps:,.0f}: an untouched "
-            f"weight of {_listed(found)} would keep {kept(r, total_steps):.0%} of its size",
-            _names(found),
+            f"the half-life of {shortest:,.0f}{several} steps is longer than the run of {total_steps:,.0f}: an untouched "
+            f"weight of {_listed(slow)} would keep {kept(max(fractions), total_steps):.0%} of its size or more",
+            _names(slow),
         )
 
 
