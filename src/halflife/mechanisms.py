@@ -117,7 +117,11 @@ class Decay:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         self._work = []
         if not callable(closure):
-            self._act(self._divide(ask()))
+            try:
+                self._act(self._divide(ask()))
+            except BaseException:  # the step is not taken: between steps the user's values stand
+                self.end()
+                raise
             return None
         if wait:
             self._switch_off()

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.actions.base import Action, Work, by_device_and_precision, unless_skipped
+from halflife.errors import UserError
+from halflife.norms import local
 
 __all__ = ["AddToGradient", "AddToMoment", "add_to_gradients"]
 
@@ -20,7 +22,19 @@ class AddToGradient(Action):
     penalty = True
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
-        """Add the term in the units that the gradients have now."""
+        """Add the term in the units that the gradients have now.
+
+        Args:
+            optimizer: The optimizer.
+            work: What to act on.
+
+        Raises:
+            UserError: If a gradient is sparse; nothing was touched.
+        """
+        if any(p.grad is not None and p.grad.is_sparse for each in work for p in each.parameters):
+            raise UserError(
+                "an L2 penalty would make sparse gradients dense; use Decoupled, or build the embedding with sparse=False"
+            )
         for each in work:
             add_to_gradients(optimizer, each.group, each.parameters, float(each.answer))
 
@@ -49,9 +63,10 @@ class AddToMoment(Action):
             factor = (1.0 - beta1) / beta1 * float(each.answer) * (1.0 if self._first else -1.0)
             found_inf = getattr(optimizer, "found_inf", None)
             for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
-                moments = [optimizer.state[parameter]["exp_avg"] for parameter in tensors]
+                moments = [local(optimizer.state[parameter]["exp_avg"]) for parameter in tensors]
+                shards = [local(parameter) for parameter in tensors]
                 coefficient = unless_skipped(factor, 0.0, found_inf, device, dtype)
-                torch._foreach_add_(moments, torch._foreach_mul(tensors, coefficient))
+                torch._foreach_add_(moments, torch._foreach_mul(shards, coefficient))
             if not self._first:
                 add_to_gradients(optimizer, each.group, each.parameters, float(each.answer))
 
@@ -70,12 +85,13 @@ def add_to_gradients(
     signed = -coefficient if group.get("maximize", False) else coefficient
     grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     for (device, dtype), tensors in by_device_and_precision(parameters).items():
-        gradients = [parameter.grad for parameter in tensors if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in tensors if parameter.grad is not None]
+        shards = [local(parameter) for parameter in tensors]  # torch refuses lists in which some are distributed
         if grad_scale is None:
-            torch._foreach_add_(gradients, tensors, alpha=signed)
+            torch._foreach_add_(gradients, shards, alpha=signed)
         else:
             scale = grad_scale.to(device, dtype, non_blocking=True) * signed
-            torch._foreach_add_(gradients, torch._foreach_mul(tensors, scale))
+            torch._foreach_add_(gradients, torch._foreach_mul(shards, scale))
 
 
 def _make_state(optimizer: Optimizer, group: dict[str, Any]) -> None:

@@ -90,7 +90,8 @@ class Tensors:
             whole: Any = tensor.detach()
             whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
             found.update(f"{name} {tuple(whole.shape)} ".encode())
-            found.update(whole.double().cpu().contiguous().numpy().tobytes() if whole.numel() else b"")
+            for part in (whole.real, whole.imag) if whole.is_complex() else (whole,):
+                found.update(part.double().cpu().contiguous().numpy().tobytes() if whole.numel() else b"")
         return found.hexdigest()[:16]
 
     def __repr__(self) -> str:
