@@ -199,15 +199,20 @@ def two_runs(optimizer: Any) -> list[dict[str, Any]]:
         if not chosen:
             found.append({"kind": "not run", "why": "frozen"})
             continue
-        difference = torch.cat(half) - torch.cat(whole)
-        entry = {"kind": "nothing"} if float(difference.abs().max()) <= FLOAT32 else {"kind": "not the same fraction"}
-        for base in (torch.cat(starts) + torch.cat(starts).sign(), torch.cat(half)):
-            fractions = 2.0 * difference / base
-            middle = float(fractions.median())
-            noise = 8.0 * FLOAT32 * float(torch.cat(half).abs().max())
-            if middle > FLOAT32 and float((difference - middle / 2.0 * base).abs().max()) <= 2e-3 * middle + noise / 8:
-                entry = {"kind": "the same fraction", "fraction": middle}
-                break
+        start, after = torch.cat(starts), torch.cat(half)
+        difference = after - torch.cat(whole)
+        size = float(after.abs().max())
+        none = (
+            float(difference.abs().max()) == 0.0 or float(difference.min()) < 0.0 < float(difference.max()) <= FLOAT32
+        )
+        entry = {"kind": "nothing" if none else "not the same fraction"}
+        # First to the precision of float64; then to that of float32, for optimizers that compute in it.
+        for digits, least in ((1e-14, 1e-12), (FLOAT32, FLOAT32)):
+            for base in (start + start.sign(), after):
+                middle = float((2.0 * difference / base).median())
+                miss = float((difference - middle / 2.0 * base).abs().max())
+                if entry["kind"] != "the same fraction" and middle > least and miss <= 1e-6 * middle + digits * size:
+                    entry = {"kind": "the same fraction", "fraction": middle}
         found.append(entry)
     return found
 
@@ -245,18 +250,20 @@ def describe(built: Built) -> dict[str, Any]:
         trained = [p for p in group["params"] if p.requires_grad]
         if not trained:
             continue
-        groups.append({
-            "group": index,
-            "lr": float(group["lr"]),
-            "weight_decay": float(group["weight_decay"]) if group.get("weight_decay") is not None else None,
-            "counts": counted((kinds.get(id(p), ("", "other", p))[1], p) for p in trained),
-            "pathway": law.pathway,
-            "law": law.describe(),
-            "equivalent_to": law.equivalent_to,
-            "fraction": law.fraction,
-            "half_life": half_life(law.fraction),
-            "notes": list(law.notes),
-        })
+        groups.append(
+            {
+                "group": index,
+                "lr": float(group["lr"]),
+                "weight_decay": float(group["weight_decay"]) if group.get("weight_decay") is not None else None,
+                "counts": counted((kinds.get(id(p), ("", "other", p))[1], p) for p in trained),
+                "pathway": law.pathway,
+                "law": law.describe(),
+                "equivalent_to": law.equivalent_to,
+                "fraction": law.fraction,
+                "half_life": half_life(law.fraction),
+                "notes": list(law.notes),
+            }
+        )
     grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left = [(kind, p) for key, (_, kind, p) in kinds.items() if p.requires_grad and key not in grouped]
     runs = two_runs(optimizer)  # first, because it starts from the state that the trainer left and restores it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,15 @@ from typing import Any
 
 import torch
 from probe import Built
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
 FOLDER = tempfile.mkdtemp()
 SMALL_BERT = {
@@ -103,9 +111,7 @@ def case_peft() -> Iterator[Built]:
     optimizer = trainer.create_optimizer()
     yield Built("peft LoRA + Trainer", configuration, optimizer, [model], "peft", documented, "as documented")
     model = lora()
-    optimizer = create_loraplus_optimizer(
-        model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16, weight_decay=0.1
-    )
+    optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16, weight_decay=0.1)
     documented = "further arguments go to the optimizer"
     yield Built("peft LoRA+", "weight_decay=0.1", optimizer, [model], "peft", documented, "peft-loraplus")
     model = lora()
@@ -198,7 +204,9 @@ def case_sentence_transformers() -> Iterator[Built]:
 def case_setfit() -> Iterator[Built]:
     """Both phases of SetFit: the embedding model, then the classifier."""
     from datasets import Dataset
-    from setfit import SetFitHead, SetFitModel, Trainer as SetFitTrainer, TrainingArguments as SetFitArguments
+    from setfit import SetFitHead, SetFitModel
+    from setfit import Trainer as SetFitTrainer
+    from setfit import TrainingArguments as SetFitArguments
 
     data = Dataset.from_dict({"text": ["w1", "w2", "w3", "w4"], "label": [0, 1, 0, 1]})
     head = SetFitHead(in_features=SMALL_BERT["hidden_size"], out_features=2)
@@ -224,10 +232,8 @@ def case_setfit() -> Iterator[Built]:
     model._prepare_optimizer = capture
     for weight in (0.01, 0.0):
         args = SetFitArguments(output_dir=FOLDER, report_to=[], end_to_end=True, l2_weight=weight)
-        try:
+        with contextlib.suppress(Taken):
             trainer.train_classifier(["w1", "w2", "w3", "w4"], [0, 1, 0, 1], args=args)
-        except Taken:
-            pass
         documented = f"l2_weight={weight} for body and head in AdamW"
         verdict = "setfit-zero" if weight == 0 else "as documented"
         bodies = [model.model_body, model.model_head]
@@ -236,12 +242,10 @@ def case_setfit() -> Iterator[Built]:
 
 
 def case_accelerate() -> Iterator[Built]:
-    """accelerate makes no optimizer; its wrapper must not change what one does."""
+    """The library accelerate makes no optimizer; its wrapper must not change what one does."""
     from accelerate import Accelerator
 
     model = bert()
     optimizer = Accelerator(cpu=True).prepare(torch.optim.AdamW(model.parameters(), lr=1e-3))
     documented = "wraps the given optimizer"
-    yield Built(
-        "accelerate", "prepare(AdamW(lr=1e-3))", optimizer, [model], "accelerate", documented, "as documented"
-    )
+    yield Built("accelerate", "prepare(AdamW(lr=1e-3))", optimizer, [model], "accelerate", documented, "as documented")

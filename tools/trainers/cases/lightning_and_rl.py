@@ -126,7 +126,7 @@ def case_skorch() -> Iterator[Built]:
 
 
 def case_keras() -> Iterator[dict[str, Any]]:
-    """keras on torch: no torch optimizer, so the law is found from the difference that the decay makes."""
+    """Optimizers of keras on torch: no torch optimizer, so the law is found from the difference that the decay makes."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
 

@@ -24,15 +24,14 @@ def case_graphgym() -> Iterator[Built]:
         optimizer = create_optimizer(model.parameters(), cfg.optim)
         configuration = f"optimizer: {option}{' (the default)' if option == 'adam' else ''}"
         documented = "L2 regularization: weight_decay = 5e-4"
-        yield Built(
-            "PyG GraphGym", configuration, optimizer, [model], "torch_geometric", documented, "as documented"
-        )
+        yield Built("PyG GraphGym", configuration, optimizer, [model], "torch_geometric", documented, "as documented")
 
 
 def case_chemprop() -> Iterator[Built]:
     """A message-passing network with its defaults."""
     import lightning.pytorch as pl
-    from chemprop import models, nn as chemprop_nn
+    from chemprop import models
+    from chemprop import nn as chemprop_nn
 
     model = models.MPNN(chemprop_nn.BondMessagePassing(), chemprop_nn.MeanAggregation(), chemprop_nn.RegressionFFN())
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=2)
@@ -54,16 +53,16 @@ def case_pykeen() -> Iterator[Built]:
     from pykeen.pipeline import pipeline
     from pykeen.training import SLCWATrainingLoop
 
+    loops: list[Any] = []
+
+    class Recorded(SLCWATrainingLoop):
+        """The default training loop, which keeps its optimizer."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            loops.append(self.optimizer)
+
     for model in ("TransE", "ComplEx"):
-        loops: list[Any] = []
-
-        class Recorded(SLCWATrainingLoop):
-            """The default training loop, which keeps its optimizer."""
-
-            def __init__(self, *args: Any, **kwargs: Any) -> None:
-                super().__init__(*args, **kwargs)
-                loops.append(self.optimizer)
-
         result = pipeline(
             dataset=Nations(),
             model=model,
@@ -72,10 +71,12 @@ def case_pykeen() -> Iterator[Built]:
             evaluation_kwargs={"use_tqdm": False},
             device="cpu",
         )
-        made = loops[0]
+        made = loops.pop()
         made.state.clear()
         documented = "optimizer: Adam by default; no weight decay is mentioned"
-        yield Built("pykeen pipeline", f"defaults; {model}", made, [result.model], "pykeen", documented, "as documented")
+        yield Built(
+            "pykeen pipeline", f"defaults; {model}", made, [result.model], "pykeen", documented, "as documented"
+        )
 
 
 def case_tabnet() -> Iterator[Built]:
@@ -119,26 +120,23 @@ def case_scvi() -> Iterator[Built]:
     from scvi.model import PEAKVI, SCVI
     from scvi.train import TrainingPlan
 
+    plans: list[Any] = []
+
+    class Recorded(TrainingPlan):
+        """The default plan, kept when the model makes it."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            plans.append(self)
+
     counts = np.random.default_rng(0).poisson(1.0, (50, 20)).astype(np.float32)
     for name, made in (("SCVI", SCVI), ("PEAKVI", PEAKVI)):
         data = anndata.AnnData(counts.copy())
         made.setup_anndata(data)
         model = made(data)
-        plans: list[Any] = []
-        if name == "SCVI":
-            plans.append(TrainingPlan(model.module))
-        else:
-
-            class Recorded(TrainingPlan):
-                """The plan, kept when the model makes it."""
-
-                def __init__(self, *args: Any, **kwargs: Any) -> None:
-                    super().__init__(*args, **kwargs)
-                    plans.append(self)
-
-            model._training_plan_cls = Recorded
-            model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
-        configured = plans[0].configure_optimizers()
+        model._training_plan_cls = Recorded
+        model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+        configured = plans.pop().configure_optimizers()
         documented = "weight decay used in optimization, 1e-6; Adam"
         if name == "PEAKVI":
             documented = "weight decay regularization term for optimization, 1e-3; AdamW"

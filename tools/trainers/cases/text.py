@@ -12,7 +12,7 @@ from probe import Built
 
 
 def case_flair() -> Iterator[Built]:
-    """train and fine_tune with their defaults, stopped as soon as the optimizer is there."""
+    """The methods train and fine_tune with their defaults, stopped as soon as the optimizer is there."""
     from flair.data import Corpus, Dictionary, Sentence
     from flair.datasets import FlairDatapointDataset
     from flair.embeddings import DocumentRNNEmbeddings, OneHotEmbeddings

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from cases.huggingface import arguments, bert
 from probe import Built
 from transformers import Trainer
 from transformers.training_args import OptimizerNames
+
+from cases.huggingface import arguments, bert
 
 LOW_RANK = ("galore", "apollo")
 

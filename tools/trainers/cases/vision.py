@@ -118,9 +118,7 @@ def case_fastai() -> Iterator[dict[str, Any]]:
         return parameter.data
 
     data = [(torch.zeros(4), 0.0)] * 4
-    learner = Learner(
-        DataLoaders.from_dsets(data, data, bs=2, device="cpu"), Mixed(), loss_func=nn.MSELoss(), lr=1e-3
-    )
+    learner = Learner(DataLoaders.from_dsets(data, data, bs=2, device="cpu"), Mixed(), loss_func=nn.MSELoss(), lr=1e-3)
     learner.create_opt()
     yield from by_twins(
         learner.model,
@@ -148,20 +146,22 @@ def by_twins(model: nn.Module, decays: Any, found: dict[str, Any], *, lr: float,
             continue
         pathway = found["pathway"] if on else "none"
         law = f"{pathway}: r = lr * lam (from two runs that differ in weight decay)" if on else "none: nothing decays"
-        groups.append({
-            "group": len(groups),
-            "lr": lr,
-            "weight_decay": lam if on else 0.0,
-            "counts": counts,
-            "pathway": pathway,
-            "law": law,
-            "equivalent_to": None,
-            "fraction": fraction if on else 0.0,
-            "half_life": half_life(fraction if on else 0.0),
-            "notes": [],
-            "check": {"kind": "two runs", **found},
-            "agrees": math.isclose(found["fraction"], found["lr"] * found["weight_decay"], rel_tol=1e-5),
-        })
+        groups.append(
+            {
+                "group": len(groups),
+                "lr": lr,
+                "weight_decay": lam if on else 0.0,
+                "counts": counts,
+                "pathway": pathway,
+                "law": law,
+                "equivalent_to": None,
+                "fraction": fraction if on else 0.0,
+                "half_life": half_life(fraction if on else 0.0),
+                "notes": [],
+                "check": {"kind": "two runs", **found},
+                "agrees": math.isclose(found["fraction"], found["lr"] * found["weight_decay"], rel_tol=1e-5),
+            }
+        )
     yield {**row, "option": "", "groups": groups, "in_no_group": {}}
 
 
@@ -181,7 +181,9 @@ def case_spacy() -> Iterator[dict[str, Any]]:
     for node in categories.model.walk():
         for name in node.param_names:
             if node.has_param(name):
-                kind = "matrices" if name == "W" else "biases" if name == "b" else "embeddings" if name == "E" else "other"
+                kind = (
+                    "matrices" if name == "W" else "biases" if name == "b" else "embeddings" if name == "E" else "other"
+                )
                 kind = "norms" if node.name == "layernorm" else kind
                 entry = counts.setdefault(kind, [0, 0])
                 entry[0] += 1
