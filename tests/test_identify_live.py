@@ -189,6 +189,7 @@ def test_parameters_that_differ_in_what_is_written_on_them() -> None:
         def step(self, closure: Any = None) -> Any:
             for group in self.param_groups:
                 for parameter in group["params"]:
+                    parameter.sub_(parameter.grad, alpha=group["lr"])
                     if not getattr(parameter, "no_decay", False):
                         parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
 

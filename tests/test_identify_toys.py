@@ -58,6 +58,12 @@ def law_of(kind: type[Toy] = Toy, fraction: Callable[[float, float, float], floa
     return identify(lambda params, lr, weight_decay: kind(params, lr, weight_decay, fraction, **how))
 
 
+def test_shapes_do_not_differ_in_the_last_digits() -> None:
+    """An exponent such as 0.001953125 rounds to six digits differently from shape to shape."""
+    for exponent in (0.001953125, 0.0123456785, -0.3333335):
+        assert law_of(fraction=lambda lam, lr, peak, b=exponent: lam * lr / 0.05 * peak**b).by_shape == {}  # type: ignore[misc]
+
+
 # ---- any law c * lam * lr^a * peak^b is recovered
 
 
@@ -316,6 +322,23 @@ def test_captured_is_not_native() -> None:
 def test_ignoring_its_weight_decay() -> None:
     law = law_of(Ignoring)
     assert law == Law(pathway="none", fraction=0.0, notes=("its weight_decay has no effect",))
+
+
+class Skipping(Toy):
+    """Leaves matrices to another optimizer, as those for pairs of matrices do when there is no partner."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if parameter.ndim != 2]
+        super().step()
+
+
+def test_what_is_not_updated_is_not_probed() -> None:
+    law = law_of(Skipping, lambda lam, lr, peak: lr * lam)
+    assert law.pathway == "not probed"
+    assert law.notes[1] == "the optimizer does not move this parameter at all"
+    assert summary(law.by_shape["vector"]) == AS_ADAMW
 
 
 def test_a_decay_of_its_own_is_not_none() -> None:

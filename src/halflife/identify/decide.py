@@ -17,8 +17,9 @@ from halflife.identify.law import Law
 from halflife.identify.probe import BASE, WARMUPS, Bench, Condition, NotProbedError
 from halflife.identify.twins import UNIFORM, Reading, Twins, fit, listed
 
-__all__ = ["decide"]
+__all__ = ["NO_EFFECT", "decide"]
 
+NO_EFFECT = "its weight_decay has no effect"
 MEMORY = 1e-4  # of the effect of one step, what a later step must show for a memory
 STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.0)
 STRONG = replace(BASE, lam=50.0)
@@ -78,8 +79,10 @@ def _no_effect(twins: Twins) -> Law:
     """Decide between no effect and one that only a large weight decay or a long run shows."""
     if twins.slot.attached:
         return Law(pathway="none", fraction=0.0)
+    if all(torch.equal(*twins.weights(BASE.without_decay, step)) for step in STEPS):
+        return Law(pathway="not probed", notes=("the optimizer does not move this parameter at all",))
     if twins.same(STRONG) and twins.same(Condition(lam=50.0, warmup="free")):
-        return Law(pathway="none", fraction=0.0, notes=("its weight_decay has no effect",))
+        return Law(pathway="none", fraction=0.0, notes=(NO_EFFECT,))
     if twins.equals_penalty(STRONG) or twins.equals_penalty(STRONG, -1.0):
         return _penalty(twins, Reading("nothing"), 1.0)
     return _other("its weight_decay has an effect, but none within a few steps at a usual value")
@@ -206,8 +209,7 @@ def _rounds(twins: Twins) -> bool:
         before, after = _at_rest(twins)
     except NotProbedError:
         return False
-    small = 0.0 < (after - before).abs().max().item() < 1e-6 * before.abs().max().item()
-    return small and fit(after - before, before)[1] > UNIFORM
+    return not torch.equal(before, after) and torch.equal(after, after.to(torch.float32).to(after.dtype))
 
 
 def _without_gradient(twins: Twins, law: Law) -> Law:
@@ -223,7 +225,7 @@ def _without_gradient(twins: Twins, law: Law) -> Law:
     r, miss = fit(after - before, before)
     what = f"shrink by r = {r:.4g}" if miss <= UNIFORM and r > 0 else "change"
     note = f"without any gradient and at weight_decay 0 the weights {what}"
-    if law.pathway == "none":
+    if law.pathway in {"none", "not probed"}:
         return replace(law, pathway="other", fraction=None, notes=(note, *law.notes))
     return replace(law, notes=(*law.notes, note))
 

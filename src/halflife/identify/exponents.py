@@ -21,7 +21,8 @@ BENDS: dict[str, Callable[[float], float]] = {
     ),
     "a large weight decay takes 1 - exp(-x), with x = the r given here": lambda x: -math.expm1(-x),
 }
-LARGE = 20.0
+LARGE, SMALL = 20.0, 0.002
+BENT = 1e-5  # a larger relative difference between r and twice the r of half the weight decay is a bend
 
 
 def with_exponents(twins: Twins, law: Law, first: Reading) -> Law:
@@ -37,9 +38,10 @@ def with_exponents(twins: Twins, law: Law, first: Reading) -> Law:
     """
     # A fraction that is not quite linear in the weight decay bends the exponents: ask at a small one then.
     found = _exponents(twins, first, 1.0)
-    if not isinstance(found, str) and found != tuple(round(each) for each in found) and not twins.slot.attached:
-        small = twins.reading(Condition(lam=0.05))
-        finer = _exponents(twins, small, 0.05) if small.like(first) else found
+    clean = not isinstance(found, str) and all(2.0 * each == round(2.0 * each) for each in found)
+    if twins.bench.exact and not clean and not twins.slot.attached:
+        small = twins.reading(Condition(lam=SMALL))
+        finer = _exponents(twins, small, SMALL) if small.like(first) else found
         found = finer if not isinstance(finer, str) else found
     if isinstance(found, str):
         return Law(pathway="other", notes=(found,))
@@ -76,6 +78,9 @@ def _slope(twins: Twins, first: Reading) -> tuple[float, str]:
     if not half.like(first) or not abs(half.r / first.r - 0.5) < 0.05:
         return math.nan, f"r is not linear in weight_decay: half the value, {half.r / first.r:.4g} times the r"
     slope = 4.0 * half.r - first.r  # without the quadratic term of r = 1 - (1 - x/2)^2
+    if twins.bench.exact and abs(2.0 * half.r / first.r - 1.0) > BENT:  # without the higher ones too
+        small, smaller = twins.reading(Condition(lam=SMALL)), twins.reading(Condition(lam=SMALL / 2))
+        slope = (4.0 * smaller.r - small.r) / SMALL
     for note, bend in BENDS.items():
         if large.like(first) and abs(large.r / bend(LARGE * slope) - 1.0) < 10 * twins.tolerance:
             return slope, note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.identify.decide import decide
+from halflife.identify.decide import NO_EFFECT, decide
 from halflife.identify.isolation import isolated, seed_everything
 from halflife.identify.law import Law
 from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, sentence
@@ -19,6 +20,7 @@ from halflife.identify.probe import Bench, Build, Condition, Instance, NotProbed
 __all__ = ["identify", "joined"]
 
 SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 2, 3, 3)}
+NO_KEY = "its groups have no weight_decay"
 LR = 0.05
 LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand times the rounding error
 
@@ -116,12 +118,19 @@ def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype
             if abs(lr / LR - 1.0) > 1e-6:
                 said.append(f"lr means the learning rate in the group, which is {lr / LR:.4g} times the one given")
             if "weight_decay" not in group:
-                said.append("its groups have no weight_decay")
+                said.append(NO_KEY)
             notes[kind] = tuple(said)
             slots.append(Slot(index, kind, SHAPES[kind], lr=lr, lam=LAM[dtype], peaks=(lr, LR)))
     bench = Bench(build, slots, device, dtype, from_factory=True)
     laws = {kind: decide(bench, index) for index, kind in enumerate(kinds)}
-    return {kind: replace(law, notes=(*law.notes, *notes[kind])) for kind, law in laws.items()}
+    return {
+        kind: replace(law, notes=(*_without(NO_EFFECT, law, notes[kind]), *notes[kind])) for kind, law in laws.items()
+    }
+
+
+def _without(note: str, law: Law, others: Sequence[str]) -> tuple[str, ...]:
+    """Return the law's notes, less the one that says the same as there being no weight decay."""
+    return tuple(each for each in law.notes if each != note or NO_KEY not in others)
 
 
 def _builder(make: MakeOptimizer, shapes: Sequence[tuple[int, ...]], lam: float) -> Build:
@@ -166,5 +175,20 @@ def joined(laws: Mapping[str, Law | NotProbedError], notes: Sequence[str] = ()) 
 
 
 def _differ(one: Law, other: Law) -> bool:
-    keys = ("pathway", "lr_exponent", "peak_lr_exponent", "coefficient", "position", "native", "equivalent_to", "name")
-    return any(getattr(one, key) != getattr(other, key) for key in keys)
+    """Return whether two laws are different beyond the last digits that were measured."""
+    if any(
+        getattr(one, key) != getattr(other, key) for key in ("pathway", "position", "native", "equivalent_to", "name")
+    ):
+        return True
+    if not _close(one.lr_exponent, other.lr_exponent, absolute=1e-3):
+        return True
+    if not _close(one.peak_lr_exponent, other.peak_lr_exponent, absolute=1e-3):
+        return True
+    return not _close(one.coefficient, other.coefficient, relative=1e-3)
+
+
+def _close(one: float | None, other: float | None, *, relative: float = 0.0, absolute: float = 0.0) -> bool:
+    """Return whether both are missing or both are about the same."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)
