@@ -31,7 +31,7 @@ from halflife.rules import (
     Stable,
     Toward,
 )
-from halflife.schedules import linear, until
+from halflife.schedules import after, linear, until
 from tests.test_identify import of
 
 LR, WD = 2e-3, 0.1
@@ -339,3 +339,16 @@ def test_the_optimizer_stays_as_it_is(rule: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(weights, same, strict=True))
     for key, state in plain["state"].items():
         assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(probed["state"][key][k])) for k, v in state.items())
+
+
+@pytest.mark.parametrize(("schedule", "active"), [(until(3), {0, 1, 2}), (after(2), {2, 3, 4})], ids=["until", "after"])
+def test_a_schedule_is_probed_at_the_step_that_comes_next(schedule: until | after, active: set[int]) -> None:
+    """Also right after attach, where the warm-up of the copies would run past the boundary."""
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.1)
+    attach(optimizer, Scheduled(Decoupled(0.1), schedule))
+    for step in range(5):
+        (law,) = laws_of(optimizer)
+        assert (law.pathway == "decoupled") is (step in active)
+        weight.grad = torch.zeros_like(weight)
+        optimizer.step()

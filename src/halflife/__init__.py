@@ -47,6 +47,7 @@ __all__ = [
     "HalfLife",
     "Handle",
     "Independent",
+    "Law",
     "MovingAverage",
     "NormTarget",
     "Normalized",

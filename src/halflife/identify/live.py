@@ -26,7 +26,8 @@ from halflife.identify.copies import (
 from halflife.identify.decide import decide
 from halflife.identify.factory import joined
 from halflife.identify.law import RULE_EXPONENTS, Law
-from halflife.identify.probe import WARMUPS, Bench, Condition, Instance, NotProbedError, Slot
+from halflife.identify.probe import Bench, Condition, Instance, NotProbedError, Slot
+from halflife.mechanisms import StepCount
 from halflife.rules import PerGroup
 from halflife.rules.base import Part
 from halflife.terms import INITIAL, KEYS, PEAK, STEP
@@ -212,7 +213,7 @@ class _Family:
         return Instance(copies, target, parameters)
 
     def _attach(self, copies: Sequence[Optimizer], condition: Condition) -> None:
-        """Attach the rule to the copies so that the probed step is the next one of the original."""
+        """Attach the rule to the copies so that every step of theirs is, to the rule, the next one of the original."""
         assert self.handle is not None
         terms = self.handle._terms
         numbers = dict(terms.numbers)
@@ -228,8 +229,16 @@ class _Family:
                     group["initial_lr"] = (group.get(PEAK) or float(group["lr"])) * (
                         1.0 if group.get(PEAK) else condition.peak_lr
                     )
-                group[STEP] = max(self.steps_taken - WARMUPS[condition.warmup], 0)
-        attach(copies, self.handle.rule, select=terms.select, allow_other_law=True, **numbers)  # type: ignore[arg-type]
+        handle = attach(copies, self.handle.rule, select=terms.select, allow_other_law=True, **numbers)  # type: ignore[arg-type]
+        for attachment in handle._attachments:
+            attachment._count = _Standing(self.steps_taken)
+
+
+class _Standing(StepCount):
+    """A count that stands still: schedules do not move on while the copies warm up."""
+
+    def add(self, found_inf: Tensor | None) -> None:
+        """Count nothing."""
 
 
 def _strip(copies: Sequence[Optimizer]) -> None:
