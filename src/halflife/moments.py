@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.norms import accumulator, local, squared_norms
+from halflife.norms import accumulator, as_real, local, squared_norms
 
 __all__ = ["SecondMoment"]
 
@@ -164,7 +164,7 @@ class SecondMoment:
         device = local(parameters[0]).device
         dtype = accumulator(device)
         sums, steps = zip(*(start.get(parameter, (0.0, 0.0)) for parameter in parameters), strict=True)
-        sizes = [parameter.numel() for parameter in parameters]
+        sizes = [parameter.numel() * (1 + parameter.is_complex()) for parameter in parameters]
         vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
         return _Vectors(parameters, next(vectors), next(vectors), next(vectors), torch.zeros((), dtype=dtype))
 
@@ -174,7 +174,7 @@ class SecondMoment:
         started = [p for p in parameters if p in state and {"exp_avg_sq", "step"} <= state[p].keys()]
         if not started or not self.reads_optimizer:
             return {}
-        sums = squared_norms([state[parameter]["exp_avg_sq"].sqrt() for parameter in started]).tolist()
+        sums = squared_norms([as_real(state[parameter]["exp_avg_sq"]).sqrt() for parameter in started]).tolist()
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "local", "squared_norms"]
+__all__ = ["accumulator", "as_real", "local", "squared_norms"]
 
 # torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements (torch
 # 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`. A dot product is faster
@@ -44,15 +44,15 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         1-D, one value per tensor, on the device of the first, in float64 where the device has it.
     """
-    shards = [local(tensor) for tensor in tensors]
+    shards = [as_real(local(tensor)) for tensor in tensors]
     device = shards[0].device
     found = torch.zeros(len(shards), dtype=accumulator(device), device=device)
     pieces: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
     whole = True  # whether each tensor is one piece, in order, in one list
     for index, shard in enumerate(shards):
         indices, parts = pieces.setdefault((shard.device, shard.dtype), ([], []))
-        if shard.device.type == "cpu" and shard.numel() > PIECE and shard.is_contiguous():
-            cut = torch.split(shard.view(-1), PIECE)
+        if shard.device.type == "cpu" and shard.numel() > PIECE:
+            cut = torch.split(shard.reshape(-1).contiguous(), PIECE)
             indices.extend([index] * len(cut))
             parts.extend(cut)
             whole = False
@@ -73,12 +73,17 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
 def _squares(parts: list[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return the squared norm of each of some tensors of one device and type."""
     if device.type == "cpu" and dtype in {torch.float32, torch.float64}:
-        flat = [part.reshape(-1) for part in parts]
+        flat = [part.reshape(-1).contiguous() for part in parts]  # strided, torch sums one number after the other
         return torch.stack([torch.dot(part, part) for part in flat])
     # A float16 norm overflows at 65504.
-    wide = torch.float64 if dtype in {torch.float64, torch.complex128} else torch.float32
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
     norms = torch.stack(torch._foreach_norm(parts, 2, wide))
     return norms.to(accumulator(device)).square_()
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return complex numbers as pairs of numbers."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _positions(indices: list[int], device: torch.device) -> Tensor:

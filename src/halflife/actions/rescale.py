@@ -73,10 +73,10 @@ class Rescale(Action):
             self._applied[each.info.group] = r.mean()
 
     def _fraction(self, work: Work, norm: Tensor, first: Tensor | float) -> Tensor:
-        """Return the rule's answer; 0 for weights that are 0, which have no direction."""
+        """Return the rule's answer; 0 for weights of 0, which have no direction, and for a norm that overflows."""
         initial = first.sqrt() if isinstance(first, Tensor) else first
         r = self._rule.fraction(dataclasses.replace(work.info, weight_norm=norm, initial_norm=initial))
-        return torch.where(norm > 0, torch.as_tensor(r, device=norm.device), torch.zeros_like(norm))
+        return torch.where((norm > 0) & norm.isfinite(), torch.as_tensor(r, device=norm.device), torch.zeros_like(norm))
 
     def applied(self) -> dict[int, float | Tensor] | None:
         """Return what this step removed: with one value per tensor, their mean. Asking again finds nothing."""
