@@ -346,7 +346,7 @@ def test_a_schedule_is_probed_at_the_step_that_comes_next(schedule: until | afte
     """Also right after attach, where the warm-up of the copies would run past the boundary."""
     weight = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.1)
-    attach(optimizer, Scheduled(Decoupled(0.1), schedule))
+    halflife.attach(optimizer, Scheduled(Decoupled(0.1), schedule))
     for step in range(5):
         (law,) = laws_of(optimizer)
         assert (law.pathway == "decoupled") is (step in active)
