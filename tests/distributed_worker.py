@@ -26,13 +26,14 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from halflife.attach import Handle
+from halflife.errors import UserError
 from tests.every_rule import BARE, BY_NAME, CASES, HALF, STEPS, Case, Net, batch, groups_of, set_lr
 
 Wrap = Callable[[Net], nn.Module]
@@ -216,6 +217,21 @@ def handed_over() -> dict[str, Any]:
     return found
 
 
+def first_fsdp() -> dict[str, Any]:
+    """What attach says to FullyShardedDataParallel, whose parameters are parts without a trace of the whole."""
+    found = {}
+    for use_orig_params in (False, True):
+        model = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
+        for name in ("stable", "norm-target", "sphere-net", "cautious"):
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+            try:
+                BY_NAME[name].attach(optimizer)
+                found[f"{name} {use_orig_params}"] = "taken"
+            except UserError as error:
+                found[f"{name} {use_orig_params}"] = str(error)
+    return found
+
+
 def two(folder: Path) -> dict[str, Any]:
     """What two processes do."""
     return {
@@ -224,6 +240,7 @@ def two(folder: Path) -> dict[str, Any]:
         "resumed": resumed(folder, CASES),
         "overflows": overflows(CASES),
         "norms": handed_over(),
+        "first fsdp": first_fsdp(),
     }
 
 

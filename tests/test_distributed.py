@@ -172,6 +172,15 @@ def test_a_norm_from_clipping_shards(two: list[dict[str, Any]]) -> None:
     assert any(fraction > 0 for fractions in measured for fraction in fractions)
 
 
+@pytest.mark.parametrize("use_orig_params", [False, True])
+def test_norms_are_refused_under_the_first_fsdp(use_orig_params: bool, two: list[dict[str, Any]]) -> None:
+    """Each process would measure its own part only, and shrink by another fraction."""
+    found = two[0]["first fsdp"]
+    for name in ("stable", "norm-target", "sphere-net"):
+        assert "FullyShardedDataParallel shows each process its own part only" in found[f"{name} {use_orig_params}"]
+    assert found[f"cautious {use_orig_params}"] == "taken"
+
+
 @pytest.mark.slow
 @by_rule
 def test_hsdp(case: Case, four: list[dict[str, Any]]) -> None:

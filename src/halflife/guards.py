@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.rules.appliers import Toward
 from halflife.rules.base import Part, Penalty
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
@@ -82,14 +83,31 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
             f"{rule!r} projects one net, but {len(optimizers)} optimizers step at different times; attach it to each"
             ' with its own radius, or use per="tensor"'
         )
+    if len(optimizers) > 1 and isinstance(rule, Toward) and isinstance(getattr(rule.reference, "values", None), list):
+        raise UserError(
+            f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the first;"
+            " give them by name, or attach to each optimizer with its own list"
+        )
     stables = [part for part in rule.parts() if isinstance(part, Stable)]
     if len({part.beta2 for part in stables}) > 1:
         raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
     for optimizer in optimizers:
+        measures = [part for part in stables if part.beta2 is not None or not isinstance(optimizer, torch.optim.SGD)]
+        if measures or rule.needs & {"weight_norm", "net_norm"}:
+            _check_whole(rule, optimizer)
         if isinstance(rule, Penalty):
             _check_penalty(rule, optimizer)
         for part in stables:
             _check_stable(part, optimizer)
+
+
+def _check_whole(rule: Part, optimizer: Optimizer) -> None:
+    """Refuse norms of what FullyShardedDataParallel (FSDP1) has cut without leaving a trace of the cut."""
+    if any(getattr(p, "_fsdp_flattened", False) for group in optimizer.param_groups for p in group["params"]):
+        raise UserError(
+            f"{rule!r} needs norms of whole tensors, but FullyShardedDataParallel shows each process its own part only;"
+            " shard with torch.distributed.fsdp.fully_shard, which halflife can follow"
+        )
 
 
 def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:

@@ -139,14 +139,13 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
             f"Toward got a reference of shape {tuple(found.shape)} for parameter {name or index} of shape"
             f" {tuple(parameter.shape)}; expected equal shapes"
         )
-    found = found.detach()
     if hasattr(parameter, "device_mesh") and not hasattr(found, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
         # Every process has all of it, as the equal digests say: no communication.
         whole = found.to(local(parameter).device)
         found = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
-    return found.to(device=parameter.device, dtype=parameter.dtype, copy=True)
+    return found.to(device=parameter.device, dtype=parameter.dtype)  # nothing writes to it
 
 
 def _pull(tensors: list[Tensor], targets: list[Tensor], share: Tensor, *, low: bool) -> None:

@@ -73,12 +73,18 @@ class MovingAverage:
 class Tensors:
     """A reference for `Toward`: given tensors, by parameter name or in the order of the parameters.
 
+    They are copied: ``model.state_dict()`` has the live weights, which a reference must not follow.
+
     Args:
         values: A mapping such as ``model.state_dict()``, or a sequence.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
-        self.values = dict(values) if isinstance(values, Mapping) else list(values)
+        self.values: dict[str, Tensor] | list[Tensor]
+        if isinstance(values, Mapping):  # a state dict may hold other things than tensors
+            self.values = {name: value.detach().clone() for name, value in values.items() if hasattr(value, "detach")}
+        else:
+            self.values = [value.detach().clone() for value in values]
 
     @cached_property
     def digest(self) -> str:
