@@ -27,13 +27,14 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from halflife.attach import Handle
+from halflife.attach import Handle, attach
 from halflife.errors import UserError
+from halflife.rules import L2, Applier, Cautious, Constant, NormTarget, Penalty, Rule, Stable, Toward
 from tests.every_rule import BARE, BY_NAME, CASES, HALF, STEPS, Case, Net, batch, groups_of, set_lr
 
 Wrap = Callable[[Net], nn.Module]
@@ -217,6 +218,40 @@ def handed_over() -> dict[str, Any]:
     return found
 
 
+PARTIAL: dict[str, Callable[[Tensor], Rule | Applier | Penalty]] = {
+    "stable": lambda goal: Stable(0.1),
+    "l2": lambda goal: L2(0.3),
+    "l2 second": lambda goal: L2(0.3, into="second"),
+    "cautious": lambda goal: Cautious(Constant(0.2)),
+    "norm": lambda goal: NormTarget(2.0),
+    "toward": lambda goal: Toward(Constant(0.1), [goal]),
+}
+
+
+def gradients_in_parts() -> dict[str, Any]:
+    """Tensor parallelism: gradients that nobody has added up yet, and a reference sharded in another way."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    generator = torch.Generator().manual_seed(0)
+    start, goal = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    parts = [[torch.randn(5, 4, generator=generator) for _ in range(dist.get_world_size())] for _ in range(4)]
+    found = {}
+    for name, rule in PARTIAL.items():
+        for placement in (Shard(0), Replicate()):
+            weight = nn.Parameter(distribute_tensor(start.clone(), mesh, [placement]))
+            reference = distribute_tensor(goal.clone(), mesh, [Shard(1)])
+            alone = nn.Parameter(start.clone())
+            for parameter, target, distributed in ((weight, reference, True), (alone, goal, False)):
+                optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.1)
+                attach(optimizer, rule(target))
+                for part in parts:
+                    whole_gradient = torch.stack(part).sum(0)
+                    mine = DTensor.from_local(part[dist.get_rank()].clone(), mesh, [Partial()])
+                    parameter.grad = mine if distributed else whole_gradient
+                    optimizer.step()
+            found[f"{name} {placement}"] = (whole(weight), alone.detach())
+    return found
+
+
 def first_fsdp() -> dict[str, Any]:
     """What attach says to FullyShardedDataParallel, whose parameters are parts without a trace of the whole."""
     found = {}
@@ -240,6 +275,7 @@ def two(folder: Path) -> dict[str, Any]:
         "resumed": resumed(folder, CASES),
         "overflows": overflows(CASES),
         "norms": handed_over(),
+        "gradients in parts": gradients_in_parts(),
         "first fsdp": first_fsdp(),
     }
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed_worker import flat_or_not, read
+from tests.distributed_worker import PARTIAL, flat_or_not, read
 from tests.every_rule import BARE, CASES, FACTORS, HALF, STEPS, Case, Net, distance, groups_of, name_of, train, weights
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +170,15 @@ def test_a_norm_from_clipping_shards(two: list[dict[str, Any]]) -> None:
     for ours, theirs in zip(handed, measured, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     assert any(fraction > 0 for fractions in measured for fraction in fractions)
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+@pytest.mark.parametrize("placement", ["S(0)", "R"])
+def test_gradients_that_are_not_added_up_yet(name: str, placement: str, two: list[dict[str, Any]]) -> None:
+    """Under tensor parallelism torch's optimizers add them up in their own arithmetic; so must the rules."""
+    for rank in two:
+        ours, expected = rank["gradients in parts"][f"{name} {placement}"]
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("use_orig_params", [False, True])

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, NAdam, Optimizer, RAd
 
 from halflife.actions import Action, Work
 from halflife.actions.shrink import Shrink
+from halflife.norms import settle_gradients
 from halflife.rules.base import StepInfo
 
 __all__ = ["Answer", "Decay", "HostCopy", "StepCount", "applies_natively", "native_value"]
@@ -205,6 +206,7 @@ class Decay:
             if parameters:
                 self._work.append(Work(group, parameters, answer.value, answer.info))
         if self._work:
+            settle_gradients([parameter for work in self._work for parameter in work.parameters])
             self._action.before(self._optimizer, self._work)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.norms import accumulator, as_real, local, squared_norms
+from halflife.norms import accumulator, as_real, local, settle_gradients, squared_norms
 
 __all__ = ["SecondMoment"]
 
@@ -85,6 +85,7 @@ class SecondMoment:
             UserError: If a gradient is sparse.
         """
         known = self._prepare()
+        settle_gradients(known.parameters)
         gradients = [parameter.grad for parameter in known.parameters if parameter.grad is not None]
         if not gradients:
             return math.inf

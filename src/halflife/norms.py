@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "as_real", "local", "squared_norms"]
+__all__ = ["accumulator", "as_real", "local", "settle_gradients", "squared_norms"]
 
 # torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements (torch
 # 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`. A dot product is faster
@@ -30,6 +30,23 @@ def local(tensor: Tensor) -> Tensor:
     """
     shard: Tensor = tensor.to_local() if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor has it
     return shard
+
+
+def settle_gradients(parameters: Sequence[Tensor]) -> None:
+    """Give gradients the sharding of their parameters, as the optimizer's own arithmetic would.
+
+    Under tensor parallelism a gradient may be a DTensor whose parts have not been added up yet. Nothing to do
+    under DDP and FSDP2.
+
+    Args:
+        parameters: Parameters with or without gradients.
+    """
+    for parameter in parameters:
+        gradient: Any = parameter.grad
+        if gradient is not None and _is_distributed(gradient):
+            wanted = parameter.placements  # type: ignore[attr-defined]
+            if gradient.placements != wanted:
+                parameter.grad = gradient.redistribute(placements=wanted)
 
 
 @torch.no_grad()

@@ -139,6 +139,8 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
             f"Toward got a reference of shape {tuple(found.shape)} for parameter {name or index} of shape"
             f" {tuple(parameter.shape)}; expected equal shapes"
         )
+    if hasattr(found, "full_tensor") and getattr(found, "placements", None) != getattr(parameter, "placements", None):
+        found = found.full_tensor()
     if hasattr(parameter, "device_mesh") and not hasattr(found, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
