@@ -218,6 +218,15 @@ def handed_over() -> dict[str, Any]:
     return found
 
 
+def attached_later() -> list[Tensor]:
+    """Stable begins in the middle of a run, and reads Adam's sharded second moment."""
+    model, wrapped, optimizer, _ = started(BY_NAME["stable"], fsdp, attached=False)
+    train(model, wrapped, optimizer, range(HALF))
+    BY_NAME["stable"].attach(optimizer)
+    train(model, wrapped, optimizer, range(HALF, STEPS))
+    return parameters(model)
+
+
 PARTIAL: dict[str, Callable[[Tensor], Rule | Applier | Penalty]] = {
     "stable": lambda goal: Stable(0.1),
     "l2": lambda goal: L2(0.3),
@@ -275,6 +284,7 @@ def two(folder: Path) -> dict[str, Any]:
         "resumed": resumed(folder, CASES),
         "overflows": overflows(CASES),
         "norms": handed_over(),
+        "attached later": attached_later(),
         "gradients in parts": gradients_in_parts(),
         "first fsdp": first_fsdp(),
     }

@@ -20,7 +20,21 @@ import torch
 from torch import Tensor
 
 from tests.distributed_worker import PARTIAL, flat_or_not, read
-from tests.every_rule import BARE, CASES, FACTORS, HALF, STEPS, Case, Net, distance, groups_of, name_of, train, weights
+from tests.every_rule import (
+    BARE,
+    BY_NAME,
+    CASES,
+    FACTORS,
+    HALF,
+    STEPS,
+    Case,
+    Net,
+    distance,
+    groups_of,
+    name_of,
+    train,
+    weights,
+)
 
 ROOT = Path(__file__).parent.parent
 FLOOR = 1e-7
@@ -170,6 +184,17 @@ def test_a_norm_from_clipping_shards(two: list[dict[str, Any]]) -> None:
     for ours, theirs in zip(handed, measured, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     assert any(fraction > 0 for fractions in measured for fraction in fractions)
+
+
+def test_attached_in_the_middle_of_a_sharded_run(two: list[dict[str, Any]]) -> None:
+    case = BY_NAME["stable"]
+    model = Net()
+    optimizer = case.optimizer(groups_of(model))
+    train(model, optimizer, range(HALF))
+    case.attach(optimizer)
+    train(model, optimizer, range(HALF, STEPS))
+    without = distance(two[0]["fsdp"]["bare adamw"][0], alone(BARE[0], attached=False)[0])
+    assert distance(two[0]["attached later"], weights(model)) <= 4 * without + FLOOR
 
 
 @pytest.mark.parametrize("name", PARTIAL)
