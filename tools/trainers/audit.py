@@ -5,9 +5,9 @@
     python tools/trainers/audit.py --only vision peft   some families or cases; the other findings stay as they are
     python tools/trainers/audit.py --pip-args "..."     more arguments for pip, for example an index with CPU builds
 
-It needs Python 3.11 or newer and the package registry. Every audit is a process of its own with a time limit, so that
-a package that breaks does not stop the rest; what failed is in the findings. Every quote of `disagreements.toml` is
-looked for in the installed files, and every reproducer is run.
+It needs Python 3.11.5 or newer (the pins were made with 3.11.7) and the package registry. Every audit is a process of
+its own with a time limit, so that a package that breaks does not stop the rest; what failed is in the findings. Every
+quote of `disagreements.toml` is looked for in the installed files, and every reproducer is run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ROOT = HERE.parents[1]
 FINDINGS = ROOT / "results" / "trainers.json"
 TORCH = "torch==2.13.0"
 SECONDS = 900
+OLDEST = (3, 11, 5)
 # Which environment a family of audits runs in; each has a list of pins in environments/.
 FAMILIES = {
     "huggingface": "huggingface",
@@ -160,6 +161,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="families or cases")
     parser.add_argument("--pip-args", default="", help="more arguments for pip")
     options = parser.parse_args()
+    if sys.version_info < OLDEST:
+        sys.exit(f"The pins need Python {'.'.join(map(str, OLDEST))} or newer; this is {sys.version.split()[0]}.")
     folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     disagreements = tomllib.loads((HERE / "disagreements.toml").read_text(encoding="utf-8"))["disagreement"]
@@ -167,12 +170,21 @@ def main() -> None:
     if not chosen:
         sys.exit(f"Nothing is called {' '.join(options.only)}; the families are {', '.join(FAMILIES)}.")
     needed = {FAMILIES[family] for family, _ in chosen} if options.only else set(FAMILIES.values())
-    pythons = {name: environment(name, folder, shlex.split(options.pip_args)) for name in sorted(needed)}
+    pythons: dict[str, Path] = {}
+    for name in sorted(needed):
+        try:
+            pythons[name] = environment(name, folder, shlex.split(options.pip_args))
+        except subprocess.CalledProcessError:
+            say(f"{name}: the environment could not be made; its audits are listed as failed")
 
     old = json.loads(FINDINGS.read_text(encoding="utf-8")) if options.only and FINDINGS.is_file() else {}
     results = {(entry["family"], entry["case"]): entry for entry in old.get("audits", [])}
     for family, case in chosen:
-        results[family, case] = audited(pythons[FAMILIES[family]], family, case)
+        if FAMILIES[family] in pythons:
+            results[family, case] = audited(pythons[FAMILIES[family]], family, case)
+        else:
+            reason = f"the environment {FAMILIES[family]} could not be made"
+            results[family, case] = {"family": family, "case": case, "failed": reason, "rows": []}
     checks = {entry["key"]: entry for entry in old.get("disagreements", [])}
     for entry in disagreements:
         wanted = {entry["environment"], *(q.get("environment", entry["environment"]) for q in entry["quotes"])}

@@ -58,7 +58,9 @@ def counts(groups: list[Row]) -> str:
             entry = total.setdefault(kind, [0, 0])
             entry[0] += tensors
             entry[1] += elements
-    return ", ".join(f"{n} {kind} ({size:,})" for kind, (n, size) in total.items()) or "nothing"
+    one = {"matrices": "matrix", "embeddings": "embedding", "norms": "norm", "biases": "bias"}
+    parts = [f"{n} {one.get(kind, kind) if n == 1 else kind} ({size:,})" for kind, (n, size) in total.items()]
+    return ", ".join(parts) or "nothing"
 
 
 def merged(groups: list[Row]) -> list[list[Row]]:
@@ -282,7 +284,7 @@ def page(findings: Row, entries: list[Row]) -> str:
     text += [f"- {audit['family']} / {audit['case']}: {audit['failed']}" for audit in failed]
     text += [
         "- speechbrain: torchaudio's compiled part does not load beside this torch.",
-        "- composer, NeMo, AutoGluon: they ask for another torch, or for several gigabytes.",
+        "- Not tried: composer, NeMo, AutoGluon, and many others.",
         "- What a trainer adds to the loss itself (pykeen's regularizers, for example) is not in its optimizer, and not here.",
         "- timm and ultralytics were run beside a torchvision whose compiled operators do not load; no optimizer uses them.",
     ]

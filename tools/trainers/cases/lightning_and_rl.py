@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -150,20 +151,23 @@ def case_keras() -> Iterator[dict[str, Any]]:
             [keras.Input((4,)), keras.layers.Dense(8), keras.layers.LayerNormalization(), keras.layers.Dense(2)]
         )
         default.build(model.trainable_variables)
-        decays = {"matrices": 0, "norms": 0, "biases": 0}
+        counts: dict[str, list[int]] = {}
         for variable in model.trainable_variables:
+            assert default._use_weight_decay(variable)  # keras leaves nothing out unless told to
             kind = "biases" if variable.path.endswith("bias") else "matrices"
-            kind = "norms" if "normalization" in variable.path else kind
-            decays[kind] += 1 if lam is not None and default._use_weight_decay(variable) else 0
+            entry = counts.setdefault("norms" if "normalization" in variable.path else kind, [0, 0])
+            entry[0] += 1
+            entry[1] += math.prod(variable.shape)
         fraction = lr * lam if lam else 0.0
-        law = f"{found['pathway']}: r = {found['fraction'] / (found['lr'] * found['weight_decay']):.6f} * lr * lam"
-        entry = {
+        assert abs(found["fraction"] - found["lr"] * found["weight_decay"]) < 1e-9
+        law = f"{found['pathway']}: r = lr * lam (from two runs that differ in weight decay)"
+        group = {
             "group": 0,
             "lr": lr,
             "weight_decay": lam,
-            "counts": {k: [v, 0] for k, v in decays.items() if v},
+            "counts": counts,
             "pathway": found["pathway"] if lam else "none",
-            "law": f"{law} (from two runs that differ in weight_decay)",
+            "law": law if lam else "none: nothing decays",
             "equivalent_to": None,
             "fraction": fraction,
             "half_life": half_life(fraction),
@@ -179,6 +183,6 @@ def case_keras() -> Iterator[dict[str, Any]]:
             "verdict": "as documented",
             "option": "",
             "optimizer": f"keras.optimizers.{name}",
-            "groups": [entry],
+            "groups": [group],
             "in_no_group": {},
         }
