@@ -119,6 +119,10 @@ def choices(rows: list[Row]) -> list[str]:
         if "error" in row:
             lines.append(f"| `{row['option']}` | - | not built here: {row['error'].replace('|', '/')} | | not probed |")
             continue
+        if row["option"] == "lomo":  # it steps inside the backward pass, where only its reproducer can measure it
+            words = "none, as measured by the [reproducer](#transformers-lomo)"
+            lines.append(f"| `lomo` | {row['optimizer']} | {words} | none | **no** |")
+            continue
         layerwise = "layerwise" in row["option"]
         weights = [g for g in row["groups"] if {"matrices", "embeddings"} & set(g["counts"]) or layerwise]
         small = [g for g in row["groups"] if {"norms", "biases"} & set(g["counts"])]
@@ -264,8 +268,9 @@ def page(findings: Row, entries: list[Row]) -> str:
         "",
         *[f"- [{entry['trainer']}: {entry['title']}](#{entry['key']})" for entry in entries],
         "",
-        "Everything else behaves as documented, which is most of it. Many trainers leave the decay at 0; where it is on"
-        " by default, it is because torch's AdamW has 0.01 more often than because the trainer chose it.",
+        "Everything else behaves as documented, which is most of it. Many trainers leave the decay at 0. flair's"
+        " `fine_tune`, litgpt and a recipe of torchtune do not mention it and get the 0.01 of torch's AdamW, on every"
+        " parameter.",
     ]
     for title, families in SECTIONS.items():
         text += ["", f"## {title}", "", *table(audits, families, links)]
