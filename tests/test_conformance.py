@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
+import json
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from halflife import mechanisms, rules
-from halflife.conformance import bad_inputs
+from halflife.attach import attach
+from halflife.cli import app
+from halflife.conformance import bad_inputs, table
 from halflife.conformance.optimizers import FORMS, OPTIMIZERS, OptimizerCase, Variant, variants
 from halflife.conformance.problem import LAM, Net
 from halflife.conformance.references import Reference
 from halflife.conformance.rules import RULES, RuleCase
 from halflife.conformance.table import FAMILIES, Case, Report, cell_of, plan, run_table
-from halflife.conformance.twin import DTYPES, Outcome, run_case
+from halflife.conformance.twin import DTYPES, Outcome, run_case, train_with_twin
 from halflife.errors import UserError
 from halflife.rules import Constant, Decoupled
 
@@ -236,3 +243,147 @@ def test_running_a_part_of_the_table() -> None:
 def test_a_device_without_float64_is_not_asked_for_it() -> None:
     assert torch.float64 not in {dtype for _, _, dtype in plan("mps")}
     assert {dtype for _, _, dtype in plan()} == set(DTYPES)
+
+
+# ---- waiting for a device, without one
+
+
+class SyncMode:
+    """Stands for torch's switch: 0 lets operations wait, 1 warns, 2 raises."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.mode: Any = 0
+        monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: self.mode)
+        monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: setattr(self, "mode", mode))
+
+    def wait(self, *args: Any) -> None:
+        """What an operation does that waits."""
+        if self.mode == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+
+@pytest.mark.parametrize("who", ["nobody", "bare", "attached"])
+def test_who_waits_for_the_device(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rule's fault only if the bare optimizer does not wait by itself; looked for where gradients are the same."""
+    sync = SyncMode(monkeypatch)
+    rule, variant = RULES[0], VARIANTS[0]
+    pairs = []
+    for name in ("attached", "bare"):
+        net = Net(own=(3.0, 3.0, 0.0))
+        net.device = torch.device("cuda")  # the twin asks for no more than the name
+        optimizer = variant.make(net.groups())
+        if who in {name, "bare"}:
+            optimizer.register_step_pre_hook(sync.wait)
+        if name == "bare":
+            for group in optimizer.param_groups:
+                group["weight_decay"] = 0.0
+        pairs.append((net, optimizer))
+    modes: list[Any] = []
+    pairs[0][1].register_step_pre_hook(lambda *args: modes.append(sync.mode))
+    attach(pairs[0][1], rule.make(pairs[0][0]))
+
+    def run() -> float:
+        return train_with_twin(pairs[0], pairs[1], rule.reference(pairs[0][0], variant.case), watch_syncs=True)
+
+    if who == "attached":
+        with pytest.raises(RuntimeError, match="called a synchronizing"):
+            run()
+    else:
+        assert run() <= 1.0
+        assert modes == ([0, 0, "error", 0, "error", 0] if who == "nobody" else [0] * 6)
+    assert sync.mode == 0, "the user's setting is back"
+
+
+# ---- the command
+
+
+@pytest.fixture
+def small_table(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    cases = [case for case in plan(quick=True) if case[1].case.name in {"Muon", "SparseAdam"}]
+    monkeypatch.setattr(table, "plan", lambda device, *, quick: cases)
+    return cases
+
+
+@pytest.mark.usefixtures("small_table")
+def test_selfcheck_prints_what_holds() -> None:
+    result = CliRunner().invoke(app, ["selfcheck"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "Muon                        ok ok ok ok ok ok ok ok -  -  ok ok ok ok ok -" in [
+        line.rstrip() for line in lines
+    ]
+    assert f"{len(bad_inputs.BAD_INPUTS)} of {len(bad_inputs.BAD_INPUTS)} bad inputs" in " ".join(lines)
+    assert f"torch {torch.__version__}" in result.output
+
+
+def test_selfcheck_says_what_fails(small_table: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, variant, dtype = small_table[0]
+    wrong = dataclasses.replace(rule, reference=lambda net, case: Reference())
+    small_table[:] = [(wrong, variant, dtype)] * 25
+    monkeypatch.setattr(table, "BAD_INPUTS", [bad_inputs.BadInput("fine", lambda: None, "never")])
+    result = CliRunner().invoke(app, ["selfcheck"])
+    assert result.exit_code == 1
+    assert f"FAILED {rule.name} on {variant.name}, float32: deviates from the reference by" in result.output
+    assert "and 6 more: halflife selfcheck --json lists all" in result.output
+    result = CliRunner().invoke(app, ["selfcheck", "--json"])
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert not document["ok"]
+    assert len(document["failed"]) == 25
+    assert document["failed"][0]["error"] > 1
+    assert document["wrong_answers"] == {"fine": "not refused, expected: never"}
+    assert document["table"]["Muon"]["Decoupled"] == "FAILED"
+
+
+@pytest.mark.usefixtures("small_table")
+def test_selfcheck_for_machines() -> None:
+    result = CliRunner().invoke(app, ["selfcheck", "--json", "--quick"])
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert document["ok"]
+    assert document["failed"] == []
+    assert document["table"]["SparseAdam"]["L2"] == "refused"
+    assert document["versions"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:77"])
+def test_a_device_that_is_not_there_is_one_sentence(name: str) -> None:
+    with pytest.raises(UserError, match=f"the device '{name}' cannot be used here: .*; choose one that this torch has"):
+        table.check_device(name)
+
+
+def test_selfcheck_does_not_change_torch() -> None:
+    before = torch.get_rng_state(), torch.get_default_dtype(), torch.get_num_threads()
+    run_table([case for case in plan(quick=True) if case[1].case.name == "SGD"][:3])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (torch.get_default_dtype(), torch.get_num_threads()) == before[1:]
+
+
+# ---- the page
+
+
+def test_the_page_is_what_the_tool_writes() -> None:
+    """The rows of some optimizers, found again; `python tools/conformance.py check` compares the whole page."""
+    spec = importlib.util.spec_from_file_location("conformance_tool", ROOT / "tools" / "conformance.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8").splitlines()
+    names = {"AdamW", "Adam, amsgrad", "Muon", "SparseAdam", "LBFGS"}
+    report = run_table([case for case in plan(quick=True) if case[1].case.name in names])
+    for case in OPTIMIZERS:
+        assert tool.form_row_of(case) in page
+        if case.name in names:
+            assert tool.row_of(case, report.outcomes) in page
+    written = tool.render(report).splitlines()
+    assert [line for line in written if line.startswith(("#", "- `"))] != []
+    assert [line for line in written if line.startswith("#")] == [line for line in page if line.startswith("#")]
+    variants_of = [line for line in written if line.startswith("- `") and " on " not in line]
+    assert variants_of == [line for line in page if line.startswith("- `") and " on " not in line]
+    count = len(plan())
+    assert sum(map(int, re.findall(r"(\d+) (?:cases hold|are refused with)", "\n".join(page)))) == count
+    assert "0 fail." in "\n".join(page)

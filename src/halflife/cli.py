@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from halflife.cli_audit import audit_command
+from halflife.cli_selfcheck import selfcheck_command
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 from halflife.store import Store
 from halflife.studies import STUDIES, get_preset, get_study
@@ -33,6 +34,7 @@ app = typer.Typer(
 study_app = typer.Typer(help="Reproduce claims of the literature on this machine.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 app.command("audit")(audit_command)
+app.command("selfcheck")(selfcheck_command)
 
 StoreOption = Annotated[
     Path | None,

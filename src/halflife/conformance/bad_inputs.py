@@ -158,7 +158,7 @@ A, B = Decoupled(0.1), torch.ones(2, 2)
 
 BAD_INPUTS = [
     # ---- attach
-    BadInput("no optimizer", lambda: attach(torch.nn.Linear(1, 1), A), "expected a torch.optim.Optimizer"),  # type: ignore[arg-type]  # on purpose
+    BadInput("no optimizer", lambda: attach(torch.nn.Identity(), A), "expected a torch.optim.Optimizer"),  # type: ignore[arg-type]  # on purpose
     BadInput("a wrapper", lambda: attach(Wrapper(), A), "got Wrapper; pass the optimizer inside it"),  # type: ignore[arg-type]  # on purpose
     BadInput("no optimizers", lambda: attach([], A), "empty sequence of optimizers"),
     BadInput("one twice", lambda: attach([_decaying()] * 2, A), "the same optimizer twice"),

@@ -13,8 +13,9 @@ from halflife.conformance.bad_inputs import BAD_INPUTS, answer
 from halflife.conformance.optimizers import OPTIMIZERS, Variant, variants
 from halflife.conformance.rules import RULES, RuleCase
 from halflife.conformance.twin import DTYPES, Outcome, run_case
+from halflife.errors import UserError
 
-__all__ = ["FAMILIES", "Case", "Report", "cell_of", "plan", "run_table", "versions"]
+__all__ = ["FAMILIES", "Case", "Report", "cell_of", "check_device", "plan", "reasons", "run_table", "versions"]
 
 FAMILIES = list(dict.fromkeys(rule.family for rule in RULES))
 
@@ -50,6 +51,31 @@ class Report:
         return not self.failed and not self.wrong_answers
 
 
+def check_device(name: str) -> torch.device:
+    """Return a device that can compute.
+
+    Args:
+        name: Its name, as torch has it.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: If torch does not know it, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+        found = float(torch.ones(1, device=device).sum())
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the device {name!r} cannot be used here: {first}; choose one that this torch has, as cpu"
+        ) from error
+    if found != 1.0:
+        raise UserError(f"the device {name!r} does not compute; choose another, as cpu")
+    return device
+
+
 def plan(device: torch.device | str = "cpu", *, quick: bool = False) -> list[Case]:
     """List the cases that make sense on a device.
 
@@ -61,11 +87,11 @@ def plan(device: torch.device | str = "cpu", *, quick: bool = False) -> list[Cas
         The cases, optimizer by optimizer.
     """
     double = torch.device(device).type != "mps"
-    firsts = {rule.family: rule for rule in reversed(RULES)}
+    firsts = [next(rule for rule in RULES if rule.family == family) for family in FAMILIES]
     return [
         (rule, variant, dtype)
         for variant in variants(device)
-        for rule in (firsts.values() if quick else RULES)
+        for rule in (firsts if quick else RULES)
         for dtype in DTYPES
         if dtype == torch.float32
         or (not quick and ((dtype == torch.float64 and double) or (dtype != torch.float64 and rule.everywhere)))
@@ -118,6 +144,25 @@ def cell_of(outcomes: Iterable[Outcome], optimizer: str, family: str) -> str:
     }
     found = {each.status for each in outcomes if each.rule in rules and each.optimizer in names}
     return next((status for status in ("FAILED", "ok", "refused") if status in found), "")
+
+
+def reasons(outcomes: Iterable[Outcome], family: str) -> dict[str, list[str]]:
+    """Tell why optimizers refuse every rule of a family.
+
+    Args:
+        outcomes: All outcomes.
+        family: A name of `FAMILIES`.
+
+    Returns:
+        Names of optimizers by a part of the sentence.
+    """
+    found: dict[str, list[str]] = {}
+    outcomes = list(outcomes)
+    for case in OPTIMIZERS:
+        if cell_of(outcomes, case.name, family) == "refused":
+            first = next(rule for rule in RULES if rule.family == family)
+            found.setdefault(first.refused(case) or "", []).append(case.name)
+    return found
 
 
 def versions(device: torch.device | str = "cpu") -> dict[str, str]:

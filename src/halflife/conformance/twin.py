@@ -187,8 +187,9 @@ def train_with_twin(
                 parameter.grad = changed.to(net.device)
         with _no_waiting() if quiet else contextlib.nullcontext():
             _step(made, closure=closure)
-        if watched:  # from the second step on: the first creates the state
-            quiet = _quiet(bare, closure=closure)
+        if watched:  # where the next step finds the same gradients: new ones may need new state on the device
+            same = step + 1 < len(FACTORS) and _presence(net, step) == _presence(net, step + 1)
+            quiet = _quiet(bare, closure=closure) and same
         else:
             _step(bare, closure=closure)
         moves = [p.detach().cpu().double() - q.cpu().double() for p, q in zip(other.parameters, stood, strict=True)]
@@ -203,6 +204,10 @@ def train_with_twin(
             deviation = torch.minimum((new - goal).abs(), (new - other_goal).abs()) / scale
             worst = max(worst, _largest(deviation) / tolerance(net.dtype, roundings))
     return worst
+
+
+def _presence(net: Net, step: int) -> list[bool]:
+    return [gradient is not None for gradient in net.all_gradients[step]]
 
 
 def _largest(values: Tensor) -> float:
@@ -230,7 +235,7 @@ def _quiet(bare: Optimizer, *, closure: bool) -> bool:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             _step(bare, closure=closure)
-        return not any("synchroniz" in str(each.message) for each in caught)
+        return not any("called a synchronizing" in str(each.message) for each in caught)
     finally:
         torch.cuda.set_sync_debug_mode(state)
 
