@@ -100,6 +100,22 @@ def test_a_new_process_goes_on_to_the_same_bits(case: Case, ending: str, resumed
         )
 
 
+@by_rule
+def test_a_run_that_has_started_goes_back_to_a_checkpoint(case: Case) -> None:
+    """Everything that the rule has kept so far must give way to what the checkpoint has."""
+    model, optimizer = started(case)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+    train(model, optimizer, range(HALF, STEPS))
+    other = Net(seed=99)
+    busy = case.optimizer(groups_of(other))
+    case.attach(busy)
+    train(other, busy, range(3))
+    other.load_state_dict(saved[0])
+    busy.load_state_dict(saved[1])
+    train(other, busy, range(HALF, STEPS))
+    assert_same(weights(other), weights(model))
+
+
 # ---- torch.distributed.checkpoint, without a process group
 
 
