@@ -54,9 +54,9 @@ def attach(
     The decay acts between gradient and update, on parameters with a gradient, and not at ``lr == 0``. The
     number of steps and the peak are kept in ``optimizer.state_dict()``; resuming is exact, and attaching
     before or after ``load_state_dict`` is the same. ``torch.distributed.checkpoint`` reads only what the
-    optimizer has a place for: attach before its ``load``, and keep the order of the parameters. A copy (``copy.deepcopy``, ``pickle``) carries no rule:
-    attach again. A learning rate that is a tensor on an accelerator is read once per step, which waits for
-    the device.
+    optimizer has a place for: attach before its ``load``, and keep the order of the parameters. A copy
+    (``copy.deepcopy``, ``pickle``) carries no rule: attach again. A learning rate that is a tensor on an
+    accelerator is read once per step, which waits for the device.
 
     Args:
         optimizer: An optimizer, or several that train one model together (Muon and AdamW).
