@@ -45,6 +45,23 @@ the step alone differ in that number only; three of them run in bfloat16 and flo
 """
 
 
+OTHERS = """
+## Other libraries
+
+`tests/test_third_party.py` runs one rule of each kind on 25 optimizers of pytorch-optimizer, 8 of torch-optimi and the
+`RMSpropTFLike` of stable-baselines3 in the same way, on torchao's 8-bit AdamW beside a twin, and in training with PPO and
+A2C. They are right wherever a `weight_decay` of 0 in a group switches off all decay of it. What no hook can change:
+
+- Schedule-free optimizers decay where the gradient is taken. The sequence z, of which the average is made, is in
+  their state and does not shrink, so that a part of the decay comes back.
+- A decay under another name goes on: `weight_decay_1d` of MARS, `lambd` of torch's ASGD. Set it to 0 yourself.
+- Where the size of the step depends on the weight (trust ratios of LARS and LAMB, the projection of AdamP, the relative step of
+  AdaFactor, Prodigy's distance), it sees the weight after the decay. torch's own Adafactor is given its decay natively, and its
+  step is the same as without halflife.
+- Lookahead (Ranger) pulls the weights back to a slow copy that does not shrink by itself.
+"""
+
+
 def row_of(case: OptimizerCase, outcomes: Sequence[Outcome]) -> str:
     """Return one line of the table.
 
@@ -126,7 +143,7 @@ def render(report: Report) -> str:
     for family in FAMILIES:
         names = [rule.name for rule in RULES if rule.family == family]
         lines.append(f"- `{family}`: {'; '.join(names)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + OTHERS
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class Asker:
         if given is not None:
             group[PEAK] = given
         elif not group[PEAK] > 0.0:
-            candidates = (float(group.get(key, 0.0)) for key in ("max_lr", "initial_lr"))
+            candidates = (float(group.get(key) or 0.0) for key in ("max_lr", "initial_lr"))  # optimi has None
             group[PEAK] = next((candidate for candidate in candidates if candidate > 0.0), lr)
         guards.check_peak(lr, group[PEAK], index)
         return float(group[PEAK])
