@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.norms import accumulator, as_real, local, settle_gradients, squared_norms
+from halflife.norms import accumulator, as_real, local, settle_gradients, squared_norms, totals
 
 __all__ = ["SecondMoment"]
 
@@ -175,7 +175,7 @@ class SecondMoment:
         started = [p for p in parameters if p in state and {"exp_avg_sq", "step"} <= state[p].keys()]
         if not started or not self.reads_optimizer:
             return {}
-        sums = squared_norms([as_real(state[parameter]["exp_avg_sq"]).sqrt() for parameter in started]).tolist()
+        sums = totals([as_real(state[parameter]["exp_avg_sq"]) for parameter in started]).tolist()
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
 
 

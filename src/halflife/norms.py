@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "as_real", "local", "settle_gradients", "squared_norms"]
+__all__ = ["accumulator", "as_real", "local", "settle_gradients", "squared_norms", "totals"]
 
 # torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements (torch
 # 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`. A dot product is faster
@@ -85,6 +85,22 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
         else:
             found.index_add_(0, _positions(indices, device), squares)
     return _sum_over_shards(found, tensors)
+
+
+@torch.no_grad()
+def totals(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the elements of each tensor: of all of it, if it is sharded over processes.
+
+    Args:
+        tensors: Real tensors, at least one.
+
+    Returns:
+        1-D, as `squared_norms`.
+    """
+    shards = [local(tensor) for tensor in tensors]
+    device, dtype = shards[0].device, accumulator(shards[0].device)
+    sums = [shard.sum(dtype=accumulator(shard.device)).to(device, dtype, non_blocking=True) for shard in shards]
+    return _sum_over_shards(torch.stack(sums), tensors)
 
 
 def _squares(parts: list[Tensor], device: torch.device, dtype: torch.dtype) -> Tensor:
