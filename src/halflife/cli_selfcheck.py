@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +15,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from halflife.conformance.table import Report
+    from halflife.conformance.twin import Outcome
 
 __all__ = ["selfcheck_command"]
 
-EXIT_FAILED = 1
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 SHOWN = 20  # failures that are printed in full; --json has all
 
 # Two letters a column, so that the table fits 80 characters.
@@ -63,9 +65,20 @@ def selfcheck_command(
         cases = plan(where, quick=quick)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         bars = Progress(*columns, console=out, transient=True, disable=as_json or not out.is_terminal)
-        with bars:
-            task = bars.add_task("checking", total=len(cases))
-            report = run_table(cases, where, lambda outcome: bars.advance(task))
+        seen: list[Outcome] = []
+        task = bars.add_task("checking", total=len(cases))
+
+        def listen(outcome: Outcome) -> None:
+            seen.append(outcome)
+            bars.advance(task)
+
+        try:
+            with bars:
+                report = run_table(cases, where, listen)
+        except KeyboardInterrupt:
+            failed = sum(outcome.status == "FAILED" for outcome in seen)
+            print(f"stopped after {len(seen)} of {len(cases)} cases, {failed} of them failed", file=sys.stderr)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print(json.dumps(_document(report), indent=1))
     else:

@@ -54,9 +54,9 @@ class Cautious(Applier):
 class MovingAverage:
     """A reference for `Toward`: the exponential moving average of the weights, ``a <- beta * a + (1 - beta) * w``.
 
-    It starts at the weights before the first step, and moves after each step, those at ``lr == 0`` included. It
-    has the type of the weights: in bfloat16 a change of less than about 1/256 of it is rounded away, so that
-    with ``beta`` near 1 it stands still; keep such weights in float32.
+    It starts at the weights before the first step, and moves after each step in which its parameter has a
+    gradient, those at ``lr == 0`` included. It has the type of the weights: in bfloat16 a change of less than
+    about 1/256 of it is rounded away, so that with ``beta`` near 1 it stands still; keep such weights in float32.
 
     Args:
         beta: The share that is kept per step, ``0 <= beta < 1``.

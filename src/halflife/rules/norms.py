@@ -69,8 +69,8 @@ class Sphere(Rule):
     """Project onto a sphere after every step: ``w <- radius * w / ||w||``.
 
     For scale-invariant nets, where only the direction of ``w`` matters. ``w`` is all decaying tensors of the
-    optimizer that have a gradient at this step, taken together, or each of them by itself (then the same as
-    `NormTarget`).
+    optimizer that have a gradient, and a learning rate above 0, at this step, taken together, or each of them
+    by itself (then the same as `NormTarget`).
 
     Source: "Why Do We Need Weight Decay in Modern Deep Learning?" (arXiv 2310.04415), equation 8. Its code
     projects once per epoch; this projects at every step, as the equation says.
