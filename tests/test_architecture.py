@@ -39,7 +39,18 @@ TRAINING: list[set[str]] = [
     {"lab"},
 ]
 EVIDENCE: list[set[str]] = [{"store"}, {"stats"}, {"studies"}, {"report"}]
-JOINT: set[str] = {"__init__", "__main__", "plan", "worker", "runner", "terminal", "cli", "cli_audit", "cli_selfcheck"}
+JOINT: set[str] = {
+    "__init__",
+    "__main__",
+    "plan",
+    "worker",
+    "runner",
+    "terminal",
+    "cli",
+    "cli_audit",
+    "cli_selfcheck",
+    "cli_study",
+}
 
 HEAVY = ("torch", "torchvision", "safetensors.torch")  # what PLAIN and EVIDENCE never import
 

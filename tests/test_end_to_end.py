@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -295,6 +297,45 @@ def test_a_missing_extra_is_one_sentence(tmp_path: Path, missing: str) -> None:
         f"error: this command needs {missing}, which is not installed: pip install 'torch-hal"
     )
     assert "Traceback" not in done.stderr
+
+
+WITHOUT_STUDY = ("numpy", "scipy", "polars", "safetensors", "filelock", "jinja2", "altair", "vl_convert")
+
+
+def test_the_extra_of_a_command_is_all_that_it_needs() -> None:
+    """``audit`` and a reference of `Toward` with torch, typer and rich alone, and nothing said of numpy."""
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys({WITHOUT_STUDY!r})
+from halflife.__main__ import main
+sys.argv[1:] = ["audit", "examples/audit_in_ci.py:make_optimizer", "--expect", "*=decoupled:0.1"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 1, stop.code
+import torch, halflife
+tensors = halflife.rules.appliers.Tensors([torch.arange(6.0)[::2], torch.zeros(0), torch.tensor([1 + 2j])])
+print(tensors.digest)
+"""
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    said, digest = done.stderr.splitlines()  # what follows an audit goes to standard error as well
+    assert said.startswith("does not hold: everything else: expected decoupled:0.1, but 5 of 7 differ.")
+    found = hashlib.sha256(b"0 (3,) " + struct.pack("<3d", 0, 2, 4) + b"1 (0,) 2 (1,) " + struct.pack("<2d", 1, 2))
+    assert digest == found.hexdigest()[:16]
+
+
+def test_typer_comes_with_the_smaller_extra() -> None:
+    program = "import sys; sys.modules['typer'] = None; sys.argv[1:] = ['audit', 'train.py:make']\n"
+    program += "from halflife.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert "pip install 'torch-halflife[cli]'" in done.stderr
 
 
 def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ def main() -> None:
         name = (error.name or "").partition(".")[0]
         if name in {"", "halflife"}:
             raise
+        extra = "study" if sys.argv[1:2] in (["study"], ["report"]) or name not in {"typer", "rich"} else "cli"
         print(
-            f"error: this command needs {name}, which is not installed: pip install 'torch-halflife[study]' (from a"
-            " clone: pip install -c constraints.txt -e '.[study]')",
+            f"error: this command needs {name}, which is not installed: pip install 'torch-halflife[{extra}]' (from a"
+            f" clone: pip install -c constraints.txt -e '.[{extra}]')",
             file=sys.stderr,
         )
         sys.exit(2)

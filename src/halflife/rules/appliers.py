@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,11 +100,16 @@ class Tensors:
             whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
             found.update(f"{name} {tuple(whole.shape)} ".encode())
             for part in (whole.real, whole.imag) if whole.is_complex() else (whole,):
-                found.update(part.double().cpu().contiguous().numpy().tobytes() if whole.numel() else b"")
+                found.update(_bytes_of(part.double().cpu().contiguous()))
         return found.hexdigest()[:16]
 
     def __repr__(self) -> str:
         return f"Tensors({self.digest})"
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    """The memory of a contiguous tensor on the CPU; ``Tensor.numpy`` would need numpy, which torch does without."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,223 @@
+"""``halflife study`` and ``halflife report``: run studies, print verdicts, draw the report.
+
+What studies need beyond the command line (numpy and more) is imported where a command runs, so that the other commands
+do without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
+
+if TYPE_CHECKING:
+    from halflife.store import Store
+    from halflife.studies.base import Study
+
+__all__ = ["StoppedError", "report_command", "study_app"]
+
+DEFAULT_STORE = "halflife-runs"
+
+study_app = typer.Typer(help="Reproduce claims of the literature on this machine.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Folder of runs [default: $HALFLIFE_STORE or halflife-runs]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")]
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Studies [default: all in the store]")
+]
+
+console = Console()
+
+
+class StoppedError(HalflifeError):
+    """The user pressed Ctrl-C; the message says what was kept."""
+
+
+def _store(path: Path | None) -> Store:
+    from halflife.store import Store
+
+    return Store(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
+
+
+def _existing_store(path: Path | None) -> Store:
+    store = _store(path)
+    if not store.path.is_dir():
+        raise StoreError(
+            f"there is no store at {store.path}: run `halflife study run stabilization` first, or name one with --store"
+        )
+    return store
+
+
+@study_app.command("list")
+def list_studies(as_json: JsonOption = False) -> None:
+    """List the studies, what they claim and at which scales they run."""
+    from halflife.studies import STUDIES
+
+    if as_json:
+        print(json.dumps([_study_json(study) for study in STUDIES.values()], indent=1))
+        return
+    for study in STUDIES.values():
+        console.print(f"[bold]{study.name}[/]  {study.title}", highlight=False)
+        console.print(f"  {study.claim}", highlight=False)
+        console.print(f"  [dim]{study.source}[/]", highlight=False)
+        table = Table(box=None, padding=(0, 2), show_header=False)
+        for name, preset in study.presets.items():
+            needs = f"; needs {preset.needs}" if preset.needs else ""
+            table.add_row(f"  {name}", f"{preset.description} ({preset.budget}{needs})")
+        console.print(table)
+        console.print()
+
+
+def _study_json(study: Study) -> dict[str, Any]:
+    return {
+        "name": study.name,
+        "title": study.title,
+        "source": study.source,
+        "claim": study.claim,
+        "claims": [{"key": c.key, "text": c.text, "rule": c.rule, "unit": c.unit} for c in study.claims],
+        "presets": {
+            key: {
+                "description": preset.description,
+                "budget": preset.budget,
+                "needs": preset.needs,
+                "num_seeds": preset.num_seeds,
+                "arms": [{"key": arm.key, "label": arm.label, "size": arm.size} for arm in preset.arms],
+            }
+            for key, preset in study.presets.items()
+        },
+    }
+
+
+@study_app.command("run")
+def run_studies(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, as `halflife study list` names them")],
+    preset: Annotated[str, typer.Option(help="smoke, laptop, night or paper")] = "laptop",
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Worker processes [default: the cores this process may use]"),
+    ] = None,
+    store: StoreOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Seeds per configuration instead of the preset's")
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cut every run at N steps, to try a set-up (gives no verdict)"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a data set that is not shipped [default: $HALFLIFE_DATA]"),
+    ] = None,
+) -> None:
+    """Run studies, doing only what is missing, and print their verdicts.
+
+    Ctrl-C is safe: everything finished is kept and can be looked at, and the same command goes on where it stopped.
+    """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
+    from halflife.studies import get_preset, get_study
+
+    chosen = [(get_study(name), get_preset(get_study(name), preset)) for name in dict.fromkeys(names)]
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
+    from halflife import runner
+    from halflife.plan import make_plan
+    from halflife.terminal import shown_progress
+
+    data_folder = None if data is None else str(data)
+    where = _store(store)
+    plans = [
+        make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
+        for study, found in chosen
+    ]
+    failures: list[str] = []
+    with where.locked():
+        for plan in plans:
+            missing = [run for run in plan.runs if not where.run(run.id).finished]
+            num_workers = workers if workers is not None else runner.default_workers()
+            num_workers = max(1, min(num_workers, len(missing)))
+            finished = len(plan.runs) - len(missing)
+            console.print(
+                f"[bold]{plan.study.name}[/], {preset}: {plan.preset.description}\n{len(plan.runs)} runs, {finished} finished"
+                f" before, {num_workers} worker{'s' if num_workers > 1 else ''}, store {where.path}",
+                highlight=False,
+            )
+            with shown_progress(console, missing, finished, num_workers) as listen:
+                try:
+                    failures += runner.execute(
+                        where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
+                    )
+                except KeyboardInterrupt:
+                    kept = sum(where.run(run.id).finished for run in plan.runs)
+                    raise StoppedError(
+                        f"stopped: {kept} of {len(plan.runs)} runs are finished and kept in {where.path}; the same command"
+                        " goes on where it stopped, and `halflife study verdicts` shows what there is"
+                    ) from None
+            _print_verdicts(where, plan.study.name, preset)
+    from halflife.report import build_report
+
+    for path in build_report(where):  # all that the store holds: a second study must not hide the first
+        console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+    if failures:
+        raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
+
+
+def _print_verdicts(store: Store, name: str, preset: str) -> None:
+    from halflife.report.tables import verdict_table
+    from halflife.studies import get_study
+    from halflife.studies.results import Results, sheets_of
+
+    for sheet in sheets_of(store, [name]):
+        if sheet["preset"] == preset:
+            results = Results(store, get_study(name), sheet)
+            if results.num_finished < results.num_planned:
+                console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
+            console.print(verdict_table(results.verdicts()))
+
+
+@study_app.command("verdicts")
+def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Print the verdicts on what the store holds, without running anything."""
+    from halflife.report.tables import verdict_rows
+    from halflife.studies import get_study
+    from halflife.studies.results import Results, sheets_of
+
+    where = _existing_store(store)
+    sheets = sheets_of(where, names or [])
+    if as_json:
+        rows: list[dict[str, Any]] = []
+        for sheet in sheets:
+            rows += verdict_rows(Results(where, get_study(sheet["study"]), sheet).verdicts())
+        print(json.dumps(rows, indent=1))
+        return
+    for sheet in sheets:
+        _print_verdicts(where, sheet["study"], sheet["preset"])
+
+
+def report_command(
+    names: NamesArgument = None,
+    store: StoreOption = None,
+    fmt: Annotated[
+        str, typer.Option("--format", metavar="html|svg|pdf", help="One page, or a file per figure")
+    ] = "html",
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to write [default: in the store]")] = None,
+) -> None:
+    """Write the report of what the store holds: one self-contained page, or its figures for a paper."""
+    if fmt not in {"html", "svg", "pdf"}:
+        raise UserError(f"--format is {fmt!r}, expected html, svg or pdf: choose one of these")
+    from halflife.report import build_report
+    from halflife.studies import get_study
+
+    for name in names or []:
+        get_study(name)
+
+    for path in build_report(_existing_store(store), names or [], fmt=fmt, out=out):  # type: ignore[arg-type]  # checked above
+        print(path)
