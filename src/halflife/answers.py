@@ -36,9 +36,22 @@ class Asker:
         self._pending: list[tuple[HostCopy, StepInfo, float]] = []
         self.total_norm: Tensor | float | None = None
         self.moment: SecondMoment | None = None
-        stable = [part for part in terms.rule.parts() if isinstance(part, Stable)]
+        rule = terms.rule
+        stable = [part for part in rule.parts() if isinstance(part, Stable)]
         if stable and (stable[0].beta2 is not None or not isinstance(optimizer, SGD)):
             self.moment = SecondMoment(optimizer, stable[0].beta2)
+        # Looked up once: a step has just streamed all weights through the caches, so that every line of Python
+        # between two steps runs several times slower than it would by itself.
+        self._penalty = isinstance(rule, Penalty)
+        self._needs_peak = "peak_lr" in rule.needs
+        self._needs_momentum = "second_moment" in rule.needs and self.moment is None
+        self._lam_is_own = rule.explicit_lam is None and "lam" in rule.needs
+        self._lam = math.nan if rule.explicit_lam is None else rule.explicit_lam
+        self._steps_per_epoch = terms.numbers.get("steps_per_epoch", math.nan)
+        self._tokens_per_step = terms.numbers.get("tokens_per_step", math.nan)
+        asked = next(part for part in rule.parts() if isinstance(part, Rule | Penalty))
+        self._asked = asked.coefficient if isinstance(asked, Penalty) else asked.fraction
+        self._known_later = bool(asked.needs & {"weight_norm", "net_norm"})
 
     def ask(self, step: int) -> list[Answer]:
         """Return the answer for each group, all of them before anything is touched.
@@ -49,8 +62,9 @@ class Asker:
         Returns:
             One answer per group of the optimizer.
         """
-        self._check_last()
-        terms, rule = self._terms, self._terms.rule
+        if self._pending:
+            self._check_last()
+        terms = self._terms
         second_moment: float | Tensor = math.nan
         if self.moment is not None:
             norm, self.total_norm = self.total_norm, None
@@ -61,7 +75,7 @@ class Asker:
             # At lr == 0 the optimizer does not move weights, so no rule may. A penalty is part of the
             # gradient, which optimizers feed to their statistics at lr == 0 too.
             decays = terms.decays(group)
-            if not decays or (lr == 0.0 and not isinstance(rule, Penalty)):
+            if not decays or (lr == 0.0 and not self._penalty):
                 answers.append(Answer(0.0, StepInfo(lr=lr, group=index), decays))
                 continue
             info = self._info(group, lr, index, step, second_moment)
@@ -69,39 +83,31 @@ class Asker:
         return answers
 
     def _info(self, group: dict[str, Any], lr: float, index: int, step: int, second_moment: float | Tensor) -> StepInfo:
-        numbers, needs = self._terms.numbers, self._terms.rule.needs
-        sgd = "second_moment" in needs and self.moment is None
         return StepInfo(
             lr=lr,
             lam=group.get(INITIAL, math.nan),
             step=step,
-            peak_lr=self._peak(group, lr, index) if "peak_lr" in needs else math.nan,
-            steps_per_epoch=numbers.get("steps_per_epoch", math.nan),
-            tokens_per_step=numbers.get("tokens_per_step", math.nan),
+            peak_lr=self._peak(group, lr, index) if self._needs_peak else math.nan,
+            steps_per_epoch=self._steps_per_epoch,
+            tokens_per_step=self._tokens_per_step,
             group=index,
-            momentum=float(group["momentum"]) if sgd else math.nan,
-            dampening=float(group["dampening"]) if sgd else math.nan,
+            momentum=float(group["momentum"]) if self._needs_momentum else math.nan,
+            dampening=float(group["dampening"]) if self._needs_momentum else math.nan,
             second_moment=second_moment,
         )
 
     def _answer(self, info: StepInfo) -> float | Tensor:
-        rule = self._terms.rule
-        if isinstance(rule, Penalty):
-            value: float | Tensor = rule.coefficient(info)
-        else:
-            asked = next(part for part in rule.parts() if isinstance(part, Rule))
-            if asked.needs & {"weight_norm", "net_norm"}:
-                return 0.0  # known after the step only
-            value = asked.fraction(info)
-        held = rule.explicit_lam
-        if held is None and "lam" in rule.needs:
-            held = info.lam
-        lam = math.nan if held is None else held
-        if isinstance(value, Tensor):
+        if self._known_later:
+            return 0.0
+        value = self._asked(info)
+        lam = info.lam if self._lam_is_own else self._lam
+        if type(value) is not float and isinstance(value, Tensor):
             self._pending.append((HostCopy(value), info, lam))
             return value.clamp(max=1.0)  # r > 1 would flip signs before the check below can stop the run
-        guards.check_fraction(rule, float(value), lr=info.lr, lam=lam, group=info.group)
-        return float(value)
+        number = float(value)
+        if not 0.0 <= number < 1.0:
+            guards.check_fraction(self._terms.rule, number, lr=info.lr, lam=lam, group=info.group)
+        return number
 
     def _check_last(self) -> None:
         """Check answers that were tensors on an accelerator: reading them at once would have waited for it."""

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from halflife.rules.base import Penalty, law_text
 from halflife.terms import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, STEP, Terms
 
 __all__ = ["Attachment"]
-
-Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 class Attachment:
@@ -211,11 +209,21 @@ class Attachment:
         self.adopt()
 
 
-def _outside_compile(hook: Hook) -> Hook:
-    """Return the hook such that torch.compile does not trace it: each new value would cost a graph."""
+def _outside_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the hook such that torch.compile does not trace it: each new value would cost a graph.
+
+    The wrapper of ``torch.compiler.disable`` takes as long as a third of a simple rule; outside of a compiled
+    step it is not needed.
+    """
     # torch leaves this function without types
-    outside: Hook = torch.compiler.disable(hook, reason="halflife decides in plain Python")  # type: ignore[no-untyped-call]
-    return outside
+    outside = torch.compiler.disable(hook, reason="halflife decides in plain Python")  # type: ignore[no-untyped-call]
+
+    def either(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return outside(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)
+
+    return either
 
 
 def _calling_frame() -> FrameType | None:

@@ -7,7 +7,6 @@ own pass: the optimizer's own decay is switched off, and an action of `halflife.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +70,7 @@ def native_value(r: float, lr: float) -> float:
     return r / lr if r > 0.0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Answer:
     """What a rule answered for one group at one step.
 
@@ -119,7 +118,9 @@ class Decay:
         self._work = []
         if not callable(closure):
             try:
-                self._act(self._divide(ask()))
+                own = self._divide(ask())
+                if own:
+                    self._act(own)
             except BaseException:  # the step is not taken: between steps the user's values stand
                 self.end()
                 raise
@@ -136,10 +137,10 @@ class Decay:
 
     def finish(self) -> None:
         """Let the action see the update, and put the user's values back; after the step."""
-        with torch.no_grad():
-            if self._work:
+        if self._work:
+            with torch.no_grad():
                 self._action.after(self._optimizer, self._work)
-        self._work = []
+            self._work = []
         self.end()
 
     def end(self) -> None:
@@ -151,12 +152,12 @@ class Decay:
 
     def _divide(self, answers: Sequence[Answer]) -> list[tuple[int, Answer]]:
         """Give each group's answer to the optimizer's own decay where that serves it; return the others."""
-        own, all_native = [], True
+        own, all_native, shrinks = [], True, type(self._action) is Shrink
         for index, (group, answer) in enumerate(zip(self._optimizer.param_groups, answers, strict=True)):
-            value = math.inf
-            if type(self._action) is Shrink and not isinstance(answer.value, Tensor):
+            native = False
+            if shrinks and type(answer.value) is float:
                 value = native_value(answer.value, answer.info.lr)
-            native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
+                native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
             if "weight_decay" in group:
                 self._write(group, value if native else 0.0)
             all_native = all_native and native

@@ -9,9 +9,11 @@ without the moment::
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -25,6 +27,23 @@ __all__ = ["SecondMoment"]
 
 
 @dataclass
+class _Present:
+    """Which parameters have a gradient.
+
+    Args:
+        mask: One flag per parameter.
+        everywhere: Whether all have.
+        shares: The share of each in the number of elements that have; 0 where there is none.
+        size: The number of elements that have.
+    """
+
+    mask: Tensor
+    everywhere: bool
+    shares: Tensor
+    size: float
+
+
+@dataclass
 class _Vectors:
     """What is known of the parameters of an optimizer: one element for each of them, in order.
 
@@ -34,7 +53,8 @@ class _Vectors:
         steps: Steps taken with a gradient.
         sizes: Numbers of elements.
         betas: Their ``beta2``, as `key` has it.
-        key: The same as plain numbers.
+        gains: ``1 - beta2``.
+        key: The ``beta2`` of each group, and how many parameters have it.
         present: Which have a gradient, as `flags` has it.
         flags: The same as plain values.
     """
@@ -44,8 +64,9 @@ class _Vectors:
     steps: Tensor
     sizes: Tensor
     betas: Tensor
-    key: tuple[float, ...] = ()
-    present: Tensor | None = None
+    gains: Tensor
+    key: list[tuple[float, int]] = field(default_factory=list)
+    present: _Present | None = None
     flags: tuple[bool, ...] = ()
 
 
@@ -86,33 +107,31 @@ class SecondMoment:
         """
         known = self._prepare()
         settle_gradients(known.parameters)
-        gradients = [parameter.grad for parameter in known.parameters if parameter.grad is not None]
-        if not gradients:
+        gradients = [parameter.grad for parameter in known.parameters]
+        present = _presence(known, gradients)
+        if present is None:
             return math.inf
-        if any(gradient.is_sparse for gradient in gradients):
-            raise UserError(
-                "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
-                " Decoupled, or build the embedding with sparse=False"
-            )
-        present = _presence(known)
         if total_norm is not None:
-            sizes = known.sizes * present
-            squares = sizes / sizes.sum() * _as_scalar(total_norm, sizes) ** 2
+            squares = present.shares * _as_scalar(total_norm, known.sums).square()
         else:
-            squares = squared_norms(gradients)
-            if len(gradients) < len(known.parameters):
-                squares = torch.zeros_like(known.sums).masked_scatter_(present, squares)
+            squares = squared_norms([gradient for gradient in gradients if gradient is not None])
+            if not present.everywhere:
+                squares = torch.zeros_like(known.sums).masked_scatter_(present.mask, squares)
             scale: Tensor | None = getattr(self._optimizer, "grad_scale", None)
             if scale is not None:  # GradScaler leaves it to a fused optimizer to divide
                 squares = squares / scale.to(squares.device, squares.dtype, non_blocking=True).square()
-        moved = present
+        sums, steps = torch.addcmul(known.betas * known.sums, known.gains, squares), known.steps + 1.0
         found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
+        moved = present.mask
         if found_inf is not None:  # this step will be skipped; where, because 0 * inf would stay for ever
-            moved = present & (found_inf.to(present.device, non_blocking=True) == 0)
-        known.sums = torch.where(moved, known.betas * known.sums + (1.0 - known.betas) * squares, known.sums)
-        known.steps = known.steps + moved
-        corrected = known.sums / (1.0 - known.betas**known.steps)
-        mean = torch.where(present, corrected, 0.0).sum() / (known.sizes * present).sum()
+            moved = moved & (found_inf.to(moved.device, non_blocking=True) == 0)
+        if found_inf is not None or not present.everywhere:
+            sums, steps = torch.where(moved, sums, known.sums), torch.where(moved, steps, known.steps)
+        known.sums, known.steps = sums, steps
+        corrected = sums / (1.0 - known.betas**steps)
+        if not present.everywhere:
+            corrected = torch.where(present.mask, corrected, 0.0)
+        mean = corrected.sum() / present.size
         if found_inf is not None:
             mean = mean.masked_fill(~moved.any(), math.inf)
         return float(mean) if mean.device.type == "cpu" else mean
@@ -143,12 +162,14 @@ class SecondMoment:
         groups = self._optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group["params"]]
         known = self._vectors
-        if known is None or [*map(id, parameters)] != [*map(id, known.parameters)]:
+        if known is None or len(parameters) != len(known.parameters) or not all(map(is_, parameters, known.parameters)):
             known = self._vectors = self._adopt(parameters, known)
-        key = tuple(self._beta_of(group) for group in groups for _ in group["params"])
+        key = [(self._beta_of(group), len(group["params"])) for group in groups]
         if key != known.key:
             known.key = key
-            known.betas = torch.tensor(key, dtype=known.sums.dtype, device=known.sums.device)
+            betas = [beta for beta, count in key for _ in range(count)]
+            known.betas = torch.tensor(betas, dtype=known.sums.dtype, device=known.sums.device)
+            known.gains = 1.0 - known.betas
         return known
 
     def _beta_of(self, group: Mapping[str, Any]) -> float:
@@ -167,7 +188,8 @@ class SecondMoment:
         sums, steps = zip(*(start.get(parameter, (0.0, 0.0)) for parameter in parameters), strict=True)
         sizes = [parameter.numel() * (1 + parameter.is_complex()) for parameter in parameters]
         vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
-        return _Vectors(parameters, next(vectors), next(vectors), next(vectors), torch.zeros((), dtype=dtype))
+        none = torch.zeros((), dtype=dtype)
+        return _Vectors(parameters, next(vectors), next(vectors), next(vectors), none, none)
 
     def _from_optimizer(self, parameters: list[Tensor]) -> dict[Tensor, tuple[float, float]]:
         """Start from the second moment that the optimizer has already, when attached in the middle of a run."""
@@ -179,12 +201,31 @@ class SecondMoment:
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
 
 
-def _presence(known: _Vectors) -> Tensor:
-    """Return which parameters have a gradient as a tensor, made anew only when that changes."""
-    flags = tuple(parameter.grad is not None for parameter in known.parameters)
-    if known.present is None or flags != known.flags:
-        known.present = torch.tensor(flags, device=known.sums.device)
-        known.flags = flags
+def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present | None:
+    """Return which parameters have a gradient, made anew only when that changes; None if none has.
+
+    Raises:
+        UserError: If a gradient is sparse.
+    """
+    flags = tuple([gradient is not None for gradient in gradients])
+    if known.present is not None and flags == known.flags:
+        return known.present
+    if not any(flags):
+        return None
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise UserError(
+            "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
+            " Decoupled, or build the embedding with sparse=False"
+        )
+    mask = torch.tensor(flags, device=known.sums.device)
+    sizes = known.sizes * mask
+    size = float(
+        sum(
+            parameter.numel() * (1 + parameter.is_complex())
+            for parameter in itertools.compress(known.parameters, flags)
+        )
+    )
+    known.flags, known.present = flags, _Present(mask, all(flags), sizes / size, size)
     return known.present
 
 

@@ -41,6 +41,8 @@ def settle_gradients(parameters: Sequence[Tensor]) -> None:
     Args:
         parameters: Parameters with or without gradients.
     """
+    if "torch.distributed.tensor" not in sys.modules:  # without it there is no DTensor
+        return
     for parameter in parameters:
         gradient: Any = parameter.grad
         if gradient is not None and _is_distributed(gradient):

@@ -46,8 +46,12 @@ class Terms:
 
     def first_group(self, optimizer: Optimizer) -> int:
         """Return the number of groups in the optimizers before this one."""
-        before = self.optimizers[: [id(each) for each in self.optimizers].index(id(optimizer))]
-        return sum(len(each.param_groups) for each in before)
+        count = 0
+        for each in self.optimizers:
+            if each is optimizer:
+                break
+            count += len(each.param_groups)
+        return count
 
     def decays(self, group: dict[str, Any]) -> bool:
         """Return whether the rule acts on this group."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # rules compute with tensors that they are given, but never m
 __all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_rule", "law_text"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that would quadruple the time to make one
 class StepInfo:
     """What a rule may know about one parameter group at one step; NaN where a number is not known.
 
