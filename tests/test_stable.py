@@ -328,6 +328,85 @@ def test_a_norm_serves_one_step_only() -> None:
     assert handle.fractions() == pytest.approx([0.1 * LAM / 2.0])
 
 
+class ByHand:
+    """Norms handed over at some steps, as one number per tensor in plain Python: a norm is split by size."""
+
+    def __init__(self) -> None:
+        self.sums: dict[Tensor, float] = {}
+        self.steps: dict[Tensor, int] = {}
+
+    def fraction(self, lr: float, params: list[Tensor], total: float | None, beta: float = 0.999) -> float:
+        present = [parameter for parameter in params if parameter.grad is not None]
+        size = sum(parameter.numel() for parameter in present)
+        mean = 0.0
+        for parameter in present:
+            assert parameter.grad is not None
+            square = parameter.grad.square().sum().item() if total is None else total**2 * parameter.numel() / size
+            self.sums[parameter] = beta * self.sums.get(parameter, 0.0) + (1 - beta) * square
+            self.steps[parameter] = self.steps.get(parameter, 0) + 1
+            mean += self.sums[parameter] / (1 - beta ** self.steps[parameter]) / size
+        return lr * LAM / math.sqrt(mean)
+
+
+@pytest.mark.parametrize("handed", [range(20), (0, 1, 2, 9, 10), (3, 4, 5, 6, 7, 8, 12, 19)], ids=str)
+@pytest.mark.parametrize("event", ["none", "a gradient goes", "beta2 changes", "a parameter comes"])
+def test_norms_handed_over_at_some_steps(handed: tuple[int, ...], event: str) -> None:
+    """Plain numbers stand for all tensors while norms are handed over; what tells tensors apart ends that."""
+    params = weights()
+    optimizer = AdamW(params[:2], lr=0.01, weight_decay=0.1)
+    handle = attach(optimizer, Stable(LAM, floor=0.0))
+    oracle, beta = ByHand(), 0.999
+    for step in range(20):
+        used: list[Tensor] = list(params[:2])
+        if event == "beta2 changes" and step == 6:
+            beta = 0.9
+            optimizer.param_groups[0]["betas"] = (0.9, beta)
+        if event == "a parameter comes" and step >= 6:
+            used = list(params)
+            if step == 6:
+                optimizer.add_param_group({"params": params[2:]})
+        for parameter, gradient in zip(params, gradients(step % 7), strict=True):
+            parameter.grad = gradient
+        if event == "a gradient goes" and step in {5, 6, 11}:
+            params[1].grad = None
+        total = None
+        if step in handed:
+            squares = [parameter.grad.square().sum().item() for parameter in used if parameter.grad is not None]
+            total = math.sqrt(sum(squares))
+            handle.hand_over_norm(total)
+        expected = oracle.fraction(0.01, used, total, beta)
+        optimizer.step()
+        assert handle.fractions()[0] == pytest.approx(expected, rel=1e-12), step
+
+
+@pytest.mark.parametrize("saves", [1, 4, 9])
+def test_handed_norms_resume_exactly(saves: int) -> None:
+    """Saving changes nothing, and what is loaded goes on to the same bits."""
+
+    def run(steps: range, state: dict[str, Any] | None = None, *, save_at: int = -1) -> tuple[list[float], Any]:
+        params = weights()
+        optimizer = AdamW(params, lr=0.01, weight_decay=0.1)
+        handle = attach(optimizer, Stable(LAM))
+        if state is not None:
+            optimizer.load_state_dict(state)
+        fractions, saved = [], None
+        for step in steps:
+            for parameter, gradient in zip(params, gradients(step % 7), strict=True):
+                parameter.grad = gradient
+            if step % 6:
+                handle.hand_over_norm(1.0 + step)
+            optimizer.step()
+            fractions += handle.fractions()
+            if step + 1 == save_at:
+                saved = copy.deepcopy(optimizer.state_dict())
+        return fractions, saved
+
+    whole, _ = run(range(15))
+    again, state = run(range(15), save_at=saves)
+    assert again == whole
+    assert run(range(saves, 15), state)[0] == whole[saves:]
+
+
 # ---- an accelerator, where the mean stays a tensor
 
 

@@ -70,6 +70,36 @@ class _Vectors:
     flags: tuple[bool, ...] = ()
 
 
+@dataclass
+class _Lump:
+    """Steps whose gradients came as one norm: plain numbers stand for all tensors, until something tells them apart.
+
+    ``v_i = kept * sums_i + added * sizes_i / sum(sizes)``, after ``count`` steps more than the vectors know.
+
+    Args:
+        beta: ``beta2`` of every parameter.
+        total: The sum of the vectors' ``v_i``.
+        steps: The steps that the vectors know, the same for every parameter.
+        kept: See the formula.
+        added: See the formula.
+        count: Steps taken.
+    """
+
+    beta: float
+    total: float
+    steps: float
+    kept: float = 1.0
+    added: float = 0.0
+    count: float = 0.0
+
+    def take(self, norm: float) -> float:
+        """Take one norm in, and return the sum over all elements, its bias corrected."""
+        self.kept *= self.beta
+        self.added = self.beta * self.added + (1.0 - self.beta) * norm**2
+        self.count += 1.0
+        return (self.kept * self.total + self.added) / (1.0 - math.pow(self.beta, self.steps + self.count))
+
+
 class SecondMoment:
     """Adam's second moment, as one sum per parameter of an optimizer.
 
@@ -86,7 +116,9 @@ class SecondMoment:
         self._beta2 = beta2
         self.reads_optimizer = beta2 is None
         self._saved: dict[Tensor, tuple[float, float]] = {}  # of a checkpoint, until the next step
+        self._saved_lump: tuple[float, ...] = ()
         self._vectors: _Vectors | None = None
+        self._lump: _Lump | None = None
 
     @torch.no_grad()
     def update(self, total_norm: Tensor | float | None) -> float | Tensor:
@@ -111,6 +143,12 @@ class SecondMoment:
         present = _presence(known, gradients)
         if present is None:
             return math.inf
+        found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
+        if total_norm is not None and found_inf is None and present.everywhere:
+            self._lump = self._lump or _lump_of(known)
+            if self._lump is not None:
+                return self._lump.take(float(_as_scalar(total_norm, known.sums))) / present.size
+        self._unlump(known)
         if total_norm is not None:
             squares = present.shares * _as_scalar(total_norm, known.sums).square()
         else:
@@ -121,7 +159,6 @@ class SecondMoment:
             if scale is not None:  # GradScaler leaves it to a fused optimizer to divide
                 squares = squares / scale.to(squares.device, squares.dtype, non_blocking=True).square()
         sums, steps = torch.addcmul(known.betas * known.sums, known.gains, squares), known.steps + 1.0
-        found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
         moved = present.mask
         if found_inf is not None:  # this step will be skipped; where, because 0 * inf would stay for ever
             moved = moved & (found_inf.to(moved.device, non_blocking=True) == 0)
@@ -142,7 +179,9 @@ class SecondMoment:
         position = {parameter: i for i, parameter in enumerate(known.parameters)}
         indices = [position[parameter] for parameter in parameters]
         sums, steps = known.sums.tolist(), known.steps.tolist()
-        return (*(sums[i] for i in indices), *(steps[i] for i in indices))
+        lump = self._lump
+        last = () if lump is None else (lump.kept, lump.added, lump.count)  # as it is: saving changes nothing
+        return (*(sums[i] for i in indices), *(steps[i] for i in indices), *last)
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Start again from what checkpoints kept; parameters without it start from the optimizer's own moment.
@@ -150,12 +189,14 @@ class SecondMoment:
         Args:
             saved: Parameters of a group and the answer of `save`, for each group; None where there is none.
         """
-        self._saved = {}
+        self._saved, self._saved_lump = {}, ()
         for parameters, values in saved:
-            if values is not None and len(values) == 2 * len(parameters):
-                pairs = zip(values[: len(parameters)], values[len(parameters) :], strict=True)
+            count = len(parameters)
+            if values is not None and len(values) in {2 * count, 2 * count + 3}:
+                pairs = zip(values[:count], values[count : 2 * count], strict=True)
                 self._saved.update(zip(parameters, pairs, strict=True))
-        self._vectors = None
+                self._saved_lump = tuple(values[2 * count :])
+        self._vectors = self._lump = None
 
     def _prepare(self) -> _Vectors:
         """Follow the parameters and settings of the groups."""
@@ -163,14 +204,28 @@ class SecondMoment:
         parameters = [parameter for group in groups for parameter in group["params"]]
         known = self._vectors
         if known is None or len(parameters) != len(known.parameters) or not all(map(is_, parameters, known.parameters)):
+            self._unlump(known)
             known = self._vectors = self._adopt(parameters, known)
         key = [(self._beta_of(group), len(group["params"])) for group in groups]
         if key != known.key:
+            self._unlump(known)
             known.key = key
             betas = [beta for beta, count in key for _ in range(count)]
             known.betas = torch.tensor(betas, dtype=known.sums.dtype, device=known.sums.device)
             known.gains = 1.0 - known.betas
+        if self._saved_lump:
+            self._lump = _lump_of(known)
+            if self._lump is not None:
+                self._lump.kept, self._lump.added, self._lump.count = self._saved_lump
+            self._saved_lump = ()
         return known
+
+    def _unlump(self, known: _Vectors | None) -> None:
+        """Give each tensor its own number again."""
+        lump, self._lump = self._lump, None
+        if lump is not None and known is not None:
+            known.sums = lump.kept * known.sums + lump.added * (known.sizes / known.sizes.sum())
+            known.steps = known.steps + lump.count
 
     def _beta_of(self, group: Mapping[str, Any]) -> float:
         return float(group["betas"][1]) if self._beta2 is None else self._beta2
@@ -199,6 +254,17 @@ class SecondMoment:
             return {}
         sums = totals([as_real(state[parameter]["exp_avg_sq"]) for parameter in started]).tolist()
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
+
+
+def _lump_of(known: _Vectors) -> _Lump | None:
+    """Return where plain numbers can start; None where tensors differ, or reading a number waits for a device."""
+    betas = {beta for beta, count in known.key if count}
+    if known.sums.device.type != "cpu" or len(betas) != 1:
+        return None
+    fewest, most = torch.aminmax(known.steps)
+    if fewest != most:
+        return None
+    return _Lump(betas.pop(), float(known.sums.sum()), float(most))
 
 
 def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present | None:
