@@ -183,6 +183,35 @@ def test_a_wrong_target_is_one_sentence_and_code_2(
     assert capsys.readouterr().out == ""
 
 
+def test_a_pipe_has_no_width(folder: Path) -> None:
+    (folder / "long.py").write_text(
+        "import torch\nname = 'part_of_a_long_name_' * 8\nmodel = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2)})\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n",
+        encoding="utf-8",
+    )
+    (folder / "pair.py").write_text("from long import *\nboth = model, optimizer\n", encoding="utf-8")
+    lines = run("pair.py:both").stdout.splitlines()
+    assert any("part_of_a_long_name_" * 8 + ".weight" in line for line in lines)
+    assert lines == [line.rstrip() for line in lines]
+
+
+@pytest.mark.parametrize(
+    "form", ["{'model': m, 'optimizer': o}", "{'model': m, 'optimizer': [o]}", "(o, m)", "(m, o, None)"]
+)
+def test_the_model_is_found_beside_the_optimizer(folder: Path, form: str) -> None:
+    (folder / "forms.py").write_text(
+        f"from train import make_optimizer\nm, o = make_optimizer()\nfound = {form}\n", encoding="utf-8"
+    )
+    result = run("forms.py:found", "--expect", "matrices=decoupled:0.1", "--expect", "norms=none")
+    assert result.exit_code == 0, result.output
+
+
+def test_a_class_is_no_optimizer(folder: Path) -> None:
+    (folder / "forms.py").write_text("import torch\ndef found(): return torch.optim.AdamW\n", encoding="utf-8")
+    result = run("forms.py:found")
+    assert "gave the class AdamW, which nobody has called; expected an optimizer" in str(result.exception)
+
+
 # ---- expectations
 
 

@@ -599,3 +599,10 @@ def test_refusals() -> None:
         halflife.explain(model, [optimizer, optimizer])
     with pytest.raises(UserError, match="total_steps must be > 0"):
         halflife.explain(model, optimizer, total_steps=0)
+
+
+@pytest.mark.parametrize("expected", ["decoupled:0.1", ["matrices"], {1: "none"}, None])
+def test_what_is_no_expectation_is_refused(expected: Any) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r'expected a dict such as \{"matrices": "decoupled:0.1", "\*": "none"\}, got'):
+        halflife.assert_decay(model, torch.optim.SGD(model.parameters(), lr=0.1), expected)

@@ -382,3 +382,11 @@ def test_what_turns_into_nan_is_not_probed() -> None:
     law = identify(lambda params, lr, weight_decay: Diverging(params, lr=lr, weight_decay=weight_decay))
     assert law.pathway == "not probed"
     assert law.notes == ("its weights became infinite or NaN",)
+
+
+def test_a_class_gets_its_settings_by_name() -> None:
+    """By position the weight decay would be SGD's momentum, and SGD would seem to decay nothing."""
+    assert identify(torch.optim.SGD).pathway == "l2"
+    assert identify(functools.partial(torch.optim.SGD, momentum=0.9)).equivalent_to is None
+    assert identify(torch.optim.AdamW).name == "decoupled"
+    assert identify(torch.optim.LBFGS).pathway == "not probed"

@@ -288,3 +288,16 @@ def test_models_that_cannot_be_grouped() -> None:
         param_groups(nn.Linear(2, 2).requires_grad_(False), weight_decay=0.1)
     with pytest.raises(UserError, match="weight has no shape yet; run one forward pass"):
         param_groups(nn.LazyLinear(3), weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "got"),
+    [
+        ("net", "an object of type str"),
+        ([], "an object of type list"),
+        (nn.Linear, "the class Linear; make an instance"),
+    ],
+)
+def test_what_is_no_model_is_refused(model: Any, got: str) -> None:
+    with pytest.raises(UserError, match=f"expected a model, a torch.nn.Module, got {got}"):
+        param_groups(model, weight_decay=0.1)

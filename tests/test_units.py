@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal, localcontext
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import halflife
 from halflife import units
 from halflife.errors import UserError
 
@@ -118,3 +121,20 @@ def test_the_boundaries() -> None:
         units.fraction_from_timescale(math.nan)
     with pytest.raises(UserError, match=r"lam \* lr = 10\.0 \* 0\.1 = 1\.0 is not below 1"):
         units.fraction(10.0, 0.1)
+
+
+@pytest.mark.parametrize("value", ["0.1", b"1", [0.1], None])
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    named: Any = value or ""  # None is a setting of its own there
+    message = f"must be a number, got ({re.escape(repr(value))}|{re.escape(repr(named))})$"
+    for call in (
+        lambda: halflife.Constant(named),
+        lambda: units.half_life(value),
+        lambda: units.fraction(lam=value, lr=1.0),
+        lambda: units.fraction_from_timescale(value),
+        lambda: halflife.HalfLife(steps=named),
+        lambda: halflife.schedules.until(value),
+        lambda: halflife.convert(value, from_="constant", to="half-life"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()

@@ -17,6 +17,8 @@ def main() -> None:
         from halflife.cli import main as run
 
         run()
+    except KeyboardInterrupt:  # while the command line itself is being imported
+        sys.exit(130)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in {"", "halflife"}:

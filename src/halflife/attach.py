@@ -83,7 +83,7 @@ def attach(
     optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     guards.check_optimizers(optimizers, [each for each in optimizers if handle_of(each) is not None])
     guards.check_rule(rule, optimizers)
-    if select not in {None, "all"}:
+    if select not in (None, "all"):  # a tuple: what was given may not be hashable
         raise UserError(f'select must be None (groups with weight_decay != 0) or "all", got {select!r}')
     numbers = {"peak_lr": peak_lr, "steps_per_epoch": steps_per_epoch, "tokens_per_step": tokens_per_step}
     known = {name: check_positive(name, value) for name, value in numbers.items() if value is not None}

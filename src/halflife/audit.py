@@ -282,16 +282,15 @@ def _found_in(value: Any) -> tuple[nn.Module | None, list[Optimizer]] | None:
     if isinstance(value, nn.Module):
         optimizers = _optimizers_in(configure()) if callable(configure) else None
         return (value, optimizers) if optimizers else None
-    if (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and len(value) > 1
-        and isinstance(value[0], nn.Module)
-    ):
-        optimizers = _optimizers_in(value[1])
-        return (value[0], optimizers) if optimizers else None
+    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1:
+        first, second = value[:2]
+        for model, rest in ((first, second), (second, first)):
+            if isinstance(model, nn.Module):
+                optimizers = _optimizers_in(rest)
+                return (model, optimizers) if optimizers else None
+    model = value.get("model") if isinstance(value, Mapping) else None
     optimizers = _optimizers_in(value)
-    return (None, optimizers) if optimizers else None
+    return (model if isinstance(model, nn.Module) else None, optimizers) if optimizers else None
 
 
 def _optimizers_in(value: Any) -> list[Optimizer]:
@@ -309,6 +308,8 @@ def _optimizers_in(value: Any) -> list[Optimizer]:
 def _described(value: Any) -> str:
     if isinstance(value, nn.Module):
         return f"the model {type(value).__name__} without an optimizer"
+    if isinstance(value, type):
+        return f"the class {value.__name__}, which nobody has called"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
     return "None" if value is None else f"an object of type {type(value).__name__}"

@@ -61,7 +61,10 @@ def audit_command(
             print(json.dumps(document, indent=1, allow_nan=False), file=out, flush=True)
         else:
             console = Console(file=out)
-            console.print(table)
+            if console.is_terminal:
+                console.print(table)
+            else:  # a log or a pipe has no width: a name on one line can be searched for
+                print(table, file=out)
             for check in checks:
                 if check.holds:
                     console.print(f"holds: {check.expected}", markup=False, highlight=False, style="green")

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from halflife.checks import as_number
 from halflife.errors import UserError
 from halflife.units import (
     check_fraction,
@@ -184,9 +185,10 @@ def convert(
         _check_law(name)
     numbers = _checked(peak_lr, momentum, dampening, grad_rms, total_steps)
     source, target = _CONVENTIONS[from_], _CONVENTIONS[to]
-    r = check_fraction(source.fraction(float(lam), numbers))
+    lam = as_number("lam", lam)
+    r = check_fraction(source.fraction(lam, numbers))
     if from_ == to:
-        return float(lam)
+        return lam
     if schedule is not None and source.power != target.power:
         r *= _mean_power(schedule, numbers, source.power) / _mean_power(schedule, numbers, target.power)
     return target.value(r, numbers)

@@ -76,7 +76,9 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
         UserError: In each of these cases.
     """
     if not isinstance(rule, Part):
-        made = f"{rule.__name__}(...)" if isinstance(rule, type) else "halflife.Decoupled(0.1)"
+        made = (
+            f"{rule.__name__}(...)" if isinstance(rule, type) and issubclass(rule, Part) else "halflife.Decoupled(0.1)"
+        )
         raise UserError(f"attach expected a rule such as {made}, got {rule!r}")
     if "net_norm" in rule.needs and len(optimizers) > 1:
         raise UserError(

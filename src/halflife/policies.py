@@ -27,6 +27,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from halflife.errors import UserError
+
 __all__ = ["KINDS", "POLICIES", "Use", "kind_of", "uses_of"]
 
 KINDS = ("matrices", "embeddings", "norms", "biases", "others")
@@ -80,7 +82,12 @@ def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
 
     Returns:
         The uses of each parameter, in the order of ``model.named_parameters()``, the first name first.
+
+    Raises:
+        UserError: If it is not a model.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"expected a model, a torch.nn.Module, got {_described(model)}")
     modules = dict(model.named_modules(remove_duplicate=False))
     declared = {f"{prefix}.{name}" if prefix else name for prefix, m in modules.items() for name in _declared(m)}
     uses: dict[nn.Parameter, list[Use]] = {}
@@ -99,6 +106,12 @@ def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
             uses.setdefault(parameter, []).append(use)
     order = {name: rank for rank, (name, _) in enumerate(model.named_parameters())}
     return dict(sorted(uses.items(), key=lambda item: order[item[1][0].name]))
+
+
+def _described(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}; make an instance of it"
+    return f"an object of type {type(value).__name__}"
 
 
 def _declared(module: nn.Module) -> Sequence[str]:

@@ -19,7 +19,7 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import Any, SupportsFloat
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -216,13 +216,12 @@ class _Pair:
             if lam is None:
                 raise UserError(f"pattern {self.text} says {answer!r}, which needs a value: pass weight_decay=...")
             return lam
-        try:
-            return check_non_negative(f"the weight decay of pattern {self.text}", answer)
-        except TypeError:
+        if not isinstance(answer, SupportsFloat):
             raise UserError(
                 f"pattern {self.text} says {answer!r}; expected True, False, a number, a rule such as "
                 "halflife.HalfLife(steps=1000), or the name of a policy"
-            ) from None
+            )
+        return check_non_negative(f"the weight decay of pattern {self.text}", answer)
 
     def matches(self, parameter: nn.Parameter, use: Use) -> bool:
         """Return whether the pattern matches one use of a parameter."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 
+from halflife.checks import as_number, check_fraction, check_non_negative, check_positive
 from halflife.errors import UserError
 
 __all__ = [
@@ -38,62 +39,6 @@ __all__ = [
 ]
 
 LN2 = math.log(2.0)
-
-
-def check_non_negative(name: str, value: float) -> float:
-    """Return ``value`` as a float if it is finite and >= 0.
-
-    Args:
-        name: What the value is called in the message.
-        value: Any real number, also a 0-dim tensor or array.
-
-    Returns:
-        The value as a Python float.
-
-    Raises:
-        UserError: If the value is negative, infinite or NaN.
-    """
-    number = float(value)
-    if not 0.0 <= number < math.inf:  # written so that NaN fails too
-        raise UserError(f"{name} must be a finite number >= 0, got {number!r}")
-    return number
-
-
-def check_positive(name: str, value: float) -> float:
-    """Return ``value`` as a float if it is > 0; infinity is allowed.
-
-    Args:
-        name: What the value is called in the message.
-        value: Any real number.
-
-    Returns:
-        The value as a Python float.
-
-    Raises:
-        UserError: If the value is zero, negative or NaN.
-    """
-    number = float(value)
-    if not number > 0.0:
-        raise UserError(f"{name} must be > 0, got {number!r}")
-    return number
-
-
-def check_fraction(value: float) -> float:
-    """Return ``value`` as a float if it is a fraction that a decay may remove: ``0 <= r < 1``.
-
-    Args:
-        value: The fraction.
-
-    Returns:
-        The value as a Python float.
-
-    Raises:
-        UserError: If it is negative, NaN, or >= 1 (which would erase or flip the weight).
-    """
-    number = float(value)
-    if not 0.0 <= number < 1.0:
-        raise UserError(f"a fraction r must satisfy 0 <= r < 1, got {number!r}")
-    return number
 
 
 def fraction(lam: float, lr: float) -> float:
@@ -209,9 +154,10 @@ def fraction_from_timescale(steps: float) -> float:
     Raises:
         UserError: If ``steps`` is not above 1, or NaN.
     """
-    if not float(steps) > 1.0:
-        raise UserError(f"a time scale must be > 1 step, got {float(steps)!r}")
-    return 1.0 / float(steps)
+    number = as_number("a time scale", steps)
+    if not number > 1.0:
+        raise UserError(f"a time scale must be > 1 step, got {number!r}")
+    return 1.0 / number
 
 
 def kept(r: float, steps: float) -> float:

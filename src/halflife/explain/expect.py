@@ -191,6 +191,8 @@ def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], e
         >>> optimizer = torch.optim.AdamW(halflife.param_groups(model, weight_decay=0.1), lr=1e-3)
         >>> assert_decay(model, optimizer, {"matrices": "decoupled:0.1", "*": "none"})
     """
+    if not isinstance(expected, Mapping) or not all(isinstance(key, str) for key in expected):
+        raise UserError(f'expected a dict such as {{"matrices": "decoupled:0.1", "*": "none"}}, got {expected!r}')
     wanted = {key: Expected.parse(value) for key, value in expected.items()}
     if not wanted:
         raise UserError('nothing is expected; give at least one key, such as {"matrices": "decoupled:0.1"}')

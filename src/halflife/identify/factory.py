@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand t
 MakeOptimizer = Callable[[list[torch.nn.Parameter], float, float], Optimizer]
 
 
-def identify(make_optimizer: MakeOptimizer) -> Law:
+def identify(make_optimizer: MakeOptimizer | type[Optimizer]) -> Law:
     """Find out, by stepping throw-away parameters, which decay an optimizer applies.
 
     The optimizer is a black box: twins that differ in one setting alone are stepped side by side, with random
@@ -37,8 +38,9 @@ def identify(make_optimizer: MakeOptimizer) -> Law:
 
     Args:
         make_optimizer: Called as ``make_optimizer(params, lr, weight_decay)`` with a list of parameters, many times; it
-            returns a new optimizer over exactly these parameters. The ``lr`` that it gets is the peak of the schedule;
-            lower ones are written into the groups, as a scheduler does.
+            returns a new optimizer over exactly these parameters. A class of optimizers, or a `functools.partial` of
+            one, gets ``lr`` and ``weight_decay`` by name: the third argument of torch's SGD is its momentum. The
+            ``lr`` that it gets is the peak of the schedule; lower ones are written into the groups, as a scheduler does.
 
     Returns:
         The law. What cannot be stepped this way (it needs a closure, a graph of the gradients or further arguments) is
@@ -59,6 +61,7 @@ def identify(make_optimizer: MakeOptimizer) -> Law:
         raise UserError(
             f"identify needs a function of params, lr and weight_decay that returns an optimizer, got {make_optimizer!r}"
         )
+    make_optimizer = _by_name(make_optimizer)
     try:
         inspect.signature(make_optimizer).bind([], LR, 0.0)
     except TypeError as error:
@@ -80,6 +83,17 @@ def identify(make_optimizer: MakeOptimizer) -> Law:
             notes.append(f"measured in float32; in float64: {reasons[0]}")
         return joined(laws, notes)
     return Law(pathway="not probed", notes=(str(reasons[-1]),))
+
+
+def _by_name(make_optimizer: MakeOptimizer | type[Optimizer]) -> MakeOptimizer:
+    """Return a function of three arguments for a class of optimizers, which has its own order of arguments."""
+    inner: Any = make_optimizer
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
+        return make_optimizer
+    make: Any = make_optimizer
+    return lambda params, lr, weight_decay: make(params, lr=lr, weight_decay=weight_decay)
 
 
 def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedError]:

@@ -80,6 +80,9 @@ class Tensors:
 
     Args:
         values: A mapping such as ``model.state_dict()``, or a sequence.
+
+    Raises:
+        UserError: If a sequence holds something else than tensors.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
@@ -87,6 +90,9 @@ class Tensors:
         if isinstance(values, Mapping):  # a state dict may hold other things than tensors
             self.values = {name: value.detach().clone() for name, value in values.items() if hasattr(value, "detach")}
         else:
+            others = [value for value in values if not hasattr(value, "detach")]
+            if others:
+                raise UserError(f"the references of Toward must be tensors, got {others[0]!r} among them")
             self.values = [value.detach().clone() for value in values]
 
     @cached_property

@@ -84,7 +84,7 @@ class PerGroup(Rule):
         rules: One rule per group, in the order of ``optimizer.param_groups``.
 
     Raises:
-        UserError: If there is no rule or one of them is not a rule.
+        UserError: If there is no list of rules, no rule in it, or one of them is not a rule.
 
     Examples:
         >>> from halflife.rules import Constant, Decoupled
@@ -96,6 +96,8 @@ class PerGroup(Rule):
     rules: Sequence[Rule]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rules, Sequence):
+            raise UserError(f"PerGroup needs a list of rules, one per parameter group, got {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
         if not self.rules:
             raise UserError("PerGroup needs one rule per parameter group, got none")

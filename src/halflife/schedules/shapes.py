@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from halflife.checks import as_number, check_non_negative
 from halflife.errors import UserError
-from halflife.units import check_non_negative
 
 __all__ = ["after", "check_steps", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
 
@@ -25,7 +25,7 @@ def check_steps(name: str, value: int, *, minimum: int) -> int:
     Raises:
         UserError: If it is not whole, below ``minimum``, infinite or NaN.
     """
-    if not float(value).is_integer() or value < minimum:  # also refuses NaN and infinity
+    if not as_number(name, value).is_integer() or value < minimum:  # also refuses NaN and infinity
         raise UserError(f"{name} must be a whole number of steps >= {minimum}, got {value!r}")
     return int(value)
 
