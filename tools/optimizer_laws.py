@@ -382,7 +382,8 @@ def disagreement_section() -> str:
     for row, law, shapes in disagreements():
         assert row.claim is not None
         does = law.describe().replace("|", "/") + (f" ({shapes})" if shapes else "")
-        lines.append(f'| `{row.package}.{row.name}` | `{row.setting_text}` | "{row.claim.quote}" | {does} |')
+        settings = f"`{row.setting_text}`" if row.setting_text else "defaults"
+        lines.append(f'| `{row.package}.{row.name}` | {settings} | "{row.claim.quote}" | {does} |')
         names.add((row.package, row.name))
     reproduced = {name for reproducer in REPRODUCERS for name in reproducer.names}
     if names != reproduced:
