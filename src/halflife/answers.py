@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
@@ -101,9 +102,11 @@ class Asker:
             return 0.0
         value = self._asked(info)
         lam = info.lam if self._lam_is_own else self._lam
-        if type(value) is not float and isinstance(value, Tensor):
+        if type(value) is not float and isinstance(value, Tensor) and value.device.type != "cpu":
+            # Reading it would wait for the device, so the check comes a step late. What it will refuse must not
+            # touch the weights by then.
             self._pending.append((HostCopy(value), info, lam))
-            return value.clamp(max=1.0)  # r > 1 would flip signs before the check below can stop the run
+            return torch.where((value >= 0.0) & (value < (math.inf if self._penalty else 1.0)), value, 0.0)
         number = float(value)
         if not 0.0 <= number < 1.0:
             guards.check_fraction(self._terms.rule, number, lr=info.lr, lam=lam, group=info.group)

@@ -78,7 +78,8 @@ def attach(
         UserError: If nothing would decay, the rule needs a number that is missing, one lam would replace
             different values of the groups, a rule is attached already, or the loaded checkpoint has another
             law. A step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is
-            negative or NaN, or lr is above the peak.
+            negative or NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
+            looked at a step later; the step that asked for too much is made without decay.
     """
     optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     guards.check_optimizers(optimizers, [each for each in optimizers if handle_of(each) is not None])
