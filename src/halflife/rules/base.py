@@ -188,8 +188,12 @@ def _describe(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"name": type(value).__name__, **fields}
+    if isinstance(value, Part):  # a user's own rule need not be a dataclass; its repr may tell its place in memory
+        return {"name": type(value).__name__, **{name: _describe(held) for name, held in vars(value).items()}}
     if isinstance(value, list | tuple):
         return [_describe(item) for item in value]
+    if isinstance(value, dict):  # as pairs: a dict stands for a part
+        return [[_describe(key), _describe(held)] for key, held in value.items()]
     if callable(value):  # a user's own schedule: its name is all there is to compare
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return value
