@@ -80,6 +80,18 @@ def attach(
             law. A step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is
             negative or NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
             looked at a step later; the step that asked for too much is made without decay.
+
+    Examples:
+        >>> import torch, halflife
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=1e-4)
+        >>> handle = attach(optimizer, halflife.HalfLife(steps=2))
+        >>> for _ in range(2):
+        ...     weight.grad = torch.zeros(3)
+        ...     optimizer.step()
+        >>> round(weight[0].item(), 6)
+        0.5
+        >>> handle.detach()
     """
     optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
     guards.check_optimizers(optimizers, [each for each in optimizers if handle_of(each) is not None])

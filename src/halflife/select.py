@@ -110,6 +110,13 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
         UserError: If the policy is unknown, a pattern matches nothing or claims nothing that an earlier one
             left, a parameter is matched by no pattern, ``weight_decay`` is missing, negative or NaN, a
             parameter is not initialized, or nothing is trainable.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+        >>> for group in param_groups(model, weight_decay=0.1):
+        ...     print(group["weight_decay"], group["param_names"])
+        0.1 ['0.weight']
+        0.0 ['0.bias', '1.weight', '1.bias']
     """
     groups: dict[tuple[float, int], dict[str, Any]] = {}
     rules: dict[tuple[float, int], Rule | None] = {}
