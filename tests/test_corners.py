@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from halflife import answers
 from halflife.attach import attach
 from halflife.errors import UserError
-from halflife.rules import Rule, StepInfo, law_text
+from halflife.rules import Cautious, Constant, MovingAverage, Rule, StepInfo, Toward, law_text
 
 
 def one_weight() -> torch.nn.Parameter:
@@ -110,3 +111,79 @@ def test_a_run_under_a_plain_class_resumes() -> None:
 
 def test_a_rule_may_hold_a_mapping() -> None:
     assert law_text(Table({0: 0.5, 1: 0.25}).law()) == "Table(shares=[[0, 0.5], [1, 0.25]])"
+
+
+# ---- steps that do not end
+
+
+@pytest.mark.parametrize("rule", [Constant(0.25), Cautious(Constant(0.25))], ids=repr)
+def test_a_closure_that_fails_leaves_the_users_values(rule: Rule) -> None:
+    """Such as one that runs out of memory: a copy of the optimizer would keep what stood for this step only."""
+    optimizer = AdamW([one_weight()], lr=0.1, weight_decay=0.5)
+    attach(optimizer, rule)
+
+    def fails() -> float:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        optimizer.step(fails)
+    assert copy.deepcopy(optimizer).param_groups[0]["weight_decay"] == 0.5
+
+
+# ---- resets
+
+
+@pytest.mark.parametrize("reference", ["init", MovingAverage(0.5)], ids=repr)
+def test_a_reference_survives_that_the_state_is_emptied(reference: Any) -> None:
+    """Resetting Adam's moments in the middle of a run must not cost later checkpoints the reference."""
+
+    def started(weight: torch.nn.Parameter) -> Optimizer:
+        optimizer = AdamW([weight], lr=0.1, weight_decay=1.0)
+        attach(optimizer, Toward(Constant(0.25), reference))
+        return optimizer
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = started(weight)
+    for step in range(4):
+        if step == 2:
+            optimizer.state.clear()
+        weight.grad = torch.full((3,), 1.0)
+        optimizer.step()
+    resumed = torch.nn.Parameter(weight.detach().clone())
+    other = started(resumed)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((weight, optimizer), (resumed, other)):
+        each.grad = torch.full((3,), 1.0)
+        its.step()
+    assert torch.equal(weight, resumed)
+
+
+# ---- odd gradients
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_cautious_decay_with_sparse_gradients(momentum: float) -> None:
+    """Row 0 moves towards zero, row 1 away from it, row 2 has no gradient; then the gradient is dense once."""
+    weight = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float64))
+    optimizer = SGD([weight], lr=0.5, momentum=momentum, weight_decay=1.0)
+    attach(optimizer, Cautious(Constant(0.25)))
+    rows, values = torch.tensor([[0, 1]]), torch.tensor([[0.1, 0.1], [-0.1, -0.1]], dtype=torch.float64)
+    weight.grad = torch.sparse_coo_tensor(rows, values, (3, 2), check_invariants=True)
+    optimizer.step()
+    assert weight[:, 0].tolist() == pytest.approx([0.75 - 0.05, 1.0 + 0.05, 0.75])
+    if momentum == 0.0:
+        weight.grad = torch.zeros(3, 2, dtype=torch.float64)
+        optimizer.step()
+        assert weight[:, 0].tolist() == pytest.approx([0.75 * 0.7, 0.75 * 1.05, 0.75 * 0.75])
+
+
+def test_cautious_decay_follows_weights_that_move() -> None:
+    """``model.to(device)`` after a step: the copies of the weights are made anew there."""
+    weight = one_weight()
+    optimizer = RMSprop([weight], lr=0.1, weight_decay=1.0)
+    handle = attach(optimizer, Cautious(Constant(0.25)))
+    optimizer.step()
+    copies = handle._attachments[0]._action._copies  # type: ignore[attr-defined]  # of MaskedShrink
+    copies[weight] = torch.empty(3, device="meta")  # stands for where the weights were
+    optimizer.step()
+    assert weight.tolist() == [0.75**2] * 3

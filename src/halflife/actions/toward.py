@@ -36,7 +36,6 @@ class Pull(Action):
         self._reference = reference
         self._key = AVERAGE if isinstance(reference, MovingAverage) else FIRST
         self._known: dict[Tensor, Tensor] = {}
-        self._kept: set[Tensor] = set()  # whose reference is in the optimizer's state
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Pull, unless the step will be skipped."""
@@ -69,9 +68,9 @@ class Pull(Action):
                     if some:
                         _pull([self._known[tensor] for tensor in some], some, share, low=low)
         for parameter in parameters:
-            if parameter not in self._kept:
-                optimizer.state[parameter][self._key] = self._known[parameter]
-                self._kept.add(parameter)
+            state = optimizer.state[parameter]
+            if self._key not in state:  # also after the user has emptied it in the middle of a run
+                state[self._key] = self._known[parameter]
 
     def _find(self, optimizer: Optimizer, parameter: Tensor) -> Tensor:
         if isinstance(self._reference, Tensors):
@@ -82,7 +81,7 @@ class Pull(Action):
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Look the references up anew."""
-        self._known, self._kept = {}, set()
+        self._known = {}
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take the references out of the optimizer's state."""
