@@ -42,12 +42,13 @@ class MaskedShrink(Action):
                 shard = local(parameter)
                 direction = direction_of(optimizer, each.group, parameter)
                 if direction is not None and parameter.grad is not None:
+                    self._copies.pop(parameter, None)  # of a step with a sparse gradient
                     memory = None if direction.memory is None else local(direction.memory)
                     update = memory, local(parameter.grad), direction.gain
                     _run(_shrink_along, shard, update, _fraction(optimizer, each.answer, shard), self._scratch)
                     continue
                 copy = self._copies.get(parameter)
-                if copy is None or copy.shape != shard.shape or copy.dtype != shard.dtype:
+                if copy is None or (copy.shape, copy.dtype, copy.device) != (shard.shape, shard.dtype, shard.device):
                     copy = self._copies[parameter] = torch.empty_like(shard)
                 pairs.append((copy, shard))
         if pairs:

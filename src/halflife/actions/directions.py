@@ -34,6 +34,8 @@ def direction_of(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor)
         group: The parameter's group.
         parameter: The parameter.
     """
+    if parameter.grad is not None and parameter.grad.is_sparse:  # no arithmetic with dense weights
+        return None
     kind = type(optimizer)
     state = optimizer.state.get(parameter, {})
     if kind in {Adam, AdamW, RAdam}:
