@@ -187,12 +187,16 @@ class Decay:
 
         def wrapped() -> Any:
             nonlocal calls
-            loss = closure()
-            calls += 1
-            # Weights shrink once in a step, however often a line search asks; every gradient gets its
-            # penalty.
-            if calls == 1 or self._action.penalty:
-                self._act(own())
+            try:
+                loss = closure()
+                calls += 1
+                # Weights shrink once in a step, however often a line search asks; every gradient gets its
+                # penalty.
+                if calls == 1 or self._action.penalty:
+                    self._act(own())
+            except BaseException:
+                self.end()
+                raise
             return loss
 
         return wrapped
