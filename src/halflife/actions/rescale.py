@@ -53,7 +53,7 @@ class Rescale(Action):
             return
         squares = squared_norms(parameters)
         if self._whole:
-            first = sum(self._first.get(p, squares[0]) for p in parameters)
+            first = torch.stack([self._first[p] for p in parameters]).sum() if self._first else squares[0]
             r = self._fraction(work[0], squares.sum().sqrt(), first)
             scale(parameters, 1.0 - r, found_inf)
             self._applied = {each.info.group: r for each in work}
