@@ -18,6 +18,7 @@ from halflife.rules.appliers import Toward
 from halflife.rules.base import Part, Penalty
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
+from halflife.rules.wrappers import PerGroup
 
 __all__ = [
     "check_fraction",
@@ -147,17 +148,19 @@ def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
         )
 
 
-def check_known(rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None]) -> None:
+def check_known(
+    rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None], own: Sequence[float]
+) -> None:
     """Refuse a rule that needs a number nobody gave.
 
     Args:
         rule: The rule.
         groups: The groups that decay.
         known: The arguments of ``attach`` by the name of what they tell.
+        own: Those of the groups' own values that are not 0.
 
     Raises:
-        UserError: If ``steps_per_epoch`` or ``tokens_per_step`` is missing, or a group has no value of its
-            own.
+        UserError: If ``steps_per_epoch`` or ``tokens_per_step`` is missing, or no group has a value of its own.
     """
     for name, value in known.items():
         if name in rule.needs and value is None:
@@ -166,6 +169,8 @@ def check_known(rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[
         raise UserError(
             f"{rule!r} takes each group's own weight_decay, but this optimizer has none; give the rule a lam"
         )
+    if "lam" in rule.needs and not own and not any(isinstance(part, PerGroup) for part in rule.parts()):
+        raise UserError(f"{rule!r} takes each group's own weight_decay, which is 0 in all of them; give the rule a lam")
 
 
 def check_some_decay(groups: Sequence[Mapping[str, Any]], decaying: Sequence[Mapping[str, Any]]) -> None:

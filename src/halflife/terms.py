@@ -63,5 +63,6 @@ class Terms:
         decaying = [group for group in groups if self.decays(group)]
         guards.check_some_decay(groups, decaying)
         known = {name: self.numbers.get(name) for name in ("steps_per_epoch", "tokens_per_step")}
-        guards.check_known(self.rule, decaying, known)
-        guards.check_undivided(self.rule, [group[INITIAL] for group in decaying if group.get(INITIAL, 0.0) != 0.0])
+        own = [group[INITIAL] for group in decaying if group.get(INITIAL, 0.0) != 0.0]
+        guards.check_known(self.rule, decaying, known, own)
+        guards.check_undivided(self.rule, own)

@@ -171,6 +171,7 @@ BAD_INPUTS = [
     BadInput("nothing decays", lambda: attach(toy(lr=0.1)[1], A), "Build groups that say what decays"),
     BadInput("no setting", lambda: attach(toy(Rprop, lr=0.1)[1], A), "no weight_decay setting that could say"),
     BadInput("no own value", lambda: attach(toy(Rprop, lr=0.1)[1], Constant(), select="all"), "give the rule a lam"),
+    BadInput("own value 0", lambda: attach(toy(lr=0.1)[1], Cautious(Constant()), select="all"), "is 0 in all of them"),
     BadInput("unequal", lambda: attach(_unequal(), A), "different weight_decay values 0.1, 0.3 of the groups"),
     BadInput("unequal, scheduled", lambda: attach(_unequal(), Scheduled(A, until(3))), "different weight_decay values"),
     BadInput("unequal, penalty", lambda: attach(_unequal(), L2(0.1)), "different weight_decay values"),
