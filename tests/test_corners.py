@@ -14,7 +14,7 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from halflife import answers
 from halflife.attach import attach
 from halflife.errors import UserError
-from halflife.rules import Cautious, Constant, MovingAverage, Rule, StepInfo, Toward, law_text
+from halflife.rules import Cautious, Constant, MovingAverage, NormTarget, Rule, Stable, StepInfo, Toward, law_text
 
 
 def one_weight() -> torch.nn.Parameter:
@@ -187,3 +187,14 @@ def test_cautious_decay_follows_weights_that_move() -> None:
     copies[weight] = torch.empty(3, device="meta")  # stands for where the weights were
     optimizer.step()
     assert weight.tolist() == [0.75**2] * 3
+
+
+@pytest.mark.parametrize("rule", [Stable(0.5), NormTarget()], ids=repr)
+def test_an_optimizer_without_parameters_steps(rule: Rule) -> None:
+    """As on a process that holds no part of the model."""
+    optimizer = AdamW([{"params": []}], lr=0.1, weight_decay=1.0)
+    handle = attach(optimizer, rule)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert handle.fractions() == [0.0]

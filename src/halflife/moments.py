@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.norms import accumulator, as_real, local, settle_gradients, squared_norms, totals
+from halflife.norms import accumulator, as_real, local, on_device, settle_gradients, squared_norms, totals
 
 __all__ = ["SecondMoment"]
 
@@ -238,9 +238,9 @@ class SecondMoment:
             start = dict(zip(before.parameters, values, strict=True))
         start |= self._saved
         self._saved = {}
-        device = local(parameters[0]).device
+        device = local(parameters[0]).device if parameters else torch.device("cpu")
         dtype = accumulator(device)
-        sums, steps = zip(*(start.get(parameter, (0.0, 0.0)) for parameter in parameters), strict=True)
+        sums, steps = ([start.get(parameter, (0.0, 0.0))[part] for parameter in parameters] for part in (0, 1))
         sizes = [parameter.numel() * (1 + parameter.is_complex()) for parameter in parameters]
         vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
         none = torch.zeros((), dtype=dtype)
@@ -283,7 +283,7 @@ def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present |
             "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
             " Decoupled, or build the embedding with sparse=False"
         )
-    mask = torch.tensor(flags, device=known.sums.device)
+    mask = on_device(flags, known.sums.device)
     sizes = known.sizes * mask
     size = float(
         sum(

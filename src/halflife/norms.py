@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "as_real", "local", "settle_gradients", "squared_norms", "totals"]
+__all__ = ["accumulator", "as_real", "local", "on_device", "settle_gradients", "squared_norms", "totals"]
 
 # torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements (torch
 # 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`. A dot product is faster
@@ -85,7 +85,7 @@ def squared_norms(tensors: Sequence[Tensor]) -> Tensor:
         if whole and len(parts) == len(shards):
             found = squares
         else:
-            found.index_add_(0, _positions(indices, device), squares)
+            found.index_add_(0, on_device(indices, device), squares)
     return _sum_over_shards(found, tensors)
 
 
@@ -121,10 +121,18 @@ def as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _positions(indices: list[int], device: torch.device) -> Tensor:
-    """Return indices as a tensor; from pinned memory, so that the copy to an accelerator waits for nothing."""
-    positions = torch.tensor(indices, pin_memory=device.type == "cuda")
-    return positions.to(device, non_blocking=True)
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Return whole numbers or flags as a tensor; from pinned memory, so that the copy to CUDA waits for nothing.
+
+    Args:
+        numbers: The numbers.
+        device: Where they are wanted.
+
+    Returns:
+        1-D, of 64-bit whole numbers or of flags.
+    """
+    made = torch.tensor(numbers, pin_memory=device.type == "cuda")
+    return made.to(device, non_blocking=True)
 
 
 def _is_distributed(tensor: Tensor) -> bool:
@@ -146,7 +154,7 @@ def _sum_over_shards(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         if len(indices) == len(tensors):
             torch.distributed.all_reduce(found, group=group)
         else:
-            positions = _positions(indices, found.device)
+            positions = on_device(indices, found.device)
             part = found[positions]
             torch.distributed.all_reduce(part, group=group)
             found[positions] = part
