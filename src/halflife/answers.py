@@ -19,6 +19,11 @@ from halflife.terms import INITIAL, PEAK, Terms
 __all__ = ["Asker"]
 
 
+def reading_waits(tensor: Tensor) -> bool:
+    """Return whether the host would wait for a device to read a tensor."""
+    return tensor.device.type != "cpu"
+
+
 class Asker:
     """Asks the rule of one optimizer for its answers.
 
@@ -102,7 +107,7 @@ class Asker:
             return 0.0
         value = self._asked(info)
         lam = info.lam if self._lam_is_own else self._lam
-        if type(value) is not float and isinstance(value, Tensor) and value.device.type != "cpu":
+        if type(value) is not float and isinstance(value, Tensor) and reading_waits(value):
             # Reading it would wait for the device, so the check comes a step late. What it will refuse must not
             # touch the weights by then.
             self._pending.append((HostCopy(value), info, lam))
