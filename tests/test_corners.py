@@ -184,3 +184,18 @@ def test_an_optimizer_without_parameters_steps(rule: Rule) -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.step()
     assert handle.fractions() == [0.0]
+
+
+# ---- work on a device
+
+
+def test_all_tensors_on_a_device_are_pulled_by_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [torch.nn.Parameter(torch.ones(3, device="meta")) for _ in range(5)]
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer = SGD(weights, lr=0.1, weight_decay=1.0)
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda mine, theirs, share: calls.append(len(mine)))
+    attach(optimizer, Toward(Constant(0.25), MovingAverage(0.5)))
+    optimizer.step()
+    assert calls == [5, 5], "the weights before the step, the average after it"

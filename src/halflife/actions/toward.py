@@ -48,7 +48,7 @@ class Pull(Action):
             if isinstance(each.answer, float) and each.answer == 0.0:
                 continue
             for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
-                share = unless_skipped(each.answer, 0.0, found_inf, device, dtype)
+                share = _share(each.answer, found_inf, device, dtype)
                 for low in (True, False):
                     some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
                     if some:
@@ -62,7 +62,7 @@ class Pull(Action):
         if isinstance(self._reference, MovingAverage):
             found_inf = getattr(optimizer, "found_inf", None)
             for (device, dtype), tensors in by_device_and_precision(parameters).items():
-                share = unless_skipped(1.0 - self._reference.beta, 0.0, found_inf, device, dtype)
+                share = _share(1.0 - self._reference.beta, found_inf, device, dtype)
                 for low in (True, False):
                     some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
                     if some:
@@ -149,12 +149,22 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
     return found.to(device=parameter.device, dtype=parameter.dtype)  # nothing writes to it
 
 
-def _pull(tensors: list[Tensor], targets: list[Tensor], share: Tensor, *, low: bool) -> None:
+def _share(value: float | Tensor, found_inf: Tensor | None, device: torch.device, dtype: torch.dtype) -> float | Tensor:
+    """Return the share, 0 if the step is skipped: a number, which one call for all tensors takes, if that is known."""
+    if found_inf is None and not isinstance(value, Tensor):
+        return value
+    made = unless_skipped(value, 0.0, found_inf, device, dtype)
+    return float(made) if device.type == "cpu" else made
+
+
+def _pull(tensors: list[Tensor], targets: list[Tensor], share: float | Tensor, *, low: bool) -> None:
     """Move ``tensors`` by ``share`` of the way to ``targets`` in place, in float32 for narrower types."""
     shards, goals = [local(tensor) for tensor in tensors], [local(target) for target in targets]
-    if share.device.type == "cpu" and not low:
-        torch._foreach_lerp_(shards, goals, float(share))
+    if not low and not isinstance(share, Tensor):
+        torch._foreach_lerp_(shards, goals, share)
         return
     for mine, theirs in zip(shards, goals, strict=True):
-        moved = torch.lerp(mine.float(), theirs.float(), share) if low else torch.lerp(mine, theirs, share)
-        mine.copy_(moved)
+        if low:
+            mine.copy_(torch.lerp(mine.float(), theirs.float(), share))
+        else:
+            mine.lerp_(theirs, share.to(mine.dtype) if isinstance(share, Tensor) else share)
