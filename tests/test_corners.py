@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +116,36 @@ def test_a_closure_that_fails_leaves_the_users_values(rule: Rule) -> None:
     with pytest.raises(MemoryError):
         optimizer.step(fails)
     assert copy.deepcopy(optimizer).param_groups[0]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize("where", ["closure", "refusal"])
+def test_a_step_that_fails_keeps_no_locals_of_its_callers(where: str) -> None:
+    """After running out of memory, the activations that those hold must be gone before the next try."""
+    optimizer = AdamW([one_weight()], lr=0.1, weight_decay=0.5)
+    attach(optimizer, Constant(0.25))
+
+    class Activations:
+        pass
+
+    def fails() -> float:
+        raise MemoryError
+
+    def train() -> None:
+        activations = Activations()
+        found.append(weakref.ref(activations))
+        optimizer.step(fails if where == "closure" else None)
+
+    found: list[weakref.ref[Activations]] = []
+    if where == "refusal":
+        optimizer.param_groups[0]["lr"] = float("nan")
+    gc.disable()
+    try:
+        with pytest.raises((MemoryError, UserError)) as raised:
+            train()
+        del raised
+        assert found[0]() is None
+    finally:
+        gc.enable()
 
 
 # ---- resets

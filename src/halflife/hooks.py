@@ -116,14 +116,20 @@ class Attachment:
             # An optimizer class that overrides step and calls super().step() runs its hooks twice.
             self._depth += 1
             return None
-        self._frame, self._depth = _calling_frame(), 0
+        self._frame = None
         guards.check_not_capturing(optimizer.param_groups[0]["params"])
         self._decay.end()  # an exception in the last step may have left our values
         self.adopt()
         if self._unchecked:
             self._terms.check_groups()
             self._unchecked = False
-        return self._decay.begin(self._ask, args, kwargs, wait=self._asker.moment is not None)
+        begun = self._decay.begin(self._ask, self._fail, args, kwargs, wait=self._asker.moment is not None)
+        self._frame, self._depth = _calling_frame(), 0
+        return begun
+
+    def _fail(self) -> None:
+        """Let go of the call of step: its frame keeps the locals of all its callers alive, such as the loss."""
+        self._frame = None
 
     def _ask(self) -> list[Answer]:
         answers = self._asker.ask(self._count.value())

@@ -100,12 +100,19 @@ class Decay:
         self._work: list[Work] = []
 
     def begin(
-        self, ask: Callable[[], list[Answer]], args: tuple[Any, ...], kwargs: dict[str, Any], *, wait: bool
+        self,
+        ask: Callable[[], list[Answer]],
+        failed: Callable[[], None],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        wait: bool,
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Set the optimizer's own decay for this step, and act on what it does not serve.
 
         Args:
             ask: Returns the answer for each group.
+            failed: Called when the closure, or what follows it, ends by an exception.
             args: Positional arguments of ``step``, the optimizer first.
             kwargs: Named arguments of ``step``.
             wait: Whether the answers depend on gradients, which a closure has yet to make.
@@ -127,10 +134,11 @@ class Decay:
             return None
         if wait:
             self._switch_off()
-            wrapped = self._wrap(closure, lambda: [(i, a) for i, a in enumerate(ask()) if _acts(self._action, a)])
+            answers = lambda: [(i, a) for i, a in enumerate(ask()) if _acts(self._action, a)]  # noqa: E731
+            wrapped = self._wrap(closure, answers, failed)
         else:
             own = self._divide(ask())
-            wrapped = self._wrap(closure, lambda: own)
+            wrapped = self._wrap(closure, lambda: own, failed)
         if len(args) > 1:
             return (args[0], wrapped, *args[2:]), kwargs
         return args, {**kwargs, "closure": wrapped}
@@ -181,7 +189,9 @@ class Decay:
         self._written.append((where, where["weight_decay"], value))
         where["weight_decay"] = value
 
-    def _wrap(self, closure: Callable[[], Any], own: Callable[[], list[tuple[int, Answer]]]) -> Callable[[], Any]:
+    def _wrap(
+        self, closure: Callable[[], Any], own: Callable[[], list[tuple[int, Answer]]], failed: Callable[[], None]
+    ) -> Callable[[], Any]:
         """Return a closure that lets the decay act once the gradients are made."""
         calls = 0
 
@@ -196,6 +206,7 @@ class Decay:
                     self._act(own())
             except BaseException:
                 self.end()
+                failed()
                 raise
             return loss
 
