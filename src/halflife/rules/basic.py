@@ -17,9 +17,8 @@ __all__ = ["Constant", "Corrected", "Decoupled", "HalfLife", "Independent", "Nor
 class Decoupled(LamRule):
     """Remove the fraction ``r = lr * lam``: the decay follows the learning rate, peak included.
 
-    Source: the decoupled decay of Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, in the form
-        that
-    torch gave it: the paper multiplies lam by the schedule alone, torch by the whole learning rate.
+    Source: the decoupled decay of Loshchilov and Hutter 2019 (arXiv 1711.05101), Algorithm 2, in the form that torch
+    gave it: the paper multiplies lam by the schedule alone, torch by the whole learning rate.
 
     Unit: ``lam`` is 1 / lr; ``r`` is dimensionless.
 
