@@ -176,6 +176,13 @@ def test_a_reference_survives_that_the_state_is_emptied(reference: Any) -> None:
     assert torch.equal(weight, resumed)
 
 
+def test_a_norm_for_a_rule_that_is_detached() -> None:
+    handle = attach(AdamW([one_weight()], lr=0.1, weight_decay=1.0), Stable(0.5))
+    handle.detach()
+    with pytest.raises(UserError, match="has been detached"):
+        handle.hand_over_norm(1.0)
+
+
 # ---- odd gradients
 
 

@@ -156,8 +156,10 @@ class Handle:
             max_norm: The bound of the clipping, if the norm was taken before it.
 
         Raises:
-            UserError: If the rule has no use for a norm, or several optimizers are attached.
+            UserError: If the rule has no use for a norm, several optimizers are attached, or none any more.
         """
+        if not self._attachments:
+            raise UserError(f"{self.rule!r} has been detached: nothing to hand over to; attach it again")
         if len(self._attachments) != 1:
             raise UserError(
                 f"hand_over_norm serves one optimizer, this handle has {len(self._attachments)}: one norm does not tell"
