@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,19 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from halflife import answers
 from halflife.attach import attach
 from halflife.errors import UserError
-from halflife.rules import Cautious, Constant, MovingAverage, NormTarget, Rule, Stable, StepInfo, Toward, law_text
+from halflife.rules import (
+    Cautious,
+    Constant,
+    MovingAverage,
+    NormTarget,
+    Rule,
+    Scheduled,
+    Stable,
+    StepInfo,
+    Toward,
+    law_text,
+)
+from halflife.schedules import until
 
 
 def one_weight() -> torch.nn.Parameter:
@@ -174,6 +188,26 @@ def test_a_reference_survives_that_the_state_is_emptied(reference: Any) -> None:
         each.grad = torch.full((3,), 1.0)
         its.step()
     assert torch.equal(weight, resumed)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_says_that_its_schedule_starts_anew(duplicate: Callable[[Optimizer], Optimizer]) -> None:
+    """A run that is resumed from a pickled optimizer would repeat its early decay, silently."""
+    early = Scheduled(Constant(0.25), until(1))
+    optimizer = AdamW([one_weight()], lr=0.1, weight_decay=0.5)
+    handle = attach(optimizer, early)
+    optimizer.step()
+    twin, other = duplicate(optimizer), duplicate(optimizer)
+    with pytest.warns(UserWarning, match="a copy of one under a rule, so that step of Scheduled.* start anew"):
+        attach(twin, early)
+    twin.load_state_dict(optimizer.state_dict())  # as the warning says
+    for group in twin.param_groups:
+        group["params"][0].grad = torch.zeros(3)
+    twin.step()
+    assert twin.state_dict()["param_groups"][0]["halflife_step"] == 2
+    attach(other, Constant(0.25))  # nothing is lost: no warning, which would be an error here
+    handle.detach()
+    attach(optimizer, early)  # no copy, but the same optimizer
 
 
 def test_a_norm_for_a_rule_that_is_detached() -> None:

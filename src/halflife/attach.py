@@ -55,7 +55,8 @@ def attach(
     number of steps and the peak are kept in ``optimizer.state_dict()``; resuming is exact, and attaching
     before or after ``load_state_dict`` is the same. ``torch.distributed.checkpoint`` reads only what the
     optimizer has a place for: attach before its ``load``, and keep the order of the parameters. A copy
-    (``copy.deepcopy``, ``pickle``) carries no rule: attach again. A learning rate that is a tensor on an
+    (``copy.deepcopy``, ``pickle``) carries no rule: attach again, and load the ``state_dict()`` of the original where
+    the rule counts steps or remembers norms (a warning says so). A learning rate that is a tensor on an
     accelerator is read once per step, which waits for the device.
 
     Args:

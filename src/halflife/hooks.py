@@ -42,6 +42,7 @@ class Attachment:
         self._law = law_text(terms.rule.law())
         self._remembers = "initial_norm" in terms.rule.needs or self._asker.moment is not None
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
+        self._is_copy = any(LAW in group and group.get(STEP) == ELSEWHERE for group in optimizer.param_groups)
         self._unchecked = True  # whether groups have come that the guards have not seen
         self._before_load: list[dict[str, Any]] = []
         self._last: list[float | Tensor] = []
@@ -55,6 +56,13 @@ class Attachment:
     def start(self) -> None:
         """Register the hooks."""
         optimizer = self._optimizer
+        lost = self._terms.rule.needs & self._kept_in_checkpoints() - {"peak_lr", "reference"}  # these a copy has
+        if self._is_copy and lost:
+            warnings.warn(
+                f"the optimizer is a copy of one under a rule, so that {' and '.join(sorted(lost))} of {self._law} start"
+                " anew; to go on, attach first and load the state_dict() of the original",
+                stacklevel=4,
+            )
         hooks = [
             optimizer.register_step_pre_hook(_outside_compile(self._before_step)),
             optimizer.register_step_post_hook(_outside_compile(self._after_step)),
@@ -202,10 +210,7 @@ class Attachment:
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._keeper.load([])
         self._action.load([])
-        kept = {"step", "peak_lr", "initial_norm", "reference"}
-        if self._asker.moment is not None and not self._asker.moment.reads_optimizer:
-            kept.add("second_moment")
-        lost = self._terms.rule.needs & kept
+        lost = self._terms.rule.needs & self._kept_in_checkpoints()
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "
@@ -213,6 +218,11 @@ class Attachment:
                 stacklevel=4,
             )
         self.adopt()
+
+    def _kept_in_checkpoints(self) -> set[str]:
+        """Return the names of what rules need that the optimizer itself does not know."""
+        own_moment = self._asker.moment is not None and not self._asker.moment.reads_optimizer
+        return {"step", "peak_lr", "initial_norm", "reference"} | ({"second_moment"} if own_moment else set())
 
 
 def _outside_compile(hook: Callable[..., Any]) -> Callable[..., Any]:

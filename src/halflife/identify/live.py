@@ -30,7 +30,7 @@ from halflife.identify.probe import Bench, Condition, Instance, NotProbedError, 
 from halflife.mechanisms import StepCount
 from halflife.rules import PerGroup
 from halflife.rules.base import Part
-from halflife.terms import INITIAL, KEYS, PEAK, STEP
+from halflife.terms import INITIAL, KEYS, LAW, PEAK, STEP
 
 __all__ = ["laws_of"]
 
@@ -221,6 +221,7 @@ class _Family:
             numbers["peak_lr"] *= condition.peak_lr
         for made in copies:
             for group in made.param_groups:
+                group.pop(LAW, None)  # attach would warn of a copy
                 for key in (INITIAL, "weight_decay"):
                     if key in group:
                         group[key] *= condition.lam
