@@ -23,6 +23,9 @@ class Scheduled(Rule):
     ``t`` counts the optimizer's steps from the first step after ``attach`` (0 there) and is kept in
     ``optimizer.state_dict()``, so that a resumed run continues where it stopped.
 
+    A checkpoint names a schedule of `halflife.schedules` with all its numbers. It knows a function of your own by its
+    name only, and every lambda is ``<lambda>``: it cannot tell one from another.
+
     Source: early-only decay of Golatkar et al. 2019 and Bjorck et al. 2021 (``until``); rising decay of DINO
     (Caron et al. 2021, ``cosine``).
 
