@@ -480,8 +480,13 @@ def test_rewriting_weight_decay_neither_revives_nor_stops_a_group() -> None:
     handle = attach(optimizer, Constant(0.1))
     for group, value in zip(optimizer.param_groups, (0.0, 5.0, 9.0), strict=True):
         group["weight_decay"] = value
-    problem.run(optimizer, steps=range(1))
+    message = r"group 0 was changed from 0\.3 to 0\.0 after attach, and Constant\(lam=0\.1\) does not read it"
+    with pytest.warns(UserWarning, match=message):
+        problem.run(optimizer, steps=range(1))
+    optimizer.param_groups[0]["weight_decay"] = 7.0
+    problem.run(optimizer, steps=range(1))  # said once: a second warning would be an error here
     assert handle.fractions() == [0.1, 0.1, 0.0]
+    optimizer.param_groups[0]["weight_decay"] = 0.0
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 5.0, 9.0]
 
 
@@ -510,7 +515,8 @@ def test_an_exception_inside_a_step_is_recovered_from(momentum: float) -> None:
     assert weight[0, 0].item() == pytest.approx(0.75**shrunk)
     fail()
     optimizer.param_groups[0]["weight_decay"] = 0.9  # what the user sets in between stays
-    optimizer.step()
+    with pytest.warns(UserWarning, match=r"was changed from 0\.5 to 0\.9 after attach"):
+        optimizer.step()
     assert optimizer.param_groups[0]["weight_decay"] == 0.9
 
 

@@ -44,6 +44,7 @@ class Attachment:
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._is_copy = any(LAW in group and group.get(STEP) == ELSEWHERE for group in optimizer.param_groups)
         self._unchecked = True  # whether groups have come that the guards have not seen
+        self._users: list[Any] | None = None  # the groups' weight_decay at the last step; None: not compared any more
         self._before_load: list[dict[str, Any]] = []
         self._last: list[float | Tensor] = []
         self._found_inf: Tensor | None = None
@@ -72,6 +73,7 @@ class Attachment:
             optimizer.register_load_state_dict_post_hook(self._after_load_state_dict),
         ]
         self._removers = [hook.remove for hook in hooks]
+        self._users = self._values()
         self._unchecked = False
 
     def stop(self) -> None:
@@ -111,6 +113,26 @@ class Attachment:
             else:
                 group.pop(MEMORY, None)  # another law's, which nobody would keep up to date
 
+    def _values(self) -> list[Any]:
+        return [group.get("weight_decay") for group in self._optimizer.param_groups]
+
+    def _notice_rewriting(self) -> None:
+        """Tell once that something else rewrites ``weight_decay``: the rule does not read it."""
+        if self._users is None:
+            return
+        values = self._values()
+        for index, (before, value) in enumerate(zip(self._users, values, strict=False)):
+            if value is not before and value != before:
+                warnings.warn(
+                    f"weight_decay of parameter group {index} was changed from {before} to {value} after attach, and"
+                    f" {self._law} does not read it: it goes by what the group had at attach; put a schedule into the"
+                    " rule, Scheduled(rule, schedule), or detach() before you change it (said once)",
+                    stacklevel=5,
+                )
+                self._users = None
+                return
+        self._users = values
+
     def _check_law(self, saved: dict[str, Any]) -> None:
         if not self._terms.allow_other_law and saved.get(STEP, ELSEWHERE) != ELSEWHERE:
             guards.check_law(self._law, saved[LAW], "law")
@@ -131,6 +153,7 @@ class Attachment:
         if self._unchecked:
             self._terms.check_groups()
             self._unchecked = False
+        self._notice_rewriting()
         begun = self._decay.begin(self._ask, self._fail, args, kwargs, wait=self._asker.moment is not None)
         self._frame, self._depth = _calling_frame(), 0
         return begun
@@ -207,6 +230,7 @@ class Attachment:
         for group, before in zip(optimizer.param_groups, self._before_load, strict=False):
             group.update(before)
         self._before_load = []
+        self._users = None if self._users is None else self._values()
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._keeper.load([])
         self._action.load([])
