@@ -28,6 +28,7 @@ from halflife.rules import (
     Decoupled,
     Independent,
     Normalized,
+    PerGroup,
     Scheduled,
     Stable,
     StepInfo,
@@ -286,6 +287,27 @@ def test_without_a_floor_vanishing_gradients_are_refused_at_r_1() -> None:
     assert torch.equal(weight.detach(), before)
     weight.grad = torch.full_like(weight, 8.0)  # v has taken the refused gradient in; with this one r is below 1
     optimizer.step()
+
+
+def test_each_optimizer_meets_the_rules_of_its_own_groups() -> None:
+    """Muon cannot have Stable, and need not: the group that has it belongs to the AdamW beside it."""
+    rules = PerGroup([Decoupled(0.5), Stable(LAM)])
+    alone, together = weights(), weights()
+    single = AdamW(alone[1:2], lr=0.01, weight_decay=0.1)
+    attach(single, Stable(LAM))
+    muon = torch.optim.Muon(together[:1], lr=0.01, weight_decay=0.1)
+    adamw = AdamW(together[1:2], lr=0.01, weight_decay=0.1)
+    handle = attach([muon, adamw], rules)
+    for step in range(4):
+        for params in (alone, together):
+            for parameter, gradient in zip(params, gradients(step), strict=True):
+                parameter.grad = gradient
+        for optimizer in (single, muon, adamw):
+            optimizer.step()
+    assert torch.equal(alone[1], together[1])
+    assert handle.fractions()[0] == pytest.approx(0.005)
+    with pytest.raises(UserError, match="Stable cannot be attached to Muon"):
+        attach([AdamW(weights()[:1], weight_decay=0.1), torch.optim.Muon(weights()[:1], lr=0.1)], rules)
 
 
 # ---- norms handed over

@@ -43,14 +43,15 @@ class Asker:
         self.total_norm: Tensor | float | None = None
         self.moment: SecondMoment | None = None
         rule = terms.rule
-        stable = [part for part in rule.parts() if isinstance(part, Stable)]
+        groups = terms.first_group(optimizer), len(optimizer.param_groups)
+        stable = [part for part in rule.parts_for(*groups) if isinstance(part, Stable)]
         if stable and (stable[0].beta2 is not None or not isinstance(optimizer, SGD)):
             self.moment = SecondMoment(optimizer, stable[0].beta2)
         # Looked up once: a step has just streamed all weights through the caches, so that every line of Python
         # between two steps runs several times slower than it would by itself.
         self._penalty = isinstance(rule, Penalty)
         self._needs_peak = "peak_lr" in rule.needs
-        self._needs_momentum = "second_moment" in rule.needs and self.moment is None
+        self._needs_momentum = bool(stable) and self.moment is None
         self._lam_is_own = rule.explicit_lam is None and "lam" in rule.needs
         self._lam = math.nan if rule.explicit_lam is None else rule.explicit_lam
         self._steps_per_epoch = terms.numbers.get("steps_per_epoch", math.nan)

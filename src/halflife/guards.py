@@ -91,10 +91,13 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
             f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the first;"
             " give them by name, or attach to each optimizer with its own list"
         )
-    stables = [part for part in rule.parts() if isinstance(part, Stable)]
-    if len({part.beta2 for part in stables}) > 1:
-        raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
+    first = 0
     for optimizer in optimizers:
+        count = len(optimizer.param_groups)
+        stables = [part for part in rule.parts_for(first, count) if isinstance(part, Stable)]
+        first += count
+        if len({part.beta2 for part in stables}) > 1:
+            raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
         measures = [part for part in stables if part.beta2 is not None or not isinstance(optimizer, torch.optim.SGD)]
         if measures or rule.needs & {"weight_norm", "net_norm"}:
             _check_whole(rule, optimizer)

@@ -77,6 +77,10 @@ class Part:
         for part in (*([] if inner is None else [inner]), *getattr(self, "rules", ())):
             yield from part.parts()
 
+    def parts_for(self, first: int, count: int) -> Iterator[Part]:
+        """Yield the parts that some groups meet: those from number ``first`` on, ``count`` of them."""
+        yield from self.parts()
+
     def law(self) -> dict[str, Any]:
         """Return a description of itself in nested plain values; two parts with equal laws act alike."""
         law: dict[str, Any] = _describe(self)

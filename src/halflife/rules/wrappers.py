@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from halflife.errors import UserError
-from halflife.rules.base import Rule, StepInfo, check_rule
+from halflife.rules.base import Part, Rule, StepInfo, check_rule
 from halflife.schedules.composed import Schedule, check_schedule, tied_to_lr
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class PerGroup(Rule):
     def needs(self) -> frozenset[str]:
         """What any of the rules needs."""
         return frozenset().union(*(rule.needs for rule in self.rules))
+
+    def parts_for(self, first: int, count: int) -> Iterator[Part]:
+        """Yield itself and the parts of the rules of these groups."""
+        yield self
+        for rule in self.rules[first : first + count]:
+            yield from rule.parts()
 
     def fraction(self, info: StepInfo) -> float | Tensor:
         """Return the fraction of this group's rule.
