@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -43,8 +44,9 @@ class Asker:
         self.total_norm: Tensor | float | None = None
         self.moment: SecondMoment | None = None
         rule = terms.rule
-        groups = terms.first_group(optimizer), len(optimizer.param_groups)
-        stable = [part for part in rule.parts_for(*groups) if isinstance(part, Stable)]
+        # Groups that are added later are the last optimizer's.
+        count = len(optimizer.param_groups) if optimizer is not terms.optimizers[-1] else sys.maxsize
+        stable = [part for part in rule.parts_for(terms.first_group(optimizer), count) if isinstance(part, Stable)]
         if stable and (stable[0].beta2 is not None or not isinstance(optimizer, SGD)):
             self.moment = SecondMoment(optimizer, stable[0].beta2)
         # Looked up once: a step has just streamed all weights through the caches, so that every line of Python

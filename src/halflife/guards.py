@@ -7,6 +7,7 @@ expected, and what to do.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,8 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
         )
     first = 0
     for optimizer in optimizers:
-        count = len(optimizer.param_groups)
+        # Groups that are added later are the last optimizer's.
+        count = len(optimizer.param_groups) if optimizer is not optimizers[-1] else sys.maxsize
         stables = [part for part in rule.parts_for(first, count) if isinstance(part, Stable)]
         first += count
         if len({part.beta2 for part in stables}) > 1:
