@@ -47,7 +47,7 @@ docs: $(VENV)/docs.stamp ## build the documentation into site/
 
 bench: $(VENV)/dev.stamp ## run every script in benchmarks/
 	@set -e; for script in benchmarks/*.py; do \
-	    if [ ! -e "$$script" ]; then echo "There is no script in benchmarks/ yet."; break; fi; \
+	    if [ "$$script" = benchmarks/conftest.py ]; then continue; fi; \
 	    echo "== $$script"; $(BIN)/python "$$script"; \
 	done
 
