@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from halflife import guards
 from halflife.mechanisms import Answer, HostCopy
-from halflife.moments import SecondMoment
+from halflife.moments import SecondMoment, measures_gradients
 from halflife.rules.base import Penalty, Rule, StepInfo
 from halflife.rules.stable import Stable
 from halflife.terms import INITIAL, PEAK, Terms
@@ -44,10 +43,10 @@ class Asker:
         self.total_norm: Tensor | float | None = None
         self.moment: SecondMoment | None = None
         rule = terms.rule
-        # Groups that are added later are the last optimizer's.
-        count = len(optimizer.param_groups) if optimizer is not terms.optimizers[-1] else sys.maxsize
-        stable = [part for part in rule.parts_for(terms.first_group(optimizer), count) if isinstance(part, Stable)]
-        if stable and (stable[0].beta2 is not None or not isinstance(optimizer, SGD)):
+        num_groups = [len(each.param_groups) for each in terms.optimizers]
+        index = [each is optimizer for each in terms.optimizers].index(True)
+        stable = [part for part in rule.parts_for(num_groups, index) if isinstance(part, Stable)]
+        if stable and measures_gradients(stable[0], optimizer):
             self.moment = SecondMoment(optimizer, stable[0].beta2)
         # Looked up once: a step has just streamed all weights through the caches, so that every line of Python
         # between two steps runs several times slower than it would by itself.

@@ -7,7 +7,6 @@ expected, and what to do.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.moments import measures_gradients
 from halflife.rules.appliers import Toward
 from halflife.rules.base import Part, Penalty
 from halflife.rules.penalty import L2
@@ -92,16 +92,12 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
             f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the first;"
             " give them by name, or attach to each optimizer with its own list"
         )
-    first = 0
-    for optimizer in optimizers:
-        # Groups that are added later are the last optimizer's.
-        count = len(optimizer.param_groups) if optimizer is not optimizers[-1] else sys.maxsize
-        stables = [part for part in rule.parts_for(first, count) if isinstance(part, Stable)]
-        first += count
+    num_groups = [len(optimizer.param_groups) for optimizer in optimizers]
+    for index, optimizer in enumerate(optimizers):
+        stables = [part for part in rule.parts_for(num_groups, index) if isinstance(part, Stable)]
         if len({part.beta2 for part in stables}) > 1:
             raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
-        measures = [part for part in stables if part.beta2 is not None or not isinstance(optimizer, torch.optim.SGD)]
-        if measures or rule.needs & {"weight_norm", "net_norm"}:
+        if any(measures_gradients(part, optimizer) for part in stables) or rule.needs & {"weight_norm", "net_norm"}:
             _check_whole(rule, optimizer)
         if isinstance(rule, Penalty):
             _check_penalty(rule, optimizer)

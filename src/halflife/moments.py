@@ -18,12 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from halflife.errors import UserError
 from halflife.norms import accumulator, as_real, local, on_device, settle_gradients, squared_norms, totals
+from halflife.rules.stable import Stable
 
-__all__ = ["SecondMoment"]
+__all__ = ["SecondMoment", "measures_gradients"]
+
+
+def measures_gradients(rule: Stable, optimizer: Optimizer) -> bool:
+    """Tell whether the rule needs the second moment on an optimizer: on SGD its formula has the momentum instead."""
+    return rule.beta2 is not None or not isinstance(optimizer, SGD)
 
 
 @dataclass
@@ -241,7 +247,7 @@ class SecondMoment:
         device = local(parameters[0]).device if parameters else torch.device("cpu")
         dtype = accumulator(device)
         sums, steps = ([start.get(parameter, (0.0, 0.0))[part] for parameter in parameters] for part in (0, 1))
-        sizes = [parameter.numel() * (1 + parameter.is_complex()) for parameter in parameters]
+        sizes = [_size(parameter) for parameter in parameters]
         vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
         none = torch.zeros((), dtype=dtype)
         return _Vectors(parameters, next(vectors), next(vectors), next(vectors), none, none)
@@ -254,6 +260,11 @@ class SecondMoment:
             return {}
         sums = totals([as_real(state[parameter]["exp_avg_sq"]) for parameter in started]).tolist()
         return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
+
+
+def _size(parameter: Tensor) -> int:
+    """Return the number of elements; a complex number is two."""
+    return parameter.numel() * (1 + parameter.is_complex())
 
 
 def _lump_of(known: _Vectors) -> _Lump | None:
@@ -285,12 +296,7 @@ def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present |
         )
     mask = on_device(flags, known.sums.device)
     sizes = known.sizes * mask
-    size = float(
-        sum(
-            parameter.numel() * (1 + parameter.is_complex())
-            for parameter in itertools.compress(known.parameters, flags)
-        )
-    )
+    size = float(sum(map(_size, itertools.compress(known.parameters, flags))))
     known.flags, known.present = flags, _Present(mask, all(flags), sizes / size, size)
     return known.present
 

@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from halflife.rules.base import StepInfo
 
-__all__ = ["Action", "Work", "by_device_and_precision", "unless_skipped"]
+__all__ = ["LOW", "Action", "Work", "by_device_and_precision", "precision_of", "unless_skipped"]
+
+LOW = {torch.bfloat16, torch.float16}  # types that arithmetic with small fractions has to leave for float32
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,13 @@ def by_device_and_precision(parameters: Sequence[Tensor]) -> dict[tuple[torch.de
     """Return parameters split by device and by the precision in which a factor is exact enough."""
     split: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in parameters:
-        double = parameter.dtype in {torch.float64, torch.complex128}
-        split.setdefault((parameter.device, torch.float64 if double else torch.float32), []).append(parameter)
+        split.setdefault((parameter.device, precision_of(parameter)), []).append(parameter)
     return split
+
+
+def precision_of(parameter: Tensor) -> torch.dtype:
+    """Return the type in which a factor is exact enough for a parameter."""
+    return torch.float64 if parameter.dtype in {torch.float64, torch.complex128} else torch.float32
 
 
 def unless_skipped(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.actions.base import Action, Work, unless_skipped
+from halflife.actions.base import LOW, Action, Work, precision_of, unless_skipped
 from halflife.actions.directions import direction_of
 from halflife.norms import local
 
@@ -18,7 +18,6 @@ __all__ = ["MaskedShrink", "shrink_where_agreed"]
 # On a CPU the pass runs over pieces that stay in the cache: the arithmetic has several steps, the memory is
 # read and written once.
 PIECE = 1 << 19
-LOW = {torch.bfloat16, torch.float16}
 
 
 class MaskedShrink(Action):
@@ -73,8 +72,7 @@ def _fraction(optimizer: Optimizer, r: float | Tensor, weight: Tensor) -> float 
     found_inf = getattr(optimizer, "found_inf", None)
     if found_inf is None and not isinstance(r, Tensor):
         return r
-    wide = torch.float64 if weight.dtype in {torch.float64, torch.complex128} else torch.float32
-    made = unless_skipped(r, 0.0, found_inf, weight.device, wide)
+    made = unless_skipped(r, 0.0, found_inf, weight.device, precision_of(weight))
     return float(made) if made.device.type == "cpu" else made
 
 

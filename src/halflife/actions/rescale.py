@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.actions.base import Action, Work, unless_skipped
+from halflife.actions.base import Action, Work, precision_of, unless_skipped
 from halflife.actions.shrink import scale
 from halflife.norms import local, squared_norms
 from halflife.rules.base import Rule
@@ -68,8 +68,7 @@ class Rescale(Action):
             r = self._fraction(each, mine, first)
             for parameter, factor in zip(each.parameters, 1.0 - r, strict=True):
                 shard = local(parameter)
-                wide = torch.float64 if shard.dtype in {torch.float64, torch.complex128} else torch.float32
-                shard.mul_(unless_skipped(factor, 1.0, found_inf, shard.device, wide))
+                shard.mul_(unless_skipped(factor, 1.0, found_inf, shard.device, precision_of(shard)))
             self._applied[each.info.group] = r.mean()
 
     def _fraction(self, work: Work, norm: Tensor, first: Tensor | float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.actions.base import Action, Work, by_device_and_precision, unless_skipped
+from halflife.actions.base import LOW, Action, Work, by_device_and_precision, unless_skipped
 from halflife.errors import UserError
 from halflife.norms import local
 from halflife.rules.appliers import MovingAverage, Tensors
@@ -19,7 +19,6 @@ __all__ = ["KEYS", "Pull", "reference_of"]
 # In the optimizer's state of a parameter: checkpoints of every kind keep it. One key each, so that an average does
 # not start from another law's first weights.
 KEYS = FIRST, AVERAGE = "halflife_reference", "halflife_average"
-LOW = {torch.bfloat16, torch.float16}
 
 
 class Pull(Action):
@@ -49,10 +48,7 @@ class Pull(Action):
                 continue
             for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
                 share = _share(each.answer, found_inf, device, dtype)
-                for low in (True, False):
-                    some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
-                    if some:
-                        _pull(some, [self._known[tensor] for tensor in some], share, low=low)
+                _pull(tensors, [self._known[tensor] for tensor in tensors], share)
 
     def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Let the moving average follow, and keep references where checkpoints find them."""
@@ -63,10 +59,7 @@ class Pull(Action):
             found_inf = getattr(optimizer, "found_inf", None)
             for (device, dtype), tensors in by_device_and_precision(parameters).items():
                 share = _share(1.0 - self._reference.beta, found_inf, device, dtype)
-                for low in (True, False):
-                    some = [tensor for tensor in tensors if (tensor.dtype in LOW) == low]
-                    if some:
-                        _pull([self._known[tensor] for tensor in some], some, share, low=low)
+                _pull([self._known[tensor] for tensor in tensors], tensors, share)
         for parameter in parameters:
             state = optimizer.state[parameter]
             if self._key not in state:  # also after the user has emptied it in the middle of a run
@@ -157,14 +150,15 @@ def _share(value: float | Tensor, found_inf: Tensor | None, device: torch.device
     return float(made) if device.type == "cpu" else made
 
 
-def _pull(tensors: list[Tensor], targets: list[Tensor], share: float | Tensor, *, low: bool) -> None:
+def _pull(tensors: list[Tensor], targets: list[Tensor], share: float | Tensor) -> None:
     """Move ``tensors`` by ``share`` of the way to ``targets`` in place, in float32 for narrower types."""
-    shards, goals = [local(tensor) for tensor in tensors], [local(target) for target in targets]
-    if not low and not isinstance(share, Tensor):
-        torch._foreach_lerp_(shards, goals, share)
-        return
-    for mine, theirs in zip(shards, goals, strict=True):
-        if low:
+    pairs = [(local(tensor), local(target)) for tensor, target in zip(tensors, targets, strict=True)]
+    wide = [pair for pair in pairs if pair[0].dtype not in LOW]
+    if isinstance(share, Tensor):
+        for mine, theirs in wide:
+            mine.lerp_(theirs, share.to(mine.dtype))
+    elif wide:
+        torch._foreach_lerp_([mine for mine, _ in wide], [theirs for _, theirs in wide], share)
+    for mine, theirs in pairs:
+        if mine.dtype in LOW:
             mine.copy_(torch.lerp(mine.float(), theirs.float(), share))
-        else:
-            mine.lerp_(theirs, share.to(mine.dtype) if isinstance(share, Tensor) else share)

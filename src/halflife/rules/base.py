@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,13 @@ class Part:
         for part in (*([] if inner is None else [inner]), *getattr(self, "rules", ())):
             yield from part.parts()
 
-    def parts_for(self, first: int, count: int) -> Iterator[Part]:
-        """Yield the parts that some groups meet: those from number ``first`` on, ``count`` of them."""
+    def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
+        """Yield the parts that the groups of one optimizer meet.
+
+        Args:
+            num_groups: How many groups each optimizer has. Groups that are added later are the last one's.
+            index: Which optimizer.
+        """
         yield from self.parts()
 
     def law(self) -> dict[str, Any]:

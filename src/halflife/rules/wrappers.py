@@ -112,10 +112,12 @@ class PerGroup(Rule):
         """What any of the rules needs."""
         return frozenset().union(*(rule.needs for rule in self.rules))
 
-    def parts_for(self, first: int, count: int) -> Iterator[Part]:
-        """Yield itself and the parts of the rules of these groups."""
+    def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
+        """Yield itself and the parts of the rules of the optimizer's groups."""
+        first = sum(num_groups[:index])
+        end = None if index == len(num_groups) - 1 else first + num_groups[index]
         yield self
-        for rule in self.rules[first : first + count]:
+        for rule in self.rules[first:end]:
             yield from rule.parts()
 
     def fraction(self, info: StepInfo) -> float | Tensor:
