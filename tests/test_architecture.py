@@ -25,7 +25,19 @@ PACKAGE = ROOT / "src" / "halflife"
 
 # Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
 PLAIN: list[set[str]] = [
-    {"errors", "checks", "units", "convert", "schedules", "records", "specs", "fingerprint", "files", "machine"}
+    {
+        "errors",
+        "checks",
+        "units",
+        "convert",
+        "schedules",
+        "records",
+        "specs",
+        "expressions",
+        "fingerprint",
+        "files",
+        "machine",
+    }
 ]
 TRAINING: list[set[str]] = [
     {"rules"},

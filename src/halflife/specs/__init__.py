@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from halflife.specs.base import RunSpec, spec_from_json
+from halflife.specs.branches import TextBranch, TextReplay
 from halflife.specs.images import ImageRun
+from halflife.specs.text import TextRun
 
-__all__ = ["ImageRun", "RunSpec", "spec_from_json"]
+__all__ = ["ImageRun", "RunSpec", "TextBranch", "TextReplay", "TextRun", "spec_from_json"]

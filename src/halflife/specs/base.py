@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from halflife.errors import StoreError, UserError
 
@@ -30,6 +30,11 @@ class RunSpec:
     """Names the type in JSON."""
     trainer: ClassVar[str]
     """The module of the lab that trains it, by name: specs are plain and import no torch."""
+    data_module: ClassVar[str] = ""
+    """The module of the lab whose ``describe(spec, data_folder)`` names the data, without torch (empty: none)."""
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a later release added. At their defaults they are left out of the JSON, so that runs made before
+    keep their names."""
 
     seed: int = 0
     max_steps: int | None = None
@@ -37,9 +42,29 @@ class RunSpec:
     def __init_subclass__(cls) -> None:
         _KINDS[cls.kind] = cls
 
+    @property
+    def parent(self) -> RunSpec | None:
+        """The run that must be finished before this one, because it starts from what that one kept."""
+        return None
+
+    @property
+    def parent_file(self) -> str:
+        """What it starts from: a file of the parent's `kept` folder."""
+        return ""
+
+    def cut(self, max_steps: int | None) -> Self:
+        """The same run with at most so many steps, for trying a set-up; a parent is cut alike."""
+        return dataclasses.replace(self, max_steps=max_steps)
+
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values, with the kind first."""
-        return {"kind": self.kind, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        values: dict[str, Any] = {"kind": self.kind}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in self.added_later and value == field.default:
+                continue
+            values[field.name] = value.to_json() if isinstance(value, RunSpec) else json.loads(json.dumps(value))
+        return values
 
     def digest(self) -> str:
         """sha256 of the spec's canonical JSON, in hexadecimal."""
@@ -67,9 +92,15 @@ def spec_from_json(value: Mapping[str, Any]) -> RunSpec:
             "upgrade halflife to read it"
         )
     try:
-        return _KINDS[kind](**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        return _KINDS[kind](**{name: _from_json(v) for name, v in fields.items()})
     except TypeError as error:
         raise StoreError(f"a run of kind {kind!r} has other fields than this version of halflife: {error}") from error
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return spec_from_json(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_number(name: str, value: float, *, above: float | None = None, at_most: float = math.inf) -> None:

@@ -42,6 +42,7 @@ class ImageRun(RunSpec):
 
     kind: ClassVar[str] = "images"
     trainer: ClassVar[str] = "halflife.lab.images"
+    data_module: ClassVar[str] = "halflife.lab.sources"
 
     data: str = "fashion-mnist-5k"
     num_train: int | None = None
