@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,15 +224,17 @@ TINY = ImageRun(
 )
 
 
-def run(spec: ImageRun, checkpoint: Path) -> list[Reading]:
+def run(spec: ImageRun, folder: Path) -> list[Reading]:
+    folder.mkdir(exist_ok=True)
     readings: list[Reading] = []
-    train(spec, sink=readings.append, checkpoint=checkpoint)
+    costs = train(spec, sink=readings.append, folder=folder)
+    assert costs["images_per_second"] > 0
     return readings
 
 
 def test_the_loop_equals_one_written_by_hand(tmp_path: Path) -> None:
     """Plain SGD and decay in scalars' form, averages and BatchNorm statistics recomputed, errors counted."""
-    found = run(TINY, tmp_path / "checkpoint.safetensors")
+    found = run(TINY, tmp_path)
     source = read_source(TINY.data)
     train_set, test_set = image_tensors(source, num_train=256, num_test=100, downsample=2, device=CPU)
     net = build_model("resnet", width=4, blocks=(1, 1, 1), in_channels=1, num_classes=10, seed=0)
@@ -288,6 +291,23 @@ def test_the_loop_equals_one_written_by_hand(tmp_path: Path) -> None:
     assert not found[2].arrays
 
 
+def test_costs_are_counted_apart(tmp_path: Path) -> None:
+    progress: list[int] = []
+    costs = train(
+        replace(TINY, max_steps=6),
+        sink=lambda _: time.sleep(0.05),
+        folder=tmp_path,
+        progress=lambda *_: progress.append(1),
+    )
+    assert sorted(costs) == ["evaluation_seconds", "images_per_second", "peak_memory_mb", "training_seconds"]
+    assert costs["evaluation_seconds"] >= 0.1  # two readings, at each of which the sink took its time
+    assert costs["images_per_second"] * costs["training_seconds"] == pytest.approx(6 * 64, rel=0.01)
+    assert 20 < costs["peak_memory_mb"] < 1e5
+    # All that is left to do is done: nothing is trained any more.
+    again = train(replace(TINY, max_steps=6), sink=lambda _: None, folder=tmp_path)
+    assert (again["images_per_second"], again["training_seconds"]) == (0, 0)
+
+
 def test_without_decay_nothing_is_removed(tmp_path: Path) -> None:
     reading = run(replace(TINY, lam=0.0, num_epochs=1), tmp_path / "c")[0]
     assert reading.values["fraction"] == 0
@@ -336,7 +356,7 @@ def progress(step, num_steps, loss):
 
 folder = store.run("run")
 with folder.locked():
-    train(spec, sink=folder.append, checkpoint=folder.checkpoint, progress=progress)
+    train(spec, sink=folder.append, folder=folder.path, progress=progress)
 """
 
 
@@ -376,6 +396,6 @@ def test_the_papers_own_nets_take_two_steps(tmp_path: Path, monkeypatch: pytest.
         spec = arm.build(0)
         assert isinstance(spec, ImageRun)
         # float16 is for GPUs; on a processor it is a hundred times slower, and tested above on a small net.
-        found = run(replace(spec, max_steps=2, precision="float32"), tmp_path / f"{arm.key}.safetensors")
+        found = run(replace(spec, max_steps=2, precision="float32"), tmp_path / arm.key)
         assert [reading.step for reading in found] == [1, 2]  # 150 images make one batch of 128 an epoch
         assert "test/error" in found[-1].values

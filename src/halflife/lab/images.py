@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from halflife.attach import attach
 from halflife.errors import RunFailedError
 from halflife.files import write_whole
+from halflife.lab.cost import Costs
 from halflife.lab.data import Images, image_tensors, shuffled_batches
 from halflife.lab.models import build_model
 from halflife.lab.sources import read_source
@@ -44,28 +45,38 @@ def train(
     spec: ImageRun,
     *,
     sink: Callable[[Reading], None],
-    checkpoint: Path,
+    folder: Path,
     progress: Progress | None = None,
     data_folder: str | None = None,
     device: str = "cpu",
-) -> None:
+    parent: Path | None = None,
+) -> dict[str, float]:
     """Train the run that ``spec`` describes, from its last checkpoint if there is one.
 
     Args:
         spec: The run.
         sink: Gets one reading an epoch; after a resume, those since the checkpoint again, equal to the bit.
-        checkpoint: Where the checkpoint is kept; it is replaced by renaming.
+        folder: Where ``checkpoint.safetensors`` is kept; it is replaced by renaming.
         progress: Told after each epoch.
         data_folder: Where a data set that is not shipped lies.
         device: A torch device.
+        parent: Not used: a run on images starts from no other.
+
+    Returns:
+        What it cost: `halflife.lab.cost.Costs.summary`.
 
     Raises:
         RunFailedError: The loss became NaN or infinite.
     """
     run = _Run(spec, torch.device(device), data_folder)
+    costs = Costs()
+    checkpoint = folder / "checkpoint.safetensors"
     first_epoch = run.load(checkpoint)
     for epoch in range(first_epoch, run.num_epochs):
-        loss = run.one_epoch(epoch)
+        before = run.step
+        with costs.of("training"):
+            loss = run.one_epoch(epoch)
+        costs.samples += (run.step - before) * spec.batch_size
         if progress is not None:
             progress(run.step, run.num_steps, loss)
         if not math.isfinite(loss):
@@ -73,9 +84,11 @@ def train(
                 f"the training loss became {loss} in epoch {epoch + 1} (lr {spec.lr:g}, lam {spec.lam:g}, seed"
                 f" {spec.seed}): lower the learning rate"
             )
-        sink(run.reading(epoch + 1, loss))
+        with costs.of("evaluation"):
+            sink(run.reading(epoch + 1, loss))
         if run.evaluates_at(epoch + 1):
             run.save(checkpoint, epoch + 1)
+    return costs.summary("images")
 
 
 class _Run:
