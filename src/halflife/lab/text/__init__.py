@@ -1,0 +1,1 @@
+"""Language models trained on text: corpora, tokens, models, and the loop over them."""
