@@ -31,6 +31,7 @@ class Interval:
         num_seeds: Seeds it rests on.
         num_examples: Test examples it rests on (``None``: the quantity has one value per seed).
         confidence: Nominal coverage.
+        example_name: What the examples are.
     """
 
     estimate: float
@@ -39,6 +40,7 @@ class Interval:
     num_seeds: int
     num_examples: int | None = None
     confidence: float = CONFIDENCE
+    example_name: str = "examples"
 
     def exp(self) -> Interval:
         """The interval of the geometric mean, when this one is of logarithms."""
@@ -82,7 +84,9 @@ def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: f
     return Interval(mean, mean - half, mean + half, num_seeds, None, confidence)
 
 
-def crossed_interval(differences_SN: NDArray[Any], *, confidence: float = CONFIDENCE) -> Interval:
+def crossed_interval(
+    differences_SN: NDArray[Any], *, confidence: float = CONFIDENCE, example_name: str = "examples"
+) -> Interval:
     """Interval for the mean of a paired difference per seed and test example, both taken as samples.
 
     The seeds share the test examples, so a seed moves a whole row and an example a whole column. With the variances
@@ -99,6 +103,7 @@ def crossed_interval(differences_SN: NDArray[Any], *, confidence: float = CONFID
     Args:
         differences_SN: (S, N), for example wrong under one setting minus wrong under the other, S >= 2, N >= 2.
         confidence: Nominal coverage.
+        example_name: What the columns are, ``"blocks"`` of validation tokens say.
 
     Returns:
         The interval.
@@ -118,7 +123,7 @@ def crossed_interval(differences_SN: NDArray[Any], *, confidence: float = CONFID
     rest = float((rest_SN**2).sum()) / ((num_seeds - 1) * (num_examples - 1)) / d_SN.size
     variance = max(seed_part + example_part - rest, seed_part, example_part)
     if variance == 0:
-        return Interval(mean, mean, mean, num_seeds, num_examples, confidence)
+        return Interval(mean, mean, mean, num_seeds, num_examples, confidence, example_name)
     degrees = (num_seeds - 1) * (variance / seed_part) ** 2 if seed_part > 0 else math.inf
     half = _t_quantile(confidence, degrees) * math.sqrt(variance)
-    return Interval(mean, mean - half, mean + half, num_seeds, num_examples, confidence)
+    return Interval(mean, mean - half, mean + half, num_seeds, num_examples, confidence, example_name)

@@ -5,6 +5,7 @@ A study is written before anything runs. Its numbers come from a store alone (`h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +16,19 @@ from halflife.stats import Interval
 if TYPE_CHECKING:
     from halflife.studies.results import Results
 
-__all__ = ["Arm", "Claim", "Finding", "Outcome", "Panel", "Preset", "Study", "Verdict"]
+__all__ = [
+    "Arm",
+    "Claim",
+    "Finding",
+    "Outcome",
+    "Panel",
+    "PointRow",
+    "PointsPanel",
+    "Preset",
+    "Published",
+    "Study",
+    "Verdict",
+]
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 
@@ -86,7 +99,8 @@ class Claim:
         text: The claim.
         rule: The decision rule in words, bounds and margins included.
         effect_name: What the effect is, in words.
-        unit: The effect's unit: ``"points"`` (of test error), ``"x"`` (a ratio) or ``""``.
+        unit: The effect's unit: ``"points"`` (of test error), ``"nats"`` (differences of losses), ``"%"``, ``"x"`` (a
+            ratio) or ``""``. It says how the effect is written: in points and per cent with 2 decimals, in nats with 4.
         measure: The rule itself, for one size of the ladder.
     """
 
@@ -111,7 +125,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One figure: a quantity against the epoch, one line an arm, the spread over seeds as a band.
+    """One figure of curves: a quantity along the runs, one line an arm, the spread over seeds as a band.
 
     Args:
         metric: Name of the reading.
@@ -120,6 +134,11 @@ class Panel:
         log: Whether the axis is logarithmic.
         factor: The reading is multiplied by this (100 for per cent).
         source_figure: The paper's figure that it corresponds to.
+        x: Against ``"epoch"`` or ``"step"``.
+        arms: Keys of the arms to draw, in the legend's order (``None``: all of the main size).
+        slug: Names the figure's file within a study and preset (empty: made from the metric). Panels of one study that
+            share a metric need one each.
+        note: A sentence added to the caption.
     """
 
     metric: str
@@ -128,6 +147,91 @@ class Panel:
     log: bool = False
     factor: float = 1.0
     source_figure: str = ""
+    x: Literal["epoch", "step"] = "epoch"
+    arms: tuple[str, ...] | None = None
+    slug: str = ""
+    note: str = ""
+
+    @property
+    def file_slug(self) -> str:
+        """The slug, made from the metric where none is given."""
+        return self.slug or re.sub(r"[^a-z0-9.]+", "-", self.metric.lower())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRow:
+    """One point of a `PointsPanel`.
+
+    Args:
+        series: The legend's name; rows of one series share a colour.
+        x: Where it stands.
+        y: Its height.
+        low: Lower end of its interval or range (``None``: no bar).
+        high: Upper end.
+        style: ``"point"``, or ``"line"``: such rows of one series are joined in the order of x.
+    """
+
+    series: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    style: Literal["point", "line"] = "point"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsPanel:
+    """Any other figure: the study computes its points from the results.
+
+    It is drawn when at least two seeds are finished in every arm of the main size and no run was cut.
+
+    Args:
+        slug: Names the figure's file within a study and preset.
+        title: What the figure shows.
+        x_label: The horizontal axis, with unit.
+        y_label: The vertical axis, with unit.
+        rows: The points, in the legend's order.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical one is.
+        source_figure: The paper's figure that it corresponds to.
+        note: What points and bars are, in one sentence or more; the caption.
+    """
+
+    slug: str
+    title: str
+    x_label: str
+    y_label: str
+    rows: Callable[[Results], list[PointRow]]
+    log_x: bool = False
+    log_y: bool = False
+    source_figure: str = ""
+    note: str = ""
+
+    @property
+    def file_slug(self) -> str:
+        """The slug."""
+        return self.slug
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A number of the paper, shown beside ours. It decides nothing.
+
+    Args:
+        quantity: What the number is, in words, with unit.
+        published: The paper's number, as text.
+        where: Figure, table or section.
+        how: ``"text"`` (printed in words or a table), ``"fig-read"`` (read off a figure by eye, and marked so) or
+            ``"notebook"`` (from the published code's outputs).
+        ours: The same from the results, with its interval, as text. Called when at least two seeds are finished in every
+            arm of the main size and no run was cut.
+    """
+
+    quantity: str
+    published: str
+    where: str
+    how: Literal["text", "fig-read", "notebook"]
+    ours: Callable[[Results], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +246,9 @@ class Study:
         claims: Its parts, each with a decision rule.
         presets: By name, ``"laptop"`` among them.
         panels: The figures, in the paper's order.
+        published: The paper's numbers beside which ours are shown.
+        size_name: What the sizes of the ladder are (empty: the one field of the specs that equals the size).
+        doc_panels: Slugs of the panels that the docs show (empty: the first two).
     """
 
     name: str
@@ -150,4 +257,14 @@ class Study:
     claim: str
     claims: tuple[Claim, ...]
     presets: Mapping[str, Preset]
-    panels: tuple[Panel, ...]
+    panels: tuple[Panel | PointsPanel, ...]
+    published: tuple[Published, ...] = ()
+    size_name: str = ""
+    doc_panels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        slugs = [panel.file_slug for panel in self.panels]
+        assert len(set(slugs)) == len(slugs), f"panels of {self.name} share a slug: {slugs}"
+        assert set(self.doc_panels) <= set(slugs), f"doc_panels of {self.name} are not among {slugs}"
+        keys = [claim.key for claim in self.claims]
+        assert len(set(keys)) == len(keys), f"claims of {self.name} share a key: {keys}"

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
-from halflife.records import Reading
 from halflife.specs.base import RunSpec, spec_from_json
 from halflife.store import Store
 from halflife.studies.base import Finding, Study, Verdict
+from halflife.studies.readings import RunReadings, last_of, stacked, values_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,13 +54,13 @@ class Results:
         self.main_size: int = sheet["main_size"]
         self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
         self.headers: dict[str, dict[str, Any]] = {}
-        self._readings: dict[str, list[Reading]] = {}
+        self._readings: dict[str, RunReadings] = {}
         for arm in self.arms:
             for identity in arm["runs"].values():
                 folder = store.run(identity)
                 self.headers[identity] = folder.header()
                 if self.headers[identity].get("status") == "finished":
-                    self._readings[identity] = folder.readings()
+                    self._readings[identity] = RunReadings(identity, folder.readings())
 
     @property
     def num_planned(self) -> int:
@@ -110,12 +110,6 @@ class Results:
             raise StoreError(f"no seed of {self.study.name} is finished at size {size}: run it first")
         return spec_from_json(self.headers[runs[0]]["spec"])
 
-    def _at(self, identity: str, epoch: int) -> Reading:
-        for reading in self._readings[identity]:
-            if abs(reading.epoch - epoch) < 1e-9:
-                return reading
-        raise StoreError(f"the run {identity} has no reading at epoch {epoch}: remove its folder and run again")
-
     def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
         """One reading per seed at one epoch, shape (S,).
 
@@ -131,11 +125,42 @@ class Results:
         Raises:
             StoreError: A reading is missing.
         """
-        readings = [self._at(identity, epoch) for identity in self._runs(key, size)]
-        try:
-            return np.array([reading.values[metric] for reading in readings], dtype=np.float64)
-        except KeyError as error:
-            raise StoreError(f"{metric} was not read at epoch {epoch} of {key}: run the study again") from error
+        return values_of(key, metric, [run.at_epoch(epoch) for run in self._of(key, size)], f"epoch {epoch}")
+
+    def at_step(self, key: str, metric: str, step: int, size: int) -> NDArray[np.float64]:
+        """One reading per seed at one step, shape (S,).
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            step: The step, which must have been read; a branch counts from 0.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A reading is missing.
+        """
+        return values_of(key, metric, [run.at_step(step) for run in self._of(key, size)], f"step {step}")
+
+    def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
+        """The last reading of a quantity per seed, shape (S,); it stands at the same step in every seed.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A run has no such reading, or stops earlier than another seed.
+        """
+        return np.array(
+            [reading.values[metric] for _, reading in last_of(self._of(key, size), key, metric)], dtype=np.float64
+        )
 
     def per_example(self, key: str, name: str, epoch: int, size: int) -> NDArray[np.float64]:
         """One value per seed and test example at one epoch, shape (S, N).
@@ -152,14 +177,44 @@ class Results:
         Raises:
             StoreError: An array is missing.
         """
-        rows = []
-        for identity in self._runs(key, size):
-            array = self._at(identity, epoch).arrays.get(name)
-            if array is None:
-                raise StoreError(f"the run {identity} has no {name} at epoch {epoch}: run the study again")
-            raw = np.frombuffer(array.data, dtype=np.uint8)
-            rows.append(np.unpackbits(raw, count=array.length) if array.dtype == "bits" else raw.view(array.dtype))
-        return np.array(rows, dtype=np.float64)
+        runs = self._of(key, size)
+        return stacked(key, name, [run.array(run.at_epoch(epoch), name, f"epoch {epoch}") for run in runs])
+
+    def array_at_step(self, key: str, name: str, step: int, size: int) -> NDArray[np.float64]:
+        """One value per seed and example or block at one step, shape (S, N).
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            step: The step at which it was kept; a branch counts from 0.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: An array is missing.
+        """
+        runs = self._of(key, size)
+        return stacked(key, name, [run.array(run.at_step(step), name, f"step {step}") for run in runs])
+
+    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
+        """The last array of a name per seed, shape (S, N); it stands at the same step in every seed.
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: A run has no such array, or stops earlier than another seed.
+        """
+        return stacked(
+            key, name, [run.array(reading, name, "") for run, reading in last_of(self._of(key, size), key, name)]
+        )
 
     def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """For each seed the epochs at which a quantity was read, and its values.
@@ -172,12 +227,23 @@ class Results:
         Returns:
             One pair of arrays of equal length per seed.
         """
-        out = []
-        for identity in self._runs(key, size):
-            points = [(r.epoch, r.values[metric]) for r in self._readings[identity] if metric in r.values]
-            epochs_values = np.array(points, dtype=np.float64).reshape(-1, 2)
-            out.append((epochs_values[:, 0], epochs_values[:, 1]))
-        return out
+        return [run.series(metric, "epoch") for run in self._of(key, size)]
+
+    def series_by_step(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each seed the steps at which a quantity was read, and its values.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            One pair of arrays of equal length per seed.
+        """
+        return [run.series(metric, "step") for run in self._of(key, size)]
+
+    def _of(self, key: str, size: int) -> list[RunReadings]:
+        return [self._readings[identity] for identity in self._runs(key, size)]
 
     @cached_property
     def frame(self) -> pl.DataFrame:
@@ -191,14 +257,10 @@ class Results:
         for arm in self.arms:
             for seed in self.seeds(arm["size"]):
                 identity = arm["runs"][str(seed)]
-                head = {
-                    "arm": arm["key"],
-                    "label": arm["label"],
-                    "size": arm["size"],
-                    "seed": seed,
-                    "run": identity,
-                }
-                rows += [{**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity]]
+                head = {"arm": arm["key"], "label": arm["label"], "size": arm["size"], "seed": seed, "run": identity}
+                rows += [
+                    {**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity].readings
+                ]
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def verdicts(self) -> list[Verdict]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from halflife.specs.images import ImageRun
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, Outcome
+from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, within
 from halflife.studies.results import Results
 
 __all__ = [
@@ -29,7 +30,6 @@ PLATEAU_EXPONENT = 0.5  # the loss falls by less than sqrt(2) while the epochs d
 VANISHING_EXPONENT = 1.0  # the loss falls at least as 1 / epochs
 PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay
 EQUAL_MARGIN = 0.10  # norms and losses within 10 % are "nearly the same"
-EQUAL_CONFIDENCE = 0.90  # two one-sided tests at 5 %
 
 
 def _epochs(results: Results, size: int) -> tuple[int, int]:
@@ -46,13 +46,6 @@ def _points(interval: Interval) -> str:
 def _wrong(results: Results, key: str, size: int, epoch: int, average: str = "") -> NDArray[np.float64]:
     """Wrong or right per seed and test example, in points (0 or 100)."""
     return 100 * results.per_example(key, f"{average}test/wrong", epoch, size)
-
-
-def _above_zero(contrast: Interval, *, given: bool) -> Outcome:
-    """Which side of 0 an interval lies on, if what it compares with is there at all."""
-    if given and contrast.low > 0:
-        return "reproduced"
-    return "not reproduced" if given and contrast.high < 0 else "inconclusive"
 
 
 def helps_at_large_lr(results: Results, size: int) -> Finding:
@@ -78,7 +71,7 @@ def not_at_small_lr(results: Results, size: int) -> Finding:
     small = _wrong(results, SMALL_DECAY, size, end) - _wrong(results, SMALL_NONE, size, end)
     large_effect, small_effect = crossed_interval(large), crossed_interval(small)
     contrast = crossed_interval(small - large / 2)
-    outcome = _above_zero(contrast, given=large_effect.high < 0)
+    outcome = above_zero(contrast, given=large_effect.high < 0)
     return Finding(
         outcome,
         contrast,
@@ -124,21 +117,19 @@ def same_norm_other_error(results: Results, size: int) -> Finding:
     """Claim d."""
     _, end = _epochs(results, size)
     margin = float(np.log1p(EQUAL_MARGIN))
-    equal, apart, words = True, False, []
+    agreements, words = [], []
     for metric, word in (("weight_norm", "norm"), ("train/loss", "training loss")):
         pair = [results.per_seed(key, metric, end, size) for key in (SMALL_DECAY, LARGE_DECAY)]
         ratio = seed_interval(np.log(pair[0] / pair[1]), confidence=EQUAL_CONFIDENCE)
-        equal &= ratio.low > -margin and ratio.high < margin
-        apart |= ratio.low > margin or ratio.high < -margin
+        agreements.append(within(ratio, margin))
         low, mid, high = np.exp([ratio.low, ratio.estimate, ratio.high])
         words.append(f"{word} {pair[0].mean():.3g} and {pair[1].mean():.3g} (ratio {mid:.2f} [{low:.2f}, {high:.2f}])")
     error = crossed_interval(_wrong(results, SMALL_DECAY, size, end) - _wrong(results, LARGE_DECAY, size, end))
     differs = error.low > 0 or error.high < 0
-    same_error = error.low > -SMALLEST_EFFECT and error.high < SMALLEST_EFFECT
     outcome: Outcome = "inconclusive"
-    if equal and differs:
+    if all_of(*agreements) == "reproduced" and differs:
         outcome = "reproduced"
-    elif apart or same_error:
+    elif "not reproduced" in agreements or within(error, SMALLEST_EFFECT) == "reproduced":
         outcome = "not reproduced"
     return Finding(
         outcome,
@@ -155,7 +146,7 @@ def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
     average = _wrong(results, LARGE_DECAY, size, drop, f"ema-{decay:g}/")
     drop_gain, average_gain = crossed_interval(before - after), crossed_interval(before - average)
     contrast = crossed_interval((before - average) - (before - after) / 2)
-    outcome = _above_zero(contrast, given=drop_gain.low > 0)
+    outcome = above_zero(contrast, given=drop_gain.low > 0)
     return Finding(
         outcome,
         contrast,
