@@ -60,7 +60,8 @@ def test_every_field_is_part_of_the_digest() -> None:
     others: dict[str, Any] = {
         "seed": 1, "max_steps": 5, "data": "cifar10", "num_train": 7, "num_test": 7, "downsample": 1, "model": "vgg",
         "width": 9, "blocks": (1,), "lr": 0.2, "lr_after_drop": 2e-3, "drop_at": 0.6, "lam": 0.0, "num_epochs": 11,
-        "batch_size": 64, "ema": (), "eval_every": 1, "precision": "bfloat16",
+        "batch_size": 64, "ema": (), "eval_every": 1, "precision": "bfloat16", "augmentation": "flip-crop",
+        "label_smoothing": 0.1,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(spec)}
     digests = {dataclasses.replace(spec, **{name: value}).digest() for name, value in others.items()}
@@ -81,6 +82,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"ema": (0.9, 1.1)}, r"ema is 1.1, expected a finite number >= 0 and <= 1"),
     ({"model": "mlp"}, r"model is 'mlp', expected one of resnet, vgg: change model"),
     ({"data": "mnist"}, r"data is 'mnist', expected one of fashion-mnist-5k, fashion-mnist, cifar10"),
+    ({"augmentation": "mixup"}, r"augmentation is 'mixup', expected one of none, flip-crop: change augmentation"),
+    ({"label_smoothing": 1.0}, r"label_smoothing is 1.0, expected a finite number >= 0 and <= 0.9: change"),
     ({"precision": "int8"}, r"precision is 'int8', expected one of float32, bfloat16, float16"),
     ({"num_train": 0}, r"num_train is 0, expected an integer >= 1"),
     ({"max_steps": 0}, r"max_steps is 0, expected an integer >= 1"),

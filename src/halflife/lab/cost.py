@@ -21,8 +21,8 @@ class Costs:
         >>> costs = Costs()
         >>> with costs.of("training"):
         ...     costs.samples += 128
-        >>> sorted(costs.summary("images"))[:2]
-        ['images_per_second', 'peak_memory_mb']
+        >>> costs.summary("images")["images_per_second"] > 0
+        True
     """
 
     def __init__(self) -> None:

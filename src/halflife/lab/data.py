@@ -1,4 +1,4 @@
-"""Image sets as tensors on the training device: averaged down, normalized, all in memory.
+"""Image sets as tensors on the training device: averaged down, normalized, all in memory, augmented batch by batch.
 
 Shapes: N images, B batch, C channels, H height, W width.
 """
@@ -16,7 +16,9 @@ from torch.nn import functional
 from halflife.errors import UserError
 from halflife.lab.sources import ImageSource, Split
 
-__all__ = ["Images", "image_tensors", "shuffled_batches"]
+__all__ = ["Augmentation", "Images", "image_tensors", "shuffled_batches"]
+
+PADDED_SHARE = 8  # a crop moves by up to 1/8 of the side: 4 pixels of 32
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Images:
 
     x_NCHW: Tensor
     y_N: Tensor
+    black_C: Tensor
+    """What a pixel of value 0 became."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -70,12 +74,53 @@ def image_tensors(
 
     def place(x_NCHW: Tensor, y_N: Tensor) -> Images:
         normed = ((x_NCHW - mean) / std).to(device, memory_format=torch.channels_last)
-        return Images(normed, y_N.to(device))
+        return Images(normed, y_N.to(device), (-mean / std).flatten().to(device))
 
     return place(train_x, train_y), place(test_x, test_y)
 
 
-def shuffled_batches(images: Images, batch_size: int, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+class Augmentation:
+    """Random horizontal flips and crops after padding with black by an eighth of the side, new for each image and epoch.
+
+    What happens to an image is a function of the seed, the epoch and its number in the set alone, whatever batch it is in.
+
+    Args:
+        images: The training set.
+        seed: The run's seed.
+        epoch: Which pass, from 0.
+    """
+
+    def __init__(self, images: Images, *, seed: int, epoch: int) -> None:
+        self.images = images
+        height, width = images.x_NCHW.shape[2:]
+        device = images.y_N.device
+        self.pad = (round(height / PADDED_SHARE), round(width / PADDED_SHARE))
+        generator = _generator("augment", seed, epoch)
+
+        def draw(choices: int) -> Tensor:
+            return torch.randint(choices, (len(images), 1), generator=generator).to(device)
+
+        flipped_N1 = draw(2) == 1
+        self.rows_NH = draw(2 * self.pad[0] + 1) + torch.arange(height, device=device)
+        columns_W = torch.arange(width, device=device)
+        self.columns_NW = draw(2 * self.pad[1] + 1) + torch.where(flipped_N1, columns_W.flip(0), columns_W)
+
+    def __call__(self, index_B: Tensor) -> Tensor:
+        """The augmented images of these numbers, (B, C, H, W), channels last in memory."""
+        x_BCHW = self.images.x_NCHW[index_B]
+        batch, channels, height, width = x_BCHW.shape
+        top, left = self.pad
+        padded = self.images.black_C.view(1, 1, 1, channels).repeat(batch, height + 2 * top, width + 2 * left, 1)
+        padded[:, top : top + height, left : left + width] = x_BCHW.permute(0, 2, 3, 1)
+        image_B11 = torch.arange(batch, device=index_B.device)[:, None, None]
+        return padded[image_B11, self.rows_NH[index_B][:, :, None], self.columns_NW[index_B][:, None, :]].permute(
+            0, 3, 1, 2
+        )
+
+
+def shuffled_batches(
+    images: Images, batch_size: int, *, seed: int, epoch: int, augmentation: str = "none"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch in an order that is a function of ``seed`` and ``epoch`` alone.
 
     A last smaller batch is left out: BatchNorm's statistics of a few images would be another kind of noise.
@@ -85,14 +130,20 @@ def shuffled_batches(images: Images, batch_size: int, *, seed: int, epoch: int) 
         batch_size: Images per batch.
         seed: The run's seed.
         epoch: Which pass, from 0.
+        augmentation: ``"none"`` or ``"flip-crop"`` (`Augmentation`).
 
     Yields:
         Images (B, C, H, W) and labels (B).
     """
-    # A CPU generator takes 32 bits of a seed and ignores the rest without a word, so both numbers are hashed into them.
-    bits = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()[:4]
-    generator = torch.Generator().manual_seed(int.from_bytes(bits))
-    order_N = torch.randperm(len(images), generator=generator).to(images.y_N.device)
+    order_N = torch.randperm(len(images), generator=_generator("order", seed, epoch)).to(images.y_N.device)
+    augment = Augmentation(images, seed=seed, epoch=epoch) if augmentation == "flip-crop" else None
     for start in range(0, len(images) - batch_size + 1, batch_size):
         index_B = order_N[start : start + batch_size]
-        yield images.x_NCHW[index_B].contiguous(memory_format=torch.channels_last), images.y_N[index_B]
+        x_BCHW = images.x_NCHW[index_B] if augment is None else augment(index_B)
+        yield x_BCHW.contiguous(memory_format=torch.channels_last), images.y_N[index_B]
+
+
+def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
+    # A CPU generator takes 32 bits of a seed and ignores the rest without a word, so all is hashed into them.
+    bits = hashlib.sha256(f"{purpose}/{seed}/{epoch}".encode()).digest()[:4]
+    return torch.Generator().manual_seed(int.from_bytes(bits))

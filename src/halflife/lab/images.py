@@ -142,21 +142,31 @@ class _Run:
         self.model.train()
         total = torch.zeros((), device=self.device)
         num_batches = 0
-        for x_BCHW, y_B in shuffled_batches(self.train_set, self.spec.batch_size, seed=self.spec.seed, epoch=epoch):
+        for x_BCHW, y_B in self.batches(epoch):
             if self.step == self.num_steps:
                 break
             with self.autocast():
-                loss = functional.cross_entropy(self.model(x_BCHW), y_B)
+                logits_BK = self.model(x_BCHW)
+                loss = functional.cross_entropy(logits_BK, y_B, label_smoothing=self.spec.label_smoothing)
             self.optimizer.zero_grad()
             torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             for average in self.averages.values():
                 average.update_parameters(self.model)
-            total += loss.detach()
+            # Readings are of the cross-entropy itself, so that runs with and without smoothing compare.
+            plain = loss if not self.spec.label_smoothing else functional.cross_entropy(logits_BK.float(), y_B)
+            total += plain.detach()
             num_batches += 1
             self.step += 1
         return total.item() / num_batches
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches of an epoch. Everything else reads the images as they are."""
+        spec = self.spec
+        return shuffled_batches(
+            self.train_set, spec.batch_size, seed=spec.seed, epoch=epoch, augmentation=spec.augmentation
+        )
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Autocast to the run's precision; nothing in float32."""

@@ -13,11 +13,12 @@ __all__ = ["ImageRun"]
 MODELS = ("resnet", "vgg")
 DATASETS = ("fashion-mnist-5k", "fashion-mnist", "cifar10")
 PRECISIONS = ("float32", "bfloat16", "float16")
+AUGMENTATIONS = ("none", "flip-crop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRun(RunSpec):
-    """An image classifier trained by plain SGD (momentum 0) without augmentation, learning rate dropped once.
+    """An image classifier trained by plain SGD (momentum 0), learning rate dropped once.
 
     Source: "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B.
 
@@ -38,11 +39,15 @@ class ImageRun(RunSpec):
         ema: Decays per step of the moving averages of the weights; each is evaluated beside the weights.
         eval_every: Evaluate on both sets every so many epochs, and always at the drop and at the end.
         precision: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"`` (with gradient scaling).
+        augmentation: Of training batches: ``"none"``, as in the paper, or ``"flip-crop"``: each image is flipped
+            with probability 1/2 and moved by up to an eighth of its side, black coming in, anew in each epoch.
+        label_smoothing: Of the training loss; readings are always without.
     """
 
     kind: ClassVar[str] = "images"
     trainer: ClassVar[str] = "halflife.lab.images"
     data_module: ClassVar[str] = "halflife.lab.sources"
+    added_later: ClassVar[frozenset[str]] = frozenset({"augmentation", "label_smoothing"})
 
     data: str = "fashion-mnist-5k"
     num_train: int | None = None
@@ -60,12 +65,15 @@ class ImageRun(RunSpec):
     ema: tuple[float, ...] = (0.999,)
     eval_every: int = 10
     precision: str = "float32"
+    augmentation: str = "none"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
         check_number("lr_after_drop", self.lr_after_drop, above=0)
         check_number("lam", self.lam)
         check_number("drop_at", self.drop_at, above=0, at_most=1)
+        check_number("label_smoothing", self.label_smoothing, at_most=0.9)
         for decay in self.ema:
             check_number("ema", decay, at_most=1)
         if max(self.lr, self.lr_after_drop) * self.lam >= 1:
@@ -77,6 +85,7 @@ class ImageRun(RunSpec):
             ("model", self.model, MODELS),
             ("data", self.data, DATASETS),
             ("precision", self.precision, PRECISIONS),
+            ("augmentation", self.augmentation, AUGMENTATIONS),
         ):
             if value not in known:
                 raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
