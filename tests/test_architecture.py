@@ -50,7 +50,7 @@ TRAINING: list[set[str]] = [
     {"probes", "watch"},
     {"lab"},
 ]
-EVIDENCE: list[set[str]] = [{"store"}, {"stats"}, {"studies"}, {"report"}]
+EVIDENCE: list[set[str]] = [{"store"}, {"stats", "fits"}, {"studies"}, {"report"}]
 JOINT: set[str] = {
     "__init__",
     "__main__",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from halflife.errors import UserError
 
-__all__ = ["Interval", "crossed_interval", "seed_interval"]
+__all__ = ["Interval", "crossed_interval", "seed_interval", "t_quantile"]
 
 CONFIDENCE = 0.95
 
@@ -47,8 +47,16 @@ class Interval:
         return replace(self, estimate=math.exp(self.estimate), low=math.exp(self.low), high=math.exp(self.high))
 
 
-def _t_quantile(confidence: float, degrees: float) -> float:
-    """Student's two-sided quantile."""
+def t_quantile(confidence: float, degrees: float) -> float:
+    """Student's two-sided quantile.
+
+    Args:
+        confidence: Probability between minus and plus the quantile.
+        degrees: Degrees of freedom, > 0; may be infinite.
+
+    Returns:
+        The quantile.
+    """
     # Imported here, and not scipy.stats, because a command that only lists studies should start at once.
     from scipy.special import stdtrit
 
@@ -80,7 +88,7 @@ def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: f
     if num_seeds < 2:
         raise UserError(f"an interval over seeds got {num_seeds} seed, expected at least 2: run with --seeds 2 or more")
     mean = float(values.mean())
-    half = _t_quantile(confidence, num_seeds - 1) * float(values.std(ddof=1)) / math.sqrt(num_seeds)
+    half = t_quantile(confidence, num_seeds - 1) * float(values.std(ddof=1)) / math.sqrt(num_seeds)
     return Interval(mean, mean - half, mean + half, num_seeds, None, confidence)
 
 
@@ -125,5 +133,5 @@ def crossed_interval(
     if variance == 0:
         return Interval(mean, mean, mean, num_seeds, num_examples, confidence, example_name)
     degrees = (num_seeds - 1) * (variance / seed_part) ** 2 if seed_part > 0 else math.inf
-    half = _t_quantile(confidence, degrees) * math.sqrt(variance)
+    half = t_quantile(confidence, degrees) * math.sqrt(variance)
     return Interval(mean, mean - half, mean + half, num_seeds, num_examples, confidence, example_name)
