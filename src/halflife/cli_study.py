@@ -141,12 +141,13 @@ def run_studies(
     failures: list[str] = []
     with where.locked():
         for plan in plans:
-            missing = [run for run in plan.runs if not where.run(run.id).finished]
+            needed = plan.needed
+            missing = [run for run in needed if not where.run(run.id).finished]
             num_workers = workers if workers is not None else runner.default_workers()
             num_workers = max(1, min(num_workers, len(missing)))
-            finished = len(plan.runs) - len(missing)
+            finished = len(needed) - len(missing)
             console.print(
-                f"[bold]{plan.study.name}[/], {preset}: {plan.preset.description}\n{len(plan.runs)} runs, {finished} finished"
+                f"[bold]{plan.study.name}[/], {preset}: {plan.preset.description}\n{len(needed)} runs, {finished} finished"
                 f" before, {num_workers} worker{'s' if num_workers > 1 else ''}, store {where.path}",
                 highlight=False,
             )
@@ -156,9 +157,9 @@ def run_studies(
                         where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
                     )
                 except KeyboardInterrupt:
-                    kept = sum(where.run(run.id).finished for run in plan.runs)
+                    kept = sum(where.run(run.id).finished for run in needed)
                     raise StoppedError(
-                        f"stopped: {kept} of {len(plan.runs)} runs are finished and kept in {where.path}; the same command"
+                        f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
                         " goes on where it stopped, and `halflife study verdicts` shows what there is"
                     ) from None
             _print_verdicts(where, plan.study.name, preset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HalflifeError", "RunFailedError", "StoreError", "UserError"]
+__all__ = ["HalflifeError", "RunFailedError", "RunStoppedError", "StoreError", "UserError"]
 
 
 class HalflifeError(Exception):
@@ -23,3 +23,7 @@ class StoreError(UserError):
 
 class RunFailedError(HalflifeError):
     """A training run stopped before its end; what it had finished is kept. The command line exits with code 3."""
+
+
+class RunStoppedError(HalflifeError):
+    """A training run was asked to stop, wrote a checkpoint and ended; the same command goes on from there."""

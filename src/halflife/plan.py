@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from halflife.errors import UserError
 from halflife.fingerprint import code_digest
-from halflife.lab.sources import data_digest
+from halflife.lab.sources import DataDescription
 from halflife.machine import describe_machine, now
 from halflife.specs.base import RunSpec
-from halflife.specs.images import ImageRun
 from halflife.store import run_id
 from halflife.studies.base import Arm, Preset, Study
 
-__all__ = ["Plan", "PlannedRun", "make_plan"]
+__all__ = ["Plan", "PlannedRun", "describe_data", "make_plan"]
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a plan: its name, its spec and where it belongs."""
+    """One run of a plan: its name, its spec, where it belongs, and the run that must be finished before it."""
 
     id: str
     spec: RunSpec
     arm: Arm
     seed: int
+    parent_id: str | None = None
+    helps: bool = False
+    """It is no arm's run, and only what an arm's run starts from."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Plan:
     max_steps: int | None
     command: str
 
+    @property
+    def needed(self) -> list[PlannedRun]:
+        """The runs, each once however many arms share it, parents first."""
+        found: dict[str, PlannedRun] = {}
+        for run in self.runs:
+            found.setdefault(run.id, run)
+        return list(found.values())
+
     def sheet(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """The study's sheet for the store.
 
@@ -50,7 +61,7 @@ class Plan:
             JSON values.
         """
         arms: dict[tuple[str, int], dict[str, Any]] = {}
-        for run in self.runs:
+        for run in (run for run in self.runs if not run.helps):
             head = {"key": run.arm.key, "label": run.arm.label, "size": run.arm.size, "runs": {}}
             arms.setdefault((run.arm.key, run.arm.size), head)["runs"][str(run.seed)] = run.id
         sheet = {
@@ -105,14 +116,35 @@ def make_plan(
         for seed in range(num_seeds if num_seeds is not None else planned):
             for arm in arms:
                 if arm.size == size:
-                    spec = replace(arm.build(seed), max_steps=max_steps)
-                    runs.append(PlannedRun(_identity(spec, data_folder), spec, arm, seed))
+                    runs += _with_parents(arm.build(seed).cut(max_steps), arm, seed, data_folder)
     options = "" if num_seeds is None else f" --seeds {num_seeds}"
     options += "" if max_steps is None else f" --max-steps {max_steps}"
     command = f"halflife study run {study.name} --preset {preset_name}{options}"
     return Plan(study, preset_name, preset, tuple(runs), max_steps, command)
 
 
-def _identity(spec: RunSpec, data_folder: str | None) -> str:
-    assert isinstance(spec, ImageRun)
-    return run_id(spec.digest(), code_digest(spec.trainer), data_digest(spec.data, data_folder))
+def _with_parents(spec: RunSpec, arm: Arm, seed: int, data_folder: str | None) -> Iterator[PlannedRun]:
+    """A run, after the runs that it starts from."""
+    parent_id = None
+    if spec.parent is not None:
+        *_, parent = found = list(_with_parents(spec.parent, arm, seed, data_folder))
+        parent_id = parent.id
+        yield from (replace(run, helps=True) for run in found)
+    identity = run_id(spec.digest(), code_digest(spec.trainer), describe_data(spec, data_folder).sha256)
+    yield PlannedRun(identity, spec, arm, seed, parent_id)
+
+
+def describe_data(spec: RunSpec, data_folder: str | None) -> DataDescription:
+    """What a run is trained on.
+
+    Args:
+        spec: The run.
+        data_folder: Where data that are not shipped lie.
+
+    Returns:
+        Name, title and digest; empty where nothing is read.
+    """
+    if not spec.data_module:
+        return DataDescription("none", "none", "")
+    description: DataDescription = importlib.import_module(spec.data_module).describe(spec, data_folder)
+    return description

@@ -12,9 +12,10 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Literal
@@ -23,10 +24,11 @@ from halflife.errors import UserError
 from halflife.machine import available_cores
 from halflife.plan import Plan, PlannedRun
 from halflife.store import Store
-from halflife.worker import work
+from halflife.worker import Task, work
 
 __all__ = ["Event", "EventKind", "default_workers", "execute"]
 
+STOP_SECONDS = 60.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -89,10 +91,28 @@ def execute(
     began, spent = time.perf_counter(), float(sheet["seconds"])
     pool = _Pool(store, data_folder)
     try:
-        return pool.work(deque(missing), workers, listen)
+        with _terminated_like_interrupted():
+            return pool.work(deque(missing), workers, listen)
     finally:
         pool.stop()
         store.write_sheet(sheet_name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: checkpoints are written, then all end."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Pool:
@@ -109,13 +129,19 @@ class _Pool:
         for index in range(min(workers, len(missing))):
             self.start(index)
         idle = list(self.workers)
+        failed: set[str] = set()
         while missing or self.busy:
-            while idle and missing:
+            for orphan in [run for run in missing if run.parent_id in failed]:
+                missing.remove(orphan)
+                failed.add(orphan.id)
+                message = f"{orphan.arm.label}, seed {orphan.seed}, was not started: the run {orphan.parent_id} that it starts from failed"
+                listen(Event("failed", -1, orphan, message=message))
+            while idle and (run := self.next_of(missing)) is not None:
                 link = idle.pop()
-                self.busy[link] = missing.popleft()
+                self.busy[link] = run
                 with contextlib.suppress(BrokenPipeError):  # a worker that died while starting is met below
-                    link.send((self.busy[link].id, self.busy[link].spec))
-                listen(Event("started", self.workers[link][0], self.busy[link]))
+                    link.send(Task(run.id, run.spec, run.parent_id))
+                listen(Event("started", self.workers[link][0], run))
             for ready in multiprocessing.connection.wait(list(self.busy)):
                 assert isinstance(ready, Connection)
                 index, process = self.workers[ready]
@@ -140,8 +166,18 @@ class _Pool:
                     idle.append(ready)
                 if what != "finished":
                     failures.append(payload["message"])
+                    failed.add(run.id)
                 listen(Event("finished" if what == "finished" else "failed", index, run, **payload))
         return failures
+
+    def next_of(self, missing: deque[PlannedRun]) -> PlannedRun | None:
+        """Take out the first run whose parent, if it has one, is not still to be done."""
+        undone = {run.id for run in missing} | {run.id for run in self.busy.values()}
+        for run in missing:
+            if run.parent_id not in undone:
+                missing.remove(run)
+                return run
+        return None
 
     def start(self, index: int) -> Connection:
         here, there = self.context.Pipe()
@@ -164,11 +200,15 @@ class _Pool:
         return here
 
     def stop(self) -> None:
-        for link, (_, process) in self.workers.items():
-            link.close()
-            process.terminate()
         for _, process in self.workers.values():
-            process.join()
+            process.terminate()  # a run in progress writes a checkpoint first
+        patience = time.monotonic() + STOP_SECONDS
+        for link, (_, process) in self.workers.items():
+            process.join(max(0.0, patience - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+            link.close()
 
 
 def _obituary(run: PlannedRun, exitcode: int | None) -> str:

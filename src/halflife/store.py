@@ -5,7 +5,8 @@
       sheets/<study>-<preset>.json   which runs a study consists of, and how it was started
       runs/<id>/run.json             spec, versions, hashes, status
       runs/<id>/readings.jsonl       append-only, one reading a line
-      runs/<id>/checkpoint.safetensors
+      runs/<id>/checkpoint.safetensors   until the run is finished
+      runs/<id>/kept/                what other runs start from: checkpoints, norms
 
 Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
 never parsed. One process writes a store at a time.
@@ -76,6 +77,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Where the run's checkpoint lies, if it has one."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def kept(self) -> Path:
+        """Where lies what other runs start from: checkpoints, norms."""
+        return self.path / "kept"
 
     def header(self) -> dict[str, Any]:
         """What ``run.json`` says; empty when the run was never started.

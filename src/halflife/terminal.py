@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -18,7 +19,7 @@ __all__ = ["Estimate", "shown_progress"]
 class Estimate:
     """The seconds left, from what finished and running runs have taken.
 
-    Runs of one size take about the same time. A size that has not run yet is guessed at the mean of those that have.
+    Runs of one size, kind and length take about the same time. Others are guessed at the mean of those that have run.
 
     Args:
         missing: The runs to do.
@@ -31,7 +32,7 @@ class Estimate:
     ) -> None:
         self.missing = {run.id: run for run in missing}
         self.workers, self.clock = workers, clock
-        self.taken: dict[int, list[float]] = {}
+        self.taken: dict[tuple[Any, ...], list[float]] = {}
         self.begun: dict[str, float] = {}
         self.share: dict[str, float] = {}
         self.resumed: dict[str, float] = {}
@@ -53,17 +54,17 @@ class Estimate:
             self.share[run.id] = share
         else:
             if event.what == "finished" and self.resumed.get(run.id, 1) < 0.5:
-                self.taken.setdefault(run.arm.size, []).append(event.seconds)
+                self.taken.setdefault(_like(run), []).append(event.seconds)
             self.missing.pop(run.id, None)
 
     def _whole_run(self, run: PlannedRun) -> float | None:
-        done = self.taken.get(run.arm.size)
+        done = self.taken.get(_like(run))
         if done:
             return sum(done) / len(done)
         rates = [
             (self.clock() - self.begun[other]) / (share - self.resumed[other])
             for other, share in self.share.items()
-            if share > self.resumed[other] and other in self.missing and self.missing[other].arm.size == run.arm.size
+            if share > self.resumed[other] and other in self.missing and _like(self.missing[other]) == _like(run)
         ]
         return sum(rates) / len(rates) if rates else None
 
@@ -82,6 +83,16 @@ class Estimate:
             return None
         mean = sum(known) / len(known)
         return sum((mean if whole is None else whole) * left for whole, left in weights) / max(1, self.workers)
+
+
+def _like(run: PlannedRun) -> tuple[Any, ...]:
+    """What runs must have in common to take about the same time."""
+    spec = run.spec
+    return (
+        run.arm.size,
+        spec.kind,
+        *(getattr(spec, name, None) for name in ("num_steps", "num_epochs", "batch_size", "data")),
+    )
 
 
 def _clock_words(seconds: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import multiprocessing
 import multiprocessing.connection
@@ -10,17 +11,26 @@ import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
-from halflife.errors import HalflifeError, RunFailedError
+from halflife.errors import HalflifeError, RunFailedError, RunStoppedError
 from halflife.fingerprint import code_digest
-from halflife.lab.sources import read_source
 from halflife.machine import describe_machine, describe_versions, now
+from halflife.plan import describe_data
 from halflife.specs.base import RunSpec
-from halflife.specs.images import ImageRun
-from halflife.store import Store
+from halflife.store import RunFolder, Store
 
-__all__ = ["work"]
+__all__ = ["Task", "header_of", "work"]
+
+
+class Task(NamedTuple):
+    """What a worker is told: the run's name, what it is, and the name of the run that it starts from."""
+
+    id: str
+    spec: RunSpec
+    parent_id: str | None
 
 
 def work(link: Connection, index: int, store_path: str, data_folder: str | None) -> None:
@@ -35,22 +45,24 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
     torch.set_num_threads(1)
     device = _device(index)
     store = Store(store_path)
+    stop = _Stop()
     while True:
         try:
-            identity: str
-            spec: RunSpec
-            identity, spec = link.recv()
+            run: Task = link.recv()
         except EOFError:
             return
         began = time.perf_counter()
         try:
-            _train(store, identity, spec, link, device, data_folder)
+            with stop.heeded():
+                _train(store, run, link, device, data_folder, stop)
+        except RunStoppedError:
+            return
         except RunFailedError as error:
-            link.send(("failed", {"message": f"run {identity} failed: {error}"}))
+            link.send(("failed", {"message": f"run {run.id} failed: {error}"}))
         except HalflifeError as error:
             link.send(("refused", {"message": str(error)}))
         except Exception:  # a bug must not look like a finished run, nor take the other runs down
-            folder = store.run(identity)
+            folder = store.run(run.id)
             (folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             last = traceback.format_exc().strip().splitlines()[-1]
             message = f"run {folder.id} stopped at an unexpected error ({last}): see {folder.path / 'traceback.txt'}"
@@ -75,25 +87,69 @@ def _device(index: int) -> str:
     return f"{accelerator.type}:{index % torch.accelerator.device_count()}"
 
 
-def _train(store: Store, identity: str, spec: RunSpec, link: Connection, device: str, data_folder: str | None) -> None:
-    assert isinstance(spec, ImageRun)
-    folder = store.run(identity)
+class _Stop:
+    """SIGTERM: a run that trains writes a checkpoint first, a worker that waits ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = self.training = False
+        signal.signal(signal.SIGTERM, self.hear)
+
+    def hear(self, _signal: int, _frame: object) -> None:
+        self.asked = True
+        if not self.training:
+            raise SystemExit(0)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        self.training = True
+        try:
+            yield
+        finally:
+            self.training = False
+
+
+def header_of(
+    run: RunFolder, spec: RunSpec, device: str, data_folder: str | None, parent: str | None
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run that starts.
+
+    Args:
+        run: Its folder.
+        spec: What it is.
+        device: Where it is trained.
+        data_folder: Where data that are not shipped lie.
+        parent: The run that it starts from.
+
+    Returns:
+        JSON values.
+    """
+    data = describe_data(spec, data_folder)
+    header: dict[str, Any] = {
+        "id": run.id,
+        "status": "running",
+        "spec": spec.to_json(),
+        "spec_digest": spec.digest(),
+        "code_digest": code_digest(spec.trainer),
+        "data": {"name": data.name, "title": data.title, "sha256": data.sha256},
+        "versions": describe_versions(),
+        "machine": {**describe_machine(), "device": device},
+        "started": now(),
+    }
+    return header if parent is None else header | {"parent": parent}
+
+
+def _train(
+    store: Store, run: Task, link: Connection, device: str, data_folder: str | None, stop: Callable[[], bool]
+) -> None:
+    spec, folder = run.spec, store.run(run.id)
     trainer = importlib.import_module(spec.trainer)
     with folder.locked():
         if folder.finished:
             return
-        source = read_source(spec.data, data_folder)
-        header = {
-            "id": identity,
-            "status": "running",
-            "spec": spec.to_json(),
-            "spec_digest": spec.digest(),
-            "code_digest": code_digest(spec.trainer),
-            "data": {"name": spec.data, "title": source.title, "sha256": source.sha256},
-            "versions": describe_versions(),
-            "machine": {**describe_machine(), "device": device},
-            "started": now(),
-        }
+        header = header_of(folder, spec, device, data_folder, run.parent_id)
         folder.write_header(header)
 
         def progress(step: int, num_steps: int, loss: float) -> None:
@@ -101,18 +157,20 @@ def _train(store: Store, identity: str, spec: RunSpec, link: Connection, device:
 
         began = time.perf_counter()
         try:
-            trainer.train(
+            cost = trainer.train(
                 spec,
                 sink=folder.append,
-                checkpoint=folder.checkpoint,
+                folder=folder.path,
                 progress=progress,
                 data_folder=data_folder,
                 device=device,
+                parent=None if run.parent_id is None else store.run(run.parent_id).kept,
+                stop=stop,
             )
         except RunFailedError as error:
             folder.write_header(header | {"status": "failed", "failure": str(error)})
             raise
         seconds = round(time.perf_counter() - began, 2)
-        folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds})
+        folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds, "cost": cost})
         # The checkpoint served to get here; the readings are the result.
         folder.checkpoint.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from halflife.attach import attach
-from halflife.errors import RunFailedError
+from halflife.errors import RunFailedError, RunStoppedError
 from halflife.files import write_whole
 from halflife.lab.cost import Costs
 from halflife.lab.data import Images, image_tensors, shuffled_batches
@@ -50,6 +50,7 @@ def train(
     data_folder: str | None = None,
     device: str = "cpu",
     parent: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train the run that ``spec`` describes, from its last checkpoint if there is one.
 
@@ -61,12 +62,14 @@ def train(
         data_folder: Where a data set that is not shipped lies.
         device: A torch device.
         parent: Not used: a run on images starts from no other.
+        stop: Asked after each epoch; once it says yes, the run writes a checkpoint and ends.
 
     Returns:
         What it cost: `halflife.lab.cost.Costs.summary`.
 
     Raises:
         RunFailedError: The loss became NaN or infinite.
+        RunStoppedError: It was asked to stop.
     """
     run = _Run(spec, torch.device(device), data_folder)
     costs = Costs()
@@ -86,8 +89,11 @@ def train(
             )
         with costs.of("evaluation"):
             sink(run.reading(epoch + 1, loss))
-        if run.evaluates_at(epoch + 1):
+        asked = stop() and epoch + 1 < run.num_epochs
+        if asked or run.evaluates_at(epoch + 1):
             run.save(checkpoint, epoch + 1)
+        if asked:
+            raise RunStoppedError(f"stopped after epoch {epoch + 1} of {run.num_epochs}: a checkpoint is kept")
     return costs.summary("images")
 
 

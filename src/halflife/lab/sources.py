@@ -18,13 +18,24 @@ from importlib.resources import files
 from pathlib import Path
 
 from halflife.errors import UserError
+from halflife.specs.images import ImageRun
 
-__all__ = ["ImageSource", "Split", "data_digest", "read_source"]
+__all__ = ["DataDescription", "ImageSource", "Split", "describe", "read_source"]
 
 SHIPPED_SHA256 = "7a690a6d439215a1862b3a4802296a54b45e9a6b04932842d639d8e071cd1bc2"
+SHIPPED_TITLE = "Fashion-MNIST (first 5,000 training images, all 10,000 test images)"
 CIFAR_RECORD = 1 + 3 * 32 * 32  # one label, then three planes of 32 x 32
 CIFAR_FILE = 10_000 * CIFAR_RECORD
 FASHION_SIZES = (60_000, 10_000)
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """What a run's header says of its data, and the digest that is part of the run's name."""
+
+    name: str
+    title: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ def _shipped(_folder: Path | None) -> ImageSource:
         part, _sizes, offset = _take_idx(raw, offset, "fashion-mnist-5k")
         parts.append(part)
     return ImageSource(
-        title="Fashion-MNIST (first 5,000 training images, all 10,000 test images)",
+        title=SHIPPED_TITLE,
         train=Split(parts[0], parts[1], (1, 28, 28)),
         test=Split(parts[2], parts[3], (1, 28, 28)),
         num_classes=10,
@@ -190,14 +201,17 @@ def read_source(name: str, folder: str | os.PathLike[str] | None = None) -> Imag
     return _read(name, None if where is None or name == "fashion-mnist-5k" else Path(where))
 
 
-def data_digest(name: str, folder: str | os.PathLike[str] | None = None) -> str:
-    """The sha256 of a set's content; the shipped set is not read for it.
+def describe(spec: ImageRun, data_folder: str | os.PathLike[str] | None = None) -> DataDescription:
+    """What a run's header says of its data; the shipped set is not read for it.
 
     Args:
-        name: As for `read_source`.
-        folder: As for `read_source`.
+        spec: The run.
+        data_folder: As for `read_source`.
 
     Returns:
-        Hexadecimal digits.
+        The description.
     """
-    return SHIPPED_SHA256 if name == "fashion-mnist-5k" else read_source(name, folder).sha256
+    if spec.data == "fashion-mnist-5k":
+        return DataDescription(spec.data, SHIPPED_TITLE, SHIPPED_SHA256)
+    source = read_source(spec.data, data_folder)
+    return DataDescription(spec.data, source.title, source.sha256)

@@ -19,7 +19,7 @@ MATCHES = ("global", "per-tensor", "global-squared", "none")
 class TextBranch(RunSpec):
     """A run that goes on from a checkpoint of another, with the optimizer's state and the data that come next.
 
-    A *tiny-lr branch* holds the learning rate at ``lr_factor`` times the parent's at that step, without decay. A *cooldown
+    A *tiny-lr branch* holds the learning rate at ``lr_factor`` times the parent's ``lr``, without decay. A *cooldown
     branch* takes it from the parent's down to 0 in a straight line, with the parent's decay. What a noisy run gains by
     either is what its noise costs.
 
@@ -29,7 +29,7 @@ class TextBranch(RunSpec):
         of: The parent; `TextRun.keep_at` must hold ``at``.
         at: The parent's step at which the branch starts.
         branch: ``"tiny-lr"`` or ``"cooldown"``.
-        lr_factor: Of a tiny-lr branch: learning rate over that of the parent at ``at``. The paper: 1e-5 after 6e-4.
+        lr_factor: Of a tiny-lr branch: its learning rate over the parent's ``lr``. The paper: 1e-5 after 6e-4.
         num_steps: Optimizer steps of the branch.
     """
 

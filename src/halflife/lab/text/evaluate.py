@@ -1,0 +1,71 @@
+"""The loss on windows that stay the same: nats per predicted token, block by block.
+
+Shapes: W windows, T tokens of a window, B windows of a batch, V token ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["NUM_BLOCKS", "block_means", "even_windows", "window_losses", "windows_at"]
+
+NUM_BLOCKS = 256
+TOKENS_PER_BATCH = 16_384  # fits the caches of a core at the sizes that are trained on one
+
+
+def windows_at(tokens: NDArray[np.integer], starts: NDArray[np.int64], length: int) -> Tensor:
+    """Windows of tokens as a tensor of token ids, (W, length), read from a memory map."""
+    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
+
+
+def even_windows(num_tokens: int, length: int, count: int) -> NDArray[np.int64]:
+    """Offsets of up to ``count`` windows spread evenly over tokens, none twice."""
+    return np.unique(np.linspace(0, max(0, num_tokens - length), count).astype(np.int64))
+
+
+def window_losses(
+    model: nn.Module,
+    windows_WT: Tensor,
+    autocast: Callable[[], contextlib.AbstractContextManager[None]],
+    device: torch.device,
+    *,
+    last_only: bool,
+) -> Tensor:
+    """The mean loss of each window.
+
+    Args:
+        model: Gives logits; it is put into evaluation mode and back.
+        windows_WT: Token ids, one more than the model reads.
+        autocast: The run's precision.
+        device: Where the model is.
+        last_only: The model predicts the last token alone.
+
+    Returns:
+        (W,) in float32.
+    """
+    model.eval()
+    per_batch = max(1, TOKENS_PER_BATCH // (1 if last_only else windows_WT.shape[1]))
+    losses = []
+    with torch.no_grad(), autocast():
+        for part_WT in windows_WT.split(per_batch):
+            part_BT = part_WT.to(device, non_blocking=True)
+            logits = model(part_BT[:, :-1]).float()
+            if last_only:
+                losses.append(functional.cross_entropy(logits, part_BT[:, -1], reduction="none"))
+            else:
+                flat = functional.cross_entropy(logits.flatten(0, 1), part_BT[:, 1:].flatten(), reduction="none")
+                losses.append(flat.view(len(part_BT), -1).mean(dim=1))
+    model.train()
+    return torch.cat(losses)
+
+
+def block_means(losses_W: Tensor) -> Tensor:
+    """The means of up to `NUM_BLOCKS` stretches of neighbouring windows, as equal in length as can be."""
+    return torch.stack([part.mean() for part in losses_W.tensor_split(min(NUM_BLOCKS, len(losses_W)))])

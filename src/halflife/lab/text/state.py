@@ -1,0 +1,154 @@
+"""What a text run has to remember, and how it lies in a checkpoint.
+
+Everything else follows from the number of steps: the order of the data, dropout's masks, the learning rate. So a
+checkpoint of weights, the optimizer's state, averages and a few numbers resumes to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from halflife.errors import UserError
+from halflife.files import write_whole
+from halflife.lab.text.averages import WeightAverage
+from halflife.lab.text.optimizers import Training
+
+__all__ = ["State"]
+
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+@dataclass(kw_only=True)
+class State:
+    """The parts of a run that change.
+
+    Args:
+        model: The model.
+        training: Its optimizer and decay.
+        averages: Averages of its weights.
+        scaler: The gradient scaler.
+        tokens_digest: Which tokens and tokenizer it is trained on.
+        step: Steps done.
+        losses: Losses of the steps since the last reading, on the device.
+        trace: Norms before every step so far, of a run that keeps them.
+    """
+
+    model: nn.Module
+    training: Training
+    averages: list[WeightAverage]
+    scaler: torch.amp.GradScaler
+    tokens_digest: str
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    trace: list[Tensor] = field(default_factory=list)
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, sharded ones as they are, and all plain values."""
+        tensors = {f"model.{name}": value for name, value in get_model_state_dict(self.model).items()}
+        values: dict[str, Any] = {"step": self.step, "tokens": self.tokens_digest, "scaler": self.scaler.state_dict()}
+        for name, value in get_optimizer_state_dict(self.model, self.training.optimizer, options=FLAT).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}"] = value
+            else:
+                values[f"optimizer.{name}"] = value
+        for average in self.averages:
+            values[f"{average.name}.count"] = average.count
+            tensors |= {f"{average.name}.{index}": value for index, value in enumerate(average.values)}
+        for name in ("losses", "trace"):
+            if getattr(self, name):
+                tensors[name] = torch.stack(getattr(self, name))
+        return tensors, values
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint aside and rename it.
+
+        Args:
+            path: Without suffix.
+        """
+        tensors, values = self.parts()
+        content = save({name: value.contiguous() for name, value in tensors.items()}, {"values": json.dumps(values)})
+        write_whole(path.with_name(path.name + ".safetensors"), content)
+
+    def exists(self, path: Path) -> bool:
+        """Whether there is a checkpoint."""
+        return path.with_name(path.name + ".safetensors").exists()
+
+    def load(self, path: Path, *, branch: bool = False) -> bool:
+        """Go on from a checkpoint.
+
+        Args:
+            path: Without suffix.
+            branch: Take the weights and the optimizer's state only: the steps are counted from 0, averages begin anew.
+
+        Returns:
+            Whether there is one.
+
+        Raises:
+            UserError: It cannot be read, or was made with other tokens.
+        """
+        file_path = path.with_name(path.name + ".safetensors")
+        if not self.exists(path):
+            return False
+        try:
+            with safe_open(file_path, framework="pt") as file:
+                values = json.loads(file.metadata()["values"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint {file_path} cannot be read ({error}): remove it and run again") from error
+        self.restore(tensors, values, branch=branch)
+        return True
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any], *, branch: bool) -> None:
+        """Take over what `parts` gave.
+
+        Args:
+            tensors: All tensors.
+            values: All plain values.
+            branch: As for `load`.
+
+        Raises:
+            UserError: They belong to other tokens.
+        """
+        if values["tokens"] != self.tokens_digest:
+            raise UserError(
+                f"the checkpoint was made with tokens {values['tokens'][:12]} and the data give {self.tokens_digest[:12]}: the"
+                " corpus, the tokenizer or the vocabulary has changed; give back the old data, or remove the run's folder"
+            )
+        flat: dict[str, Any] = {**tensors, **values}
+        set_model_state_dict(self.model, _below("model.", flat))
+        optimizer = self.training.optimizer
+        set_optimizer_state_dict(self.model, optimizer, _below("optimizer.", flat), options=FLAT)
+        if self.training.decay is None:
+            for group in optimizer.param_groups:  # a branch's parent may have decayed
+                group["weight_decay"] = 0.0
+        if values["scaler"]:
+            self.scaler.load_state_dict(values["scaler"])
+        if branch:
+            return
+        self.step = values["step"]
+        for average in self.averages:
+            average.count = values[f"{average.name}.count"]
+            for index, mine in enumerate(average.values):
+                mine.copy_(tensors[f"{average.name}.{index}"])
+        for name in ("losses", "trace"):
+            if name in tensors:
+                setattr(self, name, list(tensors[name]))
+
+
+def _below(prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in flat.items() if name.startswith(prefix)}

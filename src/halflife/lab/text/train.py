@@ -1,0 +1,135 @@
+"""Train one language model: one readable loop for plain runs, branches and replays, with readings and exact resume.
+
+The state after a step is a function of the weights, the optimizer's state, the averages and the step's number: the order
+of the data and dropout's masks are seeded by (seed, step). So a checkpoint at any step resumes to the same bits.
+
+Shapes: B windows, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from halflife.errors import RunFailedError, RunStoppedError
+from halflife.lab.text.courses import course_of
+from halflife.lab.text.loop import TextLoop
+from halflife.lab.text.world import World
+from halflife.records import Reading
+from halflife.specs.branches import TextBranch, TextReplay
+from halflife.specs.text import TextRun
+
+__all__ = ["Progress", "train"]
+
+Progress = Callable[[int, int, float], None]
+"""Called with the steps done, the steps in all and the mean training loss since the last call."""
+
+SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints
+
+
+def train(
+    spec: TextRun | TextBranch | TextReplay,
+    *,
+    sink: Callable[[Reading], None],
+    folder: Path,
+    progress: Progress | None = None,
+    data_folder: str | None = None,
+    device: str = "cpu",
+    parent: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    world: World | None = None,
+) -> dict[str, float]:
+    """Train the run that ``spec`` describes, from its last checkpoint if there is one.
+
+    Args:
+        spec: The run.
+        sink: Gets the readings; after a resume, those since the checkpoint again, equal to the bit.
+        folder: Where the checkpoint, and in ``kept`` what later runs start from, are written.
+        progress: Told at every reading.
+        data_folder: Where data that are not shipped lie.
+        device: A torch device.
+        parent: The folder of what the parent kept, of a branch or a replay.
+        stop: Asked after every step; once it says yes, the run writes a checkpoint and ends.
+        world: The processes that train together (``None``: this one alone).
+
+    Returns:
+        What it cost: seconds and tokens per second of training (forward, backward, step, readings), seconds of evaluation,
+        peak memory in MB.
+
+    Raises:
+        RunFailedError: The loss or a norm became NaN or infinite. The last good checkpoint stays.
+        RunStoppedError: It was asked to stop.
+    """
+    course = course_of(spec, parent)
+    loop = TextLoop(course, seed=spec.seed, device=device, data_folder=data_folder, world=world)
+    checkpoint = folder / "checkpoint"
+    if not loop.state.load(checkpoint):
+        if course.start is not None:
+            loop.start_from(course.start)
+        sink(loop.reading(None))
+    clock = _Clock(loop)
+    with loop.random_state():
+        while loop.step < course.num_steps:
+            loop.one_step()
+            asked, last = loop.world.any(stop()), loop.step == course.num_steps
+            evaluates = last or loop.evaluates_at(loop.step)
+            reads = evaluates or loop.reads_at(loop.step)
+            if not reads and not asked:
+                continue
+            bad = loop.first_bad()
+            if bad is not None and isinstance(spec, TextReplay):  # that a replay diverges is a result, and ends it
+                sink(Reading(step=loop.step, epoch=loop.epoch, values={"diverged_at": bad}))
+                return clock.cost()
+            if bad is not None:
+                raise RunFailedError(_failure(loop, bad, spec, checkpoint))
+            if reads:
+                loss = loop.take_running_loss()
+                if progress is not None:
+                    progress(loop.step, course.num_steps, loss)
+                end = {"diverged_at": -1.0} if last and isinstance(spec, TextReplay) else {}
+                sink(loop.reading(loss, **end))
+            if loop.step in course.keep_at:
+                loop.keep(folder / "kept")
+            if last:
+                break
+            if asked or (evaluates and clock.may_save()):
+                clock.save(checkpoint)
+            if asked:
+                raise RunStoppedError(f"stopped after step {loop.step} of {course.num_steps}: a checkpoint is kept")
+    if course.trace_norms:
+        loop.keep_trace(folder / "kept" / "norms.safetensors")
+    return clock.cost()
+
+
+class _Clock:
+    """Where a run's time goes, and whether it is time for a checkpoint."""
+
+    def __init__(self, loop: TextLoop) -> None:
+        self.loop, self.began, self.first_step = loop, time.perf_counter(), loop.step
+        self.evaluated = loop.costs.seconds["evaluation"]
+        self.saved_at, self.last_save, self.saving = self.began, 0.0, 0.0
+
+    def may_save(self) -> bool:
+        return self.last_save <= SAVING_SHARE * (time.perf_counter() - self.saved_at)
+
+    def save(self, path: Path) -> None:
+        began = time.perf_counter()
+        self.loop.state.save(path)
+        self.saved_at = time.perf_counter()
+        self.last_save = self.saved_at - began
+        self.saving += self.last_save
+
+    def cost(self) -> dict[str, float]:
+        costs = self.loop.costs
+        spent = time.perf_counter() - self.began - (costs.seconds["evaluation"] - self.evaluated) - self.saving
+        costs.seconds["training"], costs.samples = spent, (self.loop.step - self.first_step) * self.loop.tokens_per_step
+        return costs.summary("tokens")
+
+
+def _failure(loop: TextLoop, bad: int, spec: TextRun | TextBranch | TextReplay, checkpoint: Path) -> str:
+    kept = "the last good checkpoint is kept" if loop.state.exists(checkpoint) else "no checkpoint was made before"
+    return (
+        f"the training loss or a gradient became NaN or infinite at step {bad} (lr {loop.lr:g}, seed {spec.seed};"
+        f" {loop.norms_in_words()}), {kept}: lower the learning rate"
+    )
