@@ -109,7 +109,7 @@ def make_plan(
     """
     if num_seeds is not None and num_seeds < 1:
         raise UserError(f"--seeds is {num_seeds}, expected an integer >= 1: a verdict needs at least 2")
-    runs = []
+    runs: list[PlannedRun] = []
     arms = sorted(preset.arms, key=lambda arm: arm.size != preset.main_size)
     for size in dict.fromkeys(arm.size for arm in arms):
         planned = preset.num_seeds if size == preset.main_size else preset.num_ladder_seeds

@@ -134,7 +134,10 @@ class _Pool:
             for orphan in [run for run in missing if run.parent_id in failed]:
                 missing.remove(orphan)
                 failed.add(orphan.id)
-                message = f"{orphan.arm.label}, seed {orphan.seed}, was not started: the run {orphan.parent_id} that it starts from failed"
+                message = (
+                    f"{orphan.arm.label}, seed {orphan.seed}, was not started: the run {orphan.parent_id}, from which it"
+                    " starts, failed"
+                )
                 listen(Event("failed", -1, orphan, message=message))
             while idle and (run := self.next_of(missing)) is not None:
                 link = idle.pop()

@@ -54,7 +54,7 @@ def window_losses(
     per_batch = max(1, TOKENS_PER_BATCH // (1 if last_only else windows_WT.shape[1]))
     losses = []
     with torch.no_grad(), autocast():
-        for part_WT in windows_WT.split(per_batch):
+        for part_WT in torch.split(windows_WT, per_batch):
             part_BT = part_WT.to(device, non_blocking=True)
             logits = model(part_BT[:, :-1]).float()
             if last_only:

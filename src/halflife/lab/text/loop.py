@@ -67,7 +67,7 @@ class TextLoop:
         starts = even_windows(len(data.val), spec.context + 1, self.num_eval_windows)
         self.val_WT = windows_at(data.val, starts, spec.context + 1)
         model = build_text_model(spec, seed).to(self.device)
-        self.model = self.world.wrap(model, list(model.blocks))  # type: ignore[arg-type]  # a ModuleList
+        self.model = self.world.wrap(model, list(model.blocks))
         self.forward = torch.compile(self.model) if spec.compile else self.model
         training = training_of(
             spec, self.model, decay=course.decay, tokens_per_step=self.tokens_per_step, split=course.replay is not None
@@ -162,8 +162,8 @@ class TextLoop:
             self.scaler.unscale_(optimizer)
         if self.course.loss_penalty > 0:
             with torch.no_grad():
-                gradients = [parameter.grad for parameter in self.decayed]
-                torch._foreach_add_(gradients, self.decayed, alpha=self.course.loss_penalty)
+                pairs = [(p.grad, p) for p in self.decayed if p.grad is not None]
+                torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.course.loss_penalty)
         if spec.clip is not None:
             self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip)
         elif self.reads_at(self.step + 1):

@@ -59,13 +59,12 @@ class State:
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, sharded ones as they are, and all plain values."""
-        tensors = {f"model.{name}": value for name, value in get_model_state_dict(self.model).items()}
+        flat: dict[str, Any] = {f"model.{name}": value for name, value in get_model_state_dict(self.model).items()}
+        optimizer = get_optimizer_state_dict(self.model, self.training.optimizer, options=FLAT)
+        flat |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+        tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
         values: dict[str, Any] = {"step": self.step, "tokens": self.tokens_digest, "scaler": self.scaler.state_dict()}
-        for name, value in get_optimizer_state_dict(self.model, self.training.optimizer, options=FLAT).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{name}"] = value
-            else:
-                values[f"optimizer.{name}"] = value
+        values |= {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
         for average in self.averages:
             values[f"{average.name}.count"] = average.count
             tensors |= {f"{average.name}.{index}": value for index, value in enumerate(average.values)}
