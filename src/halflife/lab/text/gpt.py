@@ -36,8 +36,9 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the residual branch, (B, T, D)."""
-        heads_BTHK = self.qkv(x_BTD).unflatten(-1, (3 * self.heads, -1))
-        q_BHTK, k_BHTK, v_BHTK = heads_BTHK.transpose(1, 2).chunk(3, dim=1)
+        q_BHTK, k_BHTK, v_BHTK = (
+            part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part_BTD in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
         if self.qk_norm:
             q_BHTK = functional.rms_norm(q_BHTK, q_BHTK.shape[-1:], eps=RMSNORM_EPS)
             k_BHTK = functional.rms_norm(k_BHTK, k_BHTK.shape[-1:], eps=RMSNORM_EPS)

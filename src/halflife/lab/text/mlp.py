@@ -1,6 +1,6 @@
 """A residual MLP that predicts a token from the few before it: the smallest model in which the claims were seen.
 
-Shapes: B batch, T tokens of the context, E embedding width, D width, V vocabulary.
+Shapes: B batch, T tokens (the context), E embedding width, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class MLP(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return the logits of the token that follows, (B, V), from token ids, (B, T)."""
-        x_BD = self.input(self.embedding(ids_BT).flatten(1))
+        # Indexing gives the same numbers as calling the embedding; its backward pass is faster, by a tenth of a whole step.
+        tokens_BTE = self.embedding.weight[ids_BT]
+        # Under autocast the sum over blocks stays in the precision of the weights, as it does in the GPT.
+        x_BD = self.input(tokens_BTE.flatten(1)).to(tokens_BTE.dtype)
         for block in self.blocks:
             x_BD = block(x_BD)
         logits_BV: Tensor = self.head(self.final_norm(x_BD))
