@@ -85,6 +85,7 @@ class TextLoop:
         self.lr = course.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
         self.costs = Costs()
+        self.last_norms = "no good reading before"
 
     @property
     def step(self) -> int:
@@ -224,6 +225,8 @@ class TextLoop:
             The reading.
         """
         norm = math.sqrt(squared_norms(self.parameters).sum().item())
+        if running_loss is not None and math.isfinite(norm):
+            self.last_norms = f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm {float(self.grad_norm):.3g}"
         values = {"lr": self.lr, "weight_norm": norm, "effective_lr": self.lr / norm}
         if running_loss is not None:
             fractions = self.decay.fractions() if self.decay is not None else [0.0]
@@ -275,7 +278,7 @@ class TextLoop:
         # NaN compares with nothing, so it is put first.
         largest = sorted(zip(norms, named, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))[:3]
         words = ", ".join(f"{name} {norm:.3g}" for norm, (name, _) in largest)
-        return f"gradient norm {float(self.grad_norm):.3g}, largest weight norms: {words}"
+        return f"gradient norm {float(self.grad_norm):.3g}, largest weight norms: {words}; {self.last_norms}"
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
