@@ -3,7 +3,8 @@
 A shuffled list of the windows of a large text would be larger than the model. Here a keyed bijection of
 {0, ..., num_windows - 1} takes its place: a Feistel network over Z_a x Z_b with a * b just above the number of
 windows, whose few outputs beyond it are sent through it again ("cycle walking"). Its round functions are tables of
-about sqrt(num_windows) numbers. All arithmetic is on integers, so that an order is the same on every machine and with
+about sqrt(num_windows) numbers. A network of few elements favours some orders, so few windows are sorted by random
+numbers instead. All arithmetic is on integers, so that an order is the same on every machine and with
 every version of numpy.
 
 Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002 (generalized Feistel cipher and cycle walking);
@@ -24,6 +25,7 @@ __all__ = ["Permutation", "WindowOrder"]
 
 ORDERS = ("one-pass", "epochs", "random-offsets")
 ROUNDS = 8  # each half is moved four times; the tests find no structure from six on
+FEW = 1 << 16  # up to here a list is cheap (half a megabyte) and exactly uniform
 CHUNK = 1 << 15  # offsets computed at once: what fits into a core's cache
 
 Offsets = NDArray[np.int64]
@@ -60,6 +62,11 @@ class Permutation:
 
     def __init__(self, size: int, name: str) -> None:
         self.size = size
+        self._tables: list[Offsets] = []
+        if size <= FEW:
+            bits = _random_bits(_key(name), np.arange(size, dtype=np.uint64))
+            self._tables = [np.argsort(bits, kind="stable").astype(np.int64, copy=False)]
+            return
         # The larger factor first; a * b >= size, and at most about 2 sqrt(size) above it.
         self._a = max(1, math.isqrt(size - 1) + 1)
         self._b = -(-size // self._a)
@@ -78,6 +85,8 @@ class Permutation:
         Returns:
             Integers in [0, size), of the same shape, all different if ``index`` are.
         """
+        if self.size <= FEW:
+            return self._tables[0][index]
         out = self._walk(index)
         flat = out.reshape(-1)
         while (outside := np.flatnonzero(flat >= self.size)).size:
