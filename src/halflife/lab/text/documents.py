@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halflife.errors import UserError
+from halflife.lab.text.shards import cache_folder
 
 __all__ = ["Document", "Found", "Root", "look_through"]
 
@@ -118,6 +119,7 @@ def _list_files(roots: tuple[Root, ...]) -> _Listing:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or leave it out")
 
     files, hidden, linked = [], [], []
+    own = cache_folder().resolve()  # what halflife makes of a text is no part of it
     for root in roots:
         for folder, folders, names in os.walk(root.path, onerror=refuse):
             base = Path(folder)
@@ -126,7 +128,11 @@ def _list_files(roots: tuple[Root, ...]) -> _Listing:
             linked += [
                 "/".join((*inside, name)) for name in folders if not _hidden(name) and (base / name).is_symlink()
             ]
-            folders[:] = [name for name in folders if not _hidden(name) and root.keeps_folder(name)]
+            folders[:] = [
+                name
+                for name in folders
+                if not _hidden(name) and root.keeps_folder(name) and (base / name).resolve() != own
+            ]
             for name in names:
                 whole = "/".join((*inside, name))
                 if not _hidden(name) and root.keeps_file(whole) and (base / name).is_file():
