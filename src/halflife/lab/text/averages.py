@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from halflife.norms import local
+
 __all__ = ["WeightAverage", "averages_of"]
 
 
@@ -30,17 +32,18 @@ class WeightAverage:
 
     def __init__(self, name: str, parameters: Sequence[Tensor], *, decay: float | None, first: int = 1) -> None:
         self.name, self.decay, self.first = name, decay, first
-        self.parameters = [parameter.detach() for parameter in parameters]
-        self.values = [parameter.clone() for parameter in self.parameters]
+        self.parameters = list(parameters)
+        self.values = [parameter.detach().clone() for parameter in parameters]
         self.count = 0
 
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` steps."""
         if step < self.first:
             return
         self.count += 1
         weight = 1 / self.count if self.decay is None else (1 - self.decay) / (1 - self.decay**self.count)
-        torch._foreach_lerp_(self.values, self.parameters, min(weight, 1.0))
+        torch._foreach_lerp_(_here(self.values), _here(self.parameters), min(weight, 1.0))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -49,12 +52,18 @@ class WeightAverage:
         Yields:
             Nothing.
         """
-        kept = [parameter.clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.values)
+        weights = _here([parameter.detach() for parameter in self.parameters])
+        kept = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, _here(self.values))
         try:
             yield
         finally:
-            torch._foreach_copy_(self.parameters, kept)
+            torch._foreach_copy_(weights, kept)
+
+
+def _here(tensors: Sequence[Tensor]) -> list[Tensor]:
+    # All arithmetic is elementwise, so that each process does its parts; torch has no _foreach_copy_ for sharded tensors.
+    return [local(tensor) for tensor in tensors]
 
 
 def averages_of(parameters: Sequence[Tensor], ema: Sequence[float], average_from: int | None) -> list[WeightAverage]:

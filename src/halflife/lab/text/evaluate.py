@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from halflife.lab.text.world import World
+
 __all__ = ["NUM_BLOCKS", "block_means", "even_windows", "window_losses", "windows_at"]
 
 NUM_BLOCKS = 256
@@ -34,7 +36,7 @@ def window_losses(
     model: nn.Module,
     windows_WT: Tensor,
     autocast: Callable[[], contextlib.AbstractContextManager[None]],
-    device: torch.device,
+    world: World,
     *,
     last_only: bool,
 ) -> Tensor:
@@ -44,7 +46,7 @@ def window_losses(
         model: Gives logits; it is put into evaluation mode and back.
         windows_WT: Token ids, one more than the model reads.
         autocast: The run's precision.
-        device: Where the model is.
+        world: The processes, which evaluate a part each, in batches as large as those of one process.
         last_only: The model predicts the last token alone.
 
     Returns:
@@ -52,18 +54,27 @@ def window_losses(
     """
     model.eval()
     per_batch = max(1, TOKENS_PER_BATCH // (1 if last_only else windows_WT.shape[1]))
-    losses = []
+    parts = torch.split(windows_WT, per_batch)
+    losses: dict[int, Tensor] = {}
     with torch.no_grad(), autocast():
-        for part_WT in torch.split(windows_WT, per_batch):
-            part_BT = part_WT.to(device, non_blocking=True)
+        for first in range(0, len(parts), world.size):
+            # Sharded weights are gathered by all processes together: one that has no batch left repeats the last.
+            mine = min(first + world.rank, len(parts) - 1)
+            part_BT = parts[mine].to(world.device, non_blocking=True)
             logits = model(part_BT[:, :-1]).float()
             if last_only:
-                losses.append(functional.cross_entropy(logits, part_BT[:, -1], reduction="none"))
+                losses[mine] = functional.cross_entropy(logits, part_BT[:, -1], reduction="none")
             else:
                 flat = functional.cross_entropy(logits.flatten(0, 1), part_BT[:, 1:].flatten(), reduction="none")
-                losses.append(flat.view(len(part_BT), -1).mean(dim=1))
+                losses[mine] = flat.view(len(part_BT), -1).mean(dim=1)
     model.train()
-    return torch.cat(losses)
+    world.forget_gathered()
+    if world.size == 1:
+        return torch.cat(list(losses.values()))
+    losses_W = torch.zeros(len(windows_WT), device=world.device)
+    for index in range(world.rank, len(parts), world.size):
+        losses_W[index * per_batch : (index + 1) * per_batch] = losses[index]
+    return world.sum(losses_W)
 
 
 def block_means(losses_W: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ class TextLoop:
         self.device = torch.device(device)
         self.world = world or World(self.device)
         spec = self.spec
+        if spec.batch_size % (self.world.size * spec.accumulate):
+            raise UserError(
+                f"batch_size is {spec.batch_size} on {self.world.size} processes in {spec.accumulate} parts, expected a"
+                " multiple of processes times parts: take another number of processes"
+            )
         data = load_tokens(spec, data_folder)
         self.tokens, self.last_only = data.train, spec.model == "mlp"
         targets = 1 if self.last_only else spec.context
@@ -67,8 +72,9 @@ class TextLoop:
         starts = even_windows(len(data.val), spec.context + 1, self.num_eval_windows)
         self.val_WT = windows_at(data.val, starts, spec.context + 1)
         model = build_text_model(spec, seed).to(self.device)
-        self.model = self.world.wrap(model, list(model.blocks))
-        self.forward = torch.compile(self.model) if spec.compile else self.model
+        self.model = model
+        wrapped = self.world.wrap(model, list(model.blocks))
+        self.forward = torch.compile(wrapped) if spec.compile else wrapped
         training = training_of(
             spec, self.model, decay=course.decay, tokens_per_step=self.tokens_per_step, split=course.replay is not None
         )
@@ -77,7 +83,12 @@ class TextLoop:
         self.averages = averages_of(self.parameters, course.ema, course.average_from)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "float16")
         self.state = State(
-            model=self.model, training=training, averages=self.averages, scaler=self.scaler, tokens_digest=data.digest
+            model=model,
+            training=training,
+            averages=self.averages,
+            scaler=self.scaler,
+            tokens_digest=data.digest,
+            world=self.world,
         )
         self.matcher = None
         if course.replay is not None and course.norms is not None:
@@ -151,11 +162,12 @@ class TextLoop:
             starts = starts[self.world.rank :: self.world.size]
         windows_BT = windows_at(self.tokens, starts, spec.context + 1).to(self.device, non_blocking=True)
         total: Tensor | None = None
-        for part_BT in windows_BT.chunk(spec.accumulate):
-            loss = self._loss(part_BT)
-            if spec.accumulate > 1:
-                loss = loss / spec.accumulate
-            torch.autograd.backward(self.scaler.scale(loss) if self.scaler.is_enabled() else loss)
+        for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate)):
+            with self.world.gradient_sync(index == spec.accumulate - 1):
+                loss = self._loss(part_BT)
+                if spec.accumulate > 1:
+                    loss = loss / spec.accumulate
+                torch.autograd.backward(self.scaler.scale(loss) if self.scaler.is_enabled() else loss)
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
         self.state.losses.append(total)
@@ -166,9 +178,10 @@ class TextLoop:
                 pairs = [(p.grad, p) for p in self.decayed if p.grad is not None]
                 torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.course.loss_penalty)
         if spec.clip is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip)
+            self.grad_norm = self.world.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
         elif self.reads_at(self.step + 1):
-            self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            self.grad_norm = self.world.plain(torch.nn.utils.get_total_norm(gradients))
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
@@ -202,7 +215,7 @@ class TextLoop:
         """The first step since the last reading whose loss, or whose last gradient, is NaN or infinite; else None."""
         if not self.state.losses:
             return None
-        finite = torch.stack(self.state.losses).isfinite().tolist()
+        finite = self.world.mean(torch.stack(self.state.losses)).isfinite().tolist()
         if not all(finite):
             return self.step - len(finite) + finite.index(False) + 1
         overflowed = self.scaler.is_enabled() or bool(torch.isfinite(self.grad_norm))  # the scaler skips such a step
@@ -226,7 +239,10 @@ class TextLoop:
         """
         norm = math.sqrt(squared_norms(self.parameters).sum().item())
         if running_loss is not None and math.isfinite(norm):
-            self.last_norms = f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm {float(self.grad_norm):.3g}"
+            self.last_norms = (
+                f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm"
+                f" {float(self.grad_norm):.3g}"
+            )
         values = {"lr": self.lr, "weight_norm": norm, "effective_lr": self.lr / norm}
         if running_loss is not None:
             fractions = self.decay.fractions() if self.decay is not None else [0.0]
@@ -255,7 +271,7 @@ class TextLoop:
         if len(seen):
             parts["train"] = windows_at(self.tokens, seen, self.spec.context + 1)
         for name, windows_WT in parts.items():
-            losses_W = window_losses(self.model, windows_WT, self.autocast, self.device, last_only=self.last_only)
+            losses_W = window_losses(self.model, windows_WT, self.autocast, self.world, last_only=self.last_only)
             values[f"{prefix}{name}/loss"] = losses_W.double().mean().item()
             if name == "val" and self.step in self.course.arrays_at:
                 blocks = block_means(losses_W).cpu().numpy().astype("<f4")
@@ -268,8 +284,9 @@ class TextLoop:
 
     def keep_trace(self, path: Path) -> None:
         """Write the norms that replays follow."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_trace(path, self.state.trace)
+        if self.world.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trace(path, self.state.trace)
 
     def norms_in_words(self) -> str:
         """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""

@@ -6,14 +6,11 @@ checkpoint of weights, the optimizer's state, averages and a few numbers resumes
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,9 +21,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from halflife.errors import UserError
-from halflife.files import write_whole
+from halflife.lab.text import checkpoints
 from halflife.lab.text.averages import WeightAverage
 from halflife.lab.text.optimizers import Training
+from halflife.lab.text.world import World
 
 __all__ = ["State"]
 
@@ -43,6 +41,7 @@ class State:
         averages: Averages of its weights.
         scaler: The gradient scaler.
         tokens_digest: Which tokens and tokenizer it is trained on.
+        world: The processes that hold it.
         step: Steps done.
         losses: Losses of the steps since the last reading, on the device.
         trace: Norms before every step so far, of a run that keeps them.
@@ -53,13 +52,16 @@ class State:
     averages: list[WeightAverage]
     scaler: torch.amp.GradScaler
     tokens_digest: str
+    world: World
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
     trace: list[Tensor] = field(default_factory=list)
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, sharded ones as they are, and all plain values."""
-        flat: dict[str, Any] = {f"model.{name}": value for name, value in get_model_state_dict(self.model).items()}
+        whole = get_model_state_dict(self.model)
+        # Only once what is there under two names: the embedding of a model whose head is tied to it.
+        flat: dict[str, Any] = {f"model.{name}": whole[name] for name, _ in self.model.named_parameters()}
         optimizer = get_optimizer_state_dict(self.model, self.training.optimizer, options=FLAT)
         flat |= {f"optimizer.{name}": value for name, value in optimizer.items()}
         tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
@@ -74,18 +76,19 @@ class State:
         return tensors, values
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint aside and rename it.
+        """Write a checkpoint aside and rename it; several processes do it together.
 
         Args:
             path: Without suffix.
         """
-        tensors, values = self.parts()
-        content = save({name: value.contiguous() for name, value in tensors.items()}, {"values": json.dumps(values)})
-        write_whole(path.with_name(path.name + ".safetensors"), content)
+        if self.world.form == "alone":
+            checkpoints.write_file(path, *self.parts())
+        else:
+            checkpoints.write_folder(path, *self.parts(), self.world)
 
     def exists(self, path: Path) -> bool:
         """Whether there is a checkpoint."""
-        return path.with_name(path.name + ".safetensors").exists()
+        return checkpoints.found(path)
 
     def load(self, path: Path, *, branch: bool = False) -> bool:
         """Go on from a checkpoint.
@@ -100,15 +103,11 @@ class State:
         Raises:
             UserError: It cannot be read, or was made with other tokens.
         """
-        file_path = path.with_name(path.name + ".safetensors")
-        if not self.exists(path):
+        needed = ("model.", "optimizer.") if branch else ("",)
+        found = checkpoints.read(path, lambda: self.parts()[0], lambda name: name.startswith(needed))
+        if found is None:
             return False
-        try:
-            with safe_open(file_path, framework="pt") as file:
-                values = json.loads(file.metadata()["values"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"the checkpoint {file_path} cannot be read ({error}): remove it and run again") from error
+        tensors, values = found
         self.restore(tensors, values, branch=branch)
         return True
 
@@ -129,7 +128,9 @@ class State:
                 " corpus, the tokenizer or the vocabulary has changed; give back the old data, or remove the run's folder"
             )
         flat: dict[str, Any] = {**tensors, **values}
-        set_model_state_dict(self.model, _below("model.", flat))
+        first = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        every = self.model.named_parameters(remove_duplicate=False)
+        set_model_state_dict(self.model, {name: flat[f"model.{first[id(parameter)]}"] for name, parameter in every})
         optimizer = self.training.optimizer
         set_optimizer_state_dict(self.model, optimizer, _below("optimizer.", flat), options=FLAT)
         if self.training.decay is None:

@@ -50,7 +50,8 @@ def train(
         data_folder: Where data that are not shipped lie.
         device: A torch device.
         parent: The folder of what the parent kept, of a branch or a replay.
-        stop: Asked after every step; once it says yes, the run writes a checkpoint and ends.
+        stop: Asked after every step, by several processes at every reading; once it says yes to one of them, the run
+            writes a checkpoint and ends.
         world: The processes that train together (``None``: this one alone).
 
     Returns:
@@ -72,9 +73,11 @@ def train(
     with loop.random_state():
         while loop.step < course.num_steps:
             loop.one_step()
-            asked, last = loop.world.any(stop()), loop.step == course.num_steps
+            last = loop.step == course.num_steps
             evaluates = last or loop.evaluates_at(loop.step)
             reads = evaluates or loop.reads_at(loop.step)
+            # Several processes would have to wait for each other to agree on it, which they do at readings anyway.
+            asked = (reads or loop.world.size == 1) and loop.world.any(stop())
             if not reads and not asked:
                 continue
             bad = loop.first_bad()
@@ -93,7 +96,7 @@ def train(
                 loop.keep(folder / "kept")
             if last:
                 break
-            if asked or (evaluates and clock.may_save()):
+            if asked or (evaluates and loop.world.any(clock.may_save())):
                 clock.save(checkpoint)
             if asked:
                 raise RunStoppedError(f"stopped after step {loop.step} of {course.num_steps}: a checkpoint is kept")
