@@ -320,10 +320,10 @@ def test_the_cache_is_no_part_of_a_text(tmp_path: Path) -> None:
 
 def test_rare_bytes_share_an_id(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("aaabbbcd\u00e4" * 3)
-    (tmp_path / "b").write_text("abz")
+    (tmp_path / "b").write_text("abzzzzzzz")
     data = folder_tokens(tmp_path, vocab_size=5)
     corpus = find_corpus("folder", tmp_path)
-    train = {"a": "aaabbbcd\u00e4" * 3, "b": "abz"}[corpus.train[0].name].encode() + b"\0"
+    train = {"a": "aaabbbcd\u00e4" * 3, "b": "abzzzzzzz"}[corpus.train[0].name].encode() + b"\0"
     kept = sorted(sorted(set(range(256)), key=lambda byte: (-train.count(byte), byte))[:4])
     assert data.train.tolist() == [kept.index(byte) if byte in kept else 4 for byte in train]
     assert data.description.endswith("the 4 most frequent bytes and one id for all others")
@@ -604,7 +604,7 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
 # ---- token files of nanoGPT
 
 
-def write_openwebtext(folder: Path, train: Any, val: Any = (5, 6, 7)) -> None:
+def write_openwebtext(folder: Path, train: Any, val: Any = range(3, 12)) -> None:
     folder.mkdir(exist_ok=True)
     np.array(train, "<u2").tofile(folder / "train.bin")
     np.array(val, "<u2").tofile(folder / "val.bin")
@@ -621,12 +621,12 @@ def test_nanogpt_files_are_read_as_they_are(tmp_path: Path) -> None:
     write_openwebtext(tmp_path, ids)
     data = openwebtext(tmp_path)
     assert np.array_equal(data.train, ids)
-    assert data.val.tolist() == [5, 6, 7]
+    assert data.val.tolist() == list(range(3, 12))
     assert isinstance(data.train, np.memmap)
     assert data.train.dtype == np.dtype("<u2")
     assert not data.train.flags.writeable
     assert math.isnan(data.bytes_per_token)
-    assert "5,000 training and 3 validation tokens" in data.description
+    assert "5,000 training and 9 validation tokens" in data.description
     assert "digest of the sizes and of 1 MiB at head, middle and tail" in data.description
     # nanoGPT rounds the vocabulary up; that is another model of the same tokens.
     assert openwebtext(tmp_path, vocab_size=50_304).digest == data.digest
@@ -747,6 +747,14 @@ def test_a_missing_split(tmp_path: Path) -> None:
     (tmp_path / "val.bin").unlink()
     with pytest.raises(
         UserError, match=r"has no val.bin, expected OpenWebText as GPT-2 tokens: make them with .*nanoGPT"
+    ):
+        openwebtext(tmp_path)
+
+
+def test_a_validation_split_holds_a_window(tmp_path: Path) -> None:
+    write_openwebtext(tmp_path, range(1000), val=range(8))
+    with pytest.raises(
+        UserError, match=r"^the validation split of openwebtext holds 8 tokens, expected more than the context 8"
     ):
         openwebtext(tmp_path)
 

@@ -110,6 +110,11 @@ def _ready_tokens(corpus: Corpus, shards: tuple[Path, Path], spec: TextRun) -> T
 def _data(
     corpus: Corpus, spec: TextRun, train: Tokens, val: Tokens, tokenizer: str, bytes_per_token: float, title: str
 ) -> TokenData:
+    if len(val) <= spec.context:
+        raise UserError(
+            f"the validation split of {corpus.name} holds {len(val):,} tokens, expected more than the context {spec.context}:"
+            " take more text, or lower context"
+        )
     description = f"{corpus.title}: {len(train):,} training and {len(val):,} validation tokens, {title}"
     if spec.num_train_tokens is not None:
         if spec.num_train_tokens > len(train):
