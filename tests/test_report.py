@@ -23,7 +23,10 @@ from rich.console import Console
 from halflife.errors import StoreError, UserError
 from halflife.records import Reading
 from halflife.report import build_report
-from halflife.report.figures import Figure, ladder_figure, panel_figure, panel_figures, size_name
+from halflife.report.fields import size_name
+from halflife.report.figure import Figure
+from halflife.report.figures import panel_figure, panel_figures
+from halflife.report.ladder import ladder_figure
 from halflife.report.page import _typeset
 from halflife.report.provenance import banners, provenance_of
 from halflife.report.tables import verdict_markdown, verdict_rows, verdict_table
@@ -313,7 +316,7 @@ def test_the_ladder_shows_every_effect_in_points_at_every_size(ladder: Store) ->
     effect = verdicts[0].by_size[4].effect
     assert effect is not None
     row = chart_rows(figure)[0]
-    assert (row["size"], row["low"], row["high"]) == (4, pytest.approx(effect.low, abs=1e-4), round(effect.high, 4))
+    assert (row["size"], row["low"], row["high"]) == (4, pytest.approx(effect.low, abs=1e-6), round(effect.high, 6))
     assert [row["size"] for row in chart_rows(figure)] == [4, 8]
     assert figure.caption.endswith(
         "Not drawn: width 16: 1 of 2 seeds are finished in every arm, at least 2 are needed."

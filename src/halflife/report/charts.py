@@ -10,11 +10,13 @@ import altair as alt
 
 from halflife.report.theme import ArmStyle
 
-__all__ = ["curves_chart", "ladder_chart"]
+__all__ = ["curves_chart", "ladder_chart", "points_chart"]
 
+FEW_TICKS = 7
 FEW_POINTS = 25  # lines with at most this many readings show each as a dot
 MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
+SHORT = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -38,25 +40,38 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _y_scale_and_axis(rows: Rows, *, log: bool) -> tuple[alt.Scale, alt.Axis]:
+def _scale_and_axis(low: float, high: float, *, log: bool) -> tuple[alt.Scale, alt.Axis]:
     # The domain is stated, because a layer that is empty until somebody points at it would leave it open.
-    low, high = min(row["lowest seed"] for row in rows), max(row["highest seed"] for row in rows)
     if not log:
         return alt.Scale(domain=[low, high], zero=False, nice=True), alt.Axis(tickCount=6, grid=True)
     low, high = low / 1.15, high * 1.15
-    short = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
-    axis = alt.Axis(values=_log_ticks(low, high), labelExpr=short, grid=True)
+    axis = alt.Axis(values=_log_ticks(low, high), labelExpr=SHORT, grid=True)
     return alt.Scale(type="log", domain=[low, high], nice=False), axis
 
 
+def _colour(styles: Sequence[ArmStyle], field: str) -> alt.Color:
+    labels = [style.label for style in styles]
+    # Two columns fit a phone, and a legend cannot wrap by itself.
+    legend = alt.Legend(title=None, columns=2 if max(map(len, labels)) <= 20 else 1, symbolLimit=0)
+    return alt.Color(
+        f"{field}:N", scale=alt.Scale(domain=labels, range=[style.colour for style in styles]), legend=legend
+    )
+
+
+def _dash(styles: Sequence[ArmStyle], field: str) -> alt.StrokeDash:
+    dashes = [list(style.dash) for style in styles]
+    return alt.StrokeDash(f"{field}:N", scale=alt.Scale(domain=[style.label for style in styles], range=dashes))
+
+
 def curves_chart(
-    rows: Rows, *, styles: Sequence[ArmStyle], y_label: str, log: bool, drops: Sequence[float]
+    rows: Rows, *, x: str, styles: Sequence[ArmStyle], y_label: str, log: bool, drops: Sequence[float]
 ) -> alt.LayerChart:
-    """Lines against the epoch with a band each, a legend that selects, and numbers near the pointer.
+    """Lines along runs with a band each, a legend that selects, and numbers near the pointer.
 
     Args:
-        rows: One per arm and epoch: ``arm`` (its label), ``epoch``, ``mean``, ``lowest seed``, ``highest seed``, ``seeds``. The
-            tooltip shows these as they are.
+        rows: One per arm and place: ``arm`` (its label), the place under the name ``x``, ``mean``, ``lowest seed``,
+            ``highest seed``, ``seeds``. The tooltip shows these as they are.
+        x: ``"epoch"`` or ``"step"``.
         styles: The arms, in the legend's order.
         y_label: Title of the vertical axis.
         log: Whether that axis is logarithmic.
@@ -65,30 +80,24 @@ def curves_chart(
     Returns:
         The chart.
     """
-    last = max(row["epoch"] for row in rows)
-    scale, axis = _y_scale_and_axis(rows, log=log)
-    labels = [style.label for style in styles]
-    colour = alt.Color(
-        "arm:N",
-        scale=alt.Scale(domain=labels, range=[style.colour for style in styles]),
-        # Two columns fit a phone, and a legend cannot wrap by itself.
-        legend=alt.Legend(title=None, columns=2 if max(map(len, labels)) <= 20 else 1),
-    )
-    dash = alt.StrokeDash("arm:N", scale=alt.Scale(domain=labels, range=[list(style.dash) for style in styles]))
+    last = max(row[x] for row in rows)
+    low, high = min(row["lowest seed"] for row in rows), max(row["highest seed"] for row in rows)
+    scale, axis = _scale_and_axis(low, high, log=log)
+    colour, dash = _colour(styles, "arm"), _dash(styles, "arm")
     picked = alt.selection_point(name="picked", fields=["arm"], bind="legend", toggle="true")
     # The nearest reading anywhere in the plot, so that nobody has to hit a line of two pixels.
     near = alt.selection_point(
-        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["arm", "epoch"], empty=False
+        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["arm", x], empty=False
     )
     shown = alt.when(picked).then(alt.value(1)).otherwise(alt.value(DIMMED))
-    x = alt.X(
-        "epoch:Q",
-        title="epoch",
+    across = alt.X(
+        f"{x}:Q",
+        title=x,
         scale=alt.Scale(domain=[0, last], nice=False),
         axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6, labelFlush=False),
     )
     y = alt.Y("mean:Q", title=y_label, scale=scale, axis=axis)
-    base = alt.Chart().encode(x=x)
+    base = alt.Chart().encode(x=across)
     band = base.mark_area(aria=False).encode(
         y=alt.Y("lowest seed:Q", title=y_label),
         y2="highest seed:Q",
@@ -104,7 +113,7 @@ def curves_chart(
     catch = base.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data")).encode(y=y)
     rule = base.mark_rule(aria=False, style="hover").transform_filter(near)
     mark = base.mark_point(filled=True, size=70, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
-    few = len({row["epoch"] for row in rows}) <= FEW_POINTS
+    few = len({row[x] for row in rows}) <= FEW_POINTS
     layers = [*_drop_layers(drops), band, line.add_params(picked), *([dots] if few else []), rule, mark]
     layers.append(catch.add_params(near))
     return _layered(layers, rows).properties(height=280)
@@ -118,13 +127,90 @@ def _drop_layers(drops: Sequence[float]) -> list[alt.Chart]:
     return [fall.mark_rule(aria=False, style="drop"), above]
 
 
-def ladder_chart(rows: Rows, *, sizes: Sequence[int], size_name: str, domain: Sequence[float]) -> alt.LayerChart:
+def points_chart(
+    rows: Rows, *, styles: Sequence[ArmStyle], x_label: str, y_label: str, log_x: bool, log_y: bool
+) -> alt.LayerChart:
+    """Points with bars, and lines, a legend that selects, and numbers near the pointer.
+
+    Args:
+        rows: ``series`` (its label), ``x``, ``y``, ``low`` and ``high`` where there is a bar, ``style`` (``"point"`` or
+            ``"line"``). The tooltip shows these as they are.
+        styles: The series, in the legend's order.
+        x_label: Title of the horizontal axis.
+        y_label: Title of the vertical axis.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is.
+
+    Returns:
+        The chart.
+    """
+    places = sorted({row["x"] for row in rows})
+    lows, highs = [row.get("low", row["y"]) for row in rows], [row.get("high", row["y"]) for row in rows]
+    low, high = min(*lows, *(row["y"] for row in rows)), max(*highs, *(row["y"] for row in rows))
+    y_scale, y_axis = _scale_and_axis(low, high, log=log_y)
+    x_scale, x_axis = _across(places, log=log_x)
+    colour, dash = _colour(styles, "series"), _dash(styles, "series")
+    domain = [style.label for style in styles]
+    shape = alt.Shape("series:N", scale=alt.Scale(domain=domain, range=[style.shape for style in styles]), legend=None)
+    picked = alt.selection_point(name="picked", fields=["series"], bind="legend", toggle="true")
+    near = alt.selection_point(
+        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["series", "x", "y"], empty=False
+    )
+    shown = alt.when(picked).then(alt.value(1)).otherwise(alt.value(DIMMED))
+    y = alt.Y("y:Q", title=y_label, scale=y_scale, axis=y_axis)
+    base = alt.Chart().encode(x=alt.X("x:Q", title=x_label, scale=x_scale, axis=x_axis))
+    line = (
+        base.transform_filter("datum.style == 'line'")
+        .mark_line(strokeWidth=2, strokeJoin="round", aria=False)
+        .encode(y=y, color=colour, strokeDash=dash, opacity=shown)
+    )
+    bars = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2, aria=False)
+        .encode(y=alt.Y("low:Q", title=y_label), y2="high:Q", color=colour, opacity=shown)
+    )
+    # A point is a line of its own colour around it, as well: a legend of strokes fits both.
+    dots = (
+        base.transform_filter("datum.style == 'point'")
+        .mark_point(filled=True, size=55, aria=False)
+        .encode(y=y, color=colour, shape=shape, opacity=shown)
+    )
+    catch = base.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data")).encode(y=y)
+    mark = (
+        base.mark_point(filled=False, size=160, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
+    )
+    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
+    layers = [*([zero] if low < 0 < high and not log_y else []), line.add_params(picked), bars, dots, mark]
+    layers.append(catch.add_params(near))
+    return _layered(layers, rows).properties(height=280)
+
+
+def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]:
+    """The horizontal scale with some room at the sides, and its axis."""
+    low, high = places[0], places[-1]
+    if not log:
+        room = 0.03 * ((high - low) or abs(high) or 1.0)
+        return (
+            alt.Scale(domain=[low - room, high + room], zero=False, nice=False),
+            alt.Axis(grid=False, tickCount=6, labelFlush=False),
+        )
+    room = 1.15 if high == low else (high / low) ** 0.04
+    # The places of a sweep, where they are few, are the ticks that a reader looks for.
+    ticks = list(places) if len(places) <= FEW_TICKS else _log_ticks(low, high)
+    axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=False, labelOverlap=True)
+    return alt.Scale(type="log", domain=[low / room, high * room], nice=False), axis
+
+
+def ladder_chart(
+    rows: Rows, *, sizes: Sequence[int], size_name: str, unit: str, domain: Sequence[float]
+) -> alt.LayerChart:
     """One effect against size, with its intervals and a line at 0.
 
     Args:
         rows: One per size: ``size``, ``effect``, ``low``, ``high``, ``text``, ``outcome``, ``sample``.
         sizes: All sizes of the ladder, in order.
         size_name: What a size is.
+        unit: The unit of the effects, title of the vertical axis.
         domain: Ends of the vertical axis.
 
     Returns:
@@ -134,7 +220,7 @@ def ladder_chart(rows: Rows, *, sizes: Sequence[int], size_name: str, domain: Se
         "size:Q",
         title=size_name,
         scale=alt.Scale(type="log", base=2, domain=[sizes[0] / 2**0.5, sizes[-1] * 2**0.5], nice=False),
-        axis=alt.Axis(values=list(sizes), grid=False, format="d"),
+        axis=alt.Axis(values=list(sizes), grid=False, format=","),
     )
     tooltip = [
         alt.Tooltip("size:Q", title=size_name, format="d"),
@@ -144,7 +230,7 @@ def ladder_chart(rows: Rows, *, sizes: Sequence[int], size_name: str, domain: Se
     ]
     y = alt.Y(
         "effect:Q",
-        title="points",
+        title=unit,
         scale=alt.Scale(domain=list(domain), nice=True),
         axis=alt.Axis(tickCount=5, grid=True),
     )

@@ -9,7 +9,9 @@ import altair as alt
 import vl_convert
 
 from halflife.errors import StoreError
-from halflife.report.figures import ladder_figure, panel_figures, static_chart
+from halflife.report.figure import static_chart
+from halflife.report.figures import panel_figures
+from halflife.report.ladder import ladder_figure
 from halflife.report.theme import FILE_COLOURS, FILE_FONT, chart_config
 from halflife.studies.results import Results
 

@@ -13,9 +13,12 @@ import jinja2
 import vl_convert
 
 from halflife import __version__
-from halflife.report.figures import Figure, ladder_figure, panel_figures
+from halflife.report.beside import HEADER, beside_rows
+from halflife.report.figure import Figure
+from halflife.report.figures import panel_figures, why_not_drawn
+from halflife.report.ladder import DRAWN_UNITS, ladder_figure
 from halflife.report.provenance import banners, provenance_of
-from halflife.report.tables import SYMBOLS, verdict_rows
+from halflife.report.tables import SYMBOLS, numbers, verdict_rows
 from halflife.report.theme import PAGE_COLOURS, PAGE_FONT, chart_config
 from halflife.studies.results import Results
 
@@ -45,6 +48,7 @@ def render_page(many: Sequence[Results]) -> str:
         version=__version__,
         sections=sections,
         symbols=SYMBOLS,
+        beside_header=HEADER,
         config=chart_config(PAGE_COLOURS, PAGE_FONT),
         bundle=_bundle() if any(section["figures"] for section in sections) else "",
     )
@@ -82,28 +86,47 @@ def _section(results: Results) -> dict[str, Any]:
         "banners": banners(results),
         "summary": [(outcome, counts[outcome]) for outcome in SYMBOLS if counts[outcome]],
         "rows": rows,
+        "numbers": {
+            verdict.claim.key: numbers(verdict.finding.effect, verdict.claim.unit)
+            for verdict in verdicts
+            if verdict.finding.effect is not None
+        },
         "marks": _marks(rows),
+        "beside": beside_rows(results),
+        "not_drawn": _not_drawn(results),
         "figures": [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)],
         "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
         "run": provenance_of(results),
     }
 
 
+def _not_drawn(results: Results) -> str:
+    """Which panels wait for more runs, in one sentence."""
+    reasons: dict[str, list[str]] = {}
+    for panel in results.study.panels:
+        if reason := why_not_drawn(results, panel):
+            reasons.setdefault(reason, []).append(panel.title)
+    return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())
+
+
 def _marks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Where interval, estimate and zero lie, in per cent of one scale that all effects in points share."""
-    points = [row for row in rows if row["unit"] == "points" and row["estimate"] is not None]
-    if not points:
-        return {}
-    low: float = min(0.0, *(row["low"] for row in points))
-    high: float = max(0.0, *(row["high"] for row in points))
-    span = (high - low) or 1.0
+    """Where interval, estimate and zero lie, in per cent of one scale that all effects in one unit share."""
+    marks = {}
+    for unit in DRAWN_UNITS:
+        own = [row for row in rows if row["unit"] == unit and row["estimate"] is not None]
+        low: float = min((row["low"] for row in own), default=0.0)
+        high: float = max((row["high"] for row in own), default=0.0)
+        ends = min(0.0, low), max(0.0, high)
+        for row in own:
+            marks[row["claim"]] = {
+                "zero": _at(0, *ends),
+                **{name: _at(row[name], *ends) for name in ("low", "estimate", "high")},
+            }
+    return marks
 
-    def at(value: float) -> float:
-        return round(4 + 92 * (value - low) / span, 2)
 
-    return {
-        row["claim"]: {"zero": at(0), **{name: at(row[name]) for name in ("low", "estimate", "high")}} for row in points
-    }
+def _at(value: float, low: float, high: float) -> float:
+    return round(4 + 92 * (value - low) / ((high - low) or 1.0), 2)
 
 
 def _figure(identity: str, figure: Figure) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.report.figures import size_name
-from halflife.specs.base import spec_from_json
+from halflife.report.fields import flat_fields, size_name
+from halflife.specs.base import RunSpec, spec_from_json
 from halflife.studies.results import Results
 
 __all__ = ["Provenance", "banners", "duration", "provenance_of"]
@@ -28,8 +29,8 @@ class Provenance:
         arms: One row an arm: its label, then those hyperparameters.
         common: Name, value and meaning of those that are the same in all arms.
         meanings: Name and meaning of those that differ.
-        runs: One row a run: arm, size, seed, id, status, time.
-        size_name: What a size is.
+        runs: One row a run.
+        runs_header: What its columns are: arm, size, seed, id, status, time, for branches the run they start from, digest.
     """
 
     command: str
@@ -39,7 +40,7 @@ class Provenance:
     common: list[tuple[str, str, str]]
     meanings: list[tuple[str, str]]
     runs: list[tuple[str, ...]]
-    size_name: str
+    runs_header: tuple[str, ...]
 
 
 def duration(seconds: Any) -> str:
@@ -82,14 +83,33 @@ def _when(moment: Any) -> str:
 
 
 def _meanings(spec: Mapping[str, Any]) -> dict[str, str]:
-    """What each field of a spec is, from the docstrings of its type; the style guide keeps those true."""
-    found: dict[str, str] = {"kind": (inspect.getdoc(type(spec_from_json(spec))) or "").partition("\n")[0]}
-    for kind in reversed(type(spec_from_json(spec)).__mro__):
+    """What each flat field of a spec is, from the docstrings of its type; the style guide keeps those true."""
+    type_ = type(spec_from_json(spec))
+    own: dict[str, str] = {"kind": (inspect.getdoc(type_) or "").partition("\n")[0]}
+    for kind in reversed(type_.__mro__):
         _, _, text = (inspect.cleandoc(kind.__doc__ or "")).partition("Args:\n")
         block = re.split(r"\n(?=\S)", text, maxsplit=1)[0]
         for name, meaning in re.findall(r"^    (\w+): (.+(?:\n     .+)*)", block, re.MULTILINE):
-            found[name] = re.sub(r"\s+", " ", meaning).replace("``None``", "none").replace("`", "")
+            own[name] = re.sub(r"\s+", " ", meaning).replace("``None``", "none").replace("`", "")
+    found: dict[str, str] = {}
+    for value in spec.values():
+        if isinstance(value, Mapping) and "kind" in value:
+            found = _meanings(value)
+    for name in flat_fields(spec):
+        plain = name.rpartition(".")[2]
+        if (name not in found or name == "kind") and plain in own:
+            found[name] = own[plain]
     return found
+
+
+def _default(kind: str, name: str, specs: Sequence[Mapping[str, Any]]) -> str:
+    """What a field is that a spec does not write: its default, or nothing where its kind has none of this name."""
+    example = next(spec for spec in specs if spec["kind"] == kind)
+    chain: list[RunSpec] = [spec_from_json(example)]
+    while chain[-1].parent is not None:
+        chain.append(chain[-1].parent)
+    defaults = {f.name: f.default for spec in chain for f in dataclasses.fields(spec)}
+    return _value(defaults[name]) if name in defaults else "\N{EN DASH}"
 
 
 def _distinct(headers: list[dict[str, Any]], *path: str) -> str:
@@ -119,22 +139,33 @@ def provenance_of(results: Results) -> Provenance:
     sheet = results.sheet
     headers = [header for header in results.headers.values() if header]
     specs: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
+    written: list[Mapping[str, Any]] = []
     for arm in results.arms:
         found = [results.headers[i]["spec"] for i in arm["runs"].values() if "spec" in results.headers[i]]
-        specs.append((arm, {k: v for k, v in found[0].items() if k != "seed"} if found else {}))
+        written += found[:1]
+        specs.append((arm, {k: v for k, v in flat_fields(found[0]).items() if k != "seed"} if found else {}))
     known = [spec for _, spec in specs if spec]
     names = list(dict.fromkeys(name for spec in known for name in spec))
-    differing = [name for name in names if any(spec.get(name) != known[0].get(name) for spec in known)]
-    meanings = _meanings({**known[0], "seed": 0}) if known else {}
+    # A field that a spec leaves out has its default, or is one of another kind of run.
+    words = [
+        {n: _value(spec[n]) if n in spec else _default(spec["kind"], n, written) for n in names} if spec else {}
+        for _, spec in specs
+    ]
+    told = [row for row in words if row]
+    differing = [name for name in names if any(row[name] != told[0][name] for row in told)]
+    meanings: dict[str, str] = {}
+    for spec in written:
+        meanings = _meanings(spec) | meanings
+    parents = {identity: header["parent"] for identity, header in results.headers.items() if header.get("parent")}
     return Provenance(
         command=sheet.get("command") or f"halflife study run {results.study.name} --preset {results.preset_name}",
         facts=_facts(results, headers),
         differing=differing,
         arms=[
-            [arm["label"], *(_value(spec[name]) if name in spec else "not started" for name in differing)]
-            for arm, spec in specs
+            [arm["label"], *(row.get(name, "not started") for name in differing)]
+            for (arm, _), row in zip(specs, words, strict=True)
         ],
-        common=[(n, _value(known[0].get(n)), meanings.get(n, "")) for n in names if n not in differing],
+        common=[(n, told[0][n], meanings.get(n, "")) for n in names if n not in differing],
         meanings=[(name, meanings[name]) for name in differing if name in meanings],
         runs=[
             (
@@ -144,12 +175,17 @@ def provenance_of(results: Results) -> Provenance:
                 identity,
                 results.headers[identity].get("status", "not started"),
                 duration(results.headers[identity].get("seconds")),
+                *([parents.get(identity, "")] if parents else []),
                 results.headers[identity].get("spec_digest", MISSING),
             )
             for arm in results.arms
             for seed, identity in arm["runs"].items()
         ],
-        size_name=size_name(results),
+        runs_header=(
+            *("arm", size_name(results), "seed", "run", "status", "time"),
+            *(["starts from"] if parents else []),
+            "digest of the spec",
+        ),
     )
 
 
@@ -177,6 +213,7 @@ def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, s
         ("started", _when(sheet.get("started"))),
         ("wall time", duration(sheet.get("seconds"))),
         ("time of all runs", duration(sum(spent)) if spent else MISSING),
+        *_costs(headers),
         ("workers", _value(sheet.get("workers") or MISSING)),
         *((name, _distinct(machines, name)) for name in dict.fromkeys(name for m in machines for name in m)),
         ("data", _distinct(headers, "data", "title")),
@@ -189,6 +226,20 @@ def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, s
         for name, value in facts
         if value != MISSING or name in {"wall time", "code digest", "data sha256"}
     ]
+
+
+def _costs(headers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What the runs cost, where they say so: medians of speeds, the largest memory."""
+    costs = [header["cost"] for header in headers if isinstance(header.get("cost"), dict)]
+    names = dict.fromkeys(name for cost in costs for name in cost)
+    facts = []
+    for name in names:
+        values = [cost[name] for cost in costs if name in cost]
+        if name.endswith("_per_second") and max(values) > 0:
+            facts.append((f"{name.replace('_', ' ')}", f"{statistics.median(values):,.0f} (median of the runs)"))
+        elif name == "peak_memory_mb" and max(values) > 0:
+            facts.append(("peak memory", f"{max(values):,.0f} MiB"))
+    return facts
 
 
 def banners(results: Results) -> list[tuple[str, str, list[str]]]:
@@ -213,14 +264,25 @@ def banners(results: Results) -> list[tuple[str, str, list[str]]]:
     steps = results.sheet.get("max_steps")
     if steps is not None:
         out.append(("alert", f"Runs were cut at {steps} steps by --max-steps, so no claim is decided.", []))
-    mixed = [
-        name
-        for name, path in (("code", ("code_digest",)), ("data", ("data", "sha256")), ("torch", ("versions", "torch")))
-        if "; " in _distinct([results.headers[i] for i in results.headers if results.headers[i]], *path)
-    ]
-    if mixed:
+    if mixed := _mixed([header for header in results.headers.values() if header]):
         out.append(("alert", f"The runs differ in their {' and '.join(mixed)}; see “How this was run”.", []))
     preset = results.study.presets[results.preset_name]
     if not preset.decides:
         out.append(("note", f"The preset {results.preset_name} decides nothing: {preset.description}.", []))
     return out
+
+
+def _mixed(headers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what runs differ that should not: torch anywhere, data of one name, code of runs of one kind."""
+    groups: dict[tuple[str, str], set[str]] = {}
+    for header in headers:
+        data = header.get("data") or {}
+        kind = spec_from_json(header["spec"]).trainer if "spec" in header else ""
+        for what, group, value in (
+            ("code", kind, header.get("code_digest")),
+            ("data", data.get("name", ""), data.get("sha256")),
+            ("torch", "", header.get("versions", {}).get("torch")),
+        ):
+            if value is not None:
+                groups.setdefault((what, group), set()).add(value)
+    return list(dict.fromkeys(what for (what, _), values in groups.items() if len(values) > 1))

@@ -13,28 +13,45 @@ from rich.text import Text
 from halflife.stats import Interval
 from halflife.studies.base import Finding, Verdict
 
-__all__ = ["effect_text", "sample_text", "verdict_markdown", "verdict_rows", "verdict_table"]
+__all__ = ["effect_text", "numbers", "sample_text", "verdict_markdown", "verdict_rows", "verdict_table"]
 
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?"}
 COLOURS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
 
 
+def numbers(effect: Interval, unit: str) -> tuple[str, str, str]:
+    """An effect's estimate and the ends of its interval as they are written; a ratio has no sign.
+
+    Args:
+        effect: The effect.
+        unit: The claim's unit.
+
+    Returns:
+        The three numbers: in nats with 4 decimals, else with 2; a large one needs none of them.
+
+    Examples:
+        >>> numbers(Interval(-0.0151, -0.019, -0.0112, 3), "nats"), numbers(Interval(2.3, 1.6, 3.3, 3), "x")
+        (('-0.0151', '-0.0190', '-0.0112'), ('2.30', '1.60', '3.30'))
+    """
+    sign = "" if unit == "x" else "+"
+    decimals = (4 if unit == "nats" else 2) if max(abs(effect.low), abs(effect.high)) < 1000 else 0
+    estimate, low, high = (f"{value:{sign}.{decimals}f}" for value in (effect.estimate, effect.low, effect.high))
+    return estimate, low, high
+
+
 def effect_text(effect: Interval | None, unit: str) -> str:
-    """An effect with its interval and unit; a ratio has no sign.
+    """An effect with its interval and unit.
 
     Args:
         effect: The effect (``None``: too few seeds).
-        unit: ``"points"``, ``"x"`` or ``""``.
+        unit: The claim's unit.
 
     Returns:
         Such as ``-1.20 [-1.90, -0.50] points``; a dash without an effect.
     """
     if effect is None:
         return "-"
-    sign = "" if unit == "x" else "+"
-    # Two decimals show points and ratios; a larger number needs none of them.
-    decimals = 2 if max(abs(effect.low), abs(effect.high)) < 1000 else 0
-    estimate, low, high = (f"{value:{sign}.{decimals}f}" for value in (effect.estimate, effect.low, effect.high))
+    estimate, low, high = numbers(effect, unit)
     return f"{estimate} [{low}, {high}] {unit}".rstrip()
 
 
@@ -49,7 +66,7 @@ def sample_text(effect: Interval | None) -> str:
     """
     if effect is None:
         return "-"
-    examples = "" if effect.num_examples is None else f", {effect.num_examples:,} examples"
+    examples = "" if effect.num_examples is None else f", {effect.num_examples:,} {effect.example_name}"
     return f"{effect.num_seeds} seeds{examples}"
 
 
@@ -63,6 +80,7 @@ def _finding_row(finding: Finding) -> dict[str, Any]:
         "confidence": None if effect is None else effect.confidence,
         "num_seeds": None if effect is None else effect.num_seeds,
         "num_examples": None if effect is None else effect.num_examples,
+        "example_name": None if effect is None else effect.example_name,
         "reason": finding.reason,
     }
 

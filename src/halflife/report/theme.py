@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from halflife.report.fields import flat_fields, without_decay
+from halflife.studies.base import Panel
 from halflife.studies.results import Results
 
-__all__ = ["FILE_COLOURS", "PAGE_COLOURS", "ArmStyle", "arm_styles", "chart_config"]
+__all__ = ["FILE_COLOURS", "PAGE_COLOURS", "ArmStyle", "arm_styles", "chart_config", "series_styles"]
 
 # Okabe and Ito's colours that keep a contrast of 3 with white and with the page's dark background.
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#b4548e", "#7a6a00", "#5a5fcf")
 SOLID, DASHED = (1, 0), (6, 4)
+DASHES = (SOLID, DASHED, (2, 3), (9, 3, 2, 3))
+SHAPES = ("circle", "square", "triangle-up", "diamond")
 
 # The page's charts take their colours from its style sheet, so that dark mode and print need no script.
 PAGE_COLOURS = {"ink": "var(--ink)", "muted": "var(--muted)", "line": "var(--line)", "accent": "var(--accent)"}
@@ -29,17 +34,22 @@ class ArmStyle:
         key: The arm.
         label: Its name in the legend, different for each arm.
         colour: Of line and band.
-        dash: Lengths of stroke and gap.
+        dash: Lengths of strokes and gaps.
+        shape: Of points, where points are drawn.
     """
 
     key: str
     label: str
     colour: str
-    dash: tuple[int, int]
+    dash: tuple[int, ...]
+    shape: str = SHAPES[0]
 
 
 def arm_styles(results: Results) -> list[ArmStyle]:
-    """A colour per learning rate, solid with decay and dashed without; a colour per arm where that is not enough.
+    """A colour per learning rate, solid with decay and dashed without; where that is not enough, a colour per arm.
+
+    An arm looks the same in every panel. With more arms than colours, those that share a panel get different colours as
+    far as these go, and differ in their dashes where they do not.
 
     Args:
         results: What the store holds of the study.
@@ -48,21 +58,64 @@ def arm_styles(results: Results) -> list[ArmStyle]:
         One style per arm of the main size, in the sheet's order.
     """
     arms = [arm for arm in results.arms if arm["size"] == results.main_size]
-    specs = [results.spec(arm["key"], arm["size"]).to_json() for arm in arms]
-    rates = sorted({spec.get("lr", 0.0) for spec in specs}, reverse=True)
-    hues = [rates.index(spec.get("lr", 0.0)) for spec in specs]
-    dashes = [DASHED if spec.get("lam") == 0 else SOLID for spec in specs]
-    if len(set(zip(hues, dashes, strict=True))) < len(arms) or len(rates) > len(PALETTE):
-        hues = list(range(len(arms)))
+    together = _drawn_together(results, [arm["key"] for arm in arms])
+    fields = [flat_fields(results.spec(arm["key"], arm["size"]).to_json()) for arm in arms]
+    rates = sorted({spec.get("lr", 0.0) for spec in fields}, reverse=True)
+    looks = [
+        (rates.index(spec.get("lr", 0.0)), 1 if without_decay(spec) else 0) for spec in fields
+    ]  # fmt: skip
+    if len(rates) > len(PALETTE) or any(looks[i] == looks[j] for i, j in together):
+        looks = _told_apart(len(arms), together)
     labels = [arm["label"] for arm in arms]
     return [
         ArmStyle(
             key=arm["key"],
             label=arm["label"] if labels.count(arm["label"]) == 1 else f"{arm['label']} ({arm['key']})",
-            colour=PALETTE[hue % len(PALETTE)],
-            dash=dash,
+            colour=PALETTE[hue],
+            dash=DASHES[dash],
         )
-        for arm, hue, dash in zip(arms, hues, dashes, strict=True)
+        for arm, (hue, dash) in zip(arms, looks, strict=True)
+    ]
+
+
+def _drawn_together(results: Results, keys: Sequence[str]) -> set[tuple[int, int]]:
+    """Pairs of arms, by index, that share a panel."""
+    place = {key: index for index, key in enumerate(keys)}
+    panels = [panel for panel in results.study.panels if isinstance(panel, Panel)]
+    groups = [range(len(keys)) if p.arms is None else [place[k] for k in p.arms if k in place] for p in panels]
+    return {(i, j) for group in groups for i, j in itertools.permutations(group, 2)}
+
+
+def _told_apart(num_arms: int, together: set[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Hue and dash per arm: of those that its neighbours leave, the one whose hue the fewest of them have."""
+    every = [(hue, dash) for dash in range(len(DASHES)) for hue in range(len(PALETTE))]
+    looks: list[tuple[int, int]] = []
+    for arm in range(num_arms):
+        near = [looks[other] for other in range(arm) if (arm, other) in together]
+        hues = [hue for hue, _ in near]
+        looks.append(min(every, key=lambda look: (near.count(look), hues.count(look[0]))))
+    return looks
+
+
+def series_styles(names: Sequence[str]) -> list[ArmStyle]:
+    """Styles of series that are no arms, by their order: a colour each, and another shape and dash when these are used up.
+
+    Args:
+        names: The series, each once.
+
+    Returns:
+        One style per series.
+    """
+    turns = [divmod(index, len(PALETTE)) for index in range(len(names))]
+    return [
+        ArmStyle(
+            key=name,
+            label=name,
+            colour=PALETTE[hue],
+            dash=DASHES[turn % len(DASHES)],
+            shape=SHAPES[turn % len(SHAPES)],
+        )
+        for name, (turn, hue) in zip(names, turns, strict=True)
     ]
 
 

@@ -64,8 +64,8 @@ class Results:
 
     @property
     def num_planned(self) -> int:
-        """Runs in the plan."""
-        return sum(len(arm["runs"]) for arm in self.arms)
+        """Runs in the plan, each once however many arms share it."""
+        return len({identity for arm in self.arms for identity in arm["runs"].values()})
 
     @property
     def num_finished(self) -> int:
