@@ -64,8 +64,7 @@ GPT: Fields = {
     "depth": 2,
     "heads": 2,
     "activation": "relu",
-    "init": "normal",
-    "init_std": 0.05,
+    "init": "fan-in",
     "batch_size": 64,  # windows of 16 targets: as many targets a step as the MLP
     "log_every": 50,
 }

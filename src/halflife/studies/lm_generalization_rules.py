@@ -1,0 +1,163 @@
+"""The decision rules of `lm-generalization`: validation loss as a function of training loss, with an offset per seed.
+
+The windows of the training split on which a run is evaluated are those that it has read, another sample for every seed: a
+seed shifts all its training losses by the difficulty of its sample. So both losses are taken relative to their mean over
+the runs of the same seed and model. Shapes: K arms, S seeds, N blocks of validation tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.base import Finding, PointRow
+from halflife.studies.decide import EQUAL_CONFIDENCE, all_of, best_of, within
+from halflife.studies.lm_rules import BLOCKS, lower, nats, starting_with
+from halflife.studies.lm_settings import LAMS
+from halflife.studies.results import Results
+
+__all__ = [
+    "GAP_MARGIN",
+    "SLOPE_MARGIN",
+    "gaps",
+    "largest_gap",
+    "one_curve",
+    "same_at_equal_loss",
+    "slope_is_one",
+    "training_loss_falls",
+]
+
+GAP_MARGIN = 0.005  # nats: a quarter of the margin of the paper's figure 19
+SLOPE_MARGIN = 0.1
+MODELS = ("", "gpt-")
+"""What the keys of one model start with."""
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The runs of one model, both losses relative to the seed's mean.
+
+    Args:
+        keys: The arms.
+        train_KS: Training losses.
+        val_KSN: Validation losses by block.
+        offset_S: The mean training and validation loss of each seed, (2, S).
+    """
+
+    keys: list[str]
+    train_KS: NDArray[np.float64]
+    val_KSN: NDArray[np.float64]
+    offset_S: NDArray[np.float64]
+
+    @property
+    def slopes_S(self) -> NDArray[np.float64]:
+        """The least-squares slope of each seed."""
+        val_KS = self.val_KSN.mean(axis=2)
+        slopes: NDArray[np.float64] = (self.train_KS * val_KS).sum(axis=0) / (self.train_KS**2).sum(axis=0)
+        return slopes
+
+    @property
+    def slope(self) -> float:
+        """The common slope."""
+        return float((self.train_KS * self.val_KSN.mean(axis=2)).sum() / (self.train_KS**2).sum())
+
+    def of_lam(self, lam: str) -> NDArray[np.float64]:
+        """What the runs of a lam have above the common line, (S, N), relative to those without decay."""
+        residual_KSN = self.val_KSN - self.slope * self.train_KS[:, :, None]
+        mean_SN = [
+            residual_KSN[[index for index, key in enumerate(self.keys) if f"-{name}-" in key]].mean(axis=0)
+            for name in (lam, "none")
+        ]
+        difference: NDArray[np.float64] = mean_SN[0] - mean_SN[1]
+        return difference
+
+
+def clouds(results: Results, size: int) -> dict[str, Cloud]:
+    """The runs of each model of the preset."""
+    found = {}
+    for model in MODELS:
+        keys = [key for kind in ("decayed", "constant") for key in starting_with(results, f"{model}{kind}-", size)]
+        if not keys:
+            continue
+        train_KS = np.array([results.last(key, "train/loss", size) for key in keys])
+        val_KSN = np.array([results.last_array(key, BLOCKS, size) for key in keys])
+        offset_S = np.array([train_KS.mean(axis=0), val_KSN.mean(axis=(0, 2))])
+        found[model] = Cloud(keys, train_KS - offset_S[0], val_KSN - val_KSN.mean(axis=0), offset_S)
+    return found
+
+
+def _name(model: str) -> str:
+    return "the second model (GPT)" if model else "the main model"
+
+
+def same_at_equal_loss(results: Results, size: int, *, lam: str) -> Finding:
+    """The residual of a lam against that of no decay, in each model."""
+    outcomes, words, effects = [], [], []
+    for model, cloud in clouds(results, size).items():
+        effects.append(crossed_interval(cloud.of_lam(lam), confidence=EQUAL_CONFIDENCE, example_name="blocks"))
+        outcomes.append(within(effects[-1], GAP_MARGIN))
+        spread = float((cloud.val_KSN.mean(axis=2) - cloud.slope * cloud.train_KS).std())
+        words.append(
+            f"in {_name(model)} the runs of {len(cloud.keys)} arms lie about one line with a standard deviation of"
+            f" {spread:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam} decay is off no"
+            f" decay by {nats(effects[-1])}"
+        )
+    return Finding(all_of(*outcomes), max(effects, key=lambda e: abs(e.estimate)), f"{'; '.join(words)} (90 %)")
+
+
+def slope_is_one(results: Results, size: int) -> Finding:
+    """The slope of the line, in each model."""
+    outcomes, words, effects = [], [], []
+    for model, cloud in clouds(results, size).items():
+        effects.append(seed_interval(cloud.slopes_S, confidence=EQUAL_CONFIDENCE))
+        outcomes.append(within(effects[-1], SLOPE_MARGIN, around=1.0))
+        low, high = effects[-1].low, effects[-1].high
+        words.append(f"{effects[-1].estimate:.3f} [{low:.3f}, {high:.3f}] in {_name(model)}")
+    effect = max(effects, key=lambda e: abs(e.estimate - 1))
+    return Finding(all_of(*outcomes), effect, f"the slope of validation on training loss is {', '.join(words)} (90 %)")
+
+
+def training_loss_falls(results: Results, size: int) -> Finding:
+    """The final training loss of decayed runs of the main model, best against best."""
+    sides = []
+    for lams in (("moderate", "large"), ("none",)):
+        keys = [key for lam in lams for key in starting_with(results, f"decayed-{lam}-", size)]
+        sides.append(best_of(results, keys, "train/loss", size))
+    effect = seed_interval(sides[0] - sides[1])
+    return Finding(
+        lower(effect),
+        effect,
+        f"the best decayed run with decay ends at a training loss of {sides[0].mean():.4f}, the best without at"
+        f" {sides[1].mean():.4f}, lam and rates chosen on the other seeds: {nats(effect)}",
+    )
+
+
+def one_curve(results: Results) -> list[PointRow]:
+    """Validation against training loss, one point a run, the seed's offset replaced by the mean over seeds."""
+    rows = []
+    for model, cloud in clouds(results, results.main_size).items():
+        train_KS = cloud.train_KS + cloud.offset_S[0].mean()
+        val_KS = cloud.val_KSN.mean(axis=2) + cloud.offset_S[1].mean()
+        for lam in LAMS:
+            inside = [index for index, key in enumerate(cloud.keys) if f"-{lam}-" in key]
+            pairs = zip(train_KS[inside].flat, val_KS[inside].flat, strict=True)
+            name = {"none": "no decay"}.get(lam, f"{lam} decay") + (", GPT" if model else "")
+            rows += [PointRow(series=name, x=float(x), y=float(y)) for x, y in pairs]
+    return rows
+
+
+def gaps(results: Results) -> dict[str, Interval]:
+    """By model and lam what the runs have above the common line, relative to no decay, with 95 % intervals."""
+    return {
+        f"{model}{lam}": crossed_interval(cloud.of_lam(lam), example_name="blocks")
+        for model, cloud in clouds(results, results.main_size).items()
+        for lam in LAMS[1:]
+    }
+
+
+def largest_gap(results: Results) -> str:
+    """The largest of `gaps` in size, as text."""
+    return nats(max(gaps(results).values(), key=lambda gap: abs(gap.estimate)))
