@@ -145,6 +145,8 @@ class _Pool:
                 with contextlib.suppress(BrokenPipeError):  # a worker that died while starting is met below
                     link.send(Task(run.id, run.spec, run.parent_id))
                 listen(Event("started", self.workers[link][0], run))
+            if not self.busy:  # whatever was left could not be started
+                break
             for ready in multiprocessing.connection.wait(list(self.busy)):
                 assert isinstance(ready, Connection)
                 index, process = self.workers[ready]
