@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from halflife.errors import UserError
 from halflife.studies.base import Preset, Study
+from halflife.studies.bias_variance import BIAS_VARIANCE
+from halflife.studies.lm_ablations import LM_ABLATIONS
+from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
+from halflife.studies.lm_generalization import LM_GENERALIZATION
+from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
 
 __all__ = ["STUDIES", "get_preset", "get_study"]
 
-STUDIES: dict[str, Study] = {study.name: study for study in (STABILIZATION, STABILIZATION_VGG)}
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        STABILIZATION,
+        STABILIZATION_VGG,
+        LM_SCHEDULES,
+        LM_GENERALIZATION,
+        LM_EFFECTIVE_LR,
+        LM_ABLATIONS,
+        BIAS_VARIANCE,
+    )
+}
 
 
 def get_study(name: str) -> Study:

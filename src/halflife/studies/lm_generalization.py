@@ -33,9 +33,9 @@ CLAIMS = (
             key=f"a-{lam}",
             text=f"At the same training loss, runs with {lam} decay have the same validation loss as runs without.",
             rule="Over all runs of a model, validation loss is regressed on training loss with an offset per seed and one"
-            " slope; the effect is the mean residual of the runs with this lam minus that of the runs without decay. Reproduced if its"
-            f" 90 % interval lies within {rules.GAP_MARGIN:g} nats of 0 in every model of the preset; not reproduced if it lies"
-            " wholly outside in one; else inconclusive.",
+            " slope; the effect is the mean residual of the runs with this lam minus that of the runs without decay. Reproduced"
+            f" if its 90 % interval lies within {rules.GAP_MARGIN:g} nats of 0 in every model of the preset; not reproduced if"
+            " it lies wholly outside in one; else inconclusive.",
             effect_name=f"residual with {lam} decay minus without, largest over models",
             unit="nats",
             measure=functools.partial(rules.same_at_equal_loss, lam=lam),
