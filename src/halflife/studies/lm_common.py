@@ -24,6 +24,7 @@ __all__ = [
     "PAPER",
     "PAPER_NEEDS",
     "PAPER_TITLE",
+    "WARMUP",
     "branch_arm",
     "constant_lr",
     "cosine_lr",

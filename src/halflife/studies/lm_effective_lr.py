@@ -20,6 +20,7 @@ from halflife.studies.lm_common import (
     PAPER,
     PAPER_NEEDS,
     PAPER_TITLE,
+    WARMUP,
     cosine_lr,
     decay,
     linear_lr,
@@ -61,11 +62,11 @@ def replay_arms(fields: Mapping[str, Any], cases: Mapping[str, tuple[float, floa
     return arms
 
 
-def _small(fields: Mapping[str, Any], num_steps: int, **changes: Any) -> dict[str, Any]:
+def _small(fields: Mapping[str, Any], num_steps: int, warm: int = WARMUP, **changes: Any) -> dict[str, Any]:
     return {
         **fields,
         "num_steps": num_steps,
-        "lr_schedule": linear_lr(num_steps),
+        "lr_schedule": linear_lr(num_steps, warm),
         "eval_every": num_steps,
         "log_every": 100,
         **changes,
@@ -216,7 +217,7 @@ LM_EFFECTIVE_LR = Study(
                     _small(
                         small_mlp(16),
                         20,
-                        lr_schedule=linear_lr(20, warm=4),
+                        warm=4,
                         batch_size=64,
                         num_train_tokens=200_000,
                         num_eval_tokens=2_048,
