@@ -296,3 +296,12 @@ def test_the_toys_run_and_are_measured(tmp_path: Path) -> None:
     assert ratio is not None
     # 100 iterates at lr 0.02: a thousandth of what they would be if floor and average were mixed up.
     assert 0.2 < ratio.estimate < 5
+
+
+def test_figures_of_two_noisy_seeds_stay_above_zero(tmp_path: Path) -> None:
+    """Logarithmic axes refuse an interval that reaches below 0, which that of a mean over two seeds easily does."""
+    arms = tuple(arm for arm in PRESET.arms if isinstance(arm.build(0), LeastSquaresRun))
+    change: Change = {(arm.key, name): (1.0, 1.0) for arm in arms for name in ("risk", "tail/risk", "average/risk")}
+    results = results_of(tmp_path, functools.partial(readings_of, change=change), arms, num_seeds=2)
+    for rows in (figures.risk_along_the_run, figures.floor_against_rate, figures.ranking_along_the_run):
+        assert all(row.low is None or row.low > 0 for row in rows(results))

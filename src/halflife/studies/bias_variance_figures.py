@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halflife.specs.text import TextRun
 from halflife.stats import Interval, seed_interval
@@ -26,10 +27,16 @@ __all__ = [
 ]
 
 DRAWN = (LINE_RATES[0], LINE_RATES[2], LINE_RATES[-1])
+APART = 1.3  # a simulated point is drawn at the next step that is this much later
 
 
 def _point(series: str, x: float, interval: Interval) -> PointRow:
     return PointRow(series=series, x=x, y=interval.estimate, low=interval.low, high=interval.high)
+
+
+def _risk(series: str, x: float, risk_S: NDArray[np.float64]) -> PointRow:
+    """Its interval is that of the logarithm, as the axis is, so that it lies above 0 with few seeds, too."""
+    return _point(series, x, seed_interval(np.log(risk_S)).exp())
 
 
 def _line(series: str, x: float, y: float) -> PointRow:
@@ -37,12 +44,15 @@ def _line(series: str, x: float, y: float) -> PointRow:
 
 
 def _along(results: Results, key: str, series: str) -> list[PointRow]:
-    """Simulated risks as points, their expectations as a line."""
-    rows = []
+    """Simulated risks as points, about evenly on a logarithmic axis, and their expectations as a line."""
+    rows, drawn = [], 0
     for step, values in expected(toy_spec(results, key)).items():
-        if step:
-            rows.append(_point(series, step, seed_interval(results.at_step(key, "risk", step, results.main_size))))
-            rows.append(_line(series, step, values["risk"]))
+        if not step:
+            continue
+        rows.append(_line(series, step, values["risk"]))
+        if step >= APART * drawn:
+            rows.append(_risk(series, step, results.at_step(key, "risk", step, results.main_size)))
+            drawn = step
     return rows
 
 
@@ -64,8 +74,7 @@ def floor_against_rate(results: Results) -> list[PointRow]:
         assert spec.drop_step is not None
         theory = expected(spec)[spec.drop_step]
         for series, metric in (("last iterate", "tail/risk"), ("average of the iterates", "average/risk")):
-            found_S = results.at_step(key, metric, spec.drop_step, results.main_size)
-            rows.append(_point(series, lr, seed_interval(found_S)))
+            rows.append(_risk(series, lr, results.at_step(key, metric, spec.drop_step, results.main_size)))
             rows.append(_line(series, lr, stationary_risk(spec) if metric == "tail/risk" else theory[metric]))
         rows.append(_line("bound, lr sigma^2", lr, lr * spec.noise_std**2))
     return rows

@@ -157,8 +157,10 @@ def averaging_recovers(results: Results, size: int, *, average: str) -> Finding:
     words = []
     for lam in LAMS:
         gain, variance = split.loss(lam, share) - split.loss(lam, share, average), split.variance(lam, share)
-        part = f"{gain.mean() / variance.mean():.0%}" if variance.mean() > 0 else "no share"
-        words.append(f"{nats(over_blocks(gain))}, {part} of what the branch does ({lam})")
+        share_of = (
+            f", {gain.mean() / variance.mean():.0%} of what the branch does" if over_blocks(variance).low > 0 else ""
+        )
+        words.append(f"{nats(over_blocks(gain))}{share_of} ({lam})")
     effect = over_blocks(gain - RECOVERED * variance)
     return Finding(
         above_zero(effect, given=over_blocks(variance).low > 0),
