@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from halflife.errors import UserError
+from halflife.studies.augmentation import AUGMENTATION
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
 from halflife.studies.lm_ablations import LM_ABLATIONS
+from halflife.studies.lm_dropout import LM_DROPOUT
 from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
+from halflife.studies.timescale import TIMESCALE
 
 __all__ = ["STUDIES", "get_preset", "get_study"]
 
@@ -22,7 +25,10 @@ STUDIES: dict[str, Study] = {
         LM_GENERALIZATION,
         LM_EFFECTIVE_LR,
         LM_ABLATIONS,
+        LM_DROPOUT,
+        AUGMENTATION,
         BIAS_VARIANCE,
+        TIMESCALE,
     )
 }
 
