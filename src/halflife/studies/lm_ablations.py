@@ -218,7 +218,7 @@ LM_ABLATIONS = Study(
             *LADDER,
             description=f"a GPT of two layers on Python source, at widths {NIGHT_WIDTHS}",
             budget="90 minutes on 2 cores, less after lm-schedules",
-            num_seeds=5,
+            num_seeds=6,
             main_size=32,
             num_ladder_seeds=3,
         ),

@@ -76,10 +76,10 @@ def _small(fields: Mapping[str, Any], num_steps: int, warm: int = WARMUP, **chan
 def _claims(case: str) -> tuple[Claim, ...]:
     follow = (
         "The distance of two runs is the largest difference between their training losses (means over the steps between two"
-        " readings). Seed by seed, reproduced if the 95 % interval of (distance of the matched replay / distance of the"
-        f" unmatched one) lies below {rules.FOLLOWS:g} and that of (distance of the matched replay / mean distance between"
-        " seeds) below 1; not reproduced if one lies wholly above; else inconclusive. A replay that diverges is as far away as"
-        " a uniform guess."
+        f" readings) after {rules.START:.0%} of the steps. Seed by seed, reproduced if the 95 % interval of (distance of the"
+        f" matched replay / distance of the unmatched one) lies below {rules.FOLLOWS:g} and that of (distance of the matched"
+        " replay / mean distance between seeds) below 1; not reproduced if one lies wholly above; else inconclusive. A replay"
+        " that diverges is as far away as a uniform guess."
     )
     end = (
         f"Reproduced if the 90 % interval of (final validation loss of the replay - of the run with decay) lies within"
@@ -141,7 +141,6 @@ def _panels(case: str) -> tuple[Panel | PointsPanel, ...]:
             metric="effective_lr",
             title=f"Effective learning rate with {case} decay and without",
             y_label="lr / norm of all weights",
-            log=True,
             x="step",
             arms=curves[:2],
             slug=f"effective-lr-{case}",

@@ -1,8 +1,9 @@
 """The decision rules of `lm-effective-lr`: how far a replay without decay is from the run with decay that it replays.
 
 The distance of two runs is the largest difference in size between their training losses, each the mean over the steps
-between two readings. A run whose loss is NaN or infinite, or further away than a uniform guess over the vocabulary, counts
-as that far, ln(vocabulary) nats. Ratios of distances are taken seed by seed, as logarithms. Shapes: S seeds.
+between two readings, after the first tenth of the steps. A run whose loss is NaN or infinite, or further away than a
+uniform guess over the vocabulary, counts as that far, ln(vocabulary) nats. Ratios of distances are taken seed by seed, as
+logarithms. Shapes: S seeds.
 """
 
 from __future__ import annotations
@@ -34,21 +35,24 @@ __all__ = [
 METRIC = "train/running_loss"
 FOLLOWS = 0.5  # of the distance of the run that is not matched
 LOSS_MARGIN = 0.005  # nats: a quarter of what decay changes in the paper
+START = 0.1  # of the steps: before, losses fall so fast that seeds are far apart
 MATCHES = ("none", "global", "per-tensor", "global-squared")
 
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and losses."""
 
-def _apart(
-    mine: tuple[NDArray[np.float64], NDArray[np.float64]], other: tuple[NDArray[np.float64], NDArray[np.float64]]
-) -> float:
+
+def _apart(mine: Curve, other: Curve, start: float) -> float:
     """The largest difference at the steps that both were read at."""
     _, here, there = np.intersect1d(mine[0], other[0], return_indices=True)
-    return float(np.abs(mine[1][here] - other[1][there]).max(initial=0.0))
+    late = mine[0][here] > start
+    return float(np.abs(mine[1][here] - other[1][there])[late].max(initial=0.0))
 
 
-def _farthest(results: Results, case: str, size: int) -> float:
+def _parent(results: Results, case: str, size: int) -> TextRun:
     spec = results.spec(f"parent-{case}", size)
     assert isinstance(spec, TextRun)
-    return math.log(spec.vocab_size)
+    return spec
 
 
 def diverged(results: Results, case: str, match: str, size: int) -> NDArray[np.float64]:
@@ -61,10 +65,11 @@ def diverged(results: Results, case: str, match: str, size: int) -> NDArray[np.f
 
 def distance(results: Results, case: str, match: str, size: int) -> NDArray[np.float64]:
     """Of each seed's replay from its parent, in nats, (S,)."""
-    farthest = _farthest(results, case, size)
+    parent = _parent(results, case, size)
+    farthest, start = math.log(parent.vocab_size), START * parent.num_steps
     parents = results.series_by_step(f"parent-{case}", METRIC, size)
     replays = results.series_by_step(f"{match}-{case}", METRIC, size)
-    apart = np.array([_apart(replay, parent) for replay, parent in zip(replays, parents, strict=True)])
+    apart = np.array([_apart(replay, other, start) for replay, other in zip(replays, parents, strict=True)])
     apart[diverged(results, case, match, size) >= 0] = farthest
     capped: NDArray[np.float64] = np.minimum(apart, farthest)
     return capped
@@ -72,10 +77,11 @@ def distance(results: Results, case: str, match: str, size: int) -> NDArray[np.f
 
 def seeds_apart(results: Results, case: str, size: int) -> NDArray[np.float64]:
     """Of each seed's parent from those of the other seeds, the mean over these, (S,)."""
+    start = START * _parent(results, case, size).num_steps
     parents = results.series_by_step(f"parent-{case}", METRIC, size)
     return np.array(
         [
-            np.mean([_apart(mine, other) for index, other in enumerate(parents) if index != seed])
+            np.mean([_apart(mine, other, start) for index, other in enumerate(parents) if index != seed])
             for seed, mine in enumerate(parents)
         ]
     )

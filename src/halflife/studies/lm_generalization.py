@@ -138,7 +138,7 @@ LM_GENERALIZATION = Study(
             description=f"a GPT of two layers on Python source, at widths {NIGHT_WIDTHS}",
             budget="90 minutes on 2 cores, nothing after lm-schedules",
             arms=tuple(arm for width in NIGHT_WIDTHS for arm in generalization_arms(NIGHT.at_width(width))),
-            num_seeds=5,
+            num_seeds=6,
             main_size=32,
             num_ladder_seeds=3,
         ),

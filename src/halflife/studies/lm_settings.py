@@ -164,7 +164,7 @@ LAPTOP = Setting(
     num_steps=2000,
     lams={"none": 0.0, "moderate": 0.03, "large": 0.1},
     constant_lr=0.024,
-    constant_multiples=(0.5, 1, 2),
+    constant_multiples=(0.5, 1),
     decayed_lr=0.048,
     decayed_multiples=(1, 2, 4),
     branch_steps=400,
@@ -198,11 +198,11 @@ SMOKE = Setting(
 NIGHT = Setting(
     fields=small_gpt(32),
     num_steps=2000,
-    lams={"none": 0.0, "moderate": 0.1, "large": 0.3},
+    lams={"none": 0.0, "moderate": 0.075, "large": 0.25},
     constant_lr=0.01,
-    constant_multiples=(0.5, 1, 2),
+    constant_multiples=(1, 2),
     decayed_lr=0.02,
-    decayed_multiples=(0.5, 1, 2),
+    decayed_multiples=(0.5, 1, 2, 4),
     branch_steps=400,
 )
 
