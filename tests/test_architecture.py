@@ -58,6 +58,7 @@ JOINT: set[str] = {
     "worker",
     "runner",
     "terminal",
+    "together",
     "cli",
     "cli_audit",
     "cli_selfcheck",

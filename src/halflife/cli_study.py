@@ -18,8 +18,10 @@ from rich.table import Table
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
+    from halflife.plan import Plan
     from halflife.store import Store
     from halflife.studies.base import Study
+    from halflife.together import Crew
 
 __all__ = ["StoppedError", "report_command", "study_app"]
 
@@ -118,6 +120,12 @@ def run_studies(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of a data set that is not shipped [default: $HALFLIFE_DATA]"),
     ] = None,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp", help="Under torchrun: shard the model over the processes (FSDP2) instead of copying it (DDP)"
+        ),
+    ] = False,
 ) -> None:
     """Run studies, doing only what is missing, and print their verdicts.
 
@@ -128,9 +136,8 @@ def run_studies(
     chosen = [(get_study(name), get_preset(get_study(name), preset)) for name in dict.fromkeys(names)]
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
-    from halflife import runner
     from halflife.plan import make_plan
-    from halflife.terminal import shown_progress
+    from halflife.together import joined
 
     data_folder = None if data is None else str(data)
     where = _store(store)
@@ -138,37 +145,58 @@ def run_studies(
         make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
         for study, found in chosen
     ]
-    failures: list[str] = []
-    with where.locked():
-        for plan in plans:
-            needed = plan.needed
-            missing = [run for run in needed if not where.run(run.id).finished]
-            num_workers = workers if workers is not None else runner.default_workers()
-            num_workers = max(1, min(num_workers, len(missing)))
-            finished = len(needed) - len(missing)
-            console.print(
-                f"[bold]{plan.study.name}[/], {preset}: {plan.preset.description}\n{len(needed)} runs, {finished} finished"
-                f" before, {num_workers} worker{'s' if num_workers > 1 else ''}, store {where.path}",
-                highlight=False,
-            )
-            with shown_progress(console, missing, finished, num_workers) as listen:
-                try:
-                    failures += runner.execute(
-                        where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
-                    )
-                except KeyboardInterrupt:
-                    kept = sum(where.run(run.id).finished for run in needed)
-                    raise StoppedError(
-                        f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
-                        " goes on where it stopped, and `halflife study verdicts` shows what there is"
-                    ) from None
-            _print_verdicts(where, plan.study.name, preset)
+    with joined(where, fsdp=fsdp) as crew:
+        if crew is not None and not crew.leads:
+            crew.follow(plans, data_folder)
+            return
+        failures = _run_plans(where, plans, workers, data_folder, crew)
     from halflife.report import build_report
 
     for path in build_report(where):  # all that the store holds: a second study must not hide the first
         console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
+
+
+def _run_plans(
+    where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, crew: Crew | None
+) -> list[str]:
+    """Do what is missing of plans, in workers or with all processes on each run; the answer is why runs failed."""
+    from halflife import runner
+    from halflife.terminal import shown_progress
+
+    failures: list[str] = []
+    with where.locked():
+        for plan in plans:
+            needed = plan.needed
+            missing = [run for run in needed if not where.run(run.id).finished]
+            num_workers = 1 if crew is not None else workers if workers is not None else runner.default_workers()
+            num_workers = max(1, min(num_workers, len(missing)))
+            finished = len(needed) - len(missing)
+            who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if crew is None else crew.words
+            console.print(
+                f"[bold]{plan.study.name}[/], {plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished}"
+                f" finished before, {who}, store {where.path}",
+                highlight=False,
+            )
+            with shown_progress(console, missing, finished, num_workers) as listen:
+                try:
+                    if crew is not None:
+                        failures += crew.execute(plan, missing, listen=listen, data_folder=data_folder)
+                    else:
+                        failures += runner.execute(
+                            where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
+                        )
+                except KeyboardInterrupt:
+                    kept = sum(where.run(run.id).finished for run in needed)
+                    raise StoppedError(
+                        f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
+                        " goes on where it stopped, and `halflife study verdicts` shows what there is"
+                    ) from None
+            _print_verdicts(where, plan.study.name, plan.preset_name)
+    if crew is not None:
+        crew.named(None)
+    return failures
 
 
 def _print_verdicts(store: Store, name: str, preset: str) -> None:

@@ -26,7 +26,7 @@ from halflife.plan import Plan, PlannedRun
 from halflife.store import Store
 from halflife.worker import Task, work
 
-__all__ = ["Event", "EventKind", "default_workers", "execute"]
+__all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "sheet_kept"]
 
 STOP_SECONDS = 60.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -82,20 +82,43 @@ def execute(
         UserError: A worker met a mistake of the user's or a full disk; the other runs stop, too.
         KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
     """
-    sheet_name = f"{plan.study.name}-{plan.preset_name}"
+    pool = _Pool(store, data_folder)
+    with sheet_kept(store, plan, workers):
+        try:
+            with _terminated_like_interrupted():
+                return pool.work(deque(missing), workers, listen)
+        finally:
+            pool.stop()
+
+
+@contextlib.contextmanager
+def sheet_kept(store: Store, plan: Plan, workers: int) -> Iterator[None]:
+    """Write a plan's sheet, and once its runs are done, or not, how long it took.
+
+    Args:
+        store: The store.
+        plan: The plan.
+        workers: Worker processes.
+
+    Yields:
+        Nothing.
+    """
+    name = f"{plan.study.name}-{plan.preset_name}"
     earlier = next(
         (s for s in store.sheets() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
     )
     sheet = plan.sheet(workers, earlier)
-    store.write_sheet(sheet_name, sheet)
+    store.write_sheet(name, sheet)
     began, spent = time.perf_counter(), float(sheet["seconds"])
-    pool = _Pool(store, data_folder)
     try:
-        with _terminated_like_interrupted():
-            return pool.work(deque(missing), workers, listen)
+        yield
     finally:
-        pool.stop()
-        store.write_sheet(sheet_name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+        store.write_sheet(name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+
+
+def orphaned(run: PlannedRun) -> str:
+    """Why a run was not started whose parent failed."""
+    return f"{run.arm.label}, seed {run.seed}, was not started: the run {run.parent_id}, from which it starts, failed"
 
 
 @contextlib.contextmanager
@@ -134,11 +157,7 @@ class _Pool:
             for orphan in [run for run in missing if run.parent_id in failed]:
                 missing.remove(orphan)
                 failed.add(orphan.id)
-                message = (
-                    f"{orphan.arm.label}, seed {orphan.seed}, was not started: the run {orphan.parent_id}, from which it"
-                    " starts, failed"
-                )
-                listen(Event("failed", -1, orphan, message=message))
+                listen(Event("failed", -1, orphan, message=orphaned(orphan)))
             while idle and (run := self.next_of(missing)) is not None:
                 link = idle.pop()
                 self.busy[link] = run

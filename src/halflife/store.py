@@ -5,7 +5,7 @@
       sheets/<study>-<preset>.json   which runs a study consists of, and how it was started
       runs/<id>/run.json             spec, versions, hashes, status
       runs/<id>/readings.jsonl       append-only, one reading a line
-      runs/<id>/checkpoint.safetensors   until the run is finished
+      runs/<id>/checkpoint.safetensors   until the run is finished; checkpoint/ of several processes
       runs/<id>/kept/                what other runs start from: checkpoints, norms
 
 Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from io import FileIO
@@ -77,6 +78,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """Where the run's checkpoint lies, if it has one."""
         return self.path / "checkpoint.safetensors"
+
+    def discard_checkpoint(self) -> None:
+        """Remove the run's checkpoint, in the form of one process or of several."""
+        self.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     @property
     def kept(self) -> Path:

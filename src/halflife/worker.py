@@ -12,8 +12,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError
 from halflife.fingerprint import code_digest
@@ -22,7 +23,10 @@ from halflife.plan import describe_data
 from halflife.specs.base import RunSpec
 from halflife.store import RunFolder, Store
 
-__all__ = ["Task", "header_of", "work"]
+if TYPE_CHECKING:
+    from halflife.lab.text.world import World
+
+__all__ = ["Task", "header_of", "train_run", "work"]
 
 
 class Task(NamedTuple):
@@ -46,6 +50,10 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
     device = _device(index)
     store = Store(store_path)
     stop = _Stop()
+
+    def progress(step: int, num_steps: int, loss: float) -> None:
+        link.send(("progress", {"step": step, "num_steps": num_steps, "loss": loss}))
+
     while True:
         try:
             run: Task = link.recv()
@@ -54,7 +62,7 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
         began = time.perf_counter()
         try:
             with stop.heeded():
-                _train(store, run, link, device, data_folder, stop)
+                train_run(store, run, progress=progress, device=device, data_folder=data_folder, stop=stop)
         except RunStoppedError:
             return
         except RunFailedError as error:
@@ -141,36 +149,58 @@ def header_of(
     return header if parent is None else header | {"parent": parent}
 
 
-def _train(
-    store: Store, run: Task, link: Connection, device: str, data_folder: str | None, stop: Callable[[], bool]
+def train_run(
+    store: Store,
+    run: Task,
+    *,
+    progress: Callable[[int, int, float], None],
+    device: str,
+    data_folder: str | None,
+    stop: Callable[[], bool],
+    world: World | None = None,
 ) -> None:
+    """Train a run and write its folder; of several processes that train it together, the first one writes.
+
+    Args:
+        store: Where its folder is.
+        run: What to train.
+        progress: Told the steps done, the steps in all and the loss.
+        device: Where it is trained.
+        data_folder: Where data that are not shipped lie.
+        stop: Whether it is to write a checkpoint and end.
+        world: The processes that train it together (``None``: this one alone).
+
+    Raises:
+        RunFailedError: It failed, as its folder says, too.
+    """
     spec, folder = run.spec, store.run(run.id)
-    trainer = importlib.import_module(spec.trainer)
+    train = partial(
+        importlib.import_module(spec.trainer).train,
+        spec,
+        folder=folder.path,
+        data_folder=data_folder,
+        device=device,
+        parent=None if run.parent_id is None else store.run(run.parent_id).kept,
+        stop=stop,
+        **({} if world is None else {"world": world}),
+    )
+    if world is not None and world.rank > 0:
+        train(sink=lambda _reading: None)
+        return
     with folder.locked():
         if folder.finished:
             return
         header = header_of(folder, spec, device, data_folder, run.parent_id)
+        if world is not None:
+            header["world"] = {"size": world.size, "form": world.form}
         folder.write_header(header)
-
-        def progress(step: int, num_steps: int, loss: float) -> None:
-            link.send(("progress", {"step": step, "num_steps": num_steps, "loss": loss}))
-
         began = time.perf_counter()
         try:
-            cost = trainer.train(
-                spec,
-                sink=folder.append,
-                folder=folder.path,
-                progress=progress,
-                data_folder=data_folder,
-                device=device,
-                parent=None if run.parent_id is None else store.run(run.parent_id).kept,
-                stop=stop,
-            )
+            cost = train(sink=folder.append, progress=progress)
         except RunFailedError as error:
             folder.write_header(header | {"status": "failed", "failure": str(error)})
             raise
         seconds = round(time.perf_counter() - began, 2)
         folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds, "cost": cost})
         # The checkpoint served to get here; the readings are the result.
-        folder.checkpoint.unlink(missing_ok=True)
+        folder.discard_checkpoint()
