@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from halflife.attach import Handle, attach
@@ -65,7 +66,9 @@ def training_of(spec: TextRun, model: nn.Module, *, decay: str, tokens_per_step:
 
 def _optimizer(spec: TextRun, groups: list[dict[str, object]]) -> Optimizer:
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=True)
+        # torch has a fused Adam for sharded parameters, and no fused SGD.
+        fused = not any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"])  # type: ignore[attr-defined]
+        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, fused=fused)
     betas = (spec.beta1, spec.beta2)
     if spec.optimizer == "adam":
         return torch.optim.Adam(groups, lr=spec.lr, betas=betas, eps=spec.eps, fused=True)

@@ -132,7 +132,10 @@ class State:
         every = self.model.named_parameters(remove_duplicate=False)
         set_model_state_dict(self.model, {name: flat[f"model.{first[id(parameter)]}"] for name, parameter in every})
         optimizer = self.training.optimizer
+        fused = [group["fused"] for group in optimizer.param_groups]  # depends on who computes, not on the run
         set_optimizer_state_dict(self.model, optimizer, _below("optimizer.", flat), options=FLAT)
+        for group, own in zip(optimizer.param_groups, fused, strict=True):
+            group["fused"] = own
         if self.training.decay is None:
             for group in optimizer.param_groups:  # a branch's parent may have decayed
                 group["weight_decay"] = 0.0
