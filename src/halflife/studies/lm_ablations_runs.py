@@ -88,7 +88,7 @@ def l2_arms(numbers: Ablations) -> list[Arm]:
         for lam in LAMS[1:]
     ]
     for name, lam in zip(("small", "large"), numbers.penalties, strict=True):
-        base = {**setting.decayed("none"), "optimizer": "adam"}
+        base = {**setting.decayed("none"), "optimizer": "adam", "keep_at": ()}
         arms.append(run_arm(f"l2-inside-{name}", f"L2 {lam:g} in the loss, clipped", {**base, "loss_penalty": lam}))
         arms.append(run_arm(f"l2-outside-{name}", f"L2 {lam:g} after the clip", {**base, "decay": _l2(lam)}))
     return arms
@@ -96,7 +96,7 @@ def l2_arms(numbers: Ablations) -> list[Arm]:
 
 def sgd_arms(numbers: Ablations) -> list[Arm]:
     """SGD with momentum 0.9, each lam at each rate."""
-    base: dict[str, Any] = {**numbers.setting.decayed("none"), "optimizer": "sgd", "momentum": 0.9}
+    base: dict[str, Any] = {**numbers.setting.decayed("none"), "optimizer": "sgd", "momentum": 0.9, "keep_at": ()}
     return [
         run_arm(f"sgd-{name}-lr{lr:g}", f"SGD lr {lr:g}, lam {lam:g}", {**base, "lr": lr, "decay": _l2(lam)})
         for lr in numbers.sgd_rates

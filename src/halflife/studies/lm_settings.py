@@ -176,10 +176,13 @@ LAPTOP_GPT = Setting(
     lams={"none": 0.0, "moderate": 0.1, "large": 0.3},
     constant_lr=0.01,
     constant_multiples=(1,),
+    constant_shares=(),
     decayed_lr=0.02,
-    decayed_multiples=(1, 2),
+    decayed_multiples=(1,),
+    decayed_shares=(),
     branch_steps=400,
 )
+"""A second model beside `LAPTOP`, without branches."""
 
 SMOKE = Setting(
     fields=small_mlp(16, batch_size=64, num_train_tokens=200_000, num_eval_tokens=2_048, log_every=5),
