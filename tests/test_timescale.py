@@ -17,7 +17,7 @@ from halflife.specs.base import RunSpec
 from halflife.specs.text import TextRun
 from halflife.studies import timescale_rules as rules
 from halflife.studies.base import Finding, PointsPanel
-from halflife.studies.optimum import Optimum, exponent_of, find_optimum, lam_of
+from halflife.studies.optimum import exponent_of, find_optimum, lam_of
 from halflife.studies.results import Results
 from halflife.studies.timescale import PRESETS, TIMESCALE
 from tests.made_up_losses import NUM_BLOCKS, NUM_SEEDS, MadeUpLosses
@@ -99,11 +99,8 @@ def test_intervals_over_seeds_alone_would_miss_what_the_blocks_add() -> None:
 
 def test_a_skew_that_all_places_share_does_not_bend_the_exponent() -> None:
     places = [1.0, 2.0, 4.0]
-    optima = [
-        Optimum(log_lam_SN=find_optimum(LAMS, noisy(0.4 * x**0.5, np.random.default_rng(4), seed_sd=1e-5, block_sd=1e-5,
-                skew=0.004)).log_lam_SN)
-        for x in places
-    ]  # fmt: skip
+    rng = np.random.default_rng(4)
+    optima = [find_optimum(LAMS, noisy(0.4 * x**0.5, rng, seed_sd=1e-5, block_sd=1e-5, skew=0.004)) for x in places]
     assert exponent_of(places, optima).estimate == pytest.approx(0.5, abs=0.06)
 
 
@@ -203,7 +200,9 @@ def test_a_best_lam_at_an_edge_leaves_its_axes_open_and_says_where() -> None:
     finding = measure("batch")(results, 32)
     assert (finding.outcome, finding.effect) == ("inconclusive", None)
     assert "the lowest loss of 1,024 targets per batch is at lam 7.2, an edge of its grid" in finding.reason
-    assert [row.series for row in _rows("optimum-batch", results)] == []
+    rows = _rows("optimum-batch", results)
+    assert {(row.series, row.low) for row in rows} == {("lowest of a grid, no estimate", None)}
+    assert [row.y for row in rows] == pytest.approx([0.9, 1.8, 3.6, 7.2])
 
 
 @pytest.mark.parametrize(

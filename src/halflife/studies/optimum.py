@@ -45,10 +45,12 @@ class Optimum:
     Args:
         log_lam_SN: Pseudo-values of log lam* per seed and block. Their mean is the estimate, corrected for the bias of order
             1 / N, and `crossed_interval` of them its interval.
+        lowest: The lam whose mean over seeds is lowest.
         problem: Why the place is no estimate, in words (empty: it is one).
     """
 
     log_lam_SN: NDArray[np.float64]
+    lowest: float
     problem: str = ""
 
     def lam(self, confidence: float = CONFIDENCE) -> Interval:
@@ -109,7 +111,7 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
         problem = f"{label} has no minimum in every seed"
     elif not ((place_S > log_lams[0]) & (place_S < log_lams[-1])).all():
         problem = f"the minimum of {label} lies outside its grid in some seed"
-    return Optimum(log_lam_SN=pseudo_SN, problem=problem)
+    return Optimum(log_lam_SN=pseudo_SN, lowest=float(lams_L[lowest]), problem=problem)
 
 
 def _vertices(x_L: NDArray[np.float64], y_L: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -149,7 +151,7 @@ def exponent_of(x_A: Sequence[float], optima: Sequence[Optimum], confidence: flo
         The interval of p, seeds and blocks both samples.
 
     Examples:
-        >>> half = [Optimum(log_lam_SN=np.full((2, 3), np.log(x) / 2)) for x in (1, 4, 16)]
+        >>> half = [Optimum(log_lam_SN=np.full((2, 3), np.log(x) / 2), lowest=x) for x in (1, 4, 16)]
         >>> round(exponent_of([1, 4, 16], half).estimate, 6)
         0.5
     """

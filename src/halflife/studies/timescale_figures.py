@@ -55,7 +55,8 @@ def optimum_rows(results: Results, *, axis: str, predicted: Mapping[str, float])
         predicted: Exponents, by who predicts them.
 
     Returns:
-        The points; a place whose best lam is no estimate is left out, and the fit with it.
+        The points. Where the best lam is no estimate the lowest of the grid stands instead, in a series of its own, and lines
+        leave it out.
     """
     size = results.main_size
     found = list(zip(sweeps_on(results, axis, size), optima_on(results, axis, size), strict=True))
@@ -64,6 +65,11 @@ def optimum_rows(results: Results, *, axis: str, predicted: Mapping[str, float])
     for x, optimum in kept:
         lam = optimum.lam()
         rows.append(PointRow(series="measured", x=x, y=lam.estimate, low=lam.low, high=lam.high))
+    rows += [
+        PointRow(series="lowest of a grid, no estimate", x=sweep.x, y=optimum.lowest)
+        for sweep, optimum in found
+        if optimum.problem
+    ]
     if len(kept) < 2:
         return rows
     places = np.array([x for x, _ in kept])
