@@ -4,34 +4,42 @@
     python tools/results.py docs            results/ -> docs/results.md, docs/images/*.svg, the block in README.md
     python tools/results.py check           fails if `docs` would change a table
 
-An archive holds a whole store (without locks and checkpoints), so `tar xf` it somewhere and name that folder with
-`--store` to look at it with halflife's own commands.
+An archive holds a whole store (without locks, checkpoints and what runs keep for their branches), so `tar xf` it somewhere
+and name that folder with `--store` to look at it with halflife's own commands. A run that several studies share is in the
+archive of each.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-from halflife.report import build_report
+from halflife.report.beside import beside_markdown, beside_rows
+from halflife.report.fields import size_name
+from halflife.report.figure import Figure
+from halflife.report.figures import panel_figure, why_not_drawn
+from halflife.report.files import render_figure
+from halflife.report.ladder import ladder_figure
 from halflife.report.provenance import duration
-from halflife.report.tables import verdict_markdown
+from halflife.report.tables import SYMBOLS, numbers, verdict_markdown
 from halflife.store import Store
-from halflife.studies import get_study
+from halflife.studies import STUDIES, get_study
+from halflife.studies.base import Verdict
 from halflife.studies.results import Results
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"
 README_RESULT = "stabilization-laptop"
-PICTURES = {"test-error": "Test error", "train-running-loss": "Training loss", "ladder": "Effects against width"}
+NUM_PICTURES = 2  # of a study that names none
 BEGIN, END = f"<!-- {README_RESULT}: made by tools/results.py -->", "<!-- end -->"
 
 
-def pack(source: Path) -> list[Path]:
+def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
     """Write one archive for every sheet of a store, the same bytes for the same store."""
     store = Store(source)
     written = []
@@ -45,8 +53,8 @@ def pack(source: Path) -> list[Path]:
         members = [source / "store.json", source / "sheets" / f"{name}.json"]
         for identity in sorted(results.headers):
             members += [source / "runs" / identity / file for file in ("run.json", "readings.jsonl")]
-        RESULTS.mkdir(exist_ok=True)
-        target = RESULTS / f"{name}.tar.xz"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{name}.tar.xz"
         with tarfile.open(target, "w:xz", preset=9) as archive:
             for path in members:
                 info = tarfile.TarInfo(str(path.relative_to(source)))
@@ -66,11 +74,11 @@ def unpack(folder: Path) -> Store:
 
 
 def all_results(store: Store) -> dict[str, Results]:
-    """Each sheet's results by name."""
-    return {
-        f"{sheet['study']}-{sheet['preset']}": Results(store, get_study(sheet["study"]), sheet)
-        for sheet in store.sheets()
-    }
+    """Each sheet's results by name, in the order of studies and presets."""
+    found = [Results(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    studies = list(STUDIES)
+    found.sort(key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
+    return {f"{results.study.name}-{results.preset_name}": results for results in found}
 
 
 def measured(results: Results) -> str:
@@ -82,48 +90,86 @@ def measured(results: Results) -> str:
     )
 
 
-def results_page(many: dict[str, Results]) -> str:
-    """The content of docs/results.md."""
+def tested(results: Results) -> str:
+    """The size at which the verdicts were decided, and the others, in one sentence."""
+    others = [str(size) for size in results.sizes if size != results.main_size]
+    also = f"; measured at {', '.join(others)} too" if others else ""
+    return f"Decided at {size_name(results)} {results.main_size}{also}."
+
+
+def figures_of(results: Results, verdicts: list[Verdict]) -> list[Figure]:
+    """The figures that the docs show: those that the study names, or its first ones, and its ladder."""
+    panels = [panel for panel in results.study.panels if not why_not_drawn(results, panel)]
+    named = results.study.doc_panels or [panel.file_slug for panel in panels[:NUM_PICTURES]]
+    figures = [panel_figure(results, panel) for panel in panels if panel.file_slug in named]
+    ladder = ladder_figure(results, verdicts)
+    return [*figures, *([ladder] if ladder else [])]
+
+
+def index(verdicts: dict[str, list[Verdict]], many: dict[str, Results]) -> str:
+    """All studies with the counts of their verdicts."""
+    lines = ["| study | preset | " + " | ".join(SYMBOLS) + " |", "| --- |" + " --- |" * (1 + len(SYMBOLS))]
+    for name, results in many.items():
+        outcomes = [verdict.finding.outcome for verdict in verdicts[name]]
+        counts = " | ".join(str(outcomes.count(outcome)) for outcome in SYMBOLS)  # type: ignore[arg-type]  # its keys
+        anchor = re.sub(r"[^a-z0-9 -]", "", heading(results).lower()).replace(" ", "-")
+        lines.append(f"| [{results.study.title}](#{anchor}) | {results.preset_name} | {counts} |")
+    return "\n".join(lines)
+
+
+def heading(results: Results) -> str:
+    """A study's headline."""
+    return f"{results.study.title}, {results.preset_name}"
+
+
+def results_page(many: dict[str, Results]) -> tuple[str, dict[str, Figure]]:
+    """The content of docs/results.md, and its pictures by name."""
+    verdicts = {name: results.verdicts() for name, results in many.items()}
+    pictures: dict[str, Figure] = {}
     parts = [
         "# Results",
         "What was measured with halflife's own commands, made from the archives in `results/` by `tools/results.py docs`."
         " Every verdict follows from a rule that was written before the run; the rules are in"
         " `halflife study list --json` and behind each claim in the report.",
+        index(verdicts, many),
     ]
     for name, results in many.items():
         study = results.study
         preset = study.presets[results.preset_name]
         parts += [
-            f"## {study.title}, {results.preset_name}",
+            f"## {heading(results)}",
             f"{study.claim}",
-            f"Source: {study.source}. {preset.description[0].upper()}{preset.description[1:]}. {measured(results)}",
-            verdict_markdown(results.verdicts()),
+            f"Source: {study.source}. {preset.description[0].upper()}{preset.description[1:]}. {tested(results)}"
+            f" {measured(results)}",
+            verdict_markdown(verdicts[name]),
         ]
+        if rows := beside_rows(results):
+            parts += ["### Beside the paper", beside_markdown(rows)]
         if len(results.sizes) > 1:
-            parts += [ladder_table(results)]
-        shown = [picture for picture in PICTURES if picture != "ladder" or len(results.sizes) > 1]
-        parts += [f"![{PICTURES[picture]}](images/{name}-{picture}.svg)" for picture in shown]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+            parts += ["### Against size", ladder_table(results, verdicts[name])]
+        for figure in figures_of(results, verdicts[name]):
+            pictures[f"{name}-{figure.slug}.svg"] = figure
+            parts += [f"![{figure.title}](images/{name}-{figure.slug}.svg)"]
+    return "\n\n".join(part.strip() for part in parts) + "\n", pictures
 
 
-def ladder_table(results: Results) -> str:
+def ladder_table(results: Results, verdicts: list[Verdict]) -> str:
     """Every claim's effect at every size."""
-    head = (
-        "| claim | " + " | ".join(f"width {size} ({len(results.seeds(size))} seeds)" for size in results.sizes) + " |"
-    )
-    lines = ["### Against size", "", head, "| --- |" + " --- |" * len(results.sizes)]
-    for verdict in results.verdicts():
+    name = size_name(results)
+    heads = (f"{name} {size} ({len(results.seeds(size))} seeds)" for size in results.sizes)
+    lines = ["| claim | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(results.sizes)]
+    for verdict in verdicts:
+        unit = verdict.claim.unit
         cells = []
         for size in results.sizes:
             finding = verdict.by_size[size]
-            effect = finding.effect
-            assert effect is not None
-            unit = "x" if verdict.claim.unit == "x" else ""
-            sign = "" if unit else "+"
-            cells.append(
-                f"{effect.estimate:{sign}.2f}{unit} [{effect.low:{sign}.2f}, {effect.high:{sign}.2f}], {finding.outcome}"
-            )
-        lines.append(f"| ({verdict.claim.key}) {verdict.claim.effect_name} | " + " | ".join(cells) + " |")
+            if finding.effect is None:
+                cells.append(f"-, {finding.outcome}")
+                continue
+            estimate, low, high = numbers(finding.effect, unit)
+            cells.append(f"{estimate}{'x' if unit == 'x' else ''} [{low}, {high}], {finding.outcome}")
+        what = f"({verdict.claim.key}) {verdict.claim.effect_name}" + (f" ({unit})" if unit not in {"", "x"} else "")
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -146,18 +192,21 @@ def main(arguments: list[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 store = unpack(Path(folder))
                 many = all_results(store)
-                pages = {DOCS / "results.md": results_page(many), README: readme_with(many[README_RESULT])}
+                page, pictures = results_page(many)
+                pages = {DOCS / "results.md": page, README: readme_with(many[README_RESULT])}
                 if arguments == ["check"]:
                     stale = [
                         str(p.relative_to(ROOT)) for p, text in pages.items() if p.read_text(encoding="utf-8") != text
                     ]
+                    stale += [name for name in pictures if not (DOCS / "images" / name).is_file()]
                     sys.exit(f"{', '.join(stale)}: not what results/ says, run tools/results.py docs" if stale else 0)
                 for path, text in pages.items():
                     path.write_text(text, encoding="utf-8")
                 (DOCS / "images").mkdir(exist_ok=True)
-                for path in build_report(store, fmt="svg", out=Path(folder) / "figures"):
-                    if path.stem.removeprefix(next(n for n in many if path.stem.startswith(n)) + "-") in PICTURES:
-                        (DOCS / "images" / path.name).write_bytes(path.read_bytes())
+                for name, figure in pictures.items():
+                    content = render_figure(figure, "svg")
+                    assert isinstance(content, str)
+                    (DOCS / "images" / name).write_text(content, encoding="utf-8")
                 print(json.dumps({str(path.relative_to(ROOT)): len(text) for path, text in pages.items()}))
         case _:
             sys.exit(__doc__)

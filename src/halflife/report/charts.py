@@ -14,8 +14,10 @@ __all__ = ["curves_chart", "ladder_chart", "points_chart"]
 
 FEW_TICKS = 7
 FEW_POINTS = 25  # lines with at most this many readings show each as a dot
+FEW_FOLDS = 8  # an axis over less than this factor gets ticks at round numbers
 MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
+POINT_IN_LEGEND = 80
 SHORT = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 
 Rows = Sequence[Mapping[str, Any]]
@@ -33,7 +35,12 @@ def _data(rows: Rows) -> alt.InlineData:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Decades within the bounds, with 2 and 5 between them where there are few."""
+    """Decades within the bounds, with 2 and 5 between them where there are few; round numbers where there is no decade."""
+    if high / low < FEW_FOLDS:
+        rough = (high - low) / 4
+        unit = 10.0 ** math.floor(math.log10(rough))
+        step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
+        return [float(f"{index * step:.10g}") for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
     steps = (1, 2, 5) if high / low < 10**MANY_DECADES else (1,)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [float(f"{step}e{decade}") for decade in decades for step in steps]
@@ -49,10 +56,13 @@ def _scale_and_axis(low: float, high: float, *, log: bool) -> tuple[alt.Scale, a
     return alt.Scale(type="log", domain=[low, high], nice=False), axis
 
 
-def _colour(styles: Sequence[ArmStyle], field: str) -> alt.Color:
+def _colour(styles: Sequence[ArmStyle], field: str, *, points: bool = False) -> alt.Color:
     labels = [style.label for style in styles]
     # Two columns fit a phone, and a legend cannot wrap by itself.
-    legend = alt.Legend(title=None, columns=2 if max(map(len, labels)) <= 20 else 1, symbolLimit=0)
+    columns = 2 if max(map(len, labels)) <= 20 else 1
+    legend = alt.Legend(
+        title=None, columns=columns, symbolLimit=0, symbolSize=POINT_IN_LEGEND if points else alt.Undefined
+    )
     return alt.Color(
         f"{field}:N", scale=alt.Scale(domain=labels, range=[style.colour for style in styles]), legend=legend
     )
@@ -64,7 +74,7 @@ def _dash(styles: Sequence[ArmStyle], field: str) -> alt.StrokeDash:
 
 
 def curves_chart(
-    rows: Rows, *, x: str, styles: Sequence[ArmStyle], y_label: str, log: bool, drops: Sequence[float]
+    rows: Rows, *, x: str, first: float, styles: Sequence[ArmStyle], y_label: str, log: bool, drops: Sequence[float]
 ) -> alt.LayerChart:
     """Lines along runs with a band each, a legend that selects, and numbers near the pointer.
 
@@ -72,6 +82,7 @@ def curves_chart(
         rows: One per arm and place: ``arm`` (its label), the place under the name ``x``, ``mean``, ``lowest seed``,
             ``highest seed``, ``seeds``. The tooltip shows these as they are.
         x: ``"epoch"`` or ``"step"``.
+        first: Where the horizontal axis begins.
         styles: The arms, in the legend's order.
         y_label: Title of the vertical axis.
         log: Whether that axis is logarithmic.
@@ -93,7 +104,7 @@ def curves_chart(
     across = alt.X(
         f"{x}:Q",
         title=x,
-        scale=alt.Scale(domain=[0, last], nice=False),
+        scale=alt.Scale(domain=[first, last], nice=False),
         axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6, labelFlush=False),
     )
     y = alt.Y("mean:Q", title=y_label, scale=scale, axis=axis)
@@ -149,9 +160,9 @@ def points_chart(
     low, high = min(*lows, *(row["y"] for row in rows)), max(*highs, *(row["y"] for row in rows))
     y_scale, y_axis = _scale_and_axis(low, high, log=log_y)
     x_scale, x_axis = _across(places, log=log_x)
-    colour, dash = _colour(styles, "series"), _dash(styles, "series")
-    domain = [style.label for style in styles]
-    shape = alt.Shape("series:N", scale=alt.Scale(domain=domain, range=[style.shape for style in styles]), legend=None)
+    has_points = any(row["style"] == "point" for row in rows)
+    colour, dash = _colour(styles, "series", points=has_points), _dash(styles, "series")
+    shapes = alt.Scale(domain=[style.label for style in styles], range=[style.shape for style in styles])
     picked = alt.selection_point(name="picked", fields=["series"], bind="legend", toggle="true")
     near = alt.selection_point(
         name="near", nearest=True, on="pointerover", clear="pointerout", fields=["series", "x", "y"], empty=False
@@ -164,25 +175,34 @@ def points_chart(
         .mark_line(strokeWidth=2, strokeJoin="round", aria=False)
         .encode(y=y, color=colour, strokeDash=dash, opacity=shown)
     )
-    bars = (
-        base.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2, aria=False)
-        .encode(y=alt.Y("low:Q", title=y_label), y2="high:Q", color=colour, opacity=shown)
-    )
-    # A point is a line of its own colour around it, as well: a legend of strokes fits both.
-    dots = (
-        base.transform_filter("datum.style == 'point'")
-        .mark_point(filled=True, size=55, aria=False)
-        .encode(y=y, color=colour, shape=shape, opacity=shown)
-    )
+    points = []
+    for label, offset in _side_by_side(rows).items():
+        own = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=label))
+        points += [
+            own.transform_filter("isValid(datum.low)")
+            .mark_rule(strokeWidth=2, aria=False, xOffset=offset)
+            .encode(y=alt.Y("low:Q", title=y_label), y2="high:Q", color=colour, opacity=shown),
+            own.transform_filter("datum.style == 'point'")
+            .mark_point(filled=True, size=55, aria=False, xOffset=offset)
+            .encode(y=y, color=colour, shape=alt.Shape("series:N", scale=shapes), opacity=shown),
+        ]
     catch = base.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data")).encode(y=y)
     mark = (
         base.mark_point(filled=False, size=160, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
     )
     zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
-    layers = [*([zero] if low < 0 < high and not log_y else []), line.add_params(picked), bars, dots, mark]
+    layers = [*([zero] if low < 0 < high and not log_y else []), line.add_params(picked), *points, mark]
     layers.append(catch.add_params(near))
     return _layered(layers, rows).properties(height=280)
+
+
+def _side_by_side(rows: Rows) -> dict[str, float]:
+    """Pixels by which the points of each series are moved, so that bars at one place do not hide each other."""
+    points = [row for row in rows if row["style"] == "point"]
+    names = list(dict.fromkeys(row["series"] for row in points))
+    places = [row["x"] for row in points]
+    step = min(7.0, 30 / len(names)) if len(set(places)) < len(places) else 0.0
+    return {name: round(step * (index - (len(names) - 1) / 2), 1) for index, name in enumerate(names)}
 
 
 def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]:

@@ -147,14 +147,18 @@ def curves_figure(results: Results, panel: Panel) -> Figure:
     rows = _readings(results, panel, keys)
     by_key = {style.key: style for style in arm_styles(results)}
     styles = [by_key[key] for key in keys]
-    data = _summary(rows, panel, styles)
-    last = max(row[panel.x] for row in data)
+    everything = _summary(rows, panel, styles)
+    last = max(row[panel.x] for row in everything)
+    data = [row for row in everything if row[panel.x] >= panel.start * last]
     drops = _drops(results, keys, last) if panel.x == "epoch" else []
     seeds = len(results.seeds(results.main_size))
     spread = "the band spans the lowest and the highest seed" if seeds > 1 else "one seed, so there is no band"
     caption = f"Mean over {seeds} {'seeds' if seeds > 1 else 'seed'}; {spread}."
     if drops:
         caption += f" The learning rate drops after epoch {' and '.join(f'{drop:g}' for drop in drops)} (dashed rule)."
+    first = min(row[panel.x] for row in data) if len(data) < len(everything) else 0.0
+    if first:
+        caption += f" Drawn from {panel.x} {first:,.10g} on."
     if panel.note:
         caption += f" {panel.note}"
     caption += f" {size_name(results).capitalize()} {results.main_size}."
@@ -171,12 +175,13 @@ def curves_figure(results: Results, panel: Panel) -> Figure:
         table = tuple((k, f"{end:,.10g}", _cell(numbers[k, end])) for k, end in ends.items())
     words = "; ".join(f"{line[0]}: {line[-1]}" for line in table)
     end = f"{panel.x} {last:,.10g}" if len(set(ends.values())) == 1 else "its end each"
+    chart = curves_chart(data, x=panel.x, first=first, styles=styles, y_label=panel.y_label, log=panel.log, drops=drops)
     return Figure(
         slug=panel.file_slug,
         title=panel.title,
         caption=caption,
         description=f"{panel.title}: {panel.y_label} against the {panel.x}, one line per arm. At {end}, {words}.",
-        charts=(("", curves_chart(data, x=panel.x, styles=styles, y_label=panel.y_label, log=panel.log, drops=drops)),),
+        charts=(("", chart),),
         header=header,
         rows=table,
     )

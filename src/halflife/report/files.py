@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import altair as alt
 import vl_convert
 
 from halflife.errors import StoreError
-from halflife.report.figure import static_chart
+from halflife.report.figure import Figure, static_chart
 from halflife.report.figures import panel_figures
 from halflife.report.ladder import ladder_figure
 from halflife.report.theme import FILE_COLOURS, FILE_FONT, chart_config
 from halflife.studies.results import Results
 
-__all__ = ["render_files"]
+__all__ = ["render_figure", "render_files"]
 
 
 def render_files(many: Sequence[Results], fmt: Literal["svg", "pdf"]) -> dict[str, str | bytes]:
@@ -42,11 +42,21 @@ def render_files(many: Sequence[Results], fmt: Literal["svg", "pdf"]) -> dict[st
             )
         ladder = ladder_figure(results, results.verdicts())
         for figure in [*figures, *([ladder] if ladder else [])]:
-            files[f"{name}-{figure.slug}.{fmt}"] = _render(static_chart(figure).to_dict(), fmt)
+            files[f"{name}-{figure.slug}.{fmt}"] = render_figure(figure, fmt)
     return files
 
 
-def _render(spec: dict[str, Any], fmt: Literal["svg", "pdf"]) -> str | bytes:
+def render_figure(figure: Figure, fmt: Literal["svg", "pdf"]) -> str | bytes:
+    """One figure as a file.
+
+    Args:
+        figure: The figure.
+        fmt: The format.
+
+    Returns:
+        The file's content.
+    """
+    spec = static_chart(figure).to_dict()
     spec["config"] = chart_config(FILE_COLOURS, FILE_FONT) | {"background": "white", "padding": 8}
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     content: str | bytes

@@ -139,6 +139,8 @@ class Panel:
         slug: Names the figure's file within a study and preset (empty: made from the metric). Panels of one study that
             share a metric need one each.
         note: A sentence added to the caption.
+        start: Draw only what was read after this part of the longest run, in [0, 1): a first loss far above all others would
+            leave no height to what follows. The caption says so.
     """
 
     metric: str
@@ -151,6 +153,7 @@ class Panel:
     arms: tuple[str, ...] | None = None
     slug: str = ""
     note: str = ""
+    start: float = 0.0
 
     @property
     def file_slug(self) -> str:
@@ -158,7 +161,7 @@ class Panel:
         return self.slug or re.sub(r"[^a-z0-9.]+", "-", self.metric.lower())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PointRow:
     """One point of a `PointsPanel`.
 
