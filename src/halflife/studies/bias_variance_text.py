@@ -7,7 +7,8 @@ from t, B(t), and the best that any run of the study reaches, R,
     bias(t)     = B(t) - R         how far the run still has to go
 
 so that L(t) = R + bias(t) + variance(t) for every lam. R is the loss after the cooldown from the last step with the lam that
-is best on the other seeds; it falls out of every comparison of two lams.
+is best on the other seeds; it falls out of every comparison of two lams. A branch of finite length keeps the noise of the
+directions in which the loss is so flat that they do not settle within it, and so counts it as bias.
 
 The runs and their branches are those of `lm-schedules`, with the same keys, and are trained once for both.
 
@@ -35,7 +36,7 @@ __all__ = [
     "Split",
     "averaging_recovers",
     "bias_coincides_early",
-    "bias_is_lower_late",
+    "bias_is_lower",
     "is_shared",
     "over_blocks",
     "variance_grows",
@@ -122,10 +123,10 @@ def variance_grows(results: Results, size: int) -> Finding:
     )
 
 
-def bias_is_lower_late(results: Results, size: int) -> Finding:
-    """At the last step, with the lam that is best on the other seeds."""
+def bias_is_lower(results: Results, size: int, *, branch: int) -> Finding:
+    """At the branch of this index (0 the first, -1 the last), with the lam that is best there on the other seeds."""
     split = Split(results, size)
-    share = split.shares[-1]
+    share = split.shares[branch]
     effect = over_blocks(split.best_decay(share) - split.after("none", share))
     words = [f"{nats(over_blocks(split.bias(lam, share)))} ({lam})" for lam in LAMS]
     return Finding(
