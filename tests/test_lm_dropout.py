@@ -181,9 +181,9 @@ def test_figures_draw_each_sweep_and_a_level_without_decay() -> None:
     panel = AUGMENTATION.panels[0]
     assert isinstance(panel, PointsPanel)
     rows = panel.rows(images({"none": GOOD, "flip-crop": FLAT}, 1e-5))
-    drawn_y = np.array([row.y for row in rows if row.series == "none"])
+    drawn_y = np.array([row.y for row in rows if row.series == "none" and row.style == "line"])
     assert drawn_y - drawn_y[0] == pytest.approx([0, -1, -2, 0], abs=0.01)
-    assert [row.x for row in rows if row.series == "none"] == list(augmentation.LAMS[1:])
+    assert [row.x for row in rows if row.series == "none" and row.style == "line"] == list(augmentation.LAMS[1:])
     assert {row.series for row in rows} == {"none", "none, no decay", "flip-crop", "flip-crop, no decay"}
     for panel, runs in zip(LM_DROPOUT.panels[:2], (4, 3), strict=True):
         assert isinstance(panel, PointsPanel)

@@ -313,7 +313,9 @@ def _rows(slug: str, results: Results) -> list[Any]:
 def test_figures_draw_the_sweeps_the_optima_and_the_lines() -> None:
     results = made_up()
     sweep = _rows("sweep-batch", results)
-    assert len(sweep) == 4 * 6
+    assert len(sweep) == 4 * 6 * 2  # a line and points with bars
+    widths = [row.high - row.low for row in sweep if row.style == "point"]
+    assert max(widths) < 0.01  # the seeds' own levels, 0.02 apart, are taken out
     share = _rows("sweep-batch-share", results)
     lowest = {row.series: row.x for row in sorted(share, key=lambda row: -row.y)}
     assert len(set(np.round(list(lowest.values()), 6))) == 1  # at equal tau / T, whatever the batch

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
-from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.stats import Interval, crossed_interval
 from halflife.studies.base import Arm, Claim, Finding, Outcome, Panel, PointRow, PointsPanel, Preset, Study
 from halflife.studies.decide import above_zero, best_of
 from halflife.studies.lm_common import PAPER_TITLE
+from halflife.studies.optimum import PAIRED_NOTE, paired_rows
 from halflife.studies.results import Results
 
 __all__ = ["AUGMENTATION"]
@@ -114,22 +115,20 @@ def sweep_rows(results: Results) -> list[PointRow]:
         results: What the store holds.
 
     Returns:
-        The points with intervals over seeds.
+        The points.
     """
     size, rows = results.main_size, []
     for kind in KINDS:
-        lams, errors = [], []
-        for index in range(NUM_LAMS):
-            spec = results.spec(key_of(kind, index), size)
+        keys = [key_of(kind, index) for index in range(NUM_LAMS)]
+        lams = []
+        for key in keys:
+            spec = results.spec(key, size)
             assert isinstance(spec, ImageRun)
             lams.append(spec.lam)
-            errors.append(seed_interval(100 * results.last(key_of(kind, index), "test/error", size)))
-        level = errors[0].estimate
+        errors_LS = 100 * np.array([results.last(key, "test/error", size) for key in keys])
+        level = float(errors_LS[0].mean())
         rows += [PointRow(series=f"{kind}, no decay", x=x, y=level, style="line") for x in (lams[1], lams[-1])]
-        rows += [
-            PointRow(series=kind, x=lam, y=error.estimate, low=error.low, high=error.high, style="line")
-            for lam, error in zip(lams[1:], errors[1:], strict=True)
-        ]
+        rows += paired_rows(kind, lams[1:], errors_LS[1:])
     return rows
 
 
@@ -171,8 +170,7 @@ AUGMENTATION = Study(
             y_label="test error (%)",
             rows=sweep_rows,
             log_x=True,
-            note="Bars are 95 % intervals over seeds; differences are more certain, because seeds are paired. Level lines are"
-            " without decay.",
+            note=f"{PAIRED_NOTE} Level lines are without decay.",
         ),
         Panel(metric="train/running_loss", title="Training loss", y_label="training cross-entropy", log=True),
         Panel(metric="test/error", title="Test error", y_label="test error (%)", factor=100),

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from halflife.stats import seed_interval
+import numpy as np
+
 from halflife.studies import lm_dropout_rules as rules
 from halflife.studies.base import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Study
 from halflife.studies.lm_common import PAPER, PAPER_NEEDS, PAPER_TITLE, decay, linear_lr, run_arm, small_mlp
 from halflife.studies.lm_dropout_rules import DROPOUTS, FRESH, REPEATED, key_of
-from halflife.studies.optimum import lam_of, text_spec
+from halflife.studies.optimum import PAIRED_NOTE, lam_of, paired_rows, text_spec
 from halflife.studies.results import Results
 
 __all__ = ["LM_DROPOUT"]
@@ -159,7 +160,7 @@ def sweep_rows(results: Results, *, run: str) -> list[PointRow]:
         run: The kind of run.
 
     Returns:
-        The points with intervals over seeds.
+        The points.
     """
     size, rows = results.main_size, []
     for dropout, smoothed in ((0, False), (1, False), (2, False), (0, True)):
@@ -167,15 +168,11 @@ def sweep_rows(results: Results, *, run: str) -> list[PointRow]:
             continue
         keys = [key_of(run, DROPOUTS[dropout], index, smoothed=smoothed) for index in range(rules.NUM_LAMS[run])]
         lams = [lam_of(text_spec(results, key, size)) for key in keys]
-        losses = [seed_interval(results.last(key, rules.LOSS, size)) for key in keys]
+        losses_LS = np.array([results.last(key, rules.LOSS, size) for key in keys])
         name = f"dropout {text_spec(results, keys[0], size).dropout:g}{', smoothed' if smoothed else ''}"
-        rows += [
-            PointRow(series=f"{name}, no decay", x=x, y=losses[0].estimate, style="line") for x in (lams[1], lams[-1])
-        ]
-        rows += [
-            PointRow(series=name, x=lam, y=loss.estimate, low=loss.low, high=loss.high, style="line")
-            for lam, loss in zip(lams[1:], losses[1:], strict=True)
-        ]
+        level = float(losses_LS[0].mean())
+        rows += [PointRow(series=f"{name}, no decay", x=x, y=level, style="line") for x in (lams[1], lams[-1])]
+        rows += paired_rows(name, lams[1:], losses_LS[1:])
     return rows
 
 
@@ -187,8 +184,7 @@ def _sweep_panel(run: str, title: str) -> PointsPanel:
         y_label="validation loss (nats)",
         rows=partial(sweep_rows, run=run),
         log_x=True,
-        note="Bars are 95 % intervals over seeds; differences are more certain, because seeds are paired. Level lines are"
-        " without decay.",
+        note=f"{PAIRED_NOTE} Level lines are without decay.",
     )
 
 

@@ -13,12 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.text import TextRun
-from halflife.stats import CONFIDENCE, Interval, crossed_interval
+from halflife.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
+from halflife.studies.base import PointRow
 
 if TYPE_CHECKING:
     from halflife.studies.results import Results
 
-__all__ = ["Optimum", "Sweep", "exponent_of", "find_optimum", "lam_of", "optimum_of", "text_spec"]
+__all__ = [
+    "PAIRED_NOTE",
+    "Optimum",
+    "Sweep",
+    "exponent_of",
+    "find_optimum",
+    "lam_of",
+    "optimum_of",
+    "paired_rows",
+    "text_spec",
+]
 
 AROUND = 1  # a parabola through the lowest place and its neighbours: further away a loss is no parabola in log lam
 
@@ -191,3 +202,30 @@ def lam_of(spec: TextRun) -> float:
         0.3
     """
     return float(spec.decay.removeprefix("Decoupled(lam=").removesuffix(")")) if spec.decay else 0.0
+
+
+PAIRED_NOTE = "Bars are 95 % intervals over seeds, after each seed's own mean over its line is taken out, because seeds are paired."
+
+
+def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64]) -> list[PointRow]:
+    """A line through the means over seeds, with bars for what a comparison along it can rest on.
+
+    Args:
+        series: Its name.
+        x_L: The places.
+        values_LS: One value per place and seed, S >= 2.
+
+    Returns:
+        The line's rows, then the points with bars.
+
+    Examples:
+        >>> rows = paired_rows("loss", [1.0, 2.0], np.array([[1.0, 5.0], [2.0, 6.0]]))
+        >>> [(row.x, row.y, row.low, row.high) for row in rows if row.style == "point"]
+        [(1.0, 3.0, 3.0, 3.0), (2.0, 4.0, 4.0, 4.0)]
+    """
+    centred_LS = values_LS - values_LS.mean(axis=0) + values_LS.mean()
+    intervals = [seed_interval(row) for row in centred_LS]
+    lines = [PointRow(series=series, x=x, y=i.estimate, style="line") for x, i in zip(x_L, intervals, strict=True)]
+    return lines + [
+        PointRow(series=series, x=x, y=i.estimate, low=i.low, high=i.high) for x, i in zip(x_L, intervals, strict=True)
+    ]

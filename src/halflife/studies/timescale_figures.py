@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from halflife.stats import Interval, seed_interval
+from halflife.stats import Interval
 from halflife.studies.base import PointRow, PointsPanel, Published
-from halflife.studies.optimum import exponent_of, text_spec
+from halflife.studies.optimum import PAIRED_NOTE, exponent_of, paired_rows, text_spec
 from halflife.studies.results import Results
 from halflife.studies.timescale_rules import (
     AXES,
@@ -34,15 +34,13 @@ def sweep_rows(results: Results, *, axis: str, share: bool = False) -> list[Poin
         share: Whether to draw it against tau / T = 1 / (lr lam T) instead.
 
     Returns:
-        The points with intervals over seeds.
+        The points.
     """
     size, rows = results.main_size, []
     for sweep in sweeps_on(results, axis, size):
-        for lam, key in sweep.keys.items():
-            spec = text_spec(results, key, size)
-            loss = seed_interval(results.last(key, LOSS, size))
-            x = 1 / (spec.lr * lam * spec.num_steps) if share else lam
-            rows.append(PointRow(series=sweep.label, x=x, y=loss.estimate, low=loss.low, high=loss.high, style="line"))
+        specs = {lam: text_spec(results, key, size) for lam, key in sweep.keys.items()}
+        x = [1 / (spec.lr * lam * spec.num_steps) if share else lam for lam, spec in specs.items()]
+        rows += paired_rows(sweep.label, x, np.array([results.last(key, LOSS, size) for key in sweep.keys.values()]))
     return rows
 
 
@@ -123,8 +121,7 @@ def _sweep_panel(axis: str, title: str, x_label: str, *, share: bool = False) ->
         y_label="validation loss (nats)",
         rows=functools.partial(sweep_rows, axis=axis, share=share),
         log_x=True,
-        note="Bars are 95 % intervals over seeds; differences between values of lam are more certain, because seeds are"
-        " paired.",
+        note=PAIRED_NOTE,
     )
 
 
