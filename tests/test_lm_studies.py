@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -458,3 +461,34 @@ def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
 
 def test_the_four_are_registered() -> None:
     assert set(NAMES) <= set(STUDIES)
+
+
+# ---- end to end
+
+
+@pytest.mark.slow
+def test_the_smoke_presets_run_and_report(tmp_path: Path) -> None:
+    """All four, trained, decided and drawn; runs that two studies ask for are trained once."""
+    store = tmp_path / "store"
+    command = [sys.executable, "-W", "error", "-m", "halflife", "study"]
+    done = subprocess.run(
+        [*command, "run", *NAMES, "--preset", "smoke", "--store", str(store), "--workers", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    asked = {
+        (digest, seed)
+        for name in NAMES
+        for digest in runs_of(get_study(name).presets["smoke"])
+        for seed in range(get_study(name).presets["smoke"].num_seeds)
+    }
+    assert len(list(store.glob("runs/*/run.json"))) == len(asked)
+    told = subprocess.run(
+        [*command, "verdicts", *NAMES, "--store", str(store), "--json"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.count('"inconclusive"') >= sum(len(get_study(name).claims) for name in NAMES)
+    page = (store / "report.html").read_text(encoding="utf-8")
+    assert all(get_study(name).title in page for name in NAMES)
