@@ -145,7 +145,7 @@ def run_studies(
         make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
         for study, found in chosen
     ]
-    with joined(where, fsdp=fsdp) as crew:
+    with joined(where, plans, fsdp=fsdp) as crew:
         if crew is not None and not crew.leads:
             crew.follow(plans, data_folder)
             return

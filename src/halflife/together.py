@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +40,12 @@ def launched() -> bool:
 
 
 @contextlib.contextmanager
-def joined(store: Store, *, fsdp: bool) -> Iterator[Crew | None]:
+def joined(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Crew | None]:
     """Join the processes that torchrun started. Whatever happens to them, one of them says it.
 
     Args:
         store: Where runs are.
+        plans: What they are to train.
         fsdp: Shard the model (FSDP2) instead of copying it (DDP).
 
     Yields:
@@ -64,6 +66,8 @@ def joined(store: Store, *, fsdp: bool) -> Iterator[Crew | None]:
             )
         yield None
         return
+    for plan in plans:  # all of them refuse it, and the first one says so
+        refuse_others(plan)
     import torch.distributed as dist
 
     try:
@@ -200,8 +204,6 @@ class Crew:
             UserError: It names a run that is not planned here.
         """
         runs = {run.id: run for plan in plans for run in plan.needed}
-        for plan in plans:
-            refuse_others(plan)
         while (identity := self.named(None)) is not None:
             if identity not in runs:
                 raise UserError(
@@ -246,7 +248,6 @@ class Crew:
         Raises:
             KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
         """
-        refuse_others(plan)
         failures: list[str] = []
         failed: set[str] = set()
         with sheet_kept(self.store, plan, workers=1):
@@ -286,7 +287,7 @@ class Crew:
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[-1]
+    return textwrap.shorten((str(error).strip().splitlines() or [""])[-1], 120, placeholder=" ...")
 
 
 def refuse_others(plan: Plan) -> None:
