@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
-from halflife.report import build_report
-from halflife.studies import STUDIES
+from halflife.report.page import render_page
+from halflife.studies import STUDIES, get_study
+from halflife.studies.results import Results
 from tests.synthetic import make_store
+from tests.synthetic_text import TEXT_STUDY, make_text_store
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -27,6 +29,8 @@ ARGUMENTS = [
 ]
 PANELS = len(STUDIES["stabilization"].panels)
 LADDER = 5  # claims in points
+TEXT_PANELS, TEXT_LADDER = len(TEXT_STUDY.panels), len(TEXT_STUDY.claims)
+SWEEP = 2 * PANELS + LADDER + 3  # the text study's points
 ALL_DRAWN = "() => document.querySelectorAll('.chart[data-drawn]').length == document.querySelectorAll('.chart').length"
 
 
@@ -46,7 +50,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with two studies, one of them with a ladder and with missing runs."""
+    """A page with a study at two presets, one of them with a ladder and with missing runs, and one of language models."""
     folder = tmp_path_factory.mktemp("page")
     store = make_store(folder)
     make_store(
@@ -56,7 +60,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels={"large-decay": "lr 0.1, lam 0.01 <script>alert(1)</script>"},
         status=lambda key, seed, size: "failed" if (key, seed, size) == ("large-none", 1, 4) else "finished",
     )
-    return build_report(store)[0]
+    text = make_text_store(folder / "text")
+    many = [Results(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    many += [Results(text, TEXT_STUDY, sheet) for sheet in text.sheets()]
+    page = folder / "page.html"
+    page.write_text(render_page(many), encoding="utf-8")
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +100,7 @@ def drawing(chart: Locator) -> str:
 
 def test_every_figure_is_drawn(page: Page) -> None:
     charts = page.locator(".chart")
-    assert charts.count() == 2 * PANELS + LADDER
+    assert charts.count() == 2 * PANELS + LADDER + TEXT_PANELS + TEXT_LADDER
     for chart in charts.all():
         box = chart.locator("svg").bounding_box()
         assert box is not None
@@ -169,6 +178,45 @@ def test_a_legend_entry_selects_an_arm(page: Page) -> None:
     )
 
 
+def test_a_point_shows_its_numbers_and_its_series_can_be_picked(page: Page) -> None:
+    chart = plot(page, SWEEP)
+    chart.locator("g.mark-symbol.role-mark path").nth(4).hover(force=True)
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    said = dict(row.locator("td").all_text_contents() for row in tooltip.locator("tr").all())
+    assert list(said) == ["series", "x", "y", "low", "high", "style"]
+    assert said["series"] == "lr 0.006"
+    assert float(said["low"]) < float(said["y"]) < float(said["high"])
+    page.mouse.move(2, 2)
+    entry = chart.locator(".role-legend").get_by_text("lr 0.002", exact=True)
+    entry.click()
+    dots = "[...box.querySelectorAll('.mark-symbol.role-mark path')].map(p => getComputedStyle(p).opacity)"
+    page.wait_for_function(f"box => {dots}.filter(o => o == '0.12').length == 3", arg=chart.element_handle())
+    assert chart.evaluate(f"box => {dots}.filter(o => o == '1').length") == 3
+    entry.click()
+    page.wait_for_function(f"box => {dots}.filter(o => o == '0.12').length == 0", arg=chart.element_handle())
+
+
+def test_steps_are_the_axis_of_language_models(page: Page) -> None:
+    first = page.locator("#made-up-lm-laptop .chart").first
+    assert first.get_by_text("step", exact=True).count() == 1
+    assert first.get_by_text("40,000", exact=True).count() == 1
+    assert page.locator("#made-up-lm-laptop").get_by_text("epoch", exact=True).count() == 0
+
+
+def test_how_it_was_run_is_folded_on_screens_and_open_on_paper(page: Page) -> None:
+    folded = page.locator("details.run")
+    is_open = "parts => parts.map(part => part.open)"
+    assert folded.evaluate_all(is_open) == [False] * 3
+    folded.first.locator("summary").first.click()
+    assert page.get_by_text("The same again, from the same seeds").first.is_visible()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.evaluate_all(is_open) == [True] * 3
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert folded.evaluate_all(is_open) == [True, False, False], "what the reader opened stays"
+    folded.first.locator("summary").first.click()
+
+
 @pytest.mark.parametrize("width", [1280, 1024, 768, 390, 360])
 def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
@@ -240,7 +288,7 @@ def test_what_is_missing_is_said_first(page: Page) -> None:
 
 def test_the_table_of_contents_leads_to_the_studies(page: Page) -> None:
     links = page.locator("nav a")
-    assert links.count() == 2
+    assert links.count() == 3
     links.nth(1).click()
     page.wait_for_function(
         "() => Math.abs(document.getElementById('stabilization-night').getBoundingClientRect().top) < 5"

@@ -105,7 +105,7 @@ def curves_chart(
         f"{x}:Q",
         title=x,
         scale=alt.Scale(domain=[first, last], nice=False),
-        axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6, labelFlush=False),
+        axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6, labelFlush=x == "step"),
     )
     y = alt.Y("mean:Q", title=y_label, scale=scale, axis=axis)
     base = alt.Chart().encode(x=across)
@@ -212,12 +212,12 @@ def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]
         room = 0.03 * ((high - low) or abs(high) or 1.0)
         return (
             alt.Scale(domain=[low - room, high + room], zero=False, nice=False),
-            alt.Axis(grid=False, tickCount=6, labelFlush=False),
+            alt.Axis(grid=False, tickCount=6, labelFlush=True),
         )
     room = 1.15 if high == low else (high / low) ** 0.04
     # The places of a sweep, where they are few, are the ticks that a reader looks for.
     ticks = list(places) if len(places) <= FEW_TICKS else _log_ticks(low, high)
-    axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=False, labelOverlap=True)
+    axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=True, labelOverlap=True)
     return alt.Scale(type="log", domain=[low / room, high * room], nice=False), axis
 
 
