@@ -152,9 +152,9 @@ def images(errors: dict[str, tuple[float, ...]], jitter: float = 0.003) -> Resul
     )
 
 
-FLAT = (0.15,) * 5
-GOOD = (0.15, 0.14, 0.13, 0.12, 0.14)
-BAD = (0.15, 0.17, 0.17, 0.17, 0.17)
+FLAT = (0.15,) * 4
+GOOD = (0.15, 0.14, 0.12, 0.14)
+BAD = (0.15, 0.17, 0.17, 0.17)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_figures_draw_each_sweep_and_a_level_without_decay() -> None:
     assert isinstance(panel, PointsPanel)
     rows = panel.rows(images({"none": GOOD, "flip-crop": FLAT}, 1e-5))
     drawn_y = np.array([row.y for row in rows if row.series == "none" and row.style == "line"])
-    assert drawn_y - drawn_y[0] == pytest.approx([0, -1, -2, 0], abs=0.01)
+    assert drawn_y - drawn_y[0] == pytest.approx([0, -2, 0], abs=0.01)
     assert [row.x for row in rows if row.series == "none" and row.style == "line"] == list(augmentation.LAMS[1:])
     assert {row.series for row in rows} == {"none", "none, no decay", "flip-crop", "flip-crop, no decay"}
     for panel, runs in zip(LM_DROPOUT.panels[:2], (4, 3), strict=True):
@@ -221,7 +221,7 @@ def test_arms_differ_in_what_their_keys_say(name: str) -> None:
 
 
 def test_presets_keep_to_their_budgets() -> None:
-    """The model of the time of the time-scale study; an epoch on images takes 0.8 s at width 8, and in proportion to it."""
+    """The model of the time of the time-scale study; an image takes 0.11 ms at width 8, and in proportion to it."""
 
     def seconds(name: str) -> float:
         preset, total = LM_DROPOUT.presets[name], 0.0
@@ -241,7 +241,7 @@ def test_presets_keep_to_their_budgets() -> None:
         for arm in preset.arms:
             seeds = preset.num_seeds if arm.size == preset.main_size else preset.num_ladder_seeds
             spec = cast("ImageRun", arm.build(0))
-            total += seeds * spec.num_epochs * 0.8 * max(arm.size / 8, 0.75)
+            total += seeds * spec.num_epochs * (spec.num_train or 5_000) * 1.1e-4 * max(arm.size / 8, 0.75)
         assert total / 2 < 60 * minutes
     for study in (LM_DROPOUT, AUGMENTATION):
         assert len({arm.size for arm in study.presets["night"].arms}) == 3
@@ -249,4 +249,4 @@ def test_presets_keep_to_their_budgets() -> None:
             specs = [arm.build(seed) for arm in preset.arms for seed in range(2)]
             assert len({spec.digest() for spec in specs}) == len(specs)
     assert LAPTOP.num_seeds >= 5
-    assert AUGMENTATION.presets["laptop"].num_seeds >= 3
+    assert AUGMENTATION.presets["laptop"].num_seeds >= 5
