@@ -17,6 +17,7 @@ FEW_POINTS = 25  # lines with at most this many readings show each as a dot
 FEW_FOLDS = 8  # an axis over less than this factor gets ticks at round numbers
 MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
+TWO_COLUMNS = 17  # longest label, in letters, of a legend in two columns
 POINT_IN_LEGEND = 80
 SHORT = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 
@@ -59,7 +60,7 @@ def _scale_and_axis(low: float, high: float, *, log: bool) -> tuple[alt.Scale, a
 def _colour(styles: Sequence[ArmStyle], field: str, *, points: bool = False) -> alt.Color:
     labels = [style.label for style in styles]
     # Two columns fit a phone, and a legend cannot wrap by itself.
-    columns = 2 if max(map(len, labels)) <= 20 else 1
+    columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
     legend = alt.Legend(
         title=None, columns=columns, symbolLimit=0, symbolSize=POINT_IN_LEGEND if points else alt.Undefined
     )
