@@ -154,6 +154,7 @@ def shown_progress(
                 console.print(
                     f"{done}/{total} {what}, width {run.arm.size}: {event.seconds:.0f} s; {left}",
                     highlight=False,
+                    soft_wrap=True,
                 )
         left = _clock_words(estimate.seconds_left())
         bars.update(overall, completed=done, note=f"{done}/{total}, {left}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from halflife.errors import UserError
 from halflife.schedules.expression import schedule_from
@@ -189,6 +189,13 @@ class TextRun(RunSpec):
             raise UserError(
                 f"keep_at is {self.keep_at}, expected steps between 1 and num_steps {self.num_steps} in order: change keep_at"
             )
+
+    def cut(self, max_steps: int | None) -> Self:
+        """The same run with at most so many steps, which evaluates no more tokens than it trains on."""
+        if max_steps is None:
+            return self
+        trained = max_steps * self.batch_size * self.context
+        return replace(self, max_steps=max_steps, num_eval_tokens=max(1, min(self.num_eval_tokens, trained)))
 
     @property
     def last_step(self) -> int:
