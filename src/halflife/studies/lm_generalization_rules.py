@@ -8,10 +8,12 @@ the runs of the same seed and model. Shapes: K arms, S seeds, N blocks of valida
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.fits import GroupedLine, fit_lines
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, PointRow
 from halflife.studies.decide import EQUAL_CONFIDENCE, all_of, best_of, within
@@ -52,21 +54,14 @@ class Cloud:
     val_KSN: NDArray[np.float64]
     offset_S: NDArray[np.float64]
 
-    @property
-    def slopes_S(self) -> NDArray[np.float64]:
-        """The least-squares slope of each seed."""
-        val_KS = self.val_KSN.mean(axis=2)
-        slopes: NDArray[np.float64] = (self.train_KS * val_KS).sum(axis=0) / (self.train_KS**2).sum(axis=0)
-        return slopes
-
-    @property
-    def slope(self) -> float:
-        """The common slope."""
-        return float((self.train_KS * self.val_KSN.mean(axis=2)).sum() / (self.train_KS**2).sum())
+    @cached_property
+    def line(self) -> GroupedLine:
+        """Validation on training loss, with an offset per seed."""
+        return fit_lines(self.train_KS.T, self.val_KSN.mean(axis=2).T, confidence=EQUAL_CONFIDENCE)
 
     def of_lam(self, lam: str) -> NDArray[np.float64]:
         """What the runs of a lam have above the common line, (S, N), relative to those without decay."""
-        residual_KSN = self.val_KSN - self.slope * self.train_KS[:, :, None]
+        residual_KSN = self.val_KSN - self.line.pooled_slope.estimate * self.train_KS[:, :, None]
         mean_SN = [
             residual_KSN[[index for index, key in enumerate(self.keys) if f"-{name}-" in key]].mean(axis=0)
             for name in (lam, "none")
@@ -99,10 +94,9 @@ def same_at_equal_loss(results: Results, size: int, *, lam: str) -> Finding:
     for model, cloud in clouds(results, size).items():
         effects.append(crossed_interval(cloud.of_lam(lam), confidence=EQUAL_CONFIDENCE, example_name="blocks"))
         outcomes.append(within(effects[-1], GAP_MARGIN))
-        spread = float((cloud.val_KSN.mean(axis=2) - cloud.slope * cloud.train_KS).std())
         words.append(
             f"in {_name(model)} the runs of {len(cloud.keys)} arms lie about one line with a standard deviation of"
-            f" {spread:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam} decay is off no"
+            f" {cloud.line.residual_sd:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam} decay is off no"
             f" decay by {nats(effects[-1])}"
         )
     return Finding(all_of(*outcomes), max(effects, key=lambda e: abs(e.estimate)), f"{'; '.join(words)} (90 %)")
@@ -112,7 +106,7 @@ def slope_is_one(results: Results, size: int) -> Finding:
     """The slope of the line, in each model."""
     outcomes, words, effects = [], [], []
     for model, cloud in clouds(results, size).items():
-        effects.append(seed_interval(cloud.slopes_S, confidence=EQUAL_CONFIDENCE))
+        effects.append(cloud.line.slope)
         outcomes.append(within(effects[-1], SLOPE_MARGIN, around=1.0))
         low, high = effects[-1].low, effects[-1].high
         words.append(f"{effects[-1].estimate:.3f} [{low:.3f}, {high:.3f}] in {_name(model)}")
