@@ -57,7 +57,7 @@ class Cloud:
     @cached_property
     def line(self) -> GroupedLine:
         """Validation on training loss, with an offset per seed."""
-        return fit_lines(self.train_KS.T, self.val_KSN.mean(axis=2).T, confidence=EQUAL_CONFIDENCE)
+        return fit_lines(list(self.train_KS.T), list(self.val_KSN.mean(axis=2).T), confidence=EQUAL_CONFIDENCE)
 
     def of_lam(self, lam: str) -> NDArray[np.float64]:
         """What the runs of a lam have above the common line, (S, N), relative to those without decay."""
@@ -96,8 +96,8 @@ def same_at_equal_loss(results: Results, size: int, *, lam: str) -> Finding:
         outcomes.append(within(effects[-1], GAP_MARGIN))
         words.append(
             f"in {_name(model)} the runs of {len(cloud.keys)} arms lie about one line with a standard deviation of"
-            f" {cloud.line.residual_sd:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam} decay is off no"
-            f" decay by {nats(effects[-1])}"
+            f" {cloud.line.residual_sd:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam}"
+            f" decay is off no decay by {nats(effects[-1])}"
         )
     return Finding(all_of(*outcomes), max(effects, key=lambda e: abs(e.estimate)), f"{'; '.join(words)} (90 %)")
 
