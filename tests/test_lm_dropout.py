@@ -177,21 +177,25 @@ def test_augmentation_is_decided_as_its_rule_says(
     assert finding.effect.estimate == pytest.approx(effect, abs=0.05 + 200 * jitter)
 
 
-def test_figures_draw_each_sweep_and_a_level_without_decay() -> None:
+def test_figures_draw_each_sweep_and_a_point_without_decay() -> None:
     panel = AUGMENTATION.panels[0]
     assert isinstance(panel, PointsPanel)
     rows = panel.rows(images({"none": GOOD, "flip-crop": FLAT}, 1e-5))
     drawn_y = np.array([row.y for row in rows if row.series == "none" and row.style == "line"])
     assert drawn_y - drawn_y[0] == pytest.approx([0, -2, 0], abs=0.01)
-    assert [row.x for row in rows if row.series == "none" and row.style == "line"] == list(augmentation.LAMS[1:])
-    assert {row.series for row in rows} == {"none", "none, no decay", "flip-crop", "flip-crop, no decay"}
-    for panel, runs in zip(LM_DROPOUT.panels[:2], (4, 3), strict=True):
+    lams = list(augmentation.LAMS[1:])
+    assert [row.x for row in rows if row.series == "none" and row.style == "line"] == lams
+    assert [row.x for row in rows if row.series == "none" and row.style == "point"] == pytest.approx(
+        [lams[0] / 3, *lams]
+    )
+    assert {row.series for row in rows} == {"none", "flip-crop"}
+    for panel, runs, level in zip(LM_DROPOUT.panels[:2], (4, 3), (2.5, 2.0), strict=True):
         assert isinstance(panel, PointsPanel)
         drawn = panel.rows(made_up(World()))
-        assert len({row.series for row in drawn}) == 2 * runs
-        level = [row for row in drawn if row.series == "dropout 0, no decay"]
-        assert len(level) == 2
-        assert level[0].y == level[1].y == pytest.approx(2.5 if runs == 4 else 2.0, abs=0.2)
+        assert len({row.series for row in drawn}) == runs
+        plain = [row for row in drawn if row.series == "dropout 0" and row.style == "point"]
+        assert plain[0].y == pytest.approx(level, abs=0.2)
+        assert plain[0].y - min(row.y for row in plain) == pytest.approx(0.1 if runs == 4 else 0.05, abs=0.002)
 
 
 # ---- presets

@@ -20,7 +20,7 @@ from halflife.stats import Interval, crossed_interval
 from halflife.studies.base import Arm, Claim, Finding, Outcome, Panel, PointRow, PointsPanel, Preset, Study
 from halflife.studies.decide import above_zero, best_of
 from halflife.studies.lm_common import PAPER_TITLE
-from halflife.studies.optimum import PAIRED_NOTE, paired_rows
+from halflife.studies.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
 from halflife.studies.results import Results
 
 __all__ = ["AUGMENTATION"]
@@ -114,7 +114,7 @@ CLAIMS = (
 
 
 def sweep_rows(results: Results) -> list[PointRow]:
-    """The final test error against lam, and a level line without decay, for each augmentation.
+    """The final test error against lam, and a point without decay, for each augmentation.
 
     Args:
         results: What the store holds.
@@ -131,9 +131,7 @@ def sweep_rows(results: Results) -> list[PointRow]:
             assert isinstance(spec, ImageRun)
             lams.append(spec.lam)
         errors_LS = 100 * np.array([results.last(key, "test/error", size) for key in keys])
-        level = float(errors_LS[0].mean())
-        rows += [PointRow(series=f"{kind}, no decay", x=x, y=level, style="line") for x in (lams[1], lams[-1])]
-        rows += paired_rows(kind, lams[1:], errors_LS[1:])
+        rows += paired_rows(kind, lam_places(lams), errors_LS, apart=1)
     return rows
 
 
@@ -177,7 +175,7 @@ AUGMENTATION = Study(
             y_label="test error (%)",
             rows=sweep_rows,
             log_x=True,
-            note=f"{PAIRED_NOTE} Level lines are without decay.",
+            note=f"{PAIRED_NOTE} {ZERO_NOTE}",
         ),
         Panel(metric="train/running_loss", title="Training loss", y_label="training cross-entropy", log=True),
         Panel(metric="test/error", title="Test error", y_label="test error (%)", factor=100),

@@ -21,7 +21,7 @@ from halflife.studies import lm_dropout_rules as rules
 from halflife.studies.base import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Study
 from halflife.studies.lm_common import PAPER, PAPER_NEEDS, PAPER_TITLE, decay, linear_lr, run_arm, small_mlp
 from halflife.studies.lm_dropout_rules import DROPOUTS, FRESH, REPEATED, key_of
-from halflife.studies.optimum import PAIRED_NOTE, lam_of, paired_rows, text_spec
+from halflife.studies.optimum import PAIRED_NOTE, ZERO_NOTE, lam_of, lam_places, paired_rows, text_spec
 from halflife.studies.results import Results
 
 __all__ = ["LM_DROPOUT"]
@@ -153,7 +153,7 @@ class Setting:
 
 
 def sweep_rows(results: Results, *, run: str) -> list[PointRow]:
-    """The final loss against lam, one line a dropout, and a level line without decay for each.
+    """The final loss against lam, one line a dropout, with a point without decay for each.
 
     Args:
         results: What the store holds.
@@ -170,9 +170,7 @@ def sweep_rows(results: Results, *, run: str) -> list[PointRow]:
         lams = [lam_of(text_spec(results, key, size)) for key in keys]
         losses_LS = np.array([results.last(key, rules.LOSS, size) for key in keys])
         name = f"dropout {text_spec(results, keys[0], size).dropout:g}{', smoothed' if smoothed else ''}"
-        level = float(losses_LS[0].mean())
-        rows += [PointRow(series=f"{name}, no decay", x=x, y=level, style="line") for x in (lams[1], lams[-1])]
-        rows += paired_rows(name, lams[1:], losses_LS[1:])
+        rows += paired_rows(name, lam_places(lams), losses_LS, apart=1)
     return rows
 
 
@@ -184,7 +182,7 @@ def _sweep_panel(run: str, title: str) -> PointsPanel:
         y_label="validation loss (nats)",
         rows=partial(sweep_rows, run=run),
         log_x=True,
-        note=f"{PAIRED_NOTE} Level lines are without decay.",
+        note=f"{PAIRED_NOTE} {ZERO_NOTE}",
     )
 
 

@@ -204,16 +204,20 @@ def lam_of(spec: TextRun) -> float:
     return float(spec.decay.removeprefix("Decoupled(lam=").removesuffix(")")) if spec.decay else 0.0
 
 
-PAIRED_NOTE = "Bars are 95 % intervals over seeds, after each seed's own mean over its line is taken out, because seeds are paired."
+PAIRED_NOTE = (
+    "Bars are 95 % intervals over seeds, each seed's own mean over its line taken out, because seeds are paired."
+)
+ZERO_NOTE = "The points apart on the left, at a third of the smallest lam, are without decay."
 
 
-def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64]) -> list[PointRow]:
+def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64], *, apart: int = 0) -> list[PointRow]:
     """A line through the means over seeds, with bars for what a comparison along it can rest on.
 
     Args:
         series: Its name.
         x_L: The places.
         values_LS: One value per place and seed, S >= 2.
+        apart: So many of the first places are not on the line.
 
     Returns:
         The line's rows, then the points with bars.
@@ -225,7 +229,23 @@ def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64
     """
     centred_LS = values_LS - values_LS.mean(axis=0) + values_LS.mean()
     intervals = [seed_interval(row) for row in centred_LS]
-    lines = [PointRow(series=series, x=x, y=i.estimate, style="line") for x, i in zip(x_L, intervals, strict=True)]
-    return lines + [
-        PointRow(series=series, x=x, y=i.estimate, low=i.low, high=i.high) for x, i in zip(x_L, intervals, strict=True)
+    pairs = list(zip(x_L, intervals, strict=True))
+    return [PointRow(series=series, x=x, y=i.estimate, style="line") for x, i in pairs[apart:]] + [
+        PointRow(series=series, x=x, y=i.estimate, low=i.low, high=i.high) for x, i in pairs
     ]
+
+
+def lam_places(lams: Sequence[float]) -> list[float]:
+    """Where values of lam stand on a logarithmic axis that has no place for 0.
+
+    Args:
+        lams: In rising order, the first one 0.
+
+    Returns:
+        The same, with a third of the smallest one above 0 for 0.
+
+    Examples:
+        >>> lam_places([0.0, 0.3, 1.0])
+        [0.1, 0.3, 1.0]
+    """
+    return [round(lams[1] / 3, 12), *lams[1:]]
