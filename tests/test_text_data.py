@@ -66,8 +66,8 @@ def test_a_folder_is_split_by_document(tmp_path: Path) -> None:
     texts = write_text(tmp_path / "text", 400)
     corpus = find_corpus("folder", tmp_path / "text")
     in_order = sorted(texts, key=place)
-    held_out = [name for name in in_order if place(name) < 0.01]
-    assert 1 <= len(held_out) <= 12
+    held_out = [name for name in in_order if place(name) < 0.05]
+    assert 5 <= len(held_out) <= 40
     assert [document.name for document in corpus.val] == held_out
     assert [document.name for document in corpus.train] == in_order[len(held_out) :]
     assert list(corpus.val_documents()) == [texts[name] for name in held_out]
@@ -212,7 +212,7 @@ def test_python_source_is_the_installed_code() -> None:
     assert not [name for name in everything if not name.endswith(".py") or "_sysconfigdata" in name]
     total, held_out = (sum(d.size for d in part) for part in (everything.values(), corpus.val))
     assert 40e6 < total < 90e6
-    assert 0.003 < held_out / total < 0.03
+    assert 0.03 < held_out / total < 0.08
     assert corpus.title.startswith(f"{len(everything):,} source files of the standard library of Python 3.")
     assert "torch 2." in corpus.title
 
