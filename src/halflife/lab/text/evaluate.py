@@ -24,7 +24,7 @@ TOKENS_PER_BATCH = 16_384  # fits the caches of a core at the sizes that are tra
 
 def windows_at(tokens: NDArray[np.integer], starts: NDArray[np.int64], length: int) -> Tensor:
     """Windows of tokens as a tensor of token ids, (W, length), read from a memory map."""
-    return torch.from_numpy(tokens[starts[:, None] + np.arange(length)].astype(np.int64))
+    return torch.from_numpy(np.asarray(tokens).take(starts[:, None] + np.arange(length)).astype(np.int64))
 
 
 def even_windows(num_tokens: int, length: int, count: int) -> NDArray[np.int64]:

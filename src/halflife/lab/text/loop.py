@@ -162,7 +162,7 @@ class TextLoop:
             starts = starts[self.world.rank :: self.world.size]
         windows_BT = windows_at(self.tokens, starts, spec.context + 1).to(self.device, non_blocking=True)
         total: Tensor | None = None
-        for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate)):
+        for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate) if spec.accumulate > 1 else (windows_BT,)):
             with self.world.gradient_sync(index == spec.accumulate - 1):
                 loss = self._loss(part_BT)
                 if spec.accumulate > 1:

@@ -26,7 +26,7 @@ __all__ = ["Permutation", "WindowOrder"]
 ORDERS = ("one-pass", "epochs", "random-offsets")
 ROUNDS = 8  # each half is moved four times; the tests find no structure from six on
 FEW = 1 << 16  # up to here a list is cheap (half a megabyte) and exactly uniform
-CHUNK = 1 << 15  # offsets computed at once: what fits into a core's cache
+CHUNK = 1 << 16  # offsets computed at once, so that the calls of numpy are shared by many steps
 
 Offsets = NDArray[np.int64]
 
