@@ -87,6 +87,9 @@ def _study_json(study: Study) -> dict[str, Any]:
         "source": study.source,
         "claim": study.claim,
         "claims": [{"key": c.key, "text": c.text, "rule": c.rule, "unit": c.unit} for c in study.claims],
+        "published": [
+            {"quantity": p.quantity, "published": p.published, "where": p.where, "how": p.how} for p in study.published
+        ],
         "presets": {
             key: {
                 "description": preset.description,
