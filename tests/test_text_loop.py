@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,6 +362,7 @@ def test_a_replay_follows_its_formula(match: str, corpus: Path, tmp_path: Path) 
     if match.startswith("global"):
         before, used = readings[-2].values["weight_norm"], readings[-1].values["lr_factor"]
         ratio = before / trace[39, :-1].square().sum().sqrt().item()
+        assert readings[-1].values["lr"] == pytest.approx(used * spec.lr)
         assert used == pytest.approx((ratio**2 if match == "global-squared" else ratio) / (1 - spec.lr))
         assert ratio > 1.02  # the parent decays
 
@@ -373,6 +374,51 @@ def test_a_replay_that_diverges_is_a_finished_run(corpus: Path, tmp_path: Path) 
     readings, _ = run(TextReplay(of=wild, match="none"), tmp_path / "replay", corpus, parent=kept)
     assert readings[-1].values.keys() == {"diverged_at"}
     assert 1 <= readings[-1].values["diverged_at"] <= 5
+
+
+@pytest.mark.parametrize("log_every", [1, 7])
+def test_weights_that_break_at_a_reading_are_a_failed_run(log_every: int, corpus: Path, tmp_path: Path) -> None:
+    """The loss before the update is finite, so only the weights say it; a store holds finite numbers only."""
+    wild = with_(MLP, decay="", lr=1e25, lr_schedule="constant(1.0)", log_every=log_every, num_steps=14)
+    with pytest.raises(RunFailedError, match="became NaN or infinite at step"):
+        run(wild, tmp_path / "run", corpus)
+
+
+def test_gradients_that_overflow_for_ever_are_a_failed_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = with_(MLP, precision="float16", num_steps=80)
+    step = TextLoop.one_step
+
+    def overflowing(self: TextLoop) -> None:
+        step(self)
+        self.scaler.update(1e-9)
+
+    monkeypatch.setattr(TextLoop, "one_step", overflowing)
+    with pytest.raises(RunFailedError, match="at step 5"):
+        run(spec, tmp_path, corpus)
+
+
+def test_long_ways_between_evaluations_have_checkpoints(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("halflife.lab.text.train.SAVING_SECONDS", 0.0)
+    monkeypatch.setattr("halflife.lab.text.train.SAVING_SHARE", 1e9)
+    monkeypatch.setattr(TextLoop, "one_step", _killed_at(TextLoop.one_step, 33))
+    with pytest.raises(KeyboardInterrupt):
+        run(with_(MLP, eval_every=40), tmp_path, corpus)
+    monkeypatch.undo()
+    rest, _ = run(with_(MLP, eval_every=40), tmp_path, corpus)
+    assert rest[0].step == 35
+
+
+def _killed_at(one_step: Callable[[TextLoop], None], at: int) -> Callable[[TextLoop], None]:
+    def step(self: TextLoop) -> None:
+        if self.step == at:
+            raise KeyboardInterrupt
+        one_step(self)
+
+    return step
 
 
 @pytest.mark.parametrize("missing", ["step-20.safetensors", "norms.safetensors"])

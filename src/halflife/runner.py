@@ -28,7 +28,7 @@ from halflife.worker import Task, work
 
 __all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "sheet_kept"]
 
-STOP_SECONDS = 60.0  # for the checkpoint of a run that is asked to stop
+STOP_SECONDS = 300.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -196,6 +196,8 @@ class RunFolder:
             raise StoreError(
                 f"another process still works on the run {self.id}: wait until it ends, or stop it"
             ) from error
+        for left in (*self.path.glob(".*.aside"), *self.kept.glob(".*.aside")):
+            left.unlink()  # of a process that was killed while it wrote
         try:
             yield
         finally:

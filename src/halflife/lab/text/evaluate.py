@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from halflife.lab.text.world import World
 
-__all__ = ["NUM_BLOCKS", "block_means", "even_windows", "window_losses", "windows_at"]
+__all__ = ["NUM_BLOCKS", "block_means", "even_windows", "on_its_way", "window_losses", "windows_at"]
 
 NUM_BLOCKS = 256
 TOKENS_PER_BATCH = 16_384  # fits the caches of a core at the sizes that are trained on one
@@ -25,6 +25,11 @@ TOKENS_PER_BATCH = 16_384  # fits the caches of a core at the sizes that are tra
 def windows_at(tokens: NDArray[np.integer], starts: NDArray[np.int64], length: int) -> Tensor:
     """Windows of tokens as a tensor of token ids, (W, length), read from a memory map."""
     return torch.from_numpy(np.asarray(tokens).take(starts[:, None] + np.arange(length)).astype(np.int64))
+
+
+def on_its_way(ids: Tensor, device: torch.device) -> Tensor:
+    """Token ids on a device, without waiting for the copy: CUDA copies so from pinned memory only."""
+    return (ids.pin_memory() if device.type == "cuda" else ids).to(device, non_blocking=True)
 
 
 def even_windows(num_tokens: int, length: int, count: int) -> NDArray[np.int64]:
@@ -60,7 +65,7 @@ def window_losses(
         for first in range(0, len(parts), world.size):
             # Sharded weights are gathered by all processes together: one that has no batch left repeats the last.
             mine = min(first + world.rank, len(parts) - 1)
-            part_BT = parts[mine].to(world.device, non_blocking=True)
+            part_BT = on_its_way(parts[mine], world.device)
             logits = model(part_BT[:, :-1]).float()
             if last_only:
                 losses[mine] = functional.cross_entropy(logits, part_BT[:, -1], reduction="none")

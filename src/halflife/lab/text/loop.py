@@ -16,7 +16,7 @@ from halflife.errors import UserError
 from halflife.lab.cost import Costs
 from halflife.lab.text.averages import averages_of
 from halflife.lab.text.courses import Course
-from halflife.lab.text.evaluate import block_means, even_windows, window_losses, windows_at
+from halflife.lab.text.evaluate import block_means, even_windows, on_its_way, window_losses, windows_at
 from halflife.lab.text.models import build_text_model
 from halflife.lab.text.optimizers import training_of
 from halflife.lab.text.order import WindowOrder
@@ -29,6 +29,7 @@ from halflife.records import Array, Reading
 
 __all__ = ["TextLoop"]
 
+SMALLEST_SCALE = 2.0**-20  # of float16's gradient scaler, which begins at 2^16: below, every step is skipped
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,7 +161,7 @@ class TextLoop:
         starts = self.order.starts(self.course.first_batch + self.step)
         if self.world.size > 1:
             starts = starts[self.world.rank :: self.world.size]
-        windows_BT = windows_at(self.tokens, starts, spec.context + 1).to(self.device, non_blocking=True)
+        windows_BT = on_its_way(windows_at(self.tokens, starts, spec.context + 1), self.device)
         total: Tensor | None = None
         for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate) if spec.accumulate > 1 else (windows_BT,)):
             with self.world.gradient_sync(index == spec.accumulate - 1):
@@ -179,7 +180,7 @@ class TextLoop:
                 torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.course.loss_penalty)
         if spec.clip is not None:
             self.grad_norm = self.world.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
-        elif self.reads_at(self.step + 1):
+        elif self.reads_at(self.step + 1) or self.evaluates_at(self.step + 1):
             gradients = [p.grad for p in self.parameters if p.grad is not None]
             self.grad_norm = self.world.plain(torch.nn.utils.get_total_norm(gradients))
         if self.scaler.is_enabled():
@@ -212,14 +213,18 @@ class TextLoop:
             group["lr"] = self.lr * factor_of[id(group["params"][0])]
 
     def first_bad(self) -> int | None:
-        """The first step since the last reading whose loss, or whose last gradient, is NaN or infinite; else None."""
-        if not self.state.losses:
-            return None
-        finite = self.world.mean(torch.stack(self.state.losses)).isfinite().tolist()
+        """The first step since the last reading whose loss is NaN or infinite; the last one if it broke anything else."""
+        finite = self.world.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
         if not all(finite):
             return self.step - len(finite) + finite.index(False) + 1
-        overflowed = self.scaler.is_enabled() or bool(torch.isfinite(self.grad_norm))  # the scaler skips such a step
-        return None if overflowed else self.step
+        # float16 gradients overflow now and then: the scaler skips the step and halves its factor.
+        scaled = self.scaler.is_enabled()
+        whole = self.scaler.get_scale() >= SMALLEST_SCALE if scaled else bool(torch.isfinite(self.grad_norm))
+        return None if whole and math.isfinite(self.weight_norm()) else self.step
+
+    def weight_norm(self) -> float:
+        """The norm of all weights."""
+        return math.sqrt(squared_norms(self.parameters).sum().item())
 
     def take_running_loss(self) -> float:
         """The mean loss of the steps since the last reading, over all processes."""
@@ -237,13 +242,19 @@ class TextLoop:
         Returns:
             The reading.
         """
-        norm = math.sqrt(squared_norms(self.parameters).sum().item())
-        if running_loss is not None and math.isfinite(norm):
+        norm, lr = self.weight_norm(), self.lr
+        if running_loss is not None:
             self.last_norms = (
                 f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm"
                 f" {float(self.grad_norm):.3g}"
             )
-        values = {"lr": self.lr, "weight_norm": norm, "effective_lr": self.lr / norm}
+        values = {"weight_norm": norm}
+        if self.matcher is not None:
+            values["lr_factor"] = max(group["lr"] for group in self.optimizer.param_groups) / lr if lr > 0 else 1.0
+            lr *= values["lr_factor"]
+        values["lr"] = lr
+        if self.course.replay != "per-tensor":  # there each tensor has its own
+            values["effective_lr"] = lr / norm
         if running_loss is not None:
             fractions = self.decay.fractions() if self.decay is not None else [0.0]
             values |= {
@@ -251,8 +262,6 @@ class TextLoop:
                 "grad_norm": float(self.grad_norm),
                 "fraction": max(fractions),
             }
-            if self.matcher is not None:
-                values["lr_factor"] = max(group["lr"] for group in self.optimizer.param_groups) / max(self.lr, 1e-30)
         arrays: dict[str, Array] = {}
         if self.evaluates_at(self.step):
             with self.costs.of("evaluation"):
@@ -261,8 +270,8 @@ class TextLoop:
                     if average.count:
                         with average.in_place():
                             self._evaluate(f"{average.name}/", values, arrays)
-        # float16's scaler lets gradients overflow now and then, and no store holds infinity.
-        values = {name: value for name, value in values.items() if math.isfinite(value) or not self.scaler.is_enabled()}
+        if self.scaler.is_enabled() and not math.isfinite(values.get("grad_norm", 0.0)):
+            del values["grad_norm"]  # of a step that was skipped
         return Reading(step=self.step, epoch=self.epoch, values=values | more, arrays=arrays)
 
     def _evaluate(self, prefix: str, values: dict[str, float], arrays: dict[str, Array]) -> None:

@@ -8,6 +8,7 @@ Shapes: B windows, T tokens of a window.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ Progress = Callable[[int, int, float], None]
 """Called with the steps done, the steps in all and the mean training loss since the last call."""
 
 SAVING_SHARE = 0.05  # of the time, at most, goes into checkpoints
+SAVING_SECONDS = 60.0  # after which a reading is as good a time as an evaluation
 
 
 def train(
@@ -81,22 +83,26 @@ def train(
             if not reads and not asked:
                 continue
             bad = loop.first_bad()
-            if bad is not None and isinstance(spec, TextReplay):  # that a replay diverges is a result, and ends it
-                sink(Reading(step=loop.step, epoch=loop.epoch, values={"diverged_at": bad}))
-                return clock.cost()
             if bad is not None:
-                raise RunFailedError(_failure(loop, bad, spec, checkpoint))
+                _broken(loop, bad, spec, checkpoint, sink)
+                return clock.cost()
             if reads:
                 loss = loop.take_running_loss()
                 if progress is not None:
                     progress(loop.step, course.num_steps, loss)
                 end = {"diverged_at": -1.0} if last and isinstance(spec, TextReplay) else {}
-                sink(loop.reading(loss, **end))
+                reading = loop.reading(loss, **end)
+                if not all(
+                    map(math.isfinite, reading.values.values())
+                ):  # the weights are finite, and too large to evaluate
+                    _broken(loop, loop.step, spec, checkpoint, sink)
+                    return clock.cost()
+                sink(reading)
             if loop.step in course.keep_at:
                 loop.keep(folder / "kept")
             if last:
                 break
-            if asked or (evaluates and loop.world.any(clock.may_save())):
+            if asked or loop.world.any(clock.may_save(evaluates)):
                 clock.save(checkpoint)
             if asked:
                 raise RunStoppedError(f"stopped after step {loop.step} of {course.num_steps}: a checkpoint is kept")
@@ -113,8 +119,10 @@ class _Clock:
         self.evaluated = loop.costs.seconds["evaluation"]
         self.saved_at, self.last_save, self.saving = self.began, 0.0, 0.0
 
-    def may_save(self) -> bool:
-        return self.last_save <= SAVING_SHARE * (time.perf_counter() - self.saved_at)
+    def may_save(self, evaluates: bool) -> bool:
+        """At evaluations, and where these are far apart, as long as checkpoints cost a small share of the time."""
+        since = time.perf_counter() - self.saved_at
+        return (evaluates or since > SAVING_SECONDS) and self.last_save <= SAVING_SHARE * since
 
     def save(self, path: Path) -> None:
         began = time.perf_counter()
@@ -130,9 +138,19 @@ class _Clock:
         return costs.summary("tokens")
 
 
-def _failure(loop: TextLoop, bad: int, spec: TextRun | TextBranch | TextReplay, checkpoint: Path) -> str:
+def _broken(
+    loop: TextLoop,
+    bad: int,
+    spec: TextRun | TextBranch | TextReplay,
+    checkpoint: Path,
+    sink: Callable[[Reading], None],
+) -> None:
+    """End a run that is no longer finite: a replay with the result that it diverged, any other with an error."""
+    if isinstance(spec, TextReplay):
+        sink(Reading(step=loop.step, epoch=loop.epoch, values={"diverged_at": bad}))
+        return
     kept = "the last good checkpoint is kept" if loop.state.exists(checkpoint) else "no checkpoint was made before"
-    return (
-        f"the training loss or a gradient became NaN or infinite at step {bad} (lr {loop.lr:g}, seed {spec.seed};"
+    raise RunFailedError(
+        f"the training loss, a gradient or the weights became NaN or infinite at step {bad} (lr {loop.lr:g}, seed {spec.seed};"
         f" {loop.norms_in_words()}), {kept}: lower the learning rate"
     )
