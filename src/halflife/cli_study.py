@@ -86,7 +86,9 @@ def _study_json(study: Study) -> dict[str, Any]:
         "title": study.title,
         "source": study.source,
         "claim": study.claim,
-        "claims": [{"key": c.key, "text": c.text, "rule": c.rule, "unit": c.unit} for c in study.claims],
+        "claims": [
+            {"key": c.key, "text": c.text, "rule": c.rule, "amended": c.amended, "unit": c.unit} for c in study.claims
+        ],
         "published": [
             {"quantity": p.quantity, "published": p.published, "where": p.where, "how": p.how} for p in study.published
         ],

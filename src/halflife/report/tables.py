@@ -102,6 +102,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "claim": verdict.claim.key,
             "text": verdict.claim.text,
             "rule": verdict.claim.rule,
+            "amended": verdict.claim.amended,
             "effect_name": verdict.claim.effect_name,
             "unit": verdict.claim.unit,
             **_finding_row(verdict.finding),

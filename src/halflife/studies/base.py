@@ -102,6 +102,7 @@ class Claim:
         unit: The effect's unit: ``"points"`` (of test error), ``"nats"`` (differences of losses), ``"%"``, ``"x"`` (a
             ratio) or ``""``. It says how the effect is written: in points and per cent with 2 decimals, in nats with 4.
         measure: The rule itself, for one size of the ladder.
+        amended: What was changed of the rule when runs existed already, and why (empty: nothing).
     """
 
     key: str
@@ -110,6 +111,7 @@ class Claim:
     effect_name: str
     unit: str
     measure: Callable[[Results, int], Finding]
+    amended: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
