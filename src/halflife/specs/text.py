@@ -177,6 +177,9 @@ class TextRun(RunSpec):
             raise UserError(
                 f"width is {self.width} with {self.heads} heads, expected a multiple: change width or heads"
             )
+        unused = [name for name in ("tied", "bias", "qk_norm") if getattr(self, name)] + ["heads"] * (self.heads > 1)
+        if self.model == "mlp" and unused:
+            raise UserError(f"{unused[0]} is {getattr(self, unused[0])!r}, which the MLP does not have: leave it out")
         if self.batch_size % self.accumulate:
             raise UserError(
                 f"batch_size is {self.batch_size} in {self.accumulate} parts, expected a multiple: change accumulate"

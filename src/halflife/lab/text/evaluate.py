@@ -24,7 +24,9 @@ TOKENS_PER_BATCH = 16_384  # fits the caches of a core at the sizes that are tra
 
 def windows_at(tokens: NDArray[np.integer], starts: NDArray[np.int64], length: int) -> Tensor:
     """Windows of tokens as a tensor of token ids, (W, length), read from a memory map."""
-    return torch.from_numpy(np.asarray(tokens).take(starts[:, None] + np.arange(length)).astype(np.int64))
+    # Column by column: while one window comes from memory, the next ones are on their way.
+    ids_TW = np.asarray(tokens).take(starts + np.arange(length)[:, None])
+    return torch.from_numpy(ids_TW.T.astype(np.int64, order="C"))
 
 
 def on_its_way(ids: Tensor, device: torch.device) -> Tensor:
@@ -83,5 +85,8 @@ def window_losses(
 
 
 def block_means(losses_W: Tensor) -> Tensor:
-    """The means of up to `NUM_BLOCKS` stretches of neighbouring windows, as equal in length as can be."""
+    """The means of up to `NUM_BLOCKS` stretches of neighbouring windows, as equal in length as can be.
+
+    Neighbouring stretches may lie in one document, so that they are no independent sample: the studies pool them.
+    """
     return torch.stack([part.mean() for part in losses_W.tensor_split(min(NUM_BLOCKS, len(losses_W)))])
