@@ -18,10 +18,14 @@ from halflife.studies.decide import (
     below,
     best_keys,
     best_of,
+    equal_at_stake,
+    exceeds,
     leave_one_out,
+    lowered,
     paired_blocks,
     within,
 )
+from halflife.studies.readings import stacked
 from halflife.studies.results import Results
 
 YES: Outcome = "reproduced"
@@ -60,6 +64,31 @@ def test_where_an_interval_lies_decides(low: float, high: float, up: Outcome, do
     assert within(interval, 0.5, given=False) == OPEN
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (-0.9, -0.1, YES),
+        (-0.01, -0.001, YES),  # however small
+        (-0.4, 0.1, NO),
+        (0.1, 0.4, NO),
+        (-0.5, 0.1, OPEN),  # an end on the bound decides nothing
+        (-0.6, 0.1, OPEN),
+        (-0.6, 0.0, OPEN),
+    ],
+)
+def test_an_improvement_that_counts_is_excluded_or_not(low: float, high: float, outcome: Outcome) -> None:
+    assert lowered(between(low, high), 0.5) == outcome
+
+
+def test_equality_is_worth_something_only_where_it_could_have_failed() -> None:
+    near, far, wide = between(-0.1, 0.1), between(0.3, 0.4), between(-0.3, 0.3)
+    assert [equal_at_stake(i, 0.2, at_stake=True) for i in (near, far, wide)] == [YES, NO, OPEN]
+    assert [equal_at_stake(i, 0.2, at_stake=False) for i in (near, far, wide)] == [OPEN, NO, OPEN]
+    assert [exceeds(i, 0.2) for i in (near, far, wide, between(-0.4, -0.3), between(0.2, 0.4))] == [
+        False, True, False, True, False,
+    ]  # fmt: skip
+
+
 def test_equivalence_needs_a_margin() -> None:
     with pytest.raises(UserError, match="the margin is 0, expected a number > 0"):
         within(between(0, 1), 0)
@@ -75,6 +104,37 @@ def test_a_claim_of_parts(parts: tuple[Outcome, ...], whole: Outcome) -> None:
 def test_a_claim_of_no_parts_is_refused() -> None:
     with pytest.raises(UserError, match="no parts has no outcome"):
         all_of()
+
+
+# ---- blocks of text
+
+
+def test_blocks_of_text_are_pooled_and_examples_are_not() -> None:
+    rng = np.random.default_rng(3)
+    blocks = [rng.standard_normal(256) for _ in range(2)]
+    for name in ("val/loss_blocks", "ema-0.99/val/loss_blocks"):
+        found = stacked("arm", name, blocks)
+        assert found.shape == (2, 64)
+        assert found == pytest.approx(
+            np.array([[block[4 * n : 4 * n + 4].mean() for n in range(64)] for block in blocks])
+        )
+    assert stacked("arm", "test/wrong", blocks).shape == (2, 256)
+    assert (stacked("arm", "val/loss_blocks", [blocks[0][:50]]) == blocks[0][:50]).all()
+
+
+def test_intervals_cover_only_once_neighbours_are_pooled() -> None:
+    """Blocks that share a document with the next one, somewhat more strongly than measured, and seeds that hardly differ."""
+    rng, trials = np.random.default_rng(5), 1000
+    covered = {256: 0, 64: 0}
+    for _ in range(trials):
+        innovations = rng.standard_normal(258)
+        text_N = innovations[2:] + 0.45 * innovations[1:-1] + 0.1 * innovations[:-2]  # lag-1 autocorrelation 0.41
+        differences_SN = text_N + 0.1 * rng.standard_normal((5, 256))
+        for values_SN in (differences_SN, stacked("arm", "val/loss_blocks", list(differences_SN))):
+            interval = crossed_interval(values_SN)
+            covered[values_SN.shape[1]] += interval.low <= 0 <= interval.high
+    assert covered[256] / trials < 0.88
+    assert covered[64] / trials > 0.91
 
 
 # ---- best against best

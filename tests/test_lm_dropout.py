@@ -85,7 +85,7 @@ CASES: list[tuple[str, World, float, str, float]] = [
     ("overlap", World(gain=0.04), 0.02, "inconclusive", 0.0),
     ("smaller-lam", World(), 1e-4, "reproduced", 2.0),
     ("smaller-lam", World(best=(0.6, 1.2)), 1e-4, "not reproduced", 0.5),
-    ("smaller-lam", World(best=(0.8, 0.8)), 2e-3, "inconclusive", 0.9),
+    ("smaller-lam", World(best=(0.8, 0.8)), 7e-4, "inconclusive", 1.0),
     ("smoothing", World(), 1e-4, "reproduced", 0.04),
     ("smoothing", World(smoothed=0.02), 1e-4, "not reproduced", -0.03),
     ("smoothing", World(smoothed=0.055), 1e-2, "inconclusive", 0.0),
@@ -97,6 +97,8 @@ CASES: list[tuple[str, World, float, str, float]] = [
     ("one-pass-gain", World(fresh_gain=(0.05, 0.02)), 1e-4, "not reproduced", 0.03),
     ("one-pass-gain", World(fresh_gain=(0.05, 0.04)), 5e-3, "inconclusive", 0.01),
     ("one-pass-gain", World(fresh_gain=(-0.05, -0.05)), 1e-4, "inconclusive", 0.0),
+    ("one-pass-gain", World(fresh_gain=(0.008, 0.008)), 1e-4, "inconclusive", 0.0),  # less than the margin
+    ("one-pass-gain", World(fresh_gain=(0.008, 0.03)), 1e-4, "not reproduced", -0.022),
 ]  # fmt: skip
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halflife.fits import fit_optima, fit_power_law
 from halflife.lab.text.models import build_text_model
 from halflife.specs.base import RunSpec
 from halflife.specs.text import TextRun
+from halflife.stats import seed_interval
 from halflife.studies import timescale_rules as rules
 from halflife.studies.base import Finding, PointsPanel
 from halflife.studies.optimum import exponent_of, find_optimum, lam_of
@@ -46,14 +46,25 @@ def noisy(
 # ---- the optimum of one sweep
 
 
+def log_vertices(blocks_LSN: NDArray[Any]) -> NDArray[np.float64]:
+    """By seed the vertex of numpy's parabola through the lowest mean and its neighbours."""
+    found = []
+    for losses_L in blocks_LSN.mean(axis=2).T:
+        lowest = int(np.argmin(losses_L))
+        assert 0 < lowest < len(LAMS) - 1
+        part = slice(lowest - 1, lowest + 2)
+        a, b, _ = np.polyfit(np.log(LAMS[part]), losses_L[part], 2)
+        found.append(-b / (2 * a))
+    return np.array(found)
+
+
 def test_the_vertex_is_the_one_that_a_fit_of_each_seed_finds() -> None:
     blocks_LSN = noisy(0.5, np.random.default_rng(0), seed_sd=1e-3, block_sd=1e-3)
     found = find_optimum(LAMS, blocks_LSN)
-    each = fit_optima(LAMS, blocks_LSN.mean(axis=2).T, around=1)
+    each_S = log_vertices(blocks_LSN)
     assert found.problem == ""
-    assert each.inside
-    assert found.log_lam_SN.mean(axis=1) == pytest.approx(np.log(each.x_S), abs=2e-3)
-    assert found.lam().estimate == pytest.approx(each.interval.estimate if each.interval else 0, rel=2e-3)
+    assert found.log_lam_SN.mean(axis=1) == pytest.approx(each_S, abs=2e-3)
+    assert found.lam().estimate == pytest.approx(np.exp(each_S.mean()), rel=2e-3)
 
 
 def test_pseudo_values_are_the_jackknife_of_the_blocks() -> None:
@@ -91,8 +102,8 @@ def test_intervals_over_seeds_alone_would_miss_what_the_blocks_add() -> None:
     for _ in range(20):
         sweeps = [noisy(0.35 * x, rng, seed_sd=1e-4, block_sd=1e-2) for x in (1.0, 2.0)]
         both = exponent_of([1.0, 2.0], [find_optimum(LAMS, sweep) for sweep in sweeps])
-        lams_SA = np.array([fit_optima(LAMS, sweep.mean(axis=2).T, around=1).x_S for sweep in sweeps]).T
-        seeds = fit_power_law([1.0, 2.0], lams_SA).exponent
+        first_S, second_S = (log_vertices(sweep) for sweep in sweeps)
+        seeds = seed_interval((second_S - first_S) / np.log(2))
         widths.append((both.high - both.low) / (seeds.high - seeds.low))
     assert np.median(widths) > 1.3
 
@@ -123,7 +134,17 @@ def test_one_seed_without_a_minimum_is_a_problem() -> None:
     blocks[:, 2] = 2 - 1e-3 * np.log(LAMS)[:, None] ** 2
     assert find_optimum(LAMS, blocks, "here").problem == "here has no minimum in every seed"
     blocks[:, 2] = 2 - 0.01 * np.log(LAMS)[:, None] + 1e-6 * np.log(LAMS)[:, None] ** 2
-    assert find_optimum(LAMS, blocks, "here").problem == "the minimum of here lies outside its grid in some seed"
+    outside = "the minimum of here lies outside the lams that it is fitted to in some seed"
+    assert find_optimum(LAMS, blocks, "here").problem == outside
+
+
+def test_a_minimum_beyond_the_fitted_places_is_an_extrapolation() -> None:
+    """Inside the grid, but where no loss went into the parabola."""
+    blocks = noisy(0.4, np.random.default_rng(6), seed_sd=1e-5, block_sd=1e-5)
+    blocks[:, 2] = np.array([bowl(1.5, lam) for lam in LAMS])[:, None]  # fitted to 0.2, 0.4 and 0.8
+    assert find_optimum(LAMS, blocks, "here").problem.startswith("the minimum of here lies outside the lams")
+    blocks[:, 2] = np.array([bowl(0.7, lam) for lam in LAMS])[:, None]
+    assert find_optimum(LAMS, blocks, "here").problem == ""
 
 
 # ---- the claims

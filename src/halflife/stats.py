@@ -108,6 +108,9 @@ def crossed_interval(
     pigeonhole bootstrap", Annals of Applied Statistics 1(2)). The interval is mean +- t * sqrt(V), Student's t with
     Satterthwaite's degrees of freedom (S - 1) (V / (var_S / S))^2: a few seeds only matter as far as seeds differ.
 
+    Examples that are no independent sample make it too narrow: neighbouring stretches of a text are pooled first
+    (`halflife.studies.readings.pooled`, with the autocorrelations before and after).
+
     Args:
         differences_SN: (S, N), for example wrong under one setting minus wrong under the other, S >= 2, N >= 2.
         confidence: Nominal coverage.

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
 from halflife.stats import Interval, crossed_interval
-from halflife.studies.base import Arm, Claim, Finding, Outcome, Panel, PointRow, PointsPanel, Preset, Study
-from halflife.studies.decide import above_zero, best_of
+from halflife.studies.base import Arm, Claim, Finding, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.decide import above_zero, best_of, lowered
 from halflife.studies.lm_common import PAPER_TITLE
 from halflife.studies.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
 from halflife.studies.results import Results
@@ -82,12 +82,11 @@ def helps_augmented(results: Results, size: int) -> Finding:
         The finding.
     """
     effect = crossed_interval(-gain_of_decay(results, KINDS[1], size))
-    outcome: Outcome = "inconclusive"
-    if effect.high < 0:
-        outcome = "reproduced"
-    elif effect.low > -SMALLEST_EFFECT:
-        outcome = "not reproduced"
-    return Finding(outcome, effect, f"with augmentation the best lam changes the final test error by {_points(effect)}")
+    return Finding(
+        lowered(effect, SMALLEST_EFFECT),
+        effect,
+        f"with augmentation the best lam changes the final test error by {_points(effect)}",
+    )
 
 
 CLAIMS = (
@@ -105,7 +104,7 @@ CLAIMS = (
         key="helps",
         text="Beside augmentation decay still lowers the test error (our claim).",
         rule="Reproduced if the 95 % interval of (error with the best lam, chosen on the other seeds - error without decay)"
-        f" lies below 0; not reproduced if it excludes an improvement of {SMALLEST_EFFECT} points; else inconclusive.",
+        f" lies below 0, else not reproduced if it excludes an improvement of {SMALLEST_EFFECT} points, else inconclusive.",
         effect_name="change of the test error by decay, with augmentation",
         unit="points",
         measure=helps_augmented,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.specs.text import TextRun
 from halflife.stats import Interval, seed_interval
 from halflife.studies.base import PointRow
 from halflife.studies.bias_variance_text import Split, over_blocks
 from halflife.studies.bias_variance_toys import FLIP, LINE_RATES, toy_spec
 from halflife.studies.least_squares_theory import expected, paper_bound, stationary_risk
 from halflife.studies.lm_settings import LAMS, key_of
+from halflife.studies.optimum import lam_of, text_spec
 from halflife.studies.results import Results
 
 __all__ = [
@@ -85,12 +83,9 @@ def ranking_along_the_run(results: Results) -> list[PointRow]:
     return [row for key in FLIP for row in _along(results, key, f"lr {toy_spec(results, key).lr:g}")]
 
 
-def lam_of(results: Results, lam: str) -> float:
+def _lam(results: Results, name: str) -> float:
     """The coefficient that a name stands for at the main size."""
-    spec = results.spec(key_of("constant", lam), results.main_size)
-    assert isinstance(spec, TextRun)
-    found = re.search(r"lam=([^,)]+)", spec.decay)
-    return float(found[1]) if found else 0.0
+    return lam_of(text_spec(results, key_of("constant", name), results.main_size))
 
 
 def split_along_the_run(results: Results) -> list[PointRow]:
@@ -99,7 +94,7 @@ def split_along_the_run(results: Results) -> list[PointRow]:
     for lam in LAMS:
         for share in split.shares:
             for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
-                rows.append(_point(f"{part}, lam {lam_of(results, lam):g}", split.step(share), over_blocks(values)))
+                rows.append(_point(f"{part}, lam {_lam(results, lam):g}", split.step(share), over_blocks(values)))
     lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
     return sorted([*rows, *lines], key=lambda row: row.series)
 
@@ -110,7 +105,7 @@ def split_against_lam(results: Results) -> list[PointRow]:
     for share in (split.shares[0], split.shares[-1]):
         for lam in LAMS:
             for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
-                rows.append(_point(f"{part} at {share} %", lam_of(results, lam), over_blocks(values)))
+                rows.append(_point(f"{part} at {share} %", _lam(results, lam), over_blocks(values)))
     lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
     return sorted([*rows, *lines], key=lambda row: row.series)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from halflife.stats import Interval, crossed_interval
 from halflife.studies.base import Finding
-from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, below, best_of, within
+from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, below, best_of, equal_at_stake
 from halflife.studies.lm_rules import BLOCKS, EARLY_MARGIN, nats, shares_of, step_of
 from halflife.studies.lm_settings import LAMS, key_of
 from halflife.studies.results import Results
@@ -138,16 +138,22 @@ def bias_is_lower(results: Results, size: int, *, branch: int) -> Finding:
 
 
 def bias_coincides_early(results: Results, size: int) -> Finding:
-    """At the first step from which there are branches."""
+    """At the first step from which there are branches, where the runs themselves differ by more than the margin."""
     split = Split(results, size)
     share = split.shares[0]
-    none = split.after("none", share)
-    differences = [over_blocks(split.after(lam, share) - none, EQUAL_CONFIDENCE) for lam in LAMS[1:]]
-    words = [f"{nats(difference)} ({lam})" for lam, difference in zip(LAMS[1:], differences, strict=True)]
+    outcomes, differences, words = [], [], []
+    for lam in LAMS[1:]:
+        run = over_blocks(split.loss(lam, share) - split.loss("none", share))
+        bias = over_blocks(split.after(lam, share) - split.after("none", share), EQUAL_CONFIDENCE)
+        at_stake = run.low > EARLY_MARGIN
+        outcomes.append(equal_at_stake(bias, EARLY_MARGIN, at_stake=at_stake))
+        differences.append(bias)
+        idle = "" if at_stake else f", not surely more than {EARLY_MARGIN:g}, so that nothing is at stake"
+        words.append(f"{lam} decay changes the bias by {nats(bias)} (90 %), the loss of the run by {nats(run)}{idle}")
     return Finding(
-        all_of(*(within(difference, EARLY_MARGIN) for difference in differences)),
+        all_of(*outcomes),
         max(differences, key=lambda difference: max(abs(difference.low), abs(difference.high))),
-        f"at {share} % of the run decay changes the bias by {', '.join(words)} (90 %)",
+        f"at {share} % of the run {'; '.join(words)}",
     )
 
 

@@ -26,7 +26,10 @@ __all__ = [
     "below",
     "best_keys",
     "best_of",
+    "equal_at_stake",
+    "exceeds",
     "leave_one_out",
+    "lowered",
     "paired_blocks",
     "within",
 ]
@@ -116,6 +119,65 @@ def within(interval: Interval, margin: float, *, around: float = 0.0, given: boo
     if given and low > -margin and high < margin:
         return "reproduced"
     return "not reproduced" if given and (low > margin or high < -margin) else "inconclusive"
+
+
+def exceeds(effect: Interval, margin: float) -> bool:
+    """Whether an effect of either sign is larger than a margin: its whole interval lies outside +- ``margin``.
+
+    Args:
+        effect: The effect.
+        margin: The margin.
+
+    Returns:
+        Whether it is.
+
+    """
+    return effect.low > margin or effect.high < -margin
+
+
+def equal_at_stake(difference: Interval, margin: float, *, at_stake: bool) -> Outcome:
+    """Equivalence as by `within`, which is worth nothing where the margin is wider than all that could have differed.
+
+    Where decay itself changes a loss by less than the margin, any two kinds of decay are within it.
+
+    Args:
+        difference: The difference, with `EQUAL_CONFIDENCE`.
+        margin: As for `within`.
+        at_stake: Whether what could have differed is larger than the margin, `exceeds` of the effect of decay say.
+
+    Returns:
+        As `within`, but ``"inconclusive"`` in place of ``"reproduced"`` where nothing was at stake. A difference wholly
+        outside the margin stays one.
+
+    Examples:
+        >>> same = Interval(0.0, -0.1, 0.1, 3)
+        >>> equal_at_stake(same, 0.2, at_stake=True), equal_at_stake(same, 0.2, at_stake=False)
+        ('reproduced', 'inconclusive')
+    """
+    outcome = within(difference, margin)
+    return "inconclusive" if outcome == "reproduced" and not at_stake else outcome
+
+
+def lowered(difference: Interval, smallest: float) -> Outcome:
+    """Whether an error or a loss is lowered.
+
+    Args:
+        difference: With, minus without.
+        smallest: The smallest improvement that counts, > 0.
+
+    Returns:
+        ``"reproduced"`` when the whole interval lies below 0, however small the improvement; else ``"not reproduced"`` when
+        it excludes an improvement of ``smallest``; else ``"inconclusive"``.
+
+    Examples:
+        >>> lowered(Interval(-0.2, -0.3, -0.1, 3), 0.5), lowered(Interval(0.0, -0.3, 0.3, 3), 0.5)
+        ('reproduced', 'not reproduced')
+        >>> lowered(Interval(0.0, -0.6, 0.6, 3), 0.5)
+        'inconclusive'
+    """
+    if difference.high < 0:
+        return "reproduced"
+    return "not reproduced" if difference.low > -smallest else "inconclusive"
 
 
 def all_of(*outcomes: Outcome) -> Outcome:
@@ -208,7 +270,9 @@ def best_of(
 ) -> NDArray[np.float64]:
     """What the best of several arms reaches, each seed with the arm that is best on the *other* seeds.
 
-    So best against best has no selection bias, whatever the numbers of arms.
+    So the luck of a seed cannot make its own arm look better than it is, whatever the numbers of arms. The luck of the test
+    side can: an arm that happens to suit the very examples or blocks that all seeds share is chosen on them and scored on
+    them. That part is as large as these few arms differ by chance on the blocks, and the interval over blocks shows it.
 
     Args:
         results: What the store holds.

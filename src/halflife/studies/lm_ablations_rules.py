@@ -10,13 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.specs.text import TextRun
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, PointRow
-from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, best_of, paired_blocks, within
+from halflife.studies.decide import (
+    EQUAL_CONFIDENCE,
+    above_zero,
+    best_of,
+    equal_at_stake,
+    exceeds,
+    lowered,
+    paired_blocks,
+)
 from halflife.studies.lm_figures import three
-from halflife.studies.lm_rules import BLOCKS, lower, nats, starting_with
+from halflife.studies.lm_rules import BLOCKS, SMALLEST_EFFECT, nats, no_best_rate, starting_with, words_of_stake
 from halflife.studies.lm_settings import LAMS, key_of
+from halflife.studies.optimum import lam_of, text_spec
 from halflife.studies.results import Results
 
 __all__ = [
@@ -53,10 +61,13 @@ def gains_harmless(results: Results, size: int) -> Finding:
     """Decaying the gains of norms, too, at moderate decay."""
     keys = "gains-decayed-moderate", "gains-kept-moderate"
     effect = paired_blocks(results, *keys, size, confidence=EQUAL_CONFIDENCE)
+    decay = paired_blocks(results, "gains-kept-moderate", "gains-kept-none", size)
+    at_stake = exceeds(decay, EQUAL_MARGIN)
     return Finding(
-        within(effect, EQUAL_MARGIN),
+        equal_at_stake(effect, EQUAL_MARGIN, at_stake=at_stake),
         effect,
-        f"at moderate decay, decaying the gains of norms too changes the final loss by {nats(effect)} (90 %)",
+        f"at moderate decay, decaying the gains of norms too changes the final loss by {nats(effect)} (90 %)"
+        f"{words_of_stake(decay, EQUAL_MARGIN, at_stake=at_stake)}",
     )
 
 
@@ -75,7 +86,7 @@ def l2_helps(results: Results, size: int, *, where: str) -> Finding:
     keys = starting_with(results, f"l2-{where}-", size)
     effect = _pair(results, keys, ["adam-none"], size)
     return Finding(
-        lower(effect),
+        lowered(effect, SMALLEST_EFFECT),
         effect,
         f"with Adam, L2 {where} the clip changes the final loss by {nats(effect)}, its coefficient chosen on the other seeds",
     )
@@ -83,25 +94,29 @@ def l2_helps(results: Results, size: int, *, where: str) -> Finding:
 
 def l2_as_good(results: Results, size: int, *, where: str) -> Finding:
     """The better of two coefficients against the better of two lams of decoupled decay."""
-    keys = starting_with(results, f"l2-{where}-", size), starting_with(results, "adam-decoupled-", size)
-    effect = _pair(results, *keys, size, confidence=EQUAL_CONFIDENCE)
+    decoupled = starting_with(results, "adam-decoupled-", size)
+    effect = _pair(results, starting_with(results, f"l2-{where}-", size), decoupled, size, confidence=EQUAL_CONFIDENCE)
+    decay = _pair(results, decoupled, ["adam-none"], size)
+    at_stake = exceeds(decay, EQUAL_MARGIN)
     return Finding(
-        within(effect, EQUAL_MARGIN),
+        equal_at_stake(effect, EQUAL_MARGIN, at_stake=at_stake),
         effect,
-        f"with Adam, L2 {where} the clip ends {nats(effect)} (90 %) from decoupled decay, coefficient and lam chosen on the"
-        " other seeds",
+        f"with Adam, the final loss with L2 {where} the clip minus that with decoupled decay is {nats(effect)} (90 %),"
+        f" coefficient and lam chosen on the other seeds{words_of_stake(decay, EQUAL_MARGIN, at_stake=at_stake)}",
     )
 
 
 def sgd_helps(results: Results, size: int) -> Finding:
     """Best against best over rates and lams."""
     keys = [key for lam in ("moderate", "large") for key in starting_with(results, f"sgd-{lam}-", size)]
-    effect = _pair(results, keys, starting_with(results, "sgd-none-", size), size)
+    without = starting_with(results, "sgd-none-", size)
+    effect = _pair(results, keys, without, size)
+    problem = no_best_rate(results, without, size)
     return Finding(
-        lower(effect),
+        "inconclusive" if problem else lowered(effect, SMALLEST_EFFECT),
         effect,
         f"with SGD and momentum the best run with decay ends {nats(effect)} from the best without, lam and rates chosen on the"
-        " other seeds",
+        f" other seeds{problem and f'; {problem}'}",
     )
 
 
@@ -158,11 +173,8 @@ def _point(series: str, x: float, loss: Interval, *, line: bool = True) -> Point
     )
 
 
-def _lam_of(results: Results, key: str) -> float:
-    """The lam that the spec of an arm says, for an axis."""
-    spec = results.spec(key, results.main_size)
-    assert isinstance(spec, TextRun)
-    return float(spec.decay.removesuffix(")").rpartition("=")[2]) if spec.decay else 0.0
+def _lam(results: Results, key: str) -> float:
+    return lam_of(text_spec(results, key, results.main_size))
 
 
 def final_by_lam(results: Results) -> list[PointRow]:
@@ -171,7 +183,7 @@ def final_by_lam(results: Results) -> list[PointRow]:
     for gains in ("kept", "decayed"):
         for lam in LAMS:
             key = f"gains-{gains if lam != 'none' else 'kept'}-{lam}"
-            rows.append(_point(f"gains {gains}", _lam_of(results, key), _last(results, key)))
+            rows.append(_point(f"gains {gains}", _lam(results, key), _last(results, key)))
     return rows
 
 
@@ -191,10 +203,8 @@ def final_by_rate(results: Results) -> list[PointRow]:
     rows = []
     for lam in LAMS:
         for key in starting_with(results, f"sgd-{lam}-", results.main_size):
-            spec = results.spec(key, results.main_size)
-            assert isinstance(spec, TextRun)
-            name = f"lam {_lam_of(results, key):g}"
-            rows.append(_point(name, spec.lr, _last(results, key)))
+            spec = text_spec(results, key, results.main_size)
+            rows.append(_point(f"lam {lam_of(spec):g}", spec.lr, _last(results, key)))
     return rows
 
 
@@ -208,7 +218,7 @@ def gaps_by_lam(results: Results) -> list[PointRow]:
             "mean of the second half": _gap(results, size, lam, AVERAGES["mean"]),
             "tiny-lr branch": _branch_gap(results, size, lam),
         }
-        at = _lam_of(results, key_of("constant", lam))
+        at = _lam(results, key_of("constant", lam))
         rows += [_point(name, at, crossed_interval(gap, example_name="blocks")) for name, gap in gaps.items()]
     return sorted(rows, key=lambda row: row.series)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from halflife.studies.base import Arm
 from halflife.studies.lm_common import run_arm
-from halflife.studies.lm_settings import LAMS, LAPTOP, LAPTOP_GPT, NIGHT, PAPER_SETTING, SMOKE, Setting
+from halflife.studies.lm_settings import LAMS, LAPTOP, LAPTOP_GPT, NIGHT, NIGHT_WIDTHS, PAPER_SETTING, SMOKE, Setting
 
-__all__ = ["FULL", "LADDER", "NIGHT_WIDTHS", "SMALL", "TINY", "Ablations", "ablation_arms"]
+__all__ = ["FULL", "LADDER", "SMALL", "TINY", "Ablations", "ablation_arms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,6 @@ class Ablations:
 PENALTIES = (3e-5, 1e-4)
 SGD_RATES = (1.0, 2.0)
 SGD_LAMS = {"none": 0.0, "moderate": 5e-5, "large": 2e-4}
-NIGHT_WIDTHS = (16, 32, 64)
 
 
 def _ablations(setting: Setting, gains: Setting) -> Ablations:

@@ -133,7 +133,7 @@ def constant_lr(warm: int = WARMUP) -> str:
 
 
 def linear_lr(num_steps: int, warm: int = WARMUP) -> str:
-    """Warm-up, then a straight line to 0 at the last step, as text for `TextRun.lr_schedule`."""
+    """Warm-up, then a straight line, as text for `TextRun.lr_schedule`: 0 after the last step, which has a small rate."""
     return repr(join((warmup(warm), linear(1.0, 0.0, num_steps - warm)), (warm,)))
 
 

@@ -29,8 +29,8 @@ __all__ = ["LM_DROPOUT"]
 SMOOTHING = 0.1
 
 _LOWERS = (
-    "Best against best, chosen on the other seeds: reproduced if the 95 % interval of the difference lies below 0; not"
-    f" reproduced if it excludes an improvement of {rules.SMALLEST_EFFECT} nats; else inconclusive."
+    "Best against best, chosen on the other seeds: reproduced if the 95 % interval of the difference lies below 0, else not"
+    f" reproduced if it excludes an improvement of {rules.SMALLEST_EFFECT} nats, else inconclusive."
 )
 
 CLAIMS = (
@@ -93,8 +93,8 @@ CLAIMS = (
         key="one-pass-gain",
         text="On a one-pass run decay does not regularize: with dropout it gains as much as without (our test of theirs).",
         rule="Reproduced if the 90 % interval of (gain of decay without dropout - gain with the high dropout) lies within"
-        f" {rules.SMALLEST_EFFECT} nats of 0; not reproduced if it lies wholly outside; inconclusive else, and if decay gains"
-        " nothing without dropout.",
+        f" {rules.SMALLEST_EFFECT} nats of 0, and that of 95 % of the gain without dropout wholly above"
+        f" {rules.SMALLEST_EFFECT} nats; not reproduced if the first lies wholly outside; else inconclusive.",
         effect_name="gain of decay without dropout minus with the high one",
         unit="nats",
         measure=rules.fresh_gain_stays,

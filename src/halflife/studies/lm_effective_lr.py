@@ -29,6 +29,7 @@ from halflife.studies.lm_common import (
     small_gpt,
     small_mlp,
 )
+from halflife.studies.lm_settings import NIGHT_WIDTHS
 
 __all__ = ["LM_EFFECTIVE_LR"]
 
@@ -194,7 +195,6 @@ PUBLISHED = (
     ),
 )
 
-NIGHT_WIDTHS = (16, 32, 64)
 
 LM_EFFECTIVE_LR = Study(
     name="lm-effective-lr",

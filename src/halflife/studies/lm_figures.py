@@ -12,10 +12,10 @@ from halflife.studies.lm_rules import shares_of, starting_with, step_of
 from halflife.studies.lm_settings import LAMS, LONG, key_of
 from halflife.studies.results import Results
 
-__all__ = ["along_a_run", "by_rate", "gaps_along_a_run", "lam_of", "three"]
+__all__ = ["along_a_run", "by_rate", "gaps_along_a_run", "three"]
 
 
-def lam_of(results: Results, lam: str, size: int) -> str:
+def _decay_of(results: Results, lam: str, size: int) -> str:
     """What a lam's name stands for at a size: the text of its decay, for legends."""
     spec = results.spec(key_of("decayed", lam), size)
     assert isinstance(spec, TextRun)
@@ -43,7 +43,7 @@ def by_rate(results: Results, kind: str, metric: str = "val/loss") -> list[Point
         for key in starting_with(results, f"{prefix}{kind}-{lam}-x", size):
             spec = results.spec(key, size)
             assert isinstance(spec, TextRun)
-            name = lam_of(results, lam, size) + (f", context {spec.context}" if prefix else "")
+            name = _decay_of(results, lam, size) + (f", context {spec.context}" if prefix else "")
             points.append((spec.lr, name, seed_interval(results.last(key, metric, size))))
         rows += [_row(name, lr, values) for lr, name, values in sorted(points, key=lambda point: point[0])]
     return rows
@@ -61,7 +61,7 @@ def along_a_run(results: Results, kind: str) -> list[PointRow]:
     """
     size, rows = results.main_size, []
     for lam in LAMS:
-        name = lam_of(results, lam, size)
+        name = _decay_of(results, lam, size)
         for share in shares_of(results, "tiny-lr", kind, size):
             step = step_of(results, kind, share, size)
             run = seed_interval(results.at_step(key_of(kind, lam), "val/loss", step, size))
@@ -82,7 +82,7 @@ def gaps_along_a_run(results: Results, kind: str) -> list[PointRow]:
     """
     size, rows = results.main_size, []
     for lam in LAMS[1:]:
-        name = lam_of(results, lam, size)
+        name = _decay_of(results, lam, size)
         for share in shares_of(results, "tiny-lr", kind, size):
             step = step_of(results, kind, share, size)
             pair = [results.at_step(key_of(kind, name_), "val/loss", step, size) for name_ in (lam, "none")]

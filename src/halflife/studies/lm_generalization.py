@@ -13,11 +13,13 @@ import functools
 from halflife.studies import lm_generalization_rules as rules
 from halflife.studies.base import Arm, Claim, Panel, PointsPanel, Preset, Published, Study
 from halflife.studies.lm_common import PAPER_NEEDS, PAPER_TITLE
+from halflife.studies.lm_rules import LOWER, NEEDS_GRID
 from halflife.studies.lm_settings import (
     LAMS,
     LAPTOP,
     LAPTOP_GPT,
     NIGHT,
+    NIGHT_WIDTHS,
     PAPER_SETTING,
     SMOKE,
     Setting,
@@ -32,11 +34,11 @@ CLAIMS = (
         Claim(
             key=f"a-{lam}",
             text=f"At the same training loss, runs with {lam} decay have the same validation loss as runs without.",
-            rule="Over all runs of a model, validation loss is regressed on training loss with an offset per seed and one"
-            " slope; the effect is the mean residual of the runs with this lam minus that of the runs without decay. Reproduced"
+            rule="Over all runs of a model, validation loss is regressed on training loss in each seed, with an offset per lam"
+            " and one slope; the effect is the offset of this lam minus that of no decay. Reproduced"
             f" if its 90 % interval lies within {rules.GAP_MARGIN:g} nats of 0 in every model of the preset; not reproduced if"
             " it lies wholly outside in one; else inconclusive.",
-            effect_name=f"residual with {lam} decay minus without, largest over models",
+            effect_name=f"offset of {lam} decay minus that of no decay, largest over models",
             unit="nats",
             measure=functools.partial(rules.same_at_equal_loss, lam=lam),
         )
@@ -55,8 +57,7 @@ CLAIMS = (
         key="c",
         text="Decay lowers the final training loss itself, each side at its best learning rate.",
         rule="Reproduced if the 95 % interval of (training loss of the best decayed run with decay - of the best without, lam"
-        " and rates chosen on the other seeds) lies below 0; not reproduced if it excludes an improvement of 0.002 nats; else"
-        " inconclusive.",
+        f" and rates chosen on the other seeds) {LOWER}. {NEEDS_GRID}",
         effect_name="final training loss, best with decay minus best without",
         unit="nats",
         measure=rules.training_loss_falls,
@@ -103,7 +104,6 @@ def generalization_arms(setting: Setting, second: Setting | None = None) -> tupl
     return tuple(arms)
 
 
-NIGHT_WIDTHS = (16, 32, 64)
 LARGE = {"width": 1280, "depth": 36, "heads": 20, "accumulate": 16}
 """GPT-2 large, 774 M parameters."""
 

@@ -13,11 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.fits import GroupedLine, fit_lines
+from halflife.fits import fit_lines
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, PointRow
-from halflife.studies.decide import EQUAL_CONFIDENCE, all_of, best_of, within
-from halflife.studies.lm_rules import BLOCKS, lower, nats, starting_with
+from halflife.studies.decide import EQUAL_CONFIDENCE, all_of, best_of, lowered, within
+from halflife.studies.lm_rules import BLOCKS, SMALLEST_EFFECT, nats, no_best_rate, starting_with
 from halflife.studies.lm_settings import LAMS
 from halflife.studies.results import Results
 
@@ -54,20 +54,50 @@ class Cloud:
     val_KSN: NDArray[np.float64]
     offset_S: NDArray[np.float64]
 
-    @cached_property
-    def line(self) -> GroupedLine:
-        """Validation on training loss, with an offset per seed."""
-        return fit_lines(list(self.train_KS.T), list(self.val_KSN.mean(axis=2).T), confidence=EQUAL_CONFIDENCE)
+    def rows(self, lam: str) -> list[int]:
+        """The runs of a lam."""
+        return [index for index, key in enumerate(self.keys) if f"-{lam}-" in key]
 
-    def of_lam(self, lam: str) -> NDArray[np.float64]:
-        """What the runs of a lam have above the common line, (S, N), relative to those without decay."""
-        residual_KSN = self.val_KSN - self.line.pooled_slope.estimate * self.train_KS[:, :, None]
-        mean_SN = [
-            residual_KSN[[index for index, key in enumerate(self.keys) if f"-{name}-" in key]].mean(axis=0)
-            for name in (lam, "none")
-        ]
-        difference: NDArray[np.float64] = mean_SN[0] - mean_SN[1]
-        return difference
+    @cached_property
+    def residual_sd(self) -> float:
+        """What is left about one line for all runs, with an offset per seed."""
+        return fit_lines(list(self.train_KS.T), list(self.val_KSN.mean(axis=2).T)).residual_sd
+
+    @cached_property
+    def train_in_lam_KS(self) -> NDArray[np.float64]:
+        """Training losses relative to the mean over the runs of the same lam and seed."""
+        centred_KS = self.train_KS.copy()
+        for lam in LAMS:
+            centred_KS[self.rows(lam)] -= self.train_KS[self.rows(lam)].mean(axis=0)
+        return centred_KS
+
+    @cached_property
+    def slope_SN(self) -> NDArray[np.float64]:
+        """The slope of validation on training loss by seed and block, from runs with the same lam.
+
+        An offset per seed and lam, so that what a lam adds does not tilt the line. Least squares is linear in the validation
+        loss: the mean over blocks is the slope of the mean loss.
+        """
+        x_KS = self.train_in_lam_KS
+        slope_SN: NDArray[np.float64] = np.einsum("ks,ksn->sn", x_KS, self.val_KSN) / (x_KS**2).sum(axis=0)[:, None]
+        return slope_SN
+
+    def of_lam(self, lam: str, slope: float | None = None) -> NDArray[np.float64]:
+        """What the runs of a lam have above the line of those without decay, (S, N).
+
+        Args:
+            lam: The lam.
+            slope: The line's (``None``: that of each seed and block).
+
+        Returns:
+            The differences.
+        """
+        train_S, val_SN = (
+            values[self.rows(lam)].mean(axis=0) - values[self.rows("none")].mean(axis=0)
+            for values in (self.train_KS, self.val_KSN)
+        )
+        above: NDArray[np.float64] = val_SN - (self.slope_SN if slope is None else slope) * train_S[:, None]
+        return above
 
 
 def clouds(results: Results, size: int) -> dict[str, Cloud]:
@@ -89,24 +119,29 @@ def _name(model: str) -> str:
 
 
 def same_at_equal_loss(results: Results, size: int, *, lam: str) -> Finding:
-    """The residual of a lam against that of no decay, in each model."""
+    """What a lam has above the line of no decay, in each model."""
     outcomes, words, effects = [], [], []
     for model, cloud in clouds(results, size).items():
-        effects.append(crossed_interval(cloud.of_lam(lam), confidence=EQUAL_CONFIDENCE, example_name="blocks"))
-        outcomes.append(within(effects[-1], GAP_MARGIN))
+        own, raw = (
+            crossed_interval(cloud.of_lam(lam, slope), confidence=EQUAL_CONFIDENCE, example_name="blocks")
+            for slope in (None, 1.0)
+        )
+        effects.append(own)
+        outcomes.append(within(own, GAP_MARGIN))
         words.append(
             f"in {_name(model)} the runs of {len(cloud.keys)} arms lie about one line with a standard deviation of"
-            f" {cloud.line.residual_sd:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam}"
-            f" decay is off no decay by {nats(effects[-1])}"
+            f" {cloud.residual_sd:.4f} nats, over training losses that range by {np.ptp(cloud.train_KS):.3f}, and {lam}"
+            f" decay is off no decay by {nats(own)} at the slope within a lam ({cloud.slope_SN.mean():.3f}), by {nats(raw)}"
+            " at slope 1"
         )
     return Finding(all_of(*outcomes), max(effects, key=lambda e: abs(e.estimate)), f"{'; '.join(words)} (90 %)")
 
 
 def slope_is_one(results: Results, size: int) -> Finding:
-    """The slope of the line, in each model."""
+    """The slope among runs with the same lam, in each model."""
     outcomes, words, effects = [], [], []
     for model, cloud in clouds(results, size).items():
-        effects.append(cloud.line.slope)
+        effects.append(seed_interval(cloud.slope_SN.mean(axis=1), EQUAL_CONFIDENCE))
         outcomes.append(within(effects[-1], SLOPE_MARGIN, around=1.0))
         low, high = effects[-1].low, effects[-1].high
         words.append(f"{effects[-1].estimate:.3f} [{low:.3f}, {high:.3f}] in {_name(model)}")
@@ -116,16 +151,18 @@ def slope_is_one(results: Results, size: int) -> Finding:
 
 def training_loss_falls(results: Results, size: int) -> Finding:
     """The final training loss of decayed runs of the main model, best against best."""
-    sides = []
-    for lams in (("moderate", "large"), ("none",)):
-        keys = [key for lam in lams for key in starting_with(results, f"decayed-{lam}-", size)]
-        sides.append(best_of(results, keys, "train/loss", size))
+    with_decay, without = (
+        [key for lam in lams for key in starting_with(results, f"decayed-{lam}-", size)]
+        for lams in (LAMS[1:], LAMS[:1])
+    )
+    sides = [best_of(results, keys, "train/loss", size) for keys in (with_decay, without)]
     effect = seed_interval(sides[0] - sides[1])
+    problem = no_best_rate(results, without, size, "train/loss")
     return Finding(
-        lower(effect),
+        "inconclusive" if problem else lowered(effect, SMALLEST_EFFECT),
         effect,
         f"the best decayed run with decay ends at a training loss of {sides[0].mean():.4f}, the best without at"
-        f" {sides[1].mean():.4f}, lam and rates chosen on the other seeds: {nats(effect)}",
+        f" {sides[1].mean():.4f}, lam and rates chosen on the other seeds: {nats(effect)}{problem and f'; {problem}'}",
     )
 
 
@@ -136,7 +173,7 @@ def one_curve(results: Results) -> list[PointRow]:
         train_KS = cloud.train_KS + cloud.offset_S[0].mean()
         val_KS = cloud.val_KSN.mean(axis=2) + cloud.offset_S[1].mean()
         for lam in LAMS:
-            inside = [index for index, key in enumerate(cloud.keys) if f"-{lam}-" in key]
+            inside = cloud.rows(lam)
             pairs = zip(train_KS[inside].flat, val_KS[inside].flat, strict=True)
             name = {"none": "no decay"}.get(lam, f"{lam} decay") + (", GPT" if model else "")
             rows += [PointRow(series=name, x=float(x), y=float(y)) for x, y in pairs]
@@ -144,7 +181,7 @@ def one_curve(results: Results) -> list[PointRow]:
 
 
 def gaps(results: Results) -> dict[str, Interval]:
-    """By model and lam what the runs have above the common line, relative to no decay, with 95 % intervals."""
+    """By model and lam what the runs have above the line of those without decay, with 95 % intervals."""
     return {
         f"{model}{lam}": crossed_interval(cloud.of_lam(lam), example_name="blocks")
         for model, cloud in clouds(results, results.main_size).items()

@@ -21,6 +21,7 @@ from halflife.studies.lm_settings import (
     LAPTOP,
     LONG,
     NIGHT,
+    NIGHT_WIDTHS,
     PAPER_LONG,
     PAPER_SETTING,
     SMOKE,
@@ -30,10 +31,7 @@ from halflife.studies.lm_settings import (
 
 __all__ = ["LM_SCHEDULES"]
 
-LOWER = (
-    f"Reproduced if the 95 % interval of (loss with decay - loss without) lies below 0; not reproduced if it excludes an"
-    f" improvement of {rules.SMALLEST_EFFECT:g} nats; else inconclusive."
-)
+LOWER = f"Reproduced if the 95 % interval of (loss with decay - loss without) {rules.LOWER}."
 
 
 def _for_both(key: str, text: str, rule: str, effect_name: str, measure: Callable[..., Finding]) -> tuple[Claim, ...]:
@@ -55,7 +53,8 @@ CLAIMS = (
     Claim(
         key="a",
         text="With a decayed learning rate weight decay lowers the final loss, each side at its best learning rate.",
-        rule=f"{LOWER} lam > 0 and the rates of both sides are chosen on the other seeds.",
+        rule=f"{LOWER} lam > 0 and the rates of both sides are chosen on the other seeds; of a preset with runs of two"
+        f" contexts, among those of the longer one. {rules.NEEDS_GRID}",
         effect_name="final loss, best with decay minus best without",
         unit="nats",
         measure=rules.best_against_best,
@@ -113,9 +112,10 @@ CLAIMS = (
         "h",
         "Midway in the decayed run, where the loss with {lam} decay is higher, tiny-lr branches with and without decay nearly"
         " coincide.",
-        f"Reproduced if at {rules.MIDWAY} % of the steps the 95 % interval of (loss with decay - loss without) lies above 0,"
-        f" and its 90 % interval at the end of the tiny-lr branches from there within {rules.EARLY_MARGIN:g} nats of 0; not"
-        " reproduced if the first lies below 0 or the second wholly outside; else inconclusive.",
+        f"Reproduced if at {rules.MIDWAY} % of the steps the 95 % interval of (loss with decay - loss without) lies above"
+        f" {rules.EARLY_MARGIN:g} nats, and its 90 % interval at the end of the tiny-lr branches from there within"
+        f" {rules.EARLY_MARGIN:g} nats of 0; not reproduced if the first lies below 0 or the second wholly outside; else"
+        " inconclusive.",
         "loss after the branch with decay minus without",
         rules.branches_coincide,
     ),
@@ -141,8 +141,6 @@ def schedules_arms(setting: Setting) -> tuple[Arm, ...]:
         *setting.branch_arms("constant", "cooldown", (100,)),
     )
 
-
-NIGHT_WIDTHS = (16, 32, 64)
 
 LM_SCHEDULES = Study(
     name="lm-schedules",

@@ -33,6 +33,7 @@ __all__ = [
     "LAPTOP_GPT",
     "LONG",
     "NIGHT",
+    "NIGHT_WIDTHS",
     "PAPER_LONG",
     "PAPER_SETTING",
     "SMOKE",
@@ -158,6 +159,8 @@ class Setting:
             f"{branch}-{kind}-{lam}-{share}", label, fields, at=at, branch=branch, num_steps=self.branch_steps
         )
 
+
+NIGHT_WIDTHS = (16, 32, 64)
 
 LAPTOP = Setting(
     fields=small_mlp(32),

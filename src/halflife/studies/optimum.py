@@ -94,7 +94,7 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
 
     Returns:
         The optimum. There is a problem when the lowest mean over seeds is at the first or the last lam, when a seed's
-        parabola has no minimum, or when its minimum lies outside the grid.
+        parabola has no minimum, or when its minimum lies outside the places that it is fitted to: an extrapolation.
 
     Examples:
         >>> lams = [0.1, 0.2, 0.4]
@@ -120,8 +120,8 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
         problem = f"the lowest loss of {label} is at lam {lams_L[lowest]:g}, an edge of its grid"
     elif not (curvature_S > 0).all():
         problem = f"{label} has no minimum in every seed"
-    elif not ((place_S > log_lams[0]) & (place_S < log_lams[-1])).all():
-        problem = f"the minimum of {label} lies outside its grid in some seed"
+    elif not ((place_S > log_lams[first]) & (place_S < log_lams[first + 2 * AROUND])).all():
+        problem = f"the minimum of {label} lies outside the lams that it is fitted to in some seed"
     return Optimum(log_lam_SN=pseudo_SN, lowest=float(lams_L[lowest]), problem=problem)
 
 
@@ -189,10 +189,10 @@ def text_spec(results: Results, key: str, size: int) -> TextRun:
 
 
 def lam_of(spec: TextRun) -> float:
-    """The lam of a run with decoupled decay.
+    """The lam of a run.
 
     Args:
-        spec: The run.
+        spec: The run; its decay is one of the rules that have a lam alone.
 
     Returns:
         The number in its decay, 0 without.
@@ -201,7 +201,7 @@ def lam_of(spec: TextRun) -> float:
         >>> lam_of(TextRun(context=6, width=8, depth=1, lr=0.01, num_steps=1, batch_size=1, decay="Decoupled(lam=0.3)"))
         0.3
     """
-    return float(spec.decay.removeprefix("Decoupled(lam=").removesuffix(")")) if spec.decay else 0.0
+    return float(spec.decay.removesuffix(")").rpartition("lam=")[2]) if spec.decay else 0.0
 
 
 PAIRED_NOTE = (

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from halflife.errors import StoreError
 from halflife.records import Array, Reading
 
-__all__ = ["RunReadings", "last_of", "stacked", "values_of"]
+__all__ = ["MAX_BLOCKS", "RunReadings", "last_of", "stacked", "values_of"]
+
+MAX_BLOCKS = 64
+BLOCKS = "loss_blocks"
+"""How the names of arrays end whose elements are neighbouring stretches of text."""
 
 AGAIN = "run the study again"
 
@@ -184,8 +188,25 @@ def values_of(key: str, metric: str, readings: Sequence[Reading], where: str) ->
         raise StoreError(f"{metric} was not read at {where} of {key}: {AGAIN}") from error
 
 
+def pooled(blocks_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Losses of neighbouring blocks of text as means over up to `MAX_BLOCKS` longer ones.
+
+    An interval over blocks takes them as independent. The 256 of a run are shorter than a document, and neighbours share
+    one: of paired differences of 16 pairs of arms at the end of laptop runs, the means over seeds have a lag-1
+    autocorrelation of +0.11 on average and up to +0.32. Of 64 it is -0.02, between -0.21 and +0.23, of which +-0.12 is what
+    independent blocks show by chance; and the standard error over blocks is up to 1.40 times as large.
+
+    Args:
+        blocks_N: One loss a block, in the order of the text.
+
+    Returns:
+        Means of neighbours, as equal in number as can be, shape (min(N, 64),).
+    """
+    return np.array([part.mean() for part in np.array_split(blocks_N, min(MAX_BLOCKS, len(blocks_N)))])
+
+
 def stacked(key: str, name: str, arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Arrays of the seeds as one.
+    """Arrays of the seeds as one, blocks of text `pooled`.
 
     Args:
         key: The arm, for messages.
@@ -204,4 +225,5 @@ def stacked(key: str, name: str, arrays: Sequence[NDArray[np.float64]]) -> NDArr
             f"{name} of {key} has {' and '.join(map(str, lengths))} elements in different seeds, expected one number:"
             f" {AGAIN}"
         )
-    return np.array(arrays, dtype=np.float64)
+    rows = [pooled(array) for array in arrays] if name.endswith(BLOCKS) else arrays
+    return np.array(rows, dtype=np.float64)

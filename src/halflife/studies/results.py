@@ -201,6 +201,8 @@ class Results:
     def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
         """The last array of a name per seed, shape (S, N); it stands at the same step in every seed.
 
+        Losses by block are means over up to 64 longer blocks (`halflife.studies.readings.pooled`).
+
         Args:
             key: The arm.
             name: The array's name.

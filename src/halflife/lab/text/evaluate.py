@@ -88,5 +88,11 @@ def block_means(losses_W: Tensor) -> Tensor:
     """The means of up to `NUM_BLOCKS` stretches of neighbouring windows, as equal in length as can be.
 
     Neighbouring stretches may lie in one document, so that they are no independent sample: the studies pool them.
+
+    Args:
+        losses_W: The loss of each window, in the order of the text.
+
+    Returns:
+        The means, in that order.
     """
     return torch.stack([part.mean() for part in losses_W.tensor_split(min(NUM_BLOCKS, len(losses_W)))])
