@@ -6,8 +6,9 @@ Source: D'Angelo, Andriushchenko, Varre, Flammarion, "Why Do We Need Weight Deca
     (1 - lr mu)^t ||x_0 - x*||^2 + lr sigma^2
 
 a bias that falls the faster and a variance that stays the higher, the larger the learning rate; decay enters by raising the
-effective rate. The rules below were written before any run of the presets' seeds. The numbers of the least-squares problems
-were chosen by their exact expectations, and tried on seeds 1000 and above.
+effective rate. The rules below were written before any run of the presets' seeds; docs/studies.md lists what was made
+stricter after the first laptop runs. The numbers of the least-squares problems were chosen by their exact expectations, and
+tried on seeds 1000 and above.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Source: D'Angelo, Andriushchenko, Varre, Flammarion, "Why Do We Need Weight Decay in Modern Deep Learning?" (NeurIPS
 2024, arXiv 2310.04415), appendix D, figures 20 to 23.
 
-The rules were written before any run of the presets' seeds.
+The rules were written before any run of the presets' seeds; docs/studies.md lists what was made stricter after the first
+laptop runs.
 """
 
 from __future__ import annotations

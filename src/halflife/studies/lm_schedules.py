@@ -3,8 +3,8 @@
 Source: D'Angelo, Andriushchenko, Varre, Flammarion, "Why Do We Need Weight Decay in Modern Deep Learning?" (NeurIPS
 2024, arXiv 2310.04415), section 3, figures 6, 23, 25 and 26.
 
-The rules were written before any run of the presets' seeds. `halflife.studies.lm_settings` says how the settings were
-found.
+The rules were written before any run of the presets' seeds; docs/studies.md lists what was made stricter after the first
+laptop runs. `halflife.studies.lm_settings` says how the settings were found.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from halflife.specs.images import ImageRun
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, Outcome
-from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, within
+from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, lowered, within
 from halflife.studies.results import Results
 
 __all__ = [
@@ -52,13 +52,8 @@ def helps_at_large_lr(results: Results, size: int) -> Finding:
     """Claim a."""
     _, end = _epochs(results, size)
     effect = crossed_interval(_wrong(results, LARGE_DECAY, size, end) - _wrong(results, LARGE_NONE, size, end))
-    outcome: Outcome = "inconclusive"
-    if effect.high < 0:
-        outcome = "reproduced"
-    elif effect.low > -SMALLEST_EFFECT:
-        outcome = "not reproduced"
     return Finding(
-        outcome,
+        lowered(effect, SMALLEST_EFFECT),
         effect,
         f"with the large learning rate decay changes the final test error by {_points(effect)}",
     )
