@@ -1,7 +1,7 @@
 """The paper's own settings, tried on the real GPT-2 with 124 M parameters: two steps on a CPU, from a small token file.
 
-The specs are those of the `paper` presets but for two numbers: a batch has one window per accumulated part instead of 64,
-and a few windows are evaluated. A step of the whole batch takes minutes on a CPU.
+The specs are those of the `paper` presets but for two numbers: a batch has one window per accumulated part, and a few
+windows are evaluated. A step of the whole batch takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def test_the_settings_are_the_papers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("context", [256, 1024])
 def test_two_steps_of_gpt2_and_of_a_branch(context: int, tmp_path: Path) -> None:
@@ -51,7 +52,9 @@ def test_two_steps_of_gpt2_and_of_a_branch(context: int, tmp_path: Path) -> None
     for name, count in (("train", 60_000), ("val", 9_000)):
         rng.integers(0, 50_257, count).astype("<u2").tofile(tmp_path / f"{name}.bin")
     of = next(s for s in specs() if isinstance(s, TextRun) and s.context == context and s.keep_at and s.decay)
-    small = dataclasses.replace(of.cut(2), batch_size=of.accumulate, num_eval_tokens=4 * context)
+    # Compiling takes a minute a shape: once is enough.
+    compiled = context == 256
+    small = dataclasses.replace(of.cut(2), batch_size=of.accumulate, num_eval_tokens=4 * context, compile=compiled)
     readings, cost = run(small, tmp_path / "run", tmp_path)
     assert [reading.step for reading in readings] == [0, 2]
     assert readings[0].values["val/loss"] == pytest.approx(np.log(50_304), rel=0.02)
@@ -60,4 +63,4 @@ def test_two_steps_of_gpt2_and_of_a_branch(context: int, tmp_path: Path) -> None
     branch = TextBranch(of=small, at=of.keep_at[-1], branch="tiny-lr", num_steps=10_000).cut(2)
     after, _ = run(branch, tmp_path / "branch", tmp_path, parent=tmp_path / "run/kept")
     assert [reading.step for reading in after] == [0, 2]
-    assert {reading.values["lr"] for reading in after} == {pytest.approx(1e-5)}
+    assert [reading.values["lr"] for reading in after] == pytest.approx([1e-5, 1e-5])

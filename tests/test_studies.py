@@ -17,6 +17,7 @@ from halflife.records import Reading
 from halflife.specs import ImageRun
 from halflife.studies import STUDIES, get_preset, get_study
 from halflife.studies import stabilization_rules as rules
+from halflife.studies.amendments import AMENDMENTS
 from halflife.studies.base import Finding
 from halflife.studies.results import Results, sheets_of
 from tests.synthetic import make_store
@@ -255,3 +256,10 @@ def test_sheets_are_found_by_name(tmp_path: Path) -> None:
     ):
         sheets_of(store, ["stabilization-vgg"])
     json.dumps(store.sheets())
+
+
+def test_every_amendment_is_of_a_claim_that_exists() -> None:
+    known = {(study.name, claim.key) for study in STUDIES.values() for claim in study.claims}
+    assert set(AMENDMENTS) <= known
+    amended = {(study.name, claim.key) for study in STUDIES.values() for claim in study.claims if claim.amended}
+    assert amended == set(AMENDMENTS)

@@ -129,7 +129,8 @@ def results_page(many: dict[str, Results]) -> tuple[str, dict[str, Figure]]:
     parts = [
         "# Results",
         "What was measured with halflife's own commands, made from the archives in `results/` by `tools/results.py docs`."
-        " Every verdict follows from a rule that was written before the run; the rules are in"
+        " Every verdict follows from a rule that was written before the run, or made stricter since, which"
+        " [is said](studies.md#rules-that-were-made-stricter-after-the-first-laptop-runs); the rules are in"
         " `halflife study list --json` and behind each claim in the report.",
         index(verdicts, many),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from halflife.errors import UserError
+from halflife.studies.amendments import with_amendments
 from halflife.studies.augmentation import AUGMENTATION
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
@@ -17,7 +18,7 @@ from halflife.studies.timescale import TIMESCALE
 __all__ = ["STUDIES", "get_preset", "get_study"]
 
 STUDIES: dict[str, Study] = {
-    study.name: study
+    study.name: with_amendments(study)
     for study in (
         STABILIZATION,
         STABILIZATION_VGG,

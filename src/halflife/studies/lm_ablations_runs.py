@@ -37,7 +37,7 @@ class Ablations:
 
 
 PENALTIES = (3e-5, 1e-4)
-SGD_RATES = (1.0, 2.0)
+SGD_RATES = (1.0, 2.0, 3.0)
 SGD_LAMS = {"none": 0.0, "moderate": 5e-5, "large": 2e-4}
 
 
