@@ -28,7 +28,7 @@ def test_parents_come_first_and_once(corpus: str, tmp_path: Path) -> None:
     plan = plan_of(corpus)
     assert len(plan.runs) == 2 * (2 + 1 + 2)
     assert len(plan.needed) == 2 * 4  # the branch and the arm share a parent
-    store, events = Store(tmp_path / "store"), []
+    store, events = Store(tmp_path / "store"), list[Event]()
     assert carry_out(store, plan, corpus, events.append) == []
     done: set[str] = set()
     for event in events:

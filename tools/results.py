@@ -25,7 +25,7 @@ from halflife.report.figure import Figure
 from halflife.report.figures import panel_figure, why_not_drawn
 from halflife.report.files import render_figure
 from halflife.report.ladder import ladder_figure
-from halflife.report.provenance import duration
+from halflife.report.provenance import duration, num_earlier
 from halflife.report.tables import SYMBOLS, numbers, verdict_markdown
 from halflife.store import Store
 from halflife.studies import STUDIES, get_study
@@ -83,9 +83,10 @@ def all_results(store: Store) -> dict[str, Results]:
 
 def measured(results: Results) -> str:
     """Where and how long, in one sentence."""
-    machine = results.sheet["machine"]
+    machine, earlier = results.sheet["machine"], num_earlier(results)
+    before = f"{earlier} of {results.num_finished} runs were finished before, the others took" if earlier else ""
     return (
-        f"`{results.sheet['command']}`: {results.num_finished} runs in {duration(results.sheet['seconds'])} with"
+        f"`{results.sheet['command']}`: {before or f'{results.num_finished} runs in'} {duration(results.sheet['seconds'])} with"
         f" {results.sheet['workers']} workers on {machine['cores']} cores ({machine['processor']})."
     )
 

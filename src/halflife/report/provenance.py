@@ -13,7 +13,7 @@ from halflife.report.fields import flat_fields, size_name
 from halflife.specs.base import RunSpec, spec_from_json
 from halflife.studies.results import Results
 
-__all__ = ["Provenance", "banners", "duration", "provenance_of"]
+__all__ = ["Provenance", "banners", "duration", "num_earlier", "provenance_of"]
 
 MISSING = "not recorded"
 
@@ -41,6 +41,12 @@ class Provenance:
     meanings: list[tuple[str, str]]
     runs: list[tuple[str, ...]]
     runs_header: tuple[str, ...]
+
+
+def num_earlier(results: Results) -> int:
+    """How many runs were finished before the command that made the sheet: of other studies, or by an earlier call."""
+    started = results.sheet.get("started") or ""
+    return sum(header.get("finished", started) < started for header in results.headers.values())
 
 
 def duration(seconds: Any) -> str:
@@ -201,7 +207,7 @@ def _seeds(results: Results) -> str:
 
 
 def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    sheet = results.sheet
+    sheet, earlier = results.sheet, num_earlier(results)
     machines = [header["machine"] for header in headers if "machine" in header] or [sheet.get("machine") or {}]
     preset = results.study.presets[results.preset_name]
     packages = list(dict.fromkeys(name for header in headers for name in header.get("versions", {})))
@@ -211,7 +217,7 @@ def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, s
         ("runs", f"{results.num_finished} of {results.num_planned} finished"),
         ("seeds", _seeds(results)),
         ("started", _when(sheet.get("started"))),
-        ("wall time", duration(sheet.get("seconds"))),
+        ("wall time", duration(sheet.get("seconds")) + (f", {earlier} runs were finished before" if earlier else "")),
         ("time of all runs", duration(sum(spent)) if spent else MISSING),
         *_costs(headers),
         ("workers", _value(sheet.get("workers") or MISSING)),
