@@ -159,6 +159,7 @@ def _panels(case: str) -> tuple[Panel | PointsPanel, ...]:
         ),
         Panel(
             metric="train/running_loss",
+            start=0.1,
             title=f"Training loss, {case} decay and its replays",
             y_label="training loss (nats per token)",
             x="step",

@@ -10,6 +10,7 @@ from halflife.stats import Interval, seed_interval
 from halflife.studies.base import PointRow
 from halflife.studies.lm_rules import shares_of, starting_with, step_of
 from halflife.studies.lm_settings import LAMS, LONG, key_of
+from halflife.studies.optimum import lam_of
 from halflife.studies.results import Results
 
 __all__ = ["along_a_run", "by_rate", "gaps_along_a_run", "three"]
@@ -19,7 +20,7 @@ def _decay_of(results: Results, lam: str, size: int) -> str:
     """What a lam's name stands for at a size: the text of its decay, for legends."""
     spec = results.spec(key_of("decayed", lam), size)
     assert isinstance(spec, TextRun)
-    return f"{lam}: {spec.decay}" if spec.decay else "no decay"
+    return f"lam {lam_of(spec):g}"
 
 
 def _row(series: str, x: float, values: Interval) -> PointRow:

@@ -78,6 +78,7 @@ PANELS = (
     ),
     Panel(
         metric="val/loss",
+        start=0.1,
         title="Validation loss, decayed learning rate",
         y_label="validation loss (nats per token)",
         x="step",

@@ -20,6 +20,7 @@ def _curves(kind: str) -> tuple[str, ...]:
 PANELS = (
     Panel(
         metric="train/running_loss",
+        start=0.1,
         title="Training loss, decayed learning rate",
         y_label="training loss (nats per token)",
         x="step",
@@ -46,6 +47,7 @@ PANELS = (
     ),
     Panel(
         metric="train/running_loss",
+        start=0.1,
         title="Training loss, constant learning rate",
         y_label="training loss (nats per token)",
         x="step",
