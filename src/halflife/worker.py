@@ -54,7 +54,7 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
     def progress(step: int, num_steps: int, loss: float) -> None:
         link.send(("progress", {"step": step, "num_steps": num_steps, "loss": loss}))
 
-    while True:
+    while not stop.asked:  # asked in a run that could not heed it, on a full disk for example
         try:
             run: Task = link.recv()
         except EOFError:

@@ -46,7 +46,7 @@ class Provenance:
 def num_earlier(results: Results) -> int:
     """How many runs were finished before the command that made the sheet: of other studies, or by an earlier call."""
     started = results.sheet.get("started") or ""
-    return sum(header.get("finished", started) < started for header in results.headers.values())
+    return sum((header.get("finished") or started) < started for header in results.headers.values())
 
 
 def duration(seconds: Any) -> str:

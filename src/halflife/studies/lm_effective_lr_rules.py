@@ -172,10 +172,14 @@ def distances(results: Results, case: str) -> list[PointRow]:
 
 
 def divergences(results: Results, match: str) -> str:
-    """At which steps replays of both cases diverged, as text."""
+    """How far replays of both cases stay from their parents, or at which steps they diverged, as text."""
     words = []
     for case in ("moderate", "strong"):
         steps = diverged(results, case, match, results.main_size)
         bad = sorted(int(step) for step in steps[steps >= 0])
-        words.append(f"{case}: {len(bad)} of {len(steps)} seeds" + (f" (steps {bad[0]} to {bad[-1]})" if bad else ""))
+        if bad:
+            words.append(f"{case}: {len(bad)} of {len(steps)} seeds diverge, at steps {bad[0]} to {bad[-1]}")
+        else:
+            apart = distance(results, case, match, results.main_size).mean()
+            words.append(f"{case}: within {apart:.4f} nats on average over {len(steps)} seeds")
     return ", ".join(words)
