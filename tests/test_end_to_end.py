@@ -130,12 +130,13 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(whole: tuple
     process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
     wait_for_runs(process, 4)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "runs are finished and kept in halflife-runs; the same command goes on where it stopped" in " ".join(
         errors.split()
     )
     assert "Traceback" not in errors
+    assert "Ctrl-C again does not wait" in " ".join(said.split())
     kept = finished(tmp_path / "halflife-runs")
     assert 4 <= kept < NUM_RUNS
     partly = halflife("study", "verdicts", cwd=tmp_path)
@@ -236,6 +237,9 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     ((*SMOKE, "--workers", "0"), "--workers is 0, expected an integer >= 1"),
     ((*SMOKE, "--seeds", "0"), "--seeds is 0, expected an integer >= 1"),
     ((*SMOKE, "--max-steps", "0"), "max_steps is 0, expected an integer >= 1"),
+    ((*SMOKE, "--data", "empty"), "--data is empty, and no run of stabilization at smoke reads a folder"),
+    (("study", "run", "lm-schedules", "--preset", "paper"), "openwebtext needs train.bin and val.bin"),
+    ((*SMOKE, "--fsdp"), "torchrun"),
     ((*SMOKE, "--store", "old"), "the store old has schema version 0, and this halflife writes 1"),
     ((*SMOKE, "--store", "file"), "the store file is a file, expected a folder"),
     ((*SMOKE, "--store", "file/inside"), "cannot be written (Not a directory)"),

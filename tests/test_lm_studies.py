@@ -220,7 +220,9 @@ def test_an_undecided_best_rate_is_told() -> None:
     upper = decide(best, MadeUp(SCHEDULES, {"decayed-none-x4": 1.99})).reason
     assert upper.endswith("without decay the best learning rate of 5 of 5 seeds is at an edge of its grid (0.192)")
     made = MadeUp(ABLATIONS)
-    made.arms = [arm for arm in made.arms if not (arm["key"].startswith("sgd-") and arm["key"].endswith("lr3"))]
+    made.arms = [
+        arm for arm in made.arms if not (str(arm["key"]).startswith("sgd-") and str(arm["key"]).endswith("lr3"))
+    ]
     two = decide(ablations.sgd_helps, made).reason
     assert two.endswith("without decay only the learning rates 1, 2 were run, and a best one needs 3")
 

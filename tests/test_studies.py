@@ -223,8 +223,8 @@ def _without(metric: str) -> Callable[[str, int, list[Reading]], list[Reading]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("test/wrong"), r"the run \w{16} has no test/wrong at epoch 8: run the study again"),
-        (_without("weight_norm"), "weight_norm was not read at epoch 8 of small-decay: run the study again"),
+        (_without("test/wrong"), r"the run \w{16} has no test/wrong at epoch 8: remove its folder"),
+        (_without("weight_norm"), "weight_norm was not read at epoch 8 of small-decay: remove its folder"),
         (
             lambda key, seed, readings: readings[:-1],
             r"the run \w{16} has no reading at epoch 8: remove its folder and run",

@@ -150,6 +150,11 @@ def run_studies(
         make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
         for study, found in chosen
     ]
+    if data is not None and not any(run.spec.reads_folder for plan in plans for run in plan.runs):
+        raise UserError(
+            f"--data is {data}, and no run of {', '.join(plan.study.name for plan in plans)} at {preset} reads a folder: leave"
+            " it out, or choose a preset that says so in `halflife study list`"
+        )
     with joined(where, plans, fsdp=fsdp) as crew:
         if crew is not None and not crew.leads:
             crew.follow(plans, data_folder)
@@ -190,7 +195,13 @@ def _run_plans(
                         failures += crew.execute(plan, missing, listen=listen, data_folder=data_folder)
                     else:
                         failures += runner.execute(
-                            where, plan, missing, workers=num_workers, listen=listen, data_folder=data_folder
+                            where,
+                            plan,
+                            missing,
+                            workers=num_workers,
+                            listen=listen,
+                            data_folder=data_folder,
+                            notice=console.print,
                         )
                 except KeyboardInterrupt:
                     kept = sum(where.run(run.id).finished for run in needed)

@@ -64,6 +64,7 @@ def execute(
     workers: int,
     listen: Callable[[Event], None],
     data_folder: str | None = None,
+    notice: Callable[[str], object] = lambda text: None,
 ) -> list[str]:
     """Do what is missing of a plan. The store must be held by this process.
 
@@ -74,6 +75,7 @@ def execute(
         workers: Worker processes.
         listen: Told what workers report.
         data_folder: Where a data set that is not shipped lies.
+        notice: Told that checkpoints are being written when the user stops it.
 
     Returns:
         Why runs failed, one sentence each.
@@ -87,6 +89,9 @@ def execute(
         try:
             with _terminated_like_interrupted():
                 return pool.work(deque(missing), workers, listen)
+        except KeyboardInterrupt:
+            notice("stopping: runs in progress write checkpoints first; Ctrl-C again does not wait for them")
+            raise
         finally:
             pool.stop()
 
@@ -227,12 +232,15 @@ class _Pool:
         for _, process in self.workers.values():
             process.terminate()  # a run in progress writes a checkpoint first
         patience = time.monotonic() + STOP_SECONDS
-        for link, (_, process) in self.workers.items():
-            process.join(max(0.0, patience - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
-            link.close()
+        try:
+            for _, process in self.workers.values():
+                process.join(max(0.0, patience - time.monotonic()))
+        finally:  # a second Ctrl-C does not wait
+            for link, (_, process) in self.workers.items():
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                link.close()
 
 
 def _obituary(run: PlannedRun, exitcode: int | None) -> str:

@@ -53,7 +53,7 @@ class Estimate:
                 self.begun[run.id] = self.clock()
             self.share[run.id] = share
         else:
-            if event.what == "finished" and self.resumed.get(run.id, 1) < 0.5:
+            if event.what == "finished" and self.resumed.get(run.id, 0) < 0.5:
                 self.taken.setdefault(_like(run), []).append(event.seconds)
             self.missing.pop(run.id, None)
 

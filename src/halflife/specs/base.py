@@ -52,6 +52,11 @@ class RunSpec:
         """What it starts from: a file of the parent's `kept` folder."""
         return ""
 
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return False
+
     def cut(self, max_steps: int | None) -> Self:
         """The same run with at most so many steps, for trying a set-up; a parent is cut alike."""
         return dataclasses.replace(self, max_steps=max_steps)

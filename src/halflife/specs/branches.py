@@ -60,6 +60,11 @@ class TextBranch(RunSpec):
         return self.of
 
     @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.of.reads_folder
+
+    @property
     def parent_file(self) -> str:
         """The checkpoint."""
         return f"step-{min(self.at, self.of.last_step)}"
@@ -111,6 +116,11 @@ class TextReplay(RunSpec):
     def parent(self) -> RunSpec | None:
         """The run that it replays."""
         return self.of
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.of.reads_folder
 
     @property
     def parent_file(self) -> str:

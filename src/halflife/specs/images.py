@@ -102,6 +102,11 @@ class ImageRun(RunSpec):
             raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
 
     @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.data != "fashion-mnist-5k"
+
+    @property
     def drop_epoch(self) -> int:
         """The last epoch at the first learning rate."""
         return round(self.num_epochs * self.drop_at)

@@ -137,6 +137,8 @@ class TextRun(RunSpec):
     trace_norms: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.decay, str):
+            raise UserError(f"decay is {self.decay!r}, expected text such as 'Decoupled(lam=0.1)': change decay")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}: change {name}")
@@ -192,6 +194,11 @@ class TextRun(RunSpec):
             raise UserError(
                 f"keep_at is {self.keep_at}, expected steps between 1 and num_steps {self.num_steps} in order: change keep_at"
             )
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.corpus in {"folder", "openwebtext"}
 
     def cut(self, max_steps: int | None) -> Self:
         """The same run with at most so many steps, which evaluates no more tokens than it trains on."""

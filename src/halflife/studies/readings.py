@@ -20,7 +20,7 @@ MAX_BLOCKS = 64
 BLOCKS = "loss_blocks"
 """How the names of arrays end whose elements are neighbouring stretches of text."""
 
-AGAIN = "run the study again"
+AGAIN = "remove its folder below runs/ and run the study again"
 
 
 class RunReadings:
