@@ -23,8 +23,12 @@ def _decay_of(results: Results, lam: str, size: int) -> str:
     return f"lam {lam_of(spec):g}"
 
 
-def _row(series: str, x: float, values: Interval) -> PointRow:
-    return PointRow(series=series, x=x, y=values.estimate, low=values.low, high=values.high, style="line")
+def _rows(series: str, x: float, values: Interval) -> list[PointRow]:
+    """A place of a line, and a point there with its interval."""
+    return [
+        PointRow(series=series, x=x, y=values.estimate, style="line"),
+        PointRow(series=series, x=x, y=values.estimate, low=values.low, high=values.high),
+    ]
 
 
 def by_rate(results: Results, kind: str, metric: str = "val/loss") -> list[PointRow]:
@@ -46,7 +50,8 @@ def by_rate(results: Results, kind: str, metric: str = "val/loss") -> list[Point
             assert isinstance(spec, TextRun)
             name = _decay_of(results, lam, size) + (f", context {spec.context}" if prefix else "")
             points.append((spec.lr, name, seed_interval(results.last(key, metric, size))))
-        rows += [_row(name, lr, values) for lr, name, values in sorted(points, key=lambda point: point[0])]
+        for lr, name, values in sorted(points, key=lambda point: point[0]):
+            rows += _rows(name, lr, values)
     return rows
 
 
@@ -67,7 +72,7 @@ def along_a_run(results: Results, kind: str) -> list[PointRow]:
             step = step_of(results, kind, share, size)
             run = seed_interval(results.at_step(key_of(kind, lam), "val/loss", step, size))
             branch = seed_interval(results.last(f"tiny-lr-{kind}-{lam}-{share}", "val/loss", size))
-            rows += [_row(f"{name}, the run", step, run), _row(f"{name}, after the branch", step, branch)]
+            rows += [*_rows(f"{name}, the run", step, run), *_rows(f"{name}, after the branch", step, branch)]
     return sorted(rows, key=lambda row: row.series)
 
 
@@ -88,8 +93,8 @@ def gaps_along_a_run(results: Results, kind: str) -> list[PointRow]:
             step = step_of(results, kind, share, size)
             pair = [results.at_step(key_of(kind, name_), "val/loss", step, size) for name_ in (lam, "none")]
             after = [results.last(f"tiny-lr-{kind}-{name_}-{share}", "val/loss", size) for name_ in (lam, "none")]
-            rows.append(_row(f"{name}, the run", step, seed_interval(pair[0] - pair[1])))
-            rows.append(_row(f"{name}, after the branch", step, seed_interval(after[0] - after[1])))
+            rows += _rows(f"{name}, the run", step, seed_interval(pair[0] - pair[1]))
+            rows += _rows(f"{name}, after the branch", step, seed_interval(after[0] - after[1]))
     return sorted(rows, key=lambda row: row.series)
 
 
