@@ -5,7 +5,6 @@ Shapes: N images, B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from halflife.errors import UserError
+from halflife.lab.seeds import seed_of
 from halflife.lab.sources import ImageSource, Split
 
 __all__ = ["Augmentation", "Images", "image_tensors", "shuffled_batches"]
@@ -144,6 +144,4 @@ def shuffled_batches(
 
 
 def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
-    # A CPU generator takes 32 bits of a seed and ignores the rest without a word, so all is hashed into them.
-    bits = hashlib.sha256(f"{purpose}/{seed}/{epoch}".encode()).digest()[:4]
-    return torch.Generator().manual_seed(int.from_bytes(bits))
+    return torch.Generator().manual_seed(seed_of(f"{purpose}/{seed}/{epoch}"))

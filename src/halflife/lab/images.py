@@ -25,6 +25,7 @@ from halflife.files import write_whole
 from halflife.lab.cost import Costs
 from halflife.lab.data import Images, image_tensors, shuffled_batches
 from halflife.lab.models import build_model
+from halflife.lab.precision import autocast_to
 from halflife.lab.sources import read_source
 from halflife.records import Array, Reading
 from halflife.rules.basic import Decoupled
@@ -35,7 +36,6 @@ from halflife.units import half_life
 __all__ = ["Progress", "train"]
 
 EVAL_BATCH = 500
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Progress = Callable[[int, int, float], None]
 """Called after each epoch with the steps done, the steps in all and the epoch's mean training loss."""
@@ -176,9 +176,7 @@ class _Run:
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Autocast to the run's precision; nothing in float32."""
-        if self.spec.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.spec.precision])
+        return autocast_to(self.spec.precision, self.device)
 
     def reading(self, epoch: int, running_loss: float) -> Reading:
         """What is read after this many epochs."""

@@ -8,7 +8,6 @@ Shapes: R replicas, D coordinates, C steps whose random numbers are drawn at onc
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from halflife.errors import RunFailedError, RunStoppedError
 from halflife.lab.cost import Costs
+from halflife.lab.seeds import seed_of
 from halflife.records import Reading
 from halflife.specs.toys import LeastSquaresRun
 
@@ -110,8 +110,7 @@ class _Run:
 
     def noises(self) -> Iterator[Tensor]:
         """The standard normal numbers of each step, (R, D), or (R, D + 1) where samples are drawn."""
-        bits = hashlib.sha256(f"least-squares/{self.spec.seed}".encode()).digest()[:4]
-        generator = torch.Generator().manual_seed(int.from_bytes(bits))
+        generator = torch.Generator().manual_seed(seed_of(f"least-squares/{self.spec.seed}"))
         width = len(self.mu_D) + (self.spec.noise == "sampled")
         steps = max(1, NUMBERS_AT_ONCE // (self.spec.num_replicas * width))
         for start in range(0, self.spec.last_step, steps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,8 @@ from torch.nn import functional
 
 from halflife.errors import UserError
 from halflife.lab.cost import Costs
+from halflife.lab.precision import autocast_to
+from halflife.lab.seeds import seed_of
 from halflife.lab.text.averages import averages_of
 from halflife.lab.text.courses import Course
 from halflife.lab.text.evaluate import block_means, even_windows, on_its_way, window_losses, windows_at
@@ -30,7 +31,6 @@ from halflife.records import Array, Reading
 __all__ = ["TextLoop"]
 
 SMALLEST_SCALE = 2.0**-20  # of float16's gradient scaler, which begins at 2^16: below, every step is skipped
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class TextLoop:
@@ -146,9 +146,7 @@ class TextLoop:
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Autocast to the run's precision; nothing in float32."""
-        if self.spec.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.spec.precision])
+        return autocast_to(self.spec.precision, self.device)
 
     def one_step(self) -> None:
         """Forward, backward, clip, step; nothing waits for the device."""
@@ -157,7 +155,7 @@ class TextLoop:
         if self.course.trace_norms:
             self.state.trace.append(trace_row(self.parameters, 0.0))
         if spec.dropout > 0:
-            torch.manual_seed(_dropout_seed(self.seed, self.course.first_batch + self.step, self.world.rank))
+            torch.manual_seed(seed_of(f"dropout/{self.seed}/{self.course.first_batch + self.step}/{self.world.rank}"))
         starts = self.order.starts(self.course.first_batch + self.step)
         if self.world.size > 1:
             starts = starts[self.world.rank :: self.world.size]
@@ -305,8 +303,3 @@ class TextLoop:
         largest = sorted(zip(norms, named, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))[:3]
         words = ", ".join(f"{name} {norm:.3g}" for norm, (name, _) in largest)
         return f"gradient norm {float(self.grad_norm):.3g}, largest weight norms: {words}; {self.last_norms}"
-
-
-def _dropout_seed(seed: int, step: int, rank: int) -> int:
-    # A CPU generator takes 32 bits of a seed and ignores the rest without a word.
-    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:4])

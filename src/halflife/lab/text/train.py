@@ -92,9 +92,8 @@ def train(
                     progress(loop.step, course.num_steps, loss)
                 end = {"diverged_at": -1.0} if last and isinstance(spec, TextReplay) else {}
                 reading = loop.reading(loss, **end)
-                if not all(
-                    map(math.isfinite, reading.values.values())
-                ):  # the weights are finite, and too large to evaluate
+                # Finite weights can still be too large to evaluate.
+                if not all(map(math.isfinite, reading.values.values())):
                     _broken(loop, loop.step, spec, checkpoint, sink)
                     return clock.cost()
                 sink(reading)
