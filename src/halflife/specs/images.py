@@ -1,16 +1,26 @@
-"""The spec of an image classifier's run: constant learning rate, one drop, EMA of the weights."""
+"""The specs of image classifiers' runs: constant learning rate, one drop, averages, probes; and runs that go on from one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
 
-__all__ = ["ImageRun"]
+__all__ = ["ImageBranch", "ImageRun", "fine_tune_branch"]
 
-MODELS = ("resnet", "vgg")
+MODELS = ("resnet", "vgg", "scale-invariant", "resnet-plain", "mlp")
+PROBES = (
+    "hessian-trace",
+    "gauss-newton-trace",
+    "top-eigenvalue",
+    "jacobian-norm",
+    "noise-scale",
+    "gradient-norm",
+    "gradient-noise",
+    "alignment",
+)
 DATASETS = ("fashion-mnist-5k", "fashion-mnist", "cifar10")
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip-crop")
@@ -27,9 +37,11 @@ class ImageRun(RunSpec):
         num_train: Training images used, from the start of the set (``None``: all).
         num_test: Test images used (``None``: all).
         downsample: Images are averaged over squares of this side first.
-        model: ``"resnet"`` (pre-activation, BatchNorm) or ``"vgg"`` (no normalization).
-        width: Channels of the first stage.
-        blocks: Blocks (ResNet) or convolutions (VGG) per stage.
+        model: ``"resnet"`` (pre-activation, BatchNorm), ``"vgg"`` (no normalization), ``"scale-invariant"`` (a ResNet
+            whose every trained weight is followed by normalization, the rest fixed), ``"resnet-plain"`` (a ResNet
+            without normalization) or ``"mlp"`` (ReLU).
+        width: Channels of the first stage; units of a hidden layer of the MLP.
+        blocks: Blocks (ResNet) or convolutions (VGG) per stage; the MLP has one hidden layer for each entry.
         lr: Learning rate before the drop.
         lr_after_drop: Learning rate after the drop.
         drop_at: Fraction of the epochs after which the learning rate drops.
@@ -42,12 +54,40 @@ class ImageRun(RunSpec):
         augmentation: Of training batches: ``"none"``, as in the paper, or ``"flip-crop"``: each image is flipped
             with probability 1/2 and moved by up to an eighth of its side, black coming in, anew in each epoch.
         label_smoothing: Of the training loss; readings are always without.
+        label_noise: Share of the training labels that are replaced by one drawn evenly from all classes, the right one
+            included. Readings of the training set are with these labels.
+        fresh_label_noise: Draw which, and what, anew in each epoch, for training alone; readings are then with the
+            right labels.
+        sphere: After each step the trained weights are taken together and projected on the sphere of this radius
+            (0: they are not). Without decay alone.
+        ensemble_every: Average the class probabilities on the test set over the weights after every so many epochs,
+            up to the drop (0: do not): the ensemble of snapshots, a mean in function space.
+        keep_at: Epochs after which the weights and their averages are kept for runs that start from them.
+        probes: What to measure of the weights and of each average, besides losses (`halflife.probes`): see `PROBES`.
+        probe_every: Probe after every so many epochs (0: only at the drop and at the end, where it is always done).
+        probe_examples: Probe on so many training images, from the start of the set, with their right labels unless
+            ``label_noise`` replaced them for good.
+        probe_vectors: Matrix-vector products of a trace estimate.
     """
 
     kind: ClassVar[str] = "images"
     trainer: ClassVar[str] = "halflife.lab.images"
     data_module: ClassVar[str] = "halflife.lab.sources"
-    added_later: ClassVar[frozenset[str]] = frozenset({"augmentation", "label_smoothing"})
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "augmentation",
+            "label_smoothing",
+            "label_noise",
+            "fresh_label_noise",
+            "sphere",
+            "ensemble_every",
+            "keep_at",
+            "probes",
+            "probe_every",
+            "probe_examples",
+            "probe_vectors",
+        }
+    )
 
     data: str = "fashion-mnist-5k"
     num_train: int | None = None
@@ -67,6 +107,15 @@ class ImageRun(RunSpec):
     precision: str = "float32"
     augmentation: str = "none"
     label_smoothing: float = 0.0
+    label_noise: float = 0.0
+    fresh_label_noise: bool = False
+    sphere: float = 0.0
+    ensemble_every: int = 0
+    keep_at: tuple[int, ...] = ()
+    probes: tuple[str, ...] = ()
+    probe_every: int = 0
+    probe_examples: int = 500
+    probe_vectors: int = 24
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
@@ -74,8 +123,21 @@ class ImageRun(RunSpec):
         check_number("lam", self.lam)
         check_number("drop_at", self.drop_at, above=0, at_most=1)
         check_number("label_smoothing", self.label_smoothing, at_most=0.9)
+        check_number("label_noise", self.label_noise, at_most=1)
+        check_number("sphere", self.sphere)
+        if self.sphere > 0 and self.lam > 0:
+            raise UserError(
+                f"sphere is {self.sphere:g} and lam is {self.lam:g}: on a sphere there is nothing to decay, set one to 0"
+            )
         for decay in self.ema:
             check_number("ema", decay, at_most=1)
+        for epoch in self.keep_at:
+            check_at_least("keep_at", epoch, 1)
+            if epoch > self.num_epochs:
+                raise UserError(f"keep_at has {epoch}, expected at most num_epochs {self.num_epochs}: change keep_at")
+        for probe in self.probes:
+            if probe not in PROBES:
+                raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
         if max(self.lr, self.lr_after_drop) * self.lam >= 1:
             raise UserError(
                 f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction of the"
@@ -96,8 +158,18 @@ class ImageRun(RunSpec):
         ):
             if count is not None:
                 check_at_least(name, count, 1)
-        for name in ("downsample", "width", "num_epochs", "batch_size", "eval_every"):
+        for name in (
+            "downsample",
+            "width",
+            "num_epochs",
+            "batch_size",
+            "eval_every",
+            "probe_examples",
+            "probe_vectors",
+        ):
             check_at_least(name, getattr(self, name), 1)
+        for name in ("ensemble_every", "probe_every"):
+            check_at_least(name, getattr(self, name), 0)
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
 
@@ -110,3 +182,103 @@ class ImageRun(RunSpec):
     def drop_epoch(self) -> int:
         """The last epoch at the first learning rate."""
         return round(self.num_epochs * self.drop_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBranch(RunSpec):
+    """A run that starts from the weights that another one kept.
+
+    Only weights are taken over (SGD without momentum has no other state): averages, ensembles and the order of the data
+    start anew, epochs count from 0.
+
+    Args:
+        of: The parent; `ImageRun.keep_at` must hold ``at``.
+        at: The parent's epoch after which it starts.
+        then: The run itself. Its seed and its model are the parent's.
+        weights: What to start from: ``"last"``, or an average of the parent as ``"ema-0.999"``, with the BatchNorm
+            statistics that were computed for it.
+    """
+
+    kind: ClassVar[str] = "image-branch"
+    trainer: ClassVar[str] = "halflife.lab.images"
+    data_module: ClassVar[str] = "halflife.lab.sources"
+
+    of: ImageRun
+    at: int
+    then: ImageRun
+    weights: str = "last"
+
+    def __post_init__(self) -> None:
+        # The parent's seed is the branch's: the name of one says the other.
+        if self.seed != self.of.seed:
+            object.__setattr__(self, "seed", self.of.seed)
+        if self.then.seed != self.of.seed:
+            object.__setattr__(self, "then", replace(self.then, seed=self.of.seed))
+        if self.at not in self.of.keep_at:
+            raise UserError(f"a branch starts at epoch {self.at}, which the parent does not keep: add it to keep_at")
+        for name in ("model", "width", "blocks", "downsample", "data"):
+            if getattr(self.then, name) != getattr(self.of, name):
+                raise UserError(
+                    f"{name} of a branch is {getattr(self.then, name)!r} and its parent's is {getattr(self.of, name)!r}:"
+                    " a branch goes on with the same model on the same images"
+                )
+        known = ("last", *(f"ema-{decay:g}" for decay in self.of.ema))
+        if self.weights not in known:
+            raise UserError(f"weights is {self.weights!r}, expected one of {', '.join(known)}: change weights")
+
+    @property
+    def parent(self) -> RunSpec | None:
+        """The run that it starts from."""
+        return self.of
+
+    @property
+    def parent_file(self) -> str:
+        """The weights."""
+        return f"epoch-{self.at}.safetensors"
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.of.reads_folder
+
+    def cut(self, max_steps: int | None) -> Self:
+        """The same branch of the same parent, both with at most so many steps."""
+        return replace(self, of=self.of.cut(max_steps), then=self.then.cut(max_steps), max_steps=max_steps)
+
+
+def fine_tune_branch(of: ImageRun, at: int, *, lr: float, num_epochs: int) -> ImageBranch:
+    """The tiny-learning-rate branch: lr small, lam = 0, from the parent's weights after epoch ``at``.
+
+    What the noise of a large learning rate hides, it uncovers: one of the two ways to take "the mean of the process", the
+    other being `ImageRun.ema`.
+
+    Source: "Why Do We Need Weight Decay in Modern Deep Learning?", section 2.2 and figure 5.
+
+    Args:
+        of: The parent.
+        at: The epoch, one of its ``keep_at``.
+        lr: The small learning rate; the paper: 1e-3.
+        num_epochs: How long; the paper: 100.
+
+    Returns:
+        The branch. It evaluates and probes at its end only.
+
+    Examples:
+        >>> run = ImageRun(lr=0.1, lam=0.01, num_epochs=20, keep_at=(10,))
+        >>> fine_tune_branch(run, 10, lr=1e-3, num_epochs=5).then.lam
+        0.0
+    """
+    then = replace(
+        of,
+        lr=lr,
+        lr_after_drop=lr,
+        drop_at=1.0,
+        lam=0.0,
+        num_epochs=num_epochs,
+        eval_every=num_epochs,
+        ema=(),
+        ensemble_every=0,
+        keep_at=(),
+        probe_every=0,
+    )
+    return ImageBranch(of=of, at=at, then=then, max_steps=of.max_steps)
