@@ -16,7 +16,7 @@ from halflife.errors import UserError
 from halflife.lab.seeds import seed_of
 from halflife.lab.sources import ImageSource, Split
 
-__all__ = ["Augmentation", "Images", "image_tensors", "shuffled_batches"]
+__all__ = ["Augmentation", "Images", "image_tensors", "noisy_labels", "shuffled_batches"]
 
 PADDED_SHARE = 8  # a crop moves by up to 1/8 of the side: 4 pixels of 32
 
@@ -116,6 +116,29 @@ class Augmentation:
         return padded[image_B11, self.rows_NH[index_B][:, :, None], self.columns_NW[index_B][:, None, :]].permute(
             0, 3, 1, 2
         )
+
+
+def noisy_labels(y_N: Tensor, share: float, num_classes: int, *, seed: int, epoch: int | None = None) -> Tensor:
+    """Labels of which each is replaced, with probability ``share``, by one drawn evenly from all classes.
+
+    The right one is among them: a label changes with probability share (K - 1) / K. What happens to an image is a function
+    of the seed, the epoch and its number in the set alone; with a larger share, all that were replaced still are.
+
+    Args:
+        y_N: The right labels.
+        share: In [0, 1].
+        num_classes: K.
+        seed: The run's seed.
+        epoch: For labels drawn anew in each epoch (``None``: once and for all).
+
+    Returns:
+        The labels, (N).
+    """
+    name = f"labels/{seed}" if epoch is None else f"labels/{seed}/{epoch}"
+    generator = torch.Generator().manual_seed(seed_of(name))
+    draws_N = torch.rand(len(y_N), generator=generator, dtype=torch.float64).to(y_N.device)
+    others_N = torch.randint(num_classes, (len(y_N),), generator=generator).to(y_N.device)
+    return torch.where(draws_N < share, others_N, y_N)
 
 
 def shuffled_batches(

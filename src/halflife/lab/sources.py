@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from halflife.errors import UserError
-from halflife.specs.images import ImageRun
+from halflife.specs.images import ImageBranch, ImageRun
 
 __all__ = ["DataDescription", "ImageSource", "Split", "describe", "read_source"]
 
@@ -201,7 +201,7 @@ def read_source(name: str, folder: str | os.PathLike[str] | None = None) -> Imag
     return _read(name, None if where is None or name == "fashion-mnist-5k" else Path(where))
 
 
-def describe(spec: ImageRun, data_folder: str | os.PathLike[str] | None = None) -> DataDescription:
+def describe(spec: ImageRun | ImageBranch, data_folder: str | os.PathLike[str] | None = None) -> DataDescription:
     """What a run's header says of its data; the shipped set is not read for it.
 
     Args:
@@ -211,6 +211,8 @@ def describe(spec: ImageRun, data_folder: str | os.PathLike[str] | None = None) 
     Returns:
         The description.
     """
+    if isinstance(spec, ImageBranch):
+        spec = spec.then
     if spec.data == "fashion-mnist-5k":
         return DataDescription(spec.data, SHIPPED_TITLE, SHIPPED_SHA256)
     source = read_source(spec.data, data_folder)

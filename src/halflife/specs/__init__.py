@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from halflife.specs.base import RunSpec, spec_from_json
 from halflife.specs.branches import TextBranch, TextReplay
-from halflife.specs.images import ImageRun
+from halflife.specs.images import ImageBranch, ImageRun
 from halflife.specs.text import TextRun
 from halflife.specs.toys import LeastSquaresRun
 
-__all__ = ["ImageRun", "LeastSquaresRun", "RunSpec", "TextBranch", "TextReplay", "TextRun", "spec_from_json"]
+__all__ = [
+    "ImageBranch",
+    "ImageRun",
+    "LeastSquaresRun",
+    "RunSpec",
+    "TextBranch",
+    "TextReplay",
+    "TextRun",
+    "spec_from_json",
+]
