@@ -19,8 +19,7 @@ from halflife.lab.models import build_model
 from halflife.lab.sources import describe, read_source
 from halflife.records import Reading
 from halflife.specs import ImageBranch, ImageRun, spec_from_json
-from halflife.specs.images import PROBES, fine_tune_branch
-from halflife.store import Store
+from halflife.specs.images import fine_tune_branch
 
 CPU = torch.device("cpu")
 TINY = ImageRun(
@@ -203,7 +202,8 @@ def test_the_ensemble_is_the_mean_of_probabilities(tmp_path: Path) -> None:
         state = load_file(tmp_path / "a/kept" / name)
         net.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         with torch.no_grad():
-            return net(test_set.x_NCHW).double().softmax(dim=1)
+            found: torch.Tensor = net(test_set.x_NCHW).double().softmax(dim=1)
+        return found
 
     mean = (probabilities("epoch-2.safetensors", "model.") + probabilities("epoch-4.safetensors", "model.")) / 2
     wrong = mean.argmax(dim=1) != test_set.y_N
