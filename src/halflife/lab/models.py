@@ -4,75 +4,23 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 Source: D'Angelo et al., "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B: pre-activation
 ResNet with BatchNorm (He et al. 2016, arXiv 1603.05027) and VGG without BatchNorm (Simonyan and Zisserman 2015),
-both with He initialisation.
+both with He initialisation; its scale-invariant ResNet of appendix C. ResNets are in `halflife.lab.residual`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-__all__ = ["VGG", "PreActResNet", "build_model"]
+from halflife.errors import UserError
+from halflife.lab.residual import PlainResNet, PreActResNet, ScaleInvariantResNet
+
+__all__ = ["MLP", "VGG", "build_model"]
 
 MAX_DOUBLINGS = 3  # VGG-16 stops doubling its channels after the fourth stage
-
-
-class PreActBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and ReLU, around a shortcut."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.shortcut: nn.Conv2d | None = None
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the block's output, (B, C_out, H / stride, W / stride)."""
-        normed = functional.relu(self.norm1(x_BCHW))
-        skip = x_BCHW if self.shortcut is None else self.shortcut(normed)
-        out: Tensor = self.conv2(functional.relu(self.norm2(self.conv1(normed))))
-        return out + skip
-
-
-class PreActResNet(nn.Module):
-    """Pre-activation ResNet: ``width`` channels in the first stage, doubled (and halved in size) at each next one.
-
-    ResNet-18 is ``width=64, blocks=(2, 2, 2, 2)``, ResNet-34 ``blocks=(3, 4, 6, 3)``.
-
-    Args:
-        width: Channels of the first stage.
-        blocks: Blocks per stage.
-        in_channels: Channels of the images.
-        num_classes: Size of the output.
-    """
-
-    def __init__(self, width: int, blocks: Sequence[int], in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        layers: list[nn.Module] = []
-        channels = width
-        for stage, num_blocks in enumerate(blocks):
-            out_channels = width * 2**stage
-            for block in range(num_blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                layers.append(PreActBlock(channels, out_channels, stride))
-                channels = out_channels
-        self.layers = nn.Sequential(*layers)
-        self.norm = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, num_classes)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the logits, (B, K)."""
-        features_BC = functional.relu(self.norm(self.layers(self.stem(x_BCHW)))).mean(dim=(2, 3))
-        logits_BK: Tensor = self.head(features_BC)
-        return logits_BK
 
 
 class VGG(nn.Module):
@@ -108,41 +56,98 @@ class VGG(nn.Module):
         return logits_BK
 
 
+class MLP(nn.Module):
+    """Fully connected layers with bias and ReLU between them: ``depth`` hidden ones of ``width`` units.
+
+    Args:
+        width: Units of each hidden layer.
+        depth: Hidden layers.
+        num_inputs: Pixels of an image, all channels together.
+        num_classes: Size of the output.
+    """
+
+    def __init__(self, width: int, depth: int, num_inputs: int, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for _ in range(depth):
+            layers += [nn.Linear(num_inputs, width), nn.ReLU()]
+            num_inputs = width
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(num_inputs, num_classes)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the logits, (B, K)."""
+        logits_BK: Tensor = self.head(self.layers(x_BCHW))
+        return logits_BK
+
+
 def _he_init(model: nn.Module, generator: torch.Generator) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.Linear):
+    for name, module in model.named_modules():
+        if isinstance(model, ScaleInvariantResNet) and name == "head":
+            nn.init.normal_(model.head.weight, std=model.head_std, generator=generator)
+        elif isinstance(module, nn.Conv2d | nn.Linear):
             # The head feeds a softmax, not a ReLU: variance 1 / fan_in.
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+            kind: Literal["linear", "relu"] = "linear" if name == "head" else "relu"
+            nn.init.kaiming_normal_(module.weight, nonlinearity=kind, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def build_model(
-    name: str, *, width: int, blocks: Sequence[int], in_channels: int, num_classes: int, seed: int
+    name: str,
+    *,
+    width: int,
+    blocks: Sequence[int],
+    in_channels: int,
+    num_classes: int,
+    seed: int,
+    image_size: tuple[int, int] | None = None,
 ) -> nn.Module:
     """Build a classifier with He initialisation, a function of ``seed`` alone (the global random state is untouched).
 
     Args:
-        name: ``"resnet"`` (pre-activation, BatchNorm) or ``"vgg"`` (no normalization).
-        width: Channels of the first stage.
-        blocks: Blocks (ResNet) or convolutions (VGG) per stage.
+        name: ``"resnet"`` (pre-activation, BatchNorm), ``"vgg"`` (no normalization), ``"scale-invariant"``
+            (`ScaleInvariantResNet`; parts of it are fixed), ``"resnet-plain"`` (`PlainResNet`, no normalization) or
+            ``"mlp"``.
+        width: Channels of the first stage; units of a hidden layer of the MLP.
+        blocks: Blocks (ResNet) or convolutions (VGG) per stage; the MLP has one hidden layer for each entry, whatever it is.
         in_channels: Channels of the images.
         num_classes: Size of the output.
         seed: Seeds the initial weights.
+        image_size: Height and width of the images. The MLP needs it, the others take any.
 
     Returns:
         The model, in training mode, in float32, on the CPU.
+
+    Raises:
+        UserError: An MLP without ``image_size``.
 
     Examples:
         >>> net = build_model("resnet", width=8, blocks=(1, 1, 1), in_channels=1, num_classes=10, seed=0)
         >>> sum(p.numel() for p in net.parameters())
         19714
+        >>> net = build_model(
+        ...     "mlp", width=32, blocks=(1, 1), in_channels=1, num_classes=10, seed=0, image_size=(14, 14)
+        ... )
+        >>> [tuple(p.shape) for p in net.parameters() if p.dim() > 1]
+        [(32, 196), (32, 32), (10, 32)]
     """
     # The constructors of torch's layers draw from the global generator before _he_init replaces what they drew.
     with torch.random.fork_rng(devices=[]):
-        architecture = {"resnet": PreActResNet, "vgg": VGG}[name]
-        model = architecture(width, blocks, in_channels, num_classes)
+        model: nn.Module
+        if name == "mlp":
+            if image_size is None:
+                raise UserError("an MLP got no image_size, expected (height, width): its first layer sees every pixel")
+            model = MLP(width, len(blocks), in_channels * image_size[0] * image_size[1], num_classes)
+        else:
+            model = _CONVOLUTIONAL[name](width, blocks, in_channels, num_classes)
     _he_init(model, torch.Generator().manual_seed(seed))
     return model
+
+
+_CONVOLUTIONAL: dict[str, Callable[[int, Sequence[int], int, int], nn.Module]] = {
+    "resnet": PreActResNet,
+    "vgg": VGG,
+    "scale-invariant": ScaleInvariantResNet,
+    "resnet-plain": PlainResNet,
+}
