@@ -15,7 +15,19 @@ from halflife.specs.branches import TextBranch
 from halflife.specs.text import TextRun
 from halflife.stats import seed_interval
 from halflife.store import Store, run_id
-from halflife.studies.base import Arm, Claim, Finding, Panel, PointRow, PointsPanel, Preset, Published, Study
+from halflife.studies.base import (
+    Arm,
+    Cell,
+    Claim,
+    Finding,
+    HeatPanel,
+    Panel,
+    PointRow,
+    PointsPanel,
+    Preset,
+    Published,
+    Study,
+)
 from halflife.studies.decide import below, best_of, paired_blocks
 from halflife.studies.results import Results
 
@@ -99,6 +111,24 @@ def sweep(results: Results) -> list[PointRow]:
     return rows
 
 
+def grid(results: Results) -> list[Cell]:
+    """A grid with a hole: the small rate was not run with the large decay."""
+    return [
+        Cell(lam, lr, float(results.last(name_of(lam, lr), "val/loss", results.main_size).mean()))
+        for lr in RATES
+        for lam in LAMS
+        if (lam, lr) != (LAMS[-1], RATES[0])
+    ]
+
+
+def plane(results: Results) -> list[PointRow]:
+    """Two classes, three points above each other, and a boundary that turns back."""
+    rows = [PointRow("class 0", x, y) for x, y in ((-1.0, -1.0), (-1.0, 0.0), (-1.0, 1.0), (0.5, -2.0))]
+    rows += [PointRow("class 1", x, y) for x, y in ((1.0, 1.0), (2.0, 0.5), (1.5, 2.0))]
+    turns = ((0.0, -2.0), (0.4, -0.5), (0.2, 0.5), (0.6, 2.0))
+    return rows + [PointRow("boundary", x, y, style="path") for x, y in turns]
+
+
 TEXT_STUDY = Study(
     name="made-up-lm",
     title="Made-up study of language models",
@@ -163,6 +193,25 @@ TEXT_STUDY = Study(
             log_x=True,
             note="Mean with 95 % interval over seeds.",
             source_figure="figure 6",
+        ),
+        HeatPanel(
+            slug="grid",
+            title="Final loss over learning rate and decay",
+            x_label="lam",
+            y_label="learning rate",
+            value_label="final validation loss (nats per token)",
+            cells=grid,
+            source_figure="figure 3",
+            note="Means over seeds.",
+        ),
+        PointsPanel(
+            slug="plane",
+            title="Two classes and a boundary",
+            x_label="first feature",
+            y_label="second feature",
+            rows=plane,
+            equal=True,
+            note="Made up.",
         ),
     ),
     published=(

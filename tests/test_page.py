@@ -31,6 +31,7 @@ PANELS = len(STUDIES["stabilization"].panels)
 LADDER = 5  # claims in points
 TEXT_PANELS, TEXT_LADDER = len(TEXT_STUDY.panels), len(TEXT_STUDY.claims)
 SWEEP = 2 * PANELS + LADDER + 3  # the text study's points
+GRID = SWEEP + 1
 ALL_DRAWN = "() => document.querySelectorAll('.chart[data-drawn]').length == document.querySelectorAll('.chart').length"
 
 
@@ -106,10 +107,10 @@ def test_every_figure_is_drawn(page: Page) -> None:
         assert box is not None
         assert box["width"] > 200
         assert box["height"] > 150
-        curves = chart.locator(".mark-line path")
+        curves = chart.locator(".mark-line path, .mark-rect.role-mark path")
         assert curves.count() >= 1
         for curve in curves.all():
-            assert len(curve.get_attribute("d") or "") > 20
+            assert len(curve.get_attribute("d") or "") > 15
         assert chart.get_attribute("aria-label")
     first = charts.first
     assert first.locator(".mark-line path").count() == 4
@@ -197,6 +198,46 @@ def test_a_point_shows_its_numbers_and_its_series_can_be_picked(page: Page) -> N
     page.wait_for_function(f"box => {dots}.filter(o => o == '0.12').length == 0", arg=chart.element_handle())
 
 
+def test_a_cell_of_a_grid_shows_its_place_and_its_value(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    chart = plot(page, GRID)
+    chart.locator(".mark-rect.role-mark path").nth(3).hover(force=True, position={"x": 8, "y": 8})
+    tooltip = page.locator("#vg-tooltip-element.visible")
+    tooltip.wait_for()
+    said = dict(row.locator("td").all_text_contents() for row in tooltip.locator("tr").all())
+    assert list(said) == ["lam", "learning rate", "final validation loss (nats per token)"]
+    # Cells come by learning rate, and each of these has three lams but for one.
+    assert (said["lam"], said["learning rate"]) == ("0.1", "0.006")
+    page.mouse.move(2, 2)
+    words = chart.locator(".mark-text.role-mark text").all_text_contents()
+    assert said["final validation loss (nats per token)"] in words
+    assert len(words) == 5
+
+
+def test_words_in_cells_shrink_with_them(page: Page) -> None:
+    sizes = []
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.wait_for_function("width => innerWidth == width", arg=width)
+        chart = plot(page, GRID)
+        page.wait_for_function(
+            "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12",
+            arg=chart.element_handle(),
+        )
+        sizes.append(
+            chart.evaluate(
+                """box => [...box.querySelectorAll('.mark-text.role-mark text')].every((text, i) => {
+                  const cell = box.querySelectorAll('.mark-rect.role-mark path')[i].getBoundingClientRect();
+                  const words = text.getBoundingClientRect();
+                  return cell.left < words.left && words.right < cell.right
+                    && cell.top < words.top && words.bottom < cell.bottom;
+                })"""
+            )
+        )
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert sizes == [True, True]
+
+
 def test_steps_are_the_axis_of_language_models(page: Page) -> None:
     first = page.locator("#made-up-lm-laptop .chart").first
     assert first.get_by_text("step", exact=True).count() == 1
@@ -223,7 +264,8 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
     # Charts redraw on a frame of their own after the window changed.
     page.wait_for_function(
         "width => innerWidth == width && [...document.querySelectorAll('.chart')].every("
-        "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12)",
+        "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12 || box.matches("
+        "'.fixed'))",
         arg=width,
     )
     page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
@@ -261,7 +303,7 @@ def test_words_and_lines_stand_out(page: Page, scheme: str) -> None:
             .map((e) => ratio(getComputedStyle(e)[property], behind(e))));
           return {
             words: worst("p, a, th, td, dt, dd, li, h1, h2, h3, h4, summary, figcaption, .outcome, .muted", "color"),
-            labels: worst(".chart text", "fill"),
+            labels: worst(".chart text:not([fill='#ffffff'], [fill='#000000'])", "fill"),
             lines: worst(".chart .mark-line path", "stroke"),
           };
         }"""

@@ -10,7 +10,7 @@ import altair as alt
 
 from halflife.report.theme import ArmStyle
 
-__all__ = ["curves_chart", "ladder_chart", "points_chart"]
+__all__ = ["SHORT", "curves_chart", "ladder_chart", "log_ticks", "points_chart"]
 
 FEW_TICKS = 7
 FEW_POINTS = 25  # lines with at most this many readings show each as a dot
@@ -19,6 +19,8 @@ MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
 TWO_COLUMNS = 17  # longest label, in letters, of a legend in two columns
 POINT_IN_LEGEND = 80
+PLANE = (270, 380)  # most that a plane is wide and high, in pixels: its axis and a phone's screen leave so much
+SLIM = 90  # least
 SHORT = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
 
 Rows = Sequence[Mapping[str, Any]]
@@ -35,8 +37,16 @@ def _data(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=[dict(row) for row in rows])
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Decades within the bounds, with 2 and 5 between them where there are few; round numbers where there is no decade."""
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis.
+
+    Args:
+        low: Its lower end.
+        high: Its upper end.
+
+    Returns:
+        Decades within the bounds, with 2 and 5 between them where there are few; round numbers where there is no decade.
+    """
     if high / low < FEW_FOLDS:
         rough = (high - low) / 4
         unit = 10.0 ** math.floor(math.log10(rough))
@@ -53,7 +63,7 @@ def _scale_and_axis(low: float, high: float, *, log: bool) -> tuple[alt.Scale, a
     if not log:
         return alt.Scale(domain=[low, high], zero=False, nice=True), alt.Axis(tickCount=6, grid=True)
     low, high = low / 1.15, high * 1.15
-    axis = alt.Axis(values=_log_ticks(low, high), labelExpr=SHORT, grid=True)
+    axis = alt.Axis(values=log_ticks(low, high), labelExpr=SHORT, grid=True)
     return alt.Scale(type="log", domain=[low, high], nice=False), axis
 
 
@@ -140,18 +150,26 @@ def _drop_layers(drops: Sequence[float]) -> list[alt.Chart]:
 
 
 def points_chart(
-    rows: Rows, *, styles: Sequence[ArmStyle], x_label: str, y_label: str, log_x: bool, log_y: bool
+    rows: Rows,
+    *,
+    styles: Sequence[ArmStyle],
+    x_label: str,
+    y_label: str,
+    log_x: bool,
+    log_y: bool,
+    equal: bool = False,
 ) -> alt.LayerChart:
     """Points with bars, and lines, a legend that selects, and numbers near the pointer.
 
     Args:
-        rows: ``series`` (its label), ``x``, ``y``, ``low`` and ``high`` where there is a bar, ``style`` (``"point"`` or
-            ``"line"``). The tooltip shows these as they are.
+        rows: ``series`` (its label), ``x``, ``y``, ``low`` and ``high`` where there is a bar, ``style`` (``"point"``,
+            ``"line"`` or ``"path"``). The tooltip shows these as they are.
         styles: The series, in the legend's order.
         x_label: Title of the horizontal axis.
         y_label: Title of the vertical axis.
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is.
+        equal: Whether one unit is as long on both axes; the chart has a size of its own then.
 
     Returns:
         The chart.
@@ -161,6 +179,9 @@ def points_chart(
     low, high = min(*lows, *(row["y"] for row in rows)), max(*highs, *(row["y"] for row in rows))
     y_scale, y_axis = _scale_and_axis(low, high, log=log_y)
     x_scale, x_axis = _across(places, log=log_x)
+    size: dict[str, float] = {"height": 280}
+    if equal:
+        x_scale, y_scale, size = _plane((places[0], places[-1]), (low, high))
     has_points = any(row["style"] == "point" for row in rows)
     colour, dash = _colour(styles, "series", points=has_points), _dash(styles, "series")
     shapes = alt.Scale(domain=[style.label for style in styles], range=[style.shape for style in styles])
@@ -171,13 +192,17 @@ def points_chart(
     shown = alt.when(picked).then(alt.value(1)).otherwise(alt.value(DIMMED))
     y = alt.Y("y:Q", title=y_label, scale=y_scale, axis=y_axis)
     base = alt.Chart().encode(x=alt.X("x:Q", title=x_label, scale=x_scale, axis=x_axis))
-    line = (
-        base.transform_filter("datum.style == 'line'")
-        .mark_line(strokeWidth=2, strokeJoin="round", aria=False)
-        .encode(y=y, color=colour, strokeDash=dash, opacity=shown)
+    stroke: dict[str, Any] = {"strokeWidth": 2, "strokeJoin": "round", "aria": False}
+    looks: dict[str, Any] = {"y": y, "color": colour, "strokeDash": dash, "opacity": shown}
+    line = base.transform_filter("datum.style == 'line'").mark_line(**stroke).encode(**looks)
+    path = (
+        base.transform_filter("datum.style == 'path'")
+        .transform_window(place="row_number()")  # the order of the rows, where a line's would be that of x
+        .mark_line(**stroke)
+        .encode(order="place:Q", **looks)
     )
     points = []
-    for label, offset in _side_by_side(rows).items():
+    for label, offset in _side_by_side(rows, apart=not equal).items():
         own = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=label))
         points += [
             own.transform_filter("isValid(datum.low)")
@@ -192,17 +217,30 @@ def points_chart(
         base.mark_point(filled=False, size=160, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
     )
     zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
-    layers = [*([zero] if low < 0 < high and not log_y else []), line.add_params(picked), *points, mark]
-    layers.append(catch.add_params(near))
-    return _layered(layers, rows).properties(height=280)
+    layers = [*([zero] if low < 0 < high and not log_y and not equal else []), line.add_params(picked), path]
+    layers += [*points, mark, catch.add_params(near)]
+    return _layered(layers, rows).properties(**size)
 
 
-def _side_by_side(rows: Rows) -> dict[str, float]:
+def _plane(x_ends: tuple[float, float], y_ends: tuple[float, float]) -> tuple[alt.Scale, alt.Scale, dict[str, float]]:
+    """Scales on which a unit is as long on both axes, with some room around, and the size that this needs."""
+    spans = [1.06 * (high - low) or 1.0 for low, high in (x_ends, y_ends)]
+    unit = min(most / span for most, span in zip(PLANE, spans, strict=True))
+    size = [max(SLIM, unit * span) for span in spans]
+    middles = [(low + high) / 2 for low, high in (x_ends, y_ends)]
+    x_scale, y_scale = (
+        alt.Scale(domain=[middle - length / unit / 2, middle + length / unit / 2], zero=False, nice=False)
+        for middle, length in zip(middles, size, strict=True)
+    )
+    return x_scale, y_scale, {"width": round(size[0], 1), "height": round(size[1], 1)}
+
+
+def _side_by_side(rows: Rows, *, apart: bool) -> dict[str, float]:
     """Pixels by which the points of each series are moved, so that bars at one place do not hide each other."""
     points = [row for row in rows if row["style"] == "point"]
     names = list(dict.fromkeys(row["series"] for row in points))
     places = [row["x"] for row in points]
-    step = min(7.0, 30 / len(names)) if len(set(places)) < len(places) else 0.0
+    step = min(7.0, 30 / len(names)) if apart and len(set(places)) < len(places) else 0.0
     return {name: round(step * (index - (len(names) - 1) / 2), 1) for index, name in enumerate(names)}
 
 
@@ -217,7 +255,7 @@ def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]
         )
     room = 1.15 if high == low else (high / low) ** 0.04
     # The places of a sweep, where they are few, are the ticks that a reader looks for.
-    ticks = list(places) if len(places) <= FEW_TICKS else _log_ticks(low, high)
+    ticks = list(places) if len(places) <= FEW_TICKS else log_ticks(low, high)
     axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=True, labelOverlap=True)
     return alt.Scale(type="log", domain=[low / room, high * room], nice=False), axis
 

@@ -22,6 +22,7 @@ class Figure:
         charts: One chart, or small multiples, each with its own heading ("" for a single chart).
         header: Column titles of the figure's numbers.
         rows: The numbers themselves.
+        fixed: Whether the charts have a width and a height of their own, instead of those of the place where they stand.
     """
 
     slug: str
@@ -31,6 +32,7 @@ class Figure:
     charts: tuple[tuple[str, alt.LayerChart], ...]
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    fixed: bool = False
 
 
 def static_chart(figure: Figure) -> alt.TopLevelMixin:
@@ -43,7 +45,8 @@ def static_chart(figure: Figure) -> alt.TopLevelMixin:
         An Altair chart.
     """
     if len(figure.charts) == 1:
-        return figure.charts[0][1].properties(width=460, height=300, title=figure.title)
+        size = {} if figure.fixed else {"width": 460, "height": 300}
+        return figure.charts[0][1].properties(title=figure.title, **size)
     parts = [
         chart.properties(
             width=210, height=180, title=alt.Title(textwrap.wrap(heading, 40), fontSize=12, fontWeight="normal")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from halflife.report.curves import curves_figure, drawn_arms
 from halflife.report.figure import Figure
+from halflife.report.heat import heat_figure
 from halflife.report.points import points_figure
-from halflife.studies.base import Panel, PointsPanel
+from halflife.studies.panels import AnyPanel, Panel, PointsPanel
 from halflife.studies.results import MIN_SEEDS, Results
 
 __all__ = ["panel_figure", "panel_figures", "why_not_drawn"]
@@ -23,7 +24,7 @@ def panel_figures(results: Results) -> list[Figure]:
     return [panel_figure(results, panel) for panel in results.study.panels if not why_not_drawn(results, panel)]
 
 
-def panel_figure(results: Results, panel: Panel | PointsPanel) -> Figure:
+def panel_figure(results: Results, panel: AnyPanel) -> Figure:
     """The figure of one panel.
 
     Args:
@@ -33,10 +34,12 @@ def panel_figure(results: Results, panel: Panel | PointsPanel) -> Figure:
     Returns:
         The figure.
     """
-    return curves_figure(results, panel) if isinstance(panel, Panel) else points_figure(results, panel)
+    if isinstance(panel, Panel):
+        return curves_figure(results, panel)
+    return points_figure(results, panel) if isinstance(panel, PointsPanel) else heat_figure(results, panel)
 
 
-def why_not_drawn(results: Results, panel: Panel | PointsPanel) -> str:
+def why_not_drawn(results: Results, panel: AnyPanel) -> str:
     """Why a panel has nothing to draw yet, as far as the plan says so. A reading that is missing is an error instead.
 
     Args:
@@ -47,7 +50,7 @@ def why_not_drawn(results: Results, panel: Panel | PointsPanel) -> str:
         The reason, or nothing.
     """
     seeds = len(results.seeds(results.main_size))
-    if isinstance(panel, PointsPanel):
+    if not isinstance(panel, Panel):
         if results.sheet.get("max_steps") is not None:
             return "runs were cut"
         return "" if seeds >= MIN_SEEDS else f"{seeds} of {MIN_SEEDS} seeds are finished in every arm"

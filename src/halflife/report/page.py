@@ -132,10 +132,11 @@ def _at(value: float, low: float, high: float) -> float:
 def _figure(identity: str, figure: Figure) -> dict[str, Any]:
     charts = []
     for index, (heading, chart) in enumerate(figure.charts):
-        spec = chart.properties(width="container").to_dict()
+        spec = (chart if figure.fixed else chart.properties(width="container")).to_dict()
         # The page has one configuration for all charts, and no address of a schema.
         for key in ("$schema", "config"):
             spec.pop(key, None)
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        if not figure.fixed:
+            spec["autosize"] = {"type": "fit-x", "contains": "padding"}
         charts.append({"id": f"{identity}-{index}".replace(".", "-"), "heading": heading, "spec": spec})
     return {"id": identity.replace(".", "-"), "figure": figure, "charts": charts}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from halflife.errors import StoreError
 from halflife.report.charts import points_chart
 from halflife.report.fields import size_name
 from halflife.report.figure import Figure
-from halflife.report.theme import series_styles
+from halflife.report.theme import STROKE, series_styles
 from halflife.studies.base import PointRow, PointsPanel
 from halflife.studies.results import Results
 
@@ -34,7 +35,10 @@ def points_figure(results: Results, panel: PointsPanel) -> Figure:
         raise StoreError(f"the figure {panel.title!r} of {results.study.name} has no points: run the study again")
     for row in rows:
         _check(panel, row)
-    styles = series_styles(list(dict.fromkeys(row.series for row in rows)))
+    styles = series_styles(list(dict.fromkeys(row.series for row in rows)), own_shapes=panel.equal)
+    drawn = {row.series for row in rows if row.style == "point"}
+    if drawn:
+        styles = [style if style.label in drawn else replace(style, shape=STROKE) for style in styles]
     data = [_plain(row) for row in rows]
     caption = panel.note
     caption += f" {size_name(results).capitalize()} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
@@ -62,11 +66,13 @@ def points_figure(results: Results, panel: PointsPanel) -> Figure:
                     y_label=panel.y_label,
                     log_x=panel.log_x,
                     log_y=panel.log_y,
+                    equal=panel.equal,
                 ),
             ),
         ),
         header=("series", panel.x_label, panel.y_label, "interval"),
         rows=table,
+        fixed=panel.equal,
     )
 
 

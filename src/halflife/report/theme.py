@@ -11,17 +11,18 @@ from halflife.report.fields import flat_fields, without_decay
 from halflife.studies.base import Panel
 from halflife.studies.results import Results
 
-__all__ = ["FILE_COLOURS", "PAGE_COLOURS", "ArmStyle", "arm_styles", "chart_config", "series_styles"]
+__all__ = ["FILE_COLOURS", "PAGE_COLOURS", "STROKE", "ArmStyle", "arm_styles", "chart_config", "series_styles"]
 
 # Okabe and Ito's colours that keep a contrast of 3 with white and with the page's dark background.
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#b4548e", "#7a6a00", "#5a5fcf")
 SOLID, DASHED = (1, 0), (6, 4)
 DASHES = (SOLID, DASHED, (2, 3), (9, 3, 2, 3))
 SHAPES = ("circle", "square", "triangle-up", "diamond")
+STROKE = "M-1.6,-0.17H1.6V0.17H-1.6Z"  # a short line, for the legend of a series that has no points
 
 # The page's charts take their colours from its style sheet, so that dark mode and print need no script.
-PAGE_COLOURS = {"ink": "var(--ink)", "muted": "var(--muted)", "line": "var(--line)", "accent": "var(--accent)"}
-FILE_COLOURS = {"ink": "#1b1f24", "muted": "#57606a", "line": "#dfe3e8", "accent": "#0072b2"}
+PAGE_COLOURS = {name: f"var(--{name})" for name in ("ink", "muted", "line", "accent", "paper")}
+FILE_COLOURS = {"ink": "#1b1f24", "muted": "#57606a", "line": "#dfe3e8", "accent": "#0072b2", "paper": "#ffffff"}
 PAGE_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 FILE_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 
@@ -97,11 +98,12 @@ def _told_apart(num_arms: int, together: set[tuple[int, int]]) -> list[tuple[int
     return looks
 
 
-def series_styles(names: Sequence[str]) -> list[ArmStyle]:
+def series_styles(names: Sequence[str], *, own_shapes: bool = False) -> list[ArmStyle]:
     """Styles of series that are no arms, by their order: a colour each, and another shape and dash when these are used up.
 
     Args:
         names: The series, each once.
+        own_shapes: Whether neighbours differ in their shape, too.
 
     Returns:
         One style per series.
@@ -113,7 +115,7 @@ def series_styles(names: Sequence[str]) -> list[ArmStyle]:
             label=name,
             colour=PALETTE[hue],
             dash=DASHES[turn % len(DASHES)],
-            shape=SHAPES[turn % len(SHAPES)],
+            shape=SHAPES[(hue if own_shapes else turn) % len(SHAPES)],
         )
         for name, (turn, hue) in zip(names, turns, strict=True)
     ]
@@ -123,7 +125,7 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
     """Vega-Lite's configuration.
 
     Args:
-        colours: Values for ink, muted, line and accent.
+        colours: Values for ink, muted, line, accent and paper.
         font: The font's family.
 
     Returns:
@@ -154,6 +156,9 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "labelColor": ink,
             "labelFontSize": 12,
             "labelLimit": 220,
+            "titleColor": ink,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
             "symbolType": "stroke",
             "symbolSize": 500,
             "symbolStrokeWidth": 2.5,
@@ -171,5 +176,6 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "zero": {"color": muted},
             "effect-line": {"color": accent},
             "effect-dot": {"color": accent},
+            "cell": {"stroke": colours["paper"], "strokeWidth": 1},
         },
     }

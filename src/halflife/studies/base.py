@@ -5,21 +5,24 @@ A study is written before anything runs. Its numbers come from a store alone (`h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from halflife.specs.base import RunSpec
 from halflife.stats import Interval
+from halflife.studies.panels import AnyPanel, Cell, HeatPanel, Panel, PointRow, PointsPanel
 
 if TYPE_CHECKING:
     from halflife.studies.results import Results
 
 __all__ = [
+    "AnyPanel",
     "Arm",
+    "Cell",
     "Claim",
     "Finding",
+    "HeatPanel",
     "Outcome",
     "Panel",
     "PointRow",
@@ -126,99 +129,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One figure of curves: a quantity along the runs, one line an arm, the spread over seeds as a band.
-
-    Args:
-        metric: Name of the reading.
-        title: What the figure shows.
-        y_label: The axis, with unit.
-        log: Whether the axis is logarithmic.
-        factor: The reading is multiplied by this (100 for per cent).
-        source_figure: The paper's figure that it corresponds to.
-        x: Against ``"epoch"`` or ``"step"``.
-        arms: Keys of the arms to draw, in the legend's order (``None``: all of the main size).
-        slug: Names the figure's file within a study and preset (empty: made from the metric). Panels of one study that
-            share a metric need one each.
-        note: A sentence added to the caption.
-        start: Draw only what was read after this part of the longest run, in [0, 1): a first loss far above all others would
-            leave no height to what follows. The caption says so.
-    """
-
-    metric: str
-    title: str
-    y_label: str
-    log: bool = False
-    factor: float = 1.0
-    source_figure: str = ""
-    x: Literal["epoch", "step"] = "epoch"
-    arms: tuple[str, ...] | None = None
-    slug: str = ""
-    note: str = ""
-    start: float = 0.0
-
-    @property
-    def file_slug(self) -> str:
-        """The slug, made from the metric where none is given."""
-        return self.slug or re.sub(r"[^a-z0-9.]+", "-", self.metric.lower())
-
-
-@dataclass(frozen=True)
-class PointRow:
-    """One point of a `PointsPanel`.
-
-    Args:
-        series: The legend's name; rows of one series share a colour.
-        x: Where it stands.
-        y: Its height.
-        low: Lower end of its interval or range (``None``: no bar).
-        high: Upper end.
-        style: ``"point"``, or ``"line"``: such rows of one series are joined in the order of x.
-    """
-
-    series: str
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
-    style: Literal["point", "line"] = "point"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointsPanel:
-    """Any other figure: the study computes its points from the results.
-
-    It is drawn when at least two seeds are finished in every arm of the main size and no run was cut.
-
-    Args:
-        slug: Names the figure's file within a study and preset.
-        title: What the figure shows.
-        x_label: The horizontal axis, with unit.
-        y_label: The vertical axis, with unit.
-        rows: The points, in the legend's order.
-        log_x: Whether the horizontal axis is logarithmic.
-        log_y: Whether the vertical one is.
-        source_figure: The paper's figure that it corresponds to.
-        note: What points and bars are, in one sentence or more; the caption.
-    """
-
-    slug: str
-    title: str
-    x_label: str
-    y_label: str
-    rows: Callable[[Results], list[PointRow]]
-    log_x: bool = False
-    log_y: bool = False
-    source_figure: str = ""
-    note: str = ""
-
-    @property
-    def file_slug(self) -> str:
-        """The slug."""
-        return self.slug
-
-
-@dataclass(frozen=True, kw_only=True)
 class Published:
     """A number of the paper, shown beside ours. It decides nothing.
 
@@ -262,7 +172,7 @@ class Study:
     claim: str
     claims: tuple[Claim, ...]
     presets: Mapping[str, Preset]
-    panels: tuple[Panel | PointsPanel, ...]
+    panels: tuple[AnyPanel, ...]
     published: tuple[Published, ...] = ()
     size_name: str = ""
     doc_panels: tuple[str, ...] = ()
