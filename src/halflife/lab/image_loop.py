@@ -76,6 +76,7 @@ class ImageLoop:
             in_channels=source.train.shape[0],
             num_classes=source.num_classes,
             seed=spec.seed,
+            image_size=(self.train_set.x_NCHW.shape[2], self.train_set.x_NCHW.shape[3]),
         )
         # torch's annotations of Module.to do not know memory_format, which its documentation does.
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
