@@ -99,7 +99,7 @@ def test_a_run_trains_them(name: str, lr: float, count: int, tmp_path: Path) -> 
     readings: list[Reading] = []
     train(spec, sink=readings.append, folder=tmp_path)
     losses = [reading.values["train/running_loss"] for reading in readings]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     norm = math.sqrt(sum(p.detach().square().sum().item() for p in trained(net).values()))
     assert readings[0].values["weight_norm"] == pytest.approx(norm, rel=0.1)  # of what is trained
 
