@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halflife import rules, schedules, units
+    from halflife import probes, rules, schedules, units
     from halflife.attach import Handle, attach
     from halflife.convert import convert
     from halflife.explain import Explanation, assert_decay, explain
@@ -63,6 +63,7 @@ __all__ = [
     "explain",
     "identify",
     "param_groups",
+    "probes",
     "rules",
     "schedules",
     "units",
@@ -94,6 +95,7 @@ _HOME: dict[str, str | None] = {
     "explain": "explain",
     "identify": "identify",
     "param_groups": "select",
+    "probes": None,
     "rules": None,
     "schedules": None,
     "units": None,

@@ -1,0 +1,34 @@
+"""Probes: pure measurements of curvature, Jacobian and gradient noise of a model on a loss and data.
+
+A probe takes a `Problem` and gives numbers back; the model, its gradients and the random state are as before. Those of
+curvature need the extra ``[curvature]``; it is imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from halflife.probes.alignments import alignment
+from halflife.probes.eigenvalues import sharpness, top_eigenvalues
+from halflife.probes.estimate import Estimate
+from halflife.probes.gradients import gradient_norm, mean_loss, noise_scale
+from halflife.probes.jacobians import jacobian_norm
+from halflife.probes.noise import GradientNoise, gradient_noise
+from halflife.probes.operators import require_curvlinops
+from halflife.probes.problem import Problem
+from halflife.probes.traces import gauss_newton_trace, hessian_trace
+
+__all__ = [
+    "Estimate",
+    "GradientNoise",
+    "Problem",
+    "alignment",
+    "gauss_newton_trace",
+    "gradient_noise",
+    "gradient_norm",
+    "hessian_trace",
+    "jacobian_norm",
+    "mean_loss",
+    "noise_scale",
+    "require_curvlinops",
+    "sharpness",
+    "top_eigenvalues",
+]

@@ -1,0 +1,124 @@
+"""What is probed: a model, a loss and data, checked once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from halflife.errors import UserError
+from halflife.probes.refusals import check_batch_norm, check_data, check_dropout, check_loss, check_parameters
+from halflife.probes.scope import measuring
+
+__all__ = ["Problem"]
+
+
+class Problem:
+    """The mean loss L(w) = mean_i loss(h(x_i; w), y_i) of a model on given data, as a function of its weights.
+
+    The weights are all parameters that require a gradient, in the order of ``model.parameters()``. Every probe measures
+    at the weights that the model has when the probe is called. Modules are in evaluation mode while a probe runs, and
+    BatchNorm is as ``batch_norm`` says; afterwards modes, buffers, gradients and random states are as they were.
+
+    Args:
+        model: Takes a batch x_B... and gives outputs h_BK (or h_BK...; the first dimension counts examples).
+        loss: A mean over examples, such as ``torch.nn.CrossEntropyLoss()`` or ``torch.nn.MSELoss()``.
+        batches: The data: a list of pairs (x_B..., y_B...) or a loader that gives the same pairs at each pass. Sizes
+            may differ: every example counts the same.
+        batch_norm: ``"eval"`` (running statistics) or ``"batch"`` (the statistics of each batch, so that the batches
+            are part of what is measured). Has to be said if the model has BatchNorm.
+
+    Raises:
+        UserError: If dropout is active, ``batch_norm`` is missing or does not fit, no parameter requires a gradient,
+            parameters differ in device or dtype, the loss is not a mean over examples, or the data or the model give
+            something else at the second pass.
+
+    Examples:
+        >>> model = nn.Linear(3, 2)
+        >>> batches = [(torch.randn(5, 3), torch.randint(2, (5,))), (torch.randn(2, 3), torch.randint(2, (2,)))]
+        >>> problem = Problem(model, nn.CrossEntropyLoss(), batches)
+        >>> problem.num_examples, problem.num_parameters
+        (7, 8)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        batch_norm: Literal["eval", "batch"] | None = None,
+    ) -> None:
+        # What torch.compile wraps; transforms of torch.func do not go through compiled code.
+        plain: nn.Module = getattr(model, "_orig_mod", model)
+        check_dropout(plain)
+        check_batch_norm(plain, batch_norm)
+        check_loss(loss)
+        named = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+        self.device, self.dtype = check_parameters(named)
+        self.model, self.loss, self.batches, self.batch_norm = plain, loss, batches, batch_norm
+        self.names, self.parameters = tuple(named), tuple(named.values())
+        self.sizes = tuple(p.numel() for p in self.parameters)
+        with self.measuring():
+            self.num_examples = check_data(self.model, self.loss, self.batches, self.device)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(self.sizes)
+
+    @contextlib.contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Set what a measurement needs, and put everything back at the end.
+
+        Yields:
+            Nothing.
+        """
+        generator: Any = getattr(self.batches, "generator", None)
+        with measuring(self.model, self.device, batch_statistics=self.batch_norm == "batch", generator=generator):
+            yield
+
+    def data(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, on the device of the weights.
+
+        Yields:
+            Pairs x_B..., y_B....
+        """
+        for x, y in self.batches:
+            # What inference mode made cannot take part in a gradient; a copy made outside of it can.
+            yield tuple(t.to(self.device).clone() if t.is_inference() else t.to(self.device) for t in (x, y))  # type: ignore[misc]
+
+    def outputs(self, parameters: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        """The model's outputs at other weights.
+
+        Args:
+            parameters: In the order of `parameters`.
+            x: A batch.
+
+        Returns:
+            h_B....
+        """
+        out: Tensor = functional_call(self.model, dict(zip(self.names, parameters, strict=True)), (x,))
+        return out
+
+    def detached(self) -> tuple[Tensor, ...]:
+        """The weights, without their place in a graph."""
+        return tuple(p.detach() for p in self.parameters)
+
+    def refuse_batch_statistics(self, what: str) -> None:
+        """Refuse a quantity of single examples where an example's output depends on its whole batch.
+
+        Args:
+            what: The quantity.
+
+        Raises:
+            UserError: If BatchNorm uses the statistics of the batch.
+        """
+        if self.batch_norm == "batch":
+            raise UserError(
+                f"{what} is made of single examples, which do not exist under batch_norm='batch', where an example's "
+                "output depends on its whole batch; use batch_norm='eval'."
+            )
