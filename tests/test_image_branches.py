@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from halflife import probes
 from halflife.errors import RunFailedError, RunStoppedError, UserError
 from halflife.lab.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.lab.images import train
@@ -19,7 +21,7 @@ from halflife.lab.models import build_model
 from halflife.lab.sources import describe, read_source
 from halflife.records import Reading
 from halflife.specs import ImageBranch, ImageRun, spec_from_json
-from halflife.specs.images import fine_tune_branch
+from halflife.specs.images import PROBES, fine_tune_branch
 
 CPU = torch.device("cpu")
 TINY = ImageRun(
@@ -264,3 +266,66 @@ def test_on_the_sphere_every_step_ends_on_it(tmp_path: Path) -> None:
                     w.sub_(0.1 * g)
             project()
         assert found[epoch].values["train/running_loss"] == pytest.approx(total, rel=1e-4)
+
+
+# ---- probes
+
+
+def test_probes_read_what_they_say_and_leave_the_run_alone(tmp_path: Path) -> None:
+    """All of them, of the weights and of the average, against the probes called by hand on the kept weights."""
+    spec = replace(
+        TINY,
+        num_epochs=3,
+        drop_at=1.0,
+        keep_at=(3,),
+        probes=PROBES,
+        probe_every=2,
+        probe_examples=60,
+        probe_vectors=6,
+        label_noise=0.5,
+    )
+    found = run(spec, tmp_path / "with")
+    bare = run(replace(spec, probes=()), tmp_path / "without")
+    for one, other in zip(found, bare, strict=True):
+        assert {name: one.values[name] for name in other.values} == other.values
+    assert [("hessian_trace" in r.values) for r in found] == [False, True, True]
+    source = read_source(TINY.data)
+    train_set, _ = image_tensors(source, num_train=256, num_test=100, downsample=4, device=CPU)
+    x, y = train_set.x_NCHW[:60], noisy_labels(train_set.y_N, 0.5, 10, seed=0)[:60]
+    kept = load_file(tmp_path / "with/kept/epoch-3.safetensors")
+    net = build_model("resnet", width=4, blocks=(1, 1), in_channels=1, num_classes=10, seed=0)
+    for prefix, part in (("", "model."), ("ema-0.9/", "ema-0.9.module.")):
+        net.load_state_dict({k.removeprefix(part): v for k, v in kept.items() if k.startswith(part)})
+        problem = probes.Problem(net, torch.nn.CrossEntropyLoss(), [(x, y)], batch_norm="eval")
+        noise, trace = probes.gradient_noise(problem), probes.hessian_trace(problem, num_products=6)
+        expected = {
+            "hessian_trace": trace.value,
+            "hessian_trace_se": trace.standard_error,
+            "gauss_newton_trace": probes.gauss_newton_trace(problem, num_products=6).value,
+            "jacobian_norm": probes.jacobian_norm(problem).value,
+            "noise_scale": probes.noise_scale(problem),
+            "gradient_norm": probes.gradient_norm(problem),
+            "regularized_gradient_norm": probes.gradient_norm(problem, lam=0.01),
+            "top_eigenvalue": float(probes.top_eigenvalues(problem)[0]),
+            "sharpness": float(probes.top_eigenvalues(problem)[0]) * 0.1 / 2,
+            "gradient_second_moment": noise.second_moment,
+            "gradient_noise_trace": noise.trace,
+            "probe_loss": probes.mean_loss(problem),
+        }
+        values = found[-1].values
+        assert {k: values[prefix + k] for k in expected} == pytest.approx(expected, rel=1e-3)
+        cosines = probes.alignment(problem, num_vectors=6)
+        assert {k: values[f"{prefix}cos/{k.replace('/', '-')}"] for k in cosines} == pytest.approx(
+            {k: cosine.value for k, cosine in cosines.items()}, rel=1e-2, abs=1e-3
+        )
+        for name, decoupled in (("covariance", False), ("decoupled", True)):
+            array = found[-1].arrays[f"{prefix}spectrum/{name}"]
+            eigenvalues = probes.gradient_noise(problem, decoupled=decoupled).eigenvalues[:64].numpy()
+            assert np.frombuffer(array.data, dtype=array.dtype) == pytest.approx(eigenvalues, rel=1e-3, abs=1e-5)
+
+
+def test_a_run_that_needs_curvature_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "curvlinops", None)
+    with pytest.raises(UserError, match="curvlinops"):
+        run(replace(TINY, probes=("hessian-trace",)), tmp_path / "a")
+    run(replace(TINY, probes=("jacobian-norm",), probe_examples=20, num_epochs=1), tmp_path / "b")

@@ -91,7 +91,7 @@ def _gradient_noise(_spec: ImageRun, problem: probes.Problem) -> tuple[Values, A
         "gradient_second_moment": noise.second_moment,
         "gradient_mean_norm_sq": noise.mean_norm_sq,
         "gradient_noise_trace": noise.trace,
-        "probe_loss": problem.mean_loss(),
+        "probe_loss": probes.mean_loss(problem),
     }, {}
 
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from halflife.lab.data import Images
 from halflife.lab.image_loop import ImageLoop, weight_norm
+from halflife.lab.image_probes import probe
 from halflife.records import Array, Reading
 from halflife.units import half_life
 
@@ -73,8 +74,6 @@ class Reader:
                 if evaluates:
                     self.evaluate(prefix, model, epoch, values, arrays)
                 if probes:
-                    from halflife.lab.image_probes import probe
-
                     found, more = probe(self.spec, model, self.run.train_set, lr)
                     values |= {prefix + name: value for name, value in found.items()}
                     arrays |= {prefix + name: array for name, array in more.items()}

@@ -15,6 +15,7 @@ import torch
 from halflife.errors import RunFailedError, RunStoppedError, UserError
 from halflife.lab.cost import Costs
 from halflife.lab.image_loop import ImageLoop
+from halflife.lab.image_probes import check_probes
 from halflife.lab.image_readings import Reader
 from halflife.records import Reading
 from halflife.specs.images import ImageBranch, ImageRun
@@ -61,10 +62,7 @@ def train(
         if parent is None:
             raise UserError("a branch starts from what its parent kept: run the parent first and name its folder")
         start, spec = (parent / spec.parent_file, spec.weights), spec.then
-    if spec.probes:
-        from halflife.lab.image_probes import check_probes
-
-        check_probes(spec)
+    check_probes(spec)
     run = ImageLoop(spec, torch.device(device), data_folder, start)
     reader = Reader(run)
     costs = Costs()
