@@ -21,7 +21,8 @@ PROBES = (
     "gradient-noise",
     "alignment",
 )
-DATASETS = ("fashion-mnist-5k", "fashion-mnist", "cifar10")
+SHIPPED = ("fashion-mnist-5k", "fashion-mnist-11k")
+DATASETS = (*SHIPPED, "fashion-mnist", "cifar10")
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip-crop")
 
@@ -176,7 +177,7 @@ class ImageRun(RunSpec):
     @property
     def reads_folder(self) -> bool:
         """Whether its data lie in the folder that ``--data`` names."""
-        return self.data != "fashion-mnist-5k"
+        return self.data not in SHIPPED
 
     @property
     def drop_epoch(self) -> int:
