@@ -5,14 +5,17 @@ from __future__ import annotations
 from halflife.errors import UserError
 from halflife.studies.amendments import with_amendments
 from halflife.studies.augmentation import AUGMENTATION
+from halflife.studies.averaging import AVERAGING
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
+from halflife.studies.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.lm_ablations import LM_ABLATIONS
 from halflife.studies.lm_dropout import LM_DROPOUT
 from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
+from halflife.studies.textbook import TEXTBOOK
 from halflife.studies.timescale import TIMESCALE
 
 __all__ = ["STUDIES", "get_preset", "get_study"]
@@ -30,6 +33,9 @@ STUDIES: dict[str, Study] = {
         AUGMENTATION,
         BIAS_VARIANCE,
         TIMESCALE,
+        TEXTBOOK,
+        AVERAGING,
+        EXPONENTIAL_LR,
     )
 }
 
