@@ -81,7 +81,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"drop_at": 0.0}, r"drop_at is 0.0"),
     ({"ema": (0.9, 1.1)}, r"ema is 1.1, expected a finite number >= 0 and <= 1"),
     ({"model": "mlp"}, r"model is 'mlp', expected one of resnet, vgg: change model"),
-    ({"data": "mnist"}, r"data is 'mnist', expected one of fashion-mnist-5k, fashion-mnist-11k, fashion-mnist, cifar10"),
+    (
+        {"data": "mnist"},
+        r"data is 'mnist', expected one of fashion-mnist-5k, fashion-mnist-views, fashion-mnist, cifar10",
+    ),
     ({"augmentation": "mixup"}, r"augmentation is 'mixup', expected one of none, flip-crop: change augmentation"),
     ({"label_smoothing": 1.0}, r"label_smoothing is 1.0, expected a finite number >= 0 and <= 0.9: change"),
     ({"precision": "int8"}, r"precision is 'int8', expected one of float32, bfloat16, float16"),

@@ -18,15 +18,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from halflife.errors import UserError
+from halflife.lab import views
+from halflife.lab.views import Split
 from halflife.specs.images import ImageBranch, ImageRun
 
 __all__ = ["DataDescription", "ImageSource", "Split", "describe", "read_source"]
 
 SHIPPED_SHA256 = "7a690a6d439215a1862b3a4802296a54b45e9a6b04932842d639d8e071cd1bc2"
 SHIPPED_TITLE = "Fashion-MNIST (first 5,000 training images, all 10,000 test images)"
-RESPLIT_SHA256 = "e38350de3d512cc98bd0913fea70e57b20bbf1294fcacaa95529ba8f3aab7653"
-RESPLIT_TITLE = "Fashion-MNIST (5,000 training and the first 6,000 test images to train on, the last 4,000 test images to test)"
-RESPLIT_AT = 6_000
 CIFAR_RECORD = 1 + 3 * 32 * 32  # one label, then three planes of 32 x 32
 CIFAR_FILE = 10_000 * CIFAR_RECORD
 FASHION_SIZES = (60_000, 10_000)
@@ -39,21 +38,6 @@ class DataDescription:
     name: str
     title: str
     sha256: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images and labels as raw bytes, image by image, channel by channel."""
-
-    images: bytes
-    labels: bytes
-    shape: tuple[int, int, int]
-    """Channels, height, width."""
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -118,23 +102,6 @@ def _shipped(_folder: Path | None) -> ImageSource:
     )
 
 
-def _resplit(folder: Path | None) -> ImageSource:
-    """The shipped images with a larger training set: 11,000 distinct images, 4,000 left to test on."""
-    whole = _shipped(folder)
-    pixels = whole.test.shape[1] * whole.test.shape[2]
-    cut = RESPLIT_AT * pixels
-    train = Split(
-        whole.train.images + whole.test.images[:cut], whole.train.labels + whole.test.labels[:RESPLIT_AT], (1, 28, 28)
-    )
-    test = Split(whole.test.images[cut:], whole.test.labels[RESPLIT_AT:], (1, 28, 28))
-    digest = hashlib.sha256()
-    for part in (train.images, train.labels, test.images, test.labels):
-        digest.update(part)
-    found = digest.hexdigest()
-    assert found == RESPLIT_SHA256, f"the shipped images, which are whole, were split otherwise: {found}"
-    return ImageSource(RESPLIT_TITLE, train, test, whole.num_classes, found)
-
-
 def _need_folder(folder: Path | None, name: str, contents: str) -> Path:
     if folder is None:
         raise UserError(f"{name} needs {contents}: name the folder with --data DIR or HALFLIFE_DATA=DIR")
@@ -195,14 +162,20 @@ def _cifar10(folder: Path | None) -> ImageSource:
     return ImageSource("CIFAR-10", train, test, 10, digest.hexdigest())
 
 
+def _viewed(_folder: Path | None) -> ImageSource:
+    whole = _shipped(None)
+    train, test = views.many_views(whole.train, whole.test)
+    return ImageSource(views.TITLE, train, test, whole.num_classes, views.SHA256)
+
+
 _SHIPPED = {
     "fashion-mnist-5k": (SHIPPED_TITLE, SHIPPED_SHA256),
-    "fashion-mnist-11k": (RESPLIT_TITLE, RESPLIT_SHA256),
+    "fashion-mnist-views": (views.TITLE, views.SHA256),
 }
 
 _READERS: dict[str, Callable[[Path | None], ImageSource]] = {
     "fashion-mnist-5k": _shipped,
-    "fashion-mnist-11k": _resplit,
+    "fashion-mnist-views": _viewed,
     "fashion-mnist": _fashion,
     "cifar10": _cifar10,
 }
@@ -217,14 +190,14 @@ def read_source(name: str, folder: str | os.PathLike[str] | None = None) -> Imag
     """Read and check an image set.
 
     Args:
-        name: ``"fashion-mnist-5k"`` or ``"fashion-mnist-11k"`` (shipped), ``"fashion-mnist"`` or ``"cifar10"``.
+        name: ``"fashion-mnist-5k"`` or ``"fashion-mnist-views"`` (shipped), ``"fashion-mnist"`` or ``"cifar10"``.
         folder: Where a set that is not shipped lies; ``HALFLIFE_DATA`` when not given.
 
     Returns:
         The set.
     """
     where = folder if folder is not None else os.environ.get("HALFLIFE_DATA") or None
-    return _read(name, None if where is None or name in SHIPPED else Path(where))
+    return _read(name, None if where is None or name in _SHIPPED else Path(where))
 
 
 def describe(spec: ImageRun | ImageBranch, data_folder: str | os.PathLike[str] | None = None) -> DataDescription:

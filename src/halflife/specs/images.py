@@ -21,7 +21,7 @@ PROBES = (
     "gradient-noise",
     "alignment",
 )
-SHIPPED = ("fashion-mnist-5k", "fashion-mnist-11k")
+SHIPPED = ("fashion-mnist-5k", "fashion-mnist-views")
 DATASETS = (*SHIPPED, "fashion-mnist", "cifar10")
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip-crop")
