@@ -17,6 +17,7 @@ from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.textbook import TEXTBOOK
 from halflife.studies.timescale import TIMESCALE
+from halflife.studies.transformer_curvature import TRANSFORMER_CURVATURE
 
 __all__ = ["STUDIES", "get_preset", "get_study"]
 
@@ -36,6 +37,7 @@ STUDIES: dict[str, Study] = {
         TEXTBOOK,
         AVERAGING,
         EXPONENTIAL_LR,
+        TRANSFORMER_CURVATURE,
     )
 }
 
