@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from halflife.specs.base import RunSpec, spec_from_json
 from halflife.specs.branches import TextBranch, TextReplay
+from halflife.specs.exponential import ExponentialRun
 from halflife.specs.images import ImageBranch, ImageRun
 from halflife.specs.text import TextRun
+from halflife.specs.textbook import ReluRegressionRun, SeparableRun
 from halflife.specs.toys import LeastSquaresRun
 
 __all__ = [
+    "ExponentialRun",
     "ImageBranch",
     "ImageRun",
     "LeastSquaresRun",
+    "ReluRegressionRun",
     "RunSpec",
+    "SeparableRun",
     "TextBranch",
     "TextReplay",
     "TextRun",
