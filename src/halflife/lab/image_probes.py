@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -97,7 +98,8 @@ def _gradient_noise(_spec: ImageRun, problem: probes.Problem) -> tuple[Values, A
 
 def _alignment(spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]:
     cosines = probes.alignment(problem, num_vectors=spec.probe_vectors, seed=spec.seed)
-    values = {f"cos/{pair.replace('/', '-')}": estimate.value for pair, estimate in cosines.items()}
+    # A matrix that is zero has no cosine: the residual of a net that is linear in its weights.
+    values = {f"cos/{pair.replace('/', '-')}": c.value for pair, c in cosines.items() if math.isfinite(c.value)}
     spectra = {
         "spectrum/covariance": probes.gradient_noise(problem).eigenvalues,
         "spectrum/decoupled": probes.gradient_noise(problem, decoupled=True).eigenvalues,
