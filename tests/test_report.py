@@ -92,7 +92,7 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def page(store: Store) -> str:
-    (path,) = build_report(store)
+    path = build_report(store)[0]
     assert path == store.path / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -435,8 +435,10 @@ def test_pdf_files(store: Store) -> None:
 
 
 def test_where_the_report_lands(store: Store, tmp_path: Path) -> None:
-    assert build_report(store, out=tmp_path) == [tmp_path / "report.html"]
-    assert build_report(store, out=tmp_path / "new" / "page.html") == [tmp_path / "new" / "page.html"]
+    paper = "paper-why.html"
+    assert build_report(store, out=tmp_path) == [tmp_path / "report.html", tmp_path / paper]
+    new = tmp_path / "new"
+    assert build_report(store, out=new / "page.html") == [new / "page.html", new / paper]
     with pytest.raises(StoreError, match=r"cannot be made \(.*choose another --out"):
         build_report(store, out=tmp_path / "report.html" / "under" / "a-file.html")
     with pytest.raises(UserError, match="the format is 'png', expected one of html, svg, pdf"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
@@ -43,6 +44,10 @@ console = Console()
 
 class StoppedError(HalflifeError):
     """The user pressed Ctrl-C; the message says what was kept."""
+
+
+def _warn(words: str) -> None:
+    Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
 
 
 def _store(path: Path | None) -> Store:
@@ -162,8 +167,9 @@ def run_studies(
         failures = _run_plans(where, plans, workers, data_folder, crew)
     from halflife.report import build_report
 
-    for path in build_report(where):  # all that the store holds: a second study must not hide the first
-        console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+    # All that the store holds: a second study must not hide the first. Its first page leads to the others.
+    path = build_report(where, notice=_warn)[0]
+    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
 
@@ -243,19 +249,23 @@ def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: Js
             rows += verdict_rows(Results(where, get_study(sheet["study"]), sheet).verdicts())
         print(json.dumps(rows, indent=1))
         return
+    problems = []
     for sheet in sheets:
-        _print_verdicts(where, sheet["study"], sheet["preset"])
+        try:
+            _print_verdicts(where, sheet["study"], sheet["preset"])
+        except UserError as error:  # the others can be read
+            problems.append(f"{sheet['study']}, preset {sheet['preset']}: {error}")
+    if problems:
+        raise StoreError("; ".join(problems))
 
 
 def report_command(
     names: NamesArgument = None,
     store: StoreOption = None,
-    fmt: Annotated[
-        str, typer.Option("--format", metavar="html|svg|pdf", help="One page, or a file per figure")
-    ] = "html",
+    fmt: Annotated[str, typer.Option("--format", metavar="html|svg|pdf", help="Pages, or a file per figure")] = "html",
     out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to write [default: in the store]")] = None,
 ) -> None:
-    """Write the report of what the store holds: one self-contained page, or its figures for a paper."""
+    """Write the report of what the store holds: self-contained pages, one with all studies and one a paper, or its figures."""
     if fmt not in {"html", "svg", "pdf"}:
         raise UserError(f"--format is {fmt!r}, expected html, svg or pdf: choose one of these")
     from halflife.report import build_report
@@ -264,5 +274,6 @@ def report_command(
     for name in names or []:
         get_study(name)
 
-    for path in build_report(_existing_store(store), names or [], fmt=fmt, out=out):  # type: ignore[arg-type]  # checked above
+    where = _existing_store(store)
+    for path in build_report(where, names or [], fmt=fmt, out=out, notice=_warn):  # type: ignore[arg-type]  # checked above
         print(path)

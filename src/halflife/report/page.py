@@ -1,11 +1,11 @@
-"""The page: one HTML file that needs no network, drawn from the store."""
+"""The pages: HTML files that need no network, drawn from the store. One shows all studies, and one a paper walks through it."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
@@ -13,27 +13,145 @@ import jinja2
 import vl_convert
 
 from halflife import __version__
-from halflife.report.beside import HEADER, beside_rows
-from halflife.report.figure import Figure
-from halflife.report.figures import panel_figures, why_not_drawn
-from halflife.report.ladder import DRAWN_UNITS, ladder_figure
-from halflife.report.provenance import banners, provenance_of
-from halflife.report.tables import SYMBOLS, numbers, verdict_rows
+from halflife.report.beside import HEADER
+from halflife.report.sections import counts_of, not_drawn, section_of
+from halflife.report.tables import SYMBOLS
 from halflife.report.theme import PAGE_COLOURS, PAGE_FONT, chart_config
+from halflife.report.walk import Step
+from halflife.studies.papers import Paper
 from halflife.studies.results import Results
 
-__all__ = ["render_page"]
+__all__ = ["Problem", "paper_file", "render_page", "render_paper"]
+
+BRIEF_FACTS = ("preset", "runs", "seeds", "started", "wall time", "data")  # of how a study was run, on a paper's page
+Section = dict[str, Any]
 
 
-def render_page(many: Sequence[Results]) -> str:
+@dataclass(frozen=True)
+class Problem:
+    """A study that cannot be shown.
+
+    Args:
+        study: The study's name.
+        preset: The preset.
+        words: Why, in one sentence.
+    """
+
+    study: str
+    preset: str
+    words: str
+
+
+def paper_file(paper: Paper) -> str:
+    """The file of a paper's page, beside the report.
+
+    Args:
+        paper: The paper.
+
+    Returns:
+        The name.
+    """
+    return f"paper-{paper.key}.html"
+
+
+def render_page(
+    many: Sequence[Results],
+    *,
+    sections: Sequence[Section] | None = None,
+    problems: Sequence[Problem] = (),
+    papers: Sequence[Paper] = (),
+) -> str:
     """The page of these studies.
 
     Args:
         many: One per sheet, in the order of the page.
+        sections: From `halflife.report.sections.section_of`, where they were computed before.
+        problems: Studies that cannot be shown.
+        papers: The papers that have a page beside this one.
 
     Returns:
         The whole HTML document.
     """
+    sections = [section_of(results) for results in many] if sections is None else sections
+    return _rendered(
+        "report.html.j2",
+        sections=sections,
+        problems=problems,
+        papers=[(paper_file(paper), paper) for paper in papers],
+        drawn_charts=any(section["figures"] for section in sections),
+    )
+
+
+def render_paper(
+    paper: Paper,
+    steps: Sequence[Step],
+    sections: Sequence[Section],
+    *,
+    report: str,
+    problems: Sequence[Problem] = (),
+    papers: Sequence[Paper] = (),
+) -> str:
+    """The page of a paper: its claims in its own order, each with verdict, numbers and figures.
+
+    Args:
+        paper: The paper.
+        steps: From `halflife.report.walk.walk`.
+        sections: From `halflife.report.sections.section_of`, of all sheets that the steps show.
+        report: File of the page with all studies.
+        problems: Studies that cannot be shown.
+        papers: All papers that have a page, this one among them.
+
+    Returns:
+        The whole HTML document.
+    """
+    by_name = {section["id"]: section for section in sections}
+    shown = [_step(step, by_name, problems) for step in steps]
+    return _rendered(
+        "paper.html.j2",
+        paper=paper,
+        address=_address(paper.reference),
+        steps=shown,
+        report=report,
+        papers=[(paper_file(other), other) for other in papers],
+        drawn_charts=any(step["figures"] for step in shown),
+    )
+
+
+def _step(step: Step, by_name: dict[str, Section], problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the template shows of one step."""
+    shown: dict[str, Any] = {
+        "number": step.number,
+        "told": step.told,
+        "study": step.study,
+        "section": None,
+        "problems": [problem for problem in problems if problem.study == step.study.name],
+        "figures": [],
+        "summary": [],
+        "rows": [],
+    }
+    if step.results is None:
+        return shown
+    section = by_name[f"{step.study.name}-{step.results.preset_name}"]
+    slugs = {panel.file_slug for panel in step.panels}
+    rows = [row for row in section["rows"] if step.has_claim(row["claim"])]
+    return shown | {
+        "section": section,
+        "rows": rows,
+        "summary": counts_of(rows),
+        "figures": [item for item in section["figures"] if item["figure"].slug in slugs],
+        "not_drawn": not_drawn(step.results, step.panels),
+        "facts": [fact for fact in section["run"].facts if fact[0] in BRIEF_FACTS],
+        "others": [f"{step.study.name}-{other.preset_name}" for other in step.others],
+    }
+
+
+def _address(text: str) -> str | None:
+    """Where the first paper on arXiv that a text names can be read."""
+    found = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", text)
+    return f"https://arxiv.org/abs/{found[1]}" if found else None
+
+
+def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("halflife", "report"),
         autoescape=True,
@@ -43,14 +161,14 @@ def render_page(many: Sequence[Results]) -> str:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # tooltips show a row in its own order
     environment.filters["typeset"] = _typeset
-    sections = [_section(results) for results in many]
-    return environment.get_template("template.html.j2").render(
+    environment.filters["address"] = _address
+    # Macros that are imported see globals, and not the values of the page.
+    environment.globals |= {"symbols": SYMBOLS, "beside_header": HEADER}
+    return environment.get_template(template).render(
         version=__version__,
-        sections=sections,
-        symbols=SYMBOLS,
-        beside_header=HEADER,
         config=chart_config(PAGE_COLOURS, PAGE_FONT),
-        bundle=_bundle() if any(section["figures"] for section in sections) else "",
+        bundle=_bundle() if drawn_charts else "",
+        **values,
     )
 
 
@@ -67,76 +185,3 @@ def _bundle() -> str:
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     # Inside a script element these two sequences alone would end or suspend the script.
     return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
-
-
-def _section(results: Results) -> dict[str, Any]:
-    """What the template shows of one sheet."""
-    study = results.study
-    name = f"{study.name}-{results.preset_name}"
-    verdicts = results.verdicts()
-    rows = verdict_rows(verdicts)
-    ladder = ladder_figure(results, verdicts)
-    counts = Counter(row["outcome"] for row in rows)
-    paper = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", study.source)
-    return {
-        "id": name,
-        "study": study,
-        "preset": results.preset_name,
-        "paper": f"https://arxiv.org/abs/{paper[1]}" if paper else None,
-        "banners": banners(results),
-        "summary": [(outcome, counts[outcome]) for outcome in SYMBOLS if counts[outcome]],
-        "rows": rows,
-        "numbers": {
-            verdict.claim.key: numbers(verdict.finding.effect, verdict.claim.unit)
-            for verdict in verdicts
-            if verdict.finding.effect is not None
-        },
-        "marks": _marks(rows),
-        "beside": beside_rows(results),
-        "not_drawn": _not_drawn(results),
-        "figures": [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)],
-        "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
-        "run": provenance_of(results),
-    }
-
-
-def _not_drawn(results: Results) -> str:
-    """Which panels wait for more runs, in one sentence."""
-    reasons: dict[str, list[str]] = {}
-    for panel in results.study.panels:
-        if reason := why_not_drawn(results, panel):
-            reasons.setdefault(reason, []).append(panel.title)
-    return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())
-
-
-def _marks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Where interval, estimate and zero lie, in per cent of one scale that all effects in one unit share."""
-    marks = {}
-    for unit in DRAWN_UNITS:
-        own = [row for row in rows if row["unit"] == unit and row["estimate"] is not None]
-        low: float = min((row["low"] for row in own), default=0.0)
-        high: float = max((row["high"] for row in own), default=0.0)
-        ends = min(0.0, low), max(0.0, high)
-        for row in own:
-            marks[row["claim"]] = {
-                "zero": _at(0, *ends),
-                **{name: _at(row[name], *ends) for name in ("low", "estimate", "high")},
-            }
-    return marks
-
-
-def _at(value: float, low: float, high: float) -> float:
-    return round(4 + 92 * (value - low) / ((high - low) or 1.0), 2)
-
-
-def _figure(identity: str, figure: Figure) -> dict[str, Any]:
-    charts = []
-    for index, (heading, chart) in enumerate(figure.charts):
-        spec = (chart if figure.fixed else chart.properties(width="container")).to_dict()
-        # The page has one configuration for all charts, and no address of a schema.
-        for key in ("$schema", "config"):
-            spec.pop(key, None)
-        if not figure.fixed:
-            spec["autosize"] = {"type": "fit-x", "contains": "padding"}
-        charts.append({"id": f"{identity}-{index}".replace(".", "-"), "heading": heading, "spec": spec})
-    return {"id": identity.replace(".", "-"), "figure": figure, "charts": charts}

@@ -17,6 +17,7 @@ from typing import Any
 from halflife.specs.images import ImageRun
 from halflife.studies import stabilization_rules as rules
 from halflife.studies.base import Arm, Claim, Panel, Preset, Study
+from halflife.studies.stabilization_published import PUBLISHED, PUBLISHED_VGG
 
 __all__ = ["STABILIZATION", "STABILIZATION_VGG"]
 
@@ -209,6 +210,7 @@ STABILIZATION = Study(
     " that noisy phase is what improves the test error after the learning rate drops.",
     claims=CLAIMS,
     panels=PANELS,
+    published=PUBLISHED,
     presets=_presets(
         model="resnet",
         blocks=(1, 1, 1),
@@ -236,6 +238,7 @@ STABILIZATION_VGG = Study(
     " explained by an effective learning rate alone.",
     claims=CLAIMS,
     panels=PANELS,
+    published=PUBLISHED_VGG,
     presets=_presets(
         model="vgg",
         blocks=(1, 1, 2),
