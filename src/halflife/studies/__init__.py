@@ -8,6 +8,7 @@ from halflife.studies.augmentation import AUGMENTATION
 from halflife.studies.averaging import AVERAGING
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
+from halflife.studies.curvature_alignment import CURVATURE_ALIGNMENT
 from halflife.studies.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.lm_ablations import LM_ABLATIONS
 from halflife.studies.lm_dropout import LM_DROPOUT
@@ -36,6 +37,7 @@ STUDIES: dict[str, Study] = {
         TIMESCALE,
         TEXTBOOK,
         AVERAGING,
+        CURVATURE_ALIGNMENT,
         EXPONENTIAL_LR,
         TRANSFORMER_CURVATURE,
     )
