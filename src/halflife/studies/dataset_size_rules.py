@@ -1,0 +1,177 @@
+"""The decision rules of the study `dataset-size`. The bounds are constants on top. "Points" are points of test error.
+
+Shapes: A arms of one number of examples, S seeds, N test examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.specs.images import ImageRun
+from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.base import Finding
+from halflife.studies.decide import (
+    EQUAL_CONFIDENCE,
+    above_zero,
+    all_of,
+    below,
+    best_keys,
+    best_of,
+    equal_at_stake,
+    exceeds,
+    lowered,
+)
+from halflife.studies.results import Results
+
+__all__ = [
+    "Subset",
+    "error_lowered",
+    "gap_shrinks",
+    "gaps",
+    "interpolates",
+    "same_in_one_pass",
+    "subsets",
+]
+
+NUM_SMALL = 2  # so many of the smallest numbers of examples are "small"
+SMALLEST_EFFECT = 0.5  # points: an improvement below this would not make anybody tune lam
+MARGIN = 1.0  # points that count as none: twice the gap of the paper's one pass (0.5)
+INTERPOLATED = 1.0  # per cent of training error: below this the training set is as good as interpolated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """The runs on one number of distinct examples.
+
+    Args:
+        count: The number.
+        passes: How often each is seen.
+        none: The arm without decay.
+        decayed: The arms with it, by lam, which rises.
+        average: The prefix of the average's readings.
+    """
+
+    count: int
+    passes: int
+    none: str
+    decayed: dict[float, str]
+    average: str
+
+
+def subsets(results: Results, size: int) -> list[Subset]:
+    """The numbers of examples in rising order, each with its arms.
+
+    Args:
+        results: What the store holds.
+        size: The size.
+
+    Returns:
+        One subset a number.
+    """
+    found: dict[int, dict[float, tuple[str, ImageRun]]] = {}
+    for key in (arm["key"] for arm in results.arms if arm["size"] == size):
+        spec = results.spec(key, size)
+        assert isinstance(spec, ImageRun)
+        assert spec.num_train is not None
+        found.setdefault(spec.num_train, {})[spec.lam] = (key, spec)
+    return [
+        Subset(
+            count=count,
+            passes=found[count][0.0][1].num_epochs,
+            none=found[count][0.0][0],
+            decayed={lam: key for lam, (key, _) in sorted(found[count].items()) if lam > 0},
+            average=f"ema-{found[count][0.0][1].ema[0]:g}/",
+        )
+        for count in sorted(found)
+    ]
+
+
+def best_wrong(results: Results, subset: Subset, size: int) -> NDArray[np.float64]:
+    """Wrong or right with the lam that is best on the other seeds, in points, (S, N)."""
+    metric, array = f"{subset.average}test/error", f"{subset.average}test/wrong"
+    return 100 * best_of(results, list(subset.decayed.values()), metric, size, array=array)
+
+
+def gap_of(results: Results, subset: Subset, size: int) -> NDArray[np.float64]:
+    """What decay gains: error without minus error with the best lam, in points, (S, N)."""
+    without_SN = 100 * results.last_array(subset.none, f"{subset.average}test/wrong", size)
+    return np.asarray(without_SN - best_wrong(results, subset, size), dtype=np.float64)
+
+
+def gaps(results: Results, size: int) -> dict[int, NDArray[np.float64]]:
+    """`gap_of` each number of examples."""
+    return {subset.count: gap_of(results, subset, size) for subset in subsets(results, size)}
+
+
+def _points(interval: Interval) -> str:
+    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
+
+
+def _small_and_one_pass(results: Results, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64], str, str]:
+    """The gap over the smallest numbers, that in one pass, and what they are in words."""
+    found = subsets(results, size)
+    assert found[-1].passes == 1, "the largest number of examples is the budget"
+    small_SN = np.mean([gap_of(results, subset, size) for subset in found[:NUM_SMALL]], axis=0)
+    names = " and ".join(f"{subset.count:,}" for subset in found[:NUM_SMALL])
+    return small_SN, gap_of(results, found[-1], size), names, f"{found[-1].count:,}"
+
+
+def error_lowered(results: Results, size: int) -> Finding:
+    """Whether decay lowers the test error where few examples are seen many times."""
+    small_SN, _, names, _ = _small_and_one_pass(results, size)
+    effect = crossed_interval(-small_SN)
+    return Finding(
+        lowered(effect, SMALLEST_EFFECT),
+        effect,
+        f"with {names} examples the best lam changes the test error of the average by {_points(effect)}",
+    )
+
+
+def interpolates(results: Results, size: int) -> Finding:
+    """Whether few examples are interpolated without decay, and with it too."""
+    outcomes, words, shown = [], [], []
+    for subset in subsets(results, size)[:NUM_SMALL]:
+        keys = list(subset.decayed.values())
+        chosen = best_keys(results, keys, f"{subset.average}test/error", size)
+        errors = {key: 100 * results.last(key, f"{subset.average}train/error", size) for key in [subset.none, *keys]}
+        with_decay = seed_interval([errors[key][seed] for seed, key in enumerate(chosen)])
+        without = seed_interval(errors[subset.none])
+        outcomes += [below(with_decay, INTERPOLATED), below(without, INTERPOLATED)]
+        shown.append(with_decay)
+        words.append(
+            f"{with_decay.estimate:.2f} [{with_decay.low:.2f}, {with_decay.high:.2f}] % with the best lam and"
+            f" {without.estimate:.2f} % without at {subset.count:,} examples"
+        )
+    return Finding(
+        all_of(*outcomes),
+        max(shown, key=lambda interval: interval.high),
+        f"the training error of the average is {', '.join(words)}",
+    )
+
+
+def same_in_one_pass(results: Results, size: int) -> Finding:
+    """Whether decay makes no difference any more where each example is seen once."""
+    small_SN, one_SN, names, most = _small_and_one_pass(results, size)
+    shown, decided = crossed_interval(one_SN), crossed_interval(one_SN, confidence=EQUAL_CONFIDENCE)
+    small = crossed_interval(small_SN)
+    return Finding(
+        equal_at_stake(decided, MARGIN, at_stake=exceeds(small, MARGIN)),
+        shown,
+        f"in one pass over {most} examples the best lam gains {_points(shown)} (90 %: [{decided.low:+.2f},"
+        f" {decided.high:+.2f}]), with {names} examples it gains {_points(small)}",
+    )
+
+
+def gap_shrinks(results: Results, size: int) -> Finding:
+    """Whether decay gains less in one pass than where few examples are seen many times."""
+    small_SN, one_SN, names, most = _small_and_one_pass(results, size)
+    effect = crossed_interval(small_SN - one_SN)
+    return Finding(
+        above_zero(effect),
+        effect,
+        f"the best lam gains {_points(crossed_interval(small_SN))} with {names} examples and"
+        f" {_points(crossed_interval(one_SN))} in one pass over {most}: {_points(effect)} less",
+    )
