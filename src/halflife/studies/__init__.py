@@ -9,13 +9,17 @@ from halflife.studies.averaging import AVERAGING
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
 from halflife.studies.curvature_alignment import CURVATURE_ALIGNMENT
+from halflife.studies.dataset_size import DATASET_SIZE
+from halflife.studies.eta_lambda import ETA_LAMBDA, ETA_LAMBDA_VGG
 from halflife.studies.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.lm_ablations import LM_ABLATIONS
 from halflife.studies.lm_dropout import LM_DROPOUT
 from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
+from halflife.studies.no_normalization import NO_NORMALIZATION
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
+from halflife.studies.stationary_mean import STATIONARY_MEAN
 from halflife.studies.textbook import TEXTBOOK
 from halflife.studies.timescale import TIMESCALE
 from halflife.studies.transformer_curvature import TRANSFORMER_CURVATURE
@@ -40,6 +44,11 @@ STUDIES: dict[str, Study] = {
         CURVATURE_ALIGNMENT,
         EXPONENTIAL_LR,
         TRANSFORMER_CURVATURE,
+        NO_NORMALIZATION,
+        STATIONARY_MEAN,
+        ETA_LAMBDA,
+        ETA_LAMBDA_VGG,
+        DATASET_SIZE,
     )
 }
 

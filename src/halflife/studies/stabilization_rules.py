@@ -85,12 +85,22 @@ def _falling_exponents(results: Results, key: str, size: int, drop: int) -> NDAr
     return np.array(exponents)
 
 
-def loss_plateaus(results: Results, size: int) -> Finding:
-    """Claim c."""
-    drop, _ = _epochs(results, size)
-    with_decay = seed_interval(_falling_exponents(results, LARGE_DECAY, size, drop))
-    without = seed_interval(_falling_exponents(results, LARGE_NONE, size, drop))
-    levels = [results.per_seed(key, "train/loss", drop, size) for key in (LARGE_DECAY, LARGE_NONE)]
+def loss_plateaus(results: Results, size: int, *, keys: tuple[str, str] = (LARGE_DECAY, LARGE_NONE)) -> Finding:
+    """Claim c.
+
+    Args:
+        results: What the store holds.
+        size: The size.
+        keys: The arms with decay and without, which drop their rate at the same epoch.
+
+    Returns:
+        The finding.
+    """
+    spec = results.spec(keys[0], size)
+    assert isinstance(spec, ImageRun)
+    drop = spec.drop_epoch
+    with_decay, without = (seed_interval(_falling_exponents(results, key, size, drop)) for key in keys)
+    levels = [results.per_seed(key, "train/loss", drop, size) for key in keys]
     log_ratio = seed_interval(np.log(levels[0] / levels[1]))
     level = log_ratio.exp()
     outcome: Outcome = "inconclusive"

@@ -10,7 +10,8 @@ paper's two ways: by a branch at a tiny rate without decay (the same rate after 
 
 What was explored, on seed 1000 alone and before the rules: a GPT of width 32, 2,000 steps, lam 0, 0.3, 1 (training loss at the
 end 0.90, 1.52, 1.98 nats at lr 1e-2 and 1.30, 1.34, 1.57 at 2e-3), and of width 64, which without decay comes within 1,000
-steps near the least loss that windows without their past allow, so that nothing can go on falling. No curvature was looked at.
+steps near the least loss that windows without their past allow, so that nothing can go on falling. Curvature
+was not looked at before the rules were written; after that, one run with strong decay, for the time that probes take.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halflife.stats import seed_interval
 from halflife.studies import transformer_curvature_rules as rules
-from halflife.studies.base import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.base import Arm, Claim, Preset, Study
 from halflife.studies.lm_common import (
     PAPER,
     PAPER_NEEDS,
@@ -34,7 +34,7 @@ from halflife.studies.lm_common import (
     run_arm,
     small_gpt,
 )
-from halflife.studies.results import Results
+from halflife.studies.transformer_curvature_figures import PANELS
 from halflife.studies.transformer_curvature_rules import LAMS, NAMES, RATES, branch_of, key_of
 
 __all__ = ["TRANSFORMER_CURVATURE"]
@@ -146,6 +146,7 @@ class Setting:
         lams: In the order of `LAMS`, the first 0.
         branch_lr: The rate of all branches.
         branch_steps: Their length.
+        shares: Per cents of the runs at which they are probed, the last one 100.
     """
 
     fields: Mapping[str, Any]
@@ -153,6 +154,7 @@ class Setting:
     lams: tuple[float, float, float]
     branch_lr: float
     branch_steps: int
+    shares: tuple[int, ...] = (33, 67, 100)
 
     def arms(self) -> tuple[Arm, ...]:
         """The runs, then their branches."""
@@ -166,7 +168,7 @@ class Setting:
                     "lr": lr,
                     "decay": decay(lam),
                     "ema": (0.99,),
-                    "keep_at": percent(steps, (25, 50, 75, 100)),
+                    "keep_at": percent(steps, self.shares),
                     "probes": ("hessian-trace", "jacobian-norm", "gradient-norm"),
                 }
                 label = f"lr {lr:g}, lam {lam:g}"
@@ -185,96 +187,14 @@ class Setting:
         return (*arms, *branches)
 
 
-def scatter_rows(results: Results, *, metric: str) -> list[PointRow]:
-    """The validation loss against a measure of curvature after the branch, one point a setting.
-
-    Args:
-        results: What the store holds.
-        metric: The measure.
-
-    Returns:
-        Means over seeds, geometric ones of the measure; bars are 95 % intervals of the loss.
-    """
-    size, rows = results.main_size, []
-    labels = {arm["key"]: arm["label"] for arm in results.arms if arm["size"] == size}
-    for rate in RATES:
-        for lam in LAMS:
-            loss = seed_interval(results.last(branch_of(rate, lam), "val/loss", size))
-            place = float(results.last(branch_of(rate, lam), metric, size).mean())
-            rows.append(PointRow(labels[key_of(rate, lam)], place, loss.estimate, loss.low, loss.high))
-    return rows
-
-
-def _scatter(metric: str, source_figure: str) -> PointsPanel:
-    return PointsPanel(
-        slug=f"scatter-{metric.partition('_')[0]}",
-        title=f"Validation loss and {NAMES[metric]} after the branch",
-        x_label=NAMES[metric],
-        y_label="validation loss (nats)",
-        rows=functools.partial(scatter_rows, metric=metric),
-        source_figure=source_figure,
-        note="One point a setting: means over seeds, bars are 95 % intervals over seeds.",
-    )
-
-
-_RUNS = tuple(key_of(rate, lam) for rate in RATES for lam in LAMS)
-_BRANCHES = tuple(branch_of(rate, lam) for rate in RATES for lam in LAMS)
-
-
-def _curve(metric: str, title: str, y_label: str, *, log: bool = False, **more: Any) -> Panel:
-    return Panel(metric=metric, title=title, y_label=y_label, log=log, x="step", arms=_RUNS, **more)
-
-
-PANELS = (
-    _curve(
-        "train/loss",
-        "Training loss at a constant rate",
-        "training loss (nats)",
-        start=0.05,
-        slug="curve-train",
-        source_figure="figure 2b, there for image classifiers",
-    ),
-    _curve(
-        "val/loss",
-        "Validation loss at a constant rate",
-        "validation loss (nats)",
-        start=0.05,
-        slug="curve-val",
-        source_figure="figure 2a, there for image classifiers",
-    ),
-    _scatter("hessian_trace", ""),
-    _scatter("jacobian_norm", "figures 3 and 4, there for image classifiers"),
-    _curve("hessian_trace", "Hessian trace of the weights", "Hessian trace", slug="curve-hessian"),
-    _curve(
-        "ema-0.99/hessian_trace",
-        "Hessian trace of the average (EMA 0.99)",
-        "Hessian trace",
-        slug="curve-hessian-average",
-        source_figure="figure 14, there for image classifiers",
-    ),
-    _curve("jacobian_norm", "Jacobian norm of the weights", "Jacobian norm", slug="curve-jacobian", log=True),
-    _curve(
-        "ema-0.99/jacobian_norm",
-        "Jacobian norm of the average (EMA 0.99)",
-        "Jacobian norm",
-        slug="curve-jacobian-average",
-        log=True,
-        source_figure="figure 5, there for image classifiers",
-    ),
-    _curve("weight_norm", "Norm of the weights", "norm of all weights", slug="curve-norm", source_figure="figure 2c"),
-    Panel(
-        metric="train/loss",
-        title="Training loss in the branches",
-        y_label="training loss (nats)",
-        x="step",
-        arms=_BRANCHES,
-        slug="branch-train",
-        note="Steps count from the end of the run.",
-    ),
-)
-
-
-def _small(width: int, *, num_steps: int, text_tokens: int = 16_384, **changes: Any) -> Setting:
+def _small(
+    width: int,
+    *,
+    num_steps: int,
+    text_tokens: int = 16_384,
+    shares: tuple[int, ...] = (33, 67, 100),
+    **changes: Any,
+) -> Setting:
     """The small GPT with windows of 32 bytes, 32 steps a pass over 16,384 bytes."""
     return Setting(
         fields=small_gpt(
@@ -287,7 +207,8 @@ def _small(width: int, *, num_steps: int, text_tokens: int = 16_384, **changes: 
                 "num_train_tokens": text_tokens,
                 "num_eval_tokens": 16_384,
                 "eval_every": max(num_steps // 12, 1),
-                "probe_windows": 64,
+                "probe_windows": 32,
+                "probe_vectors": 16,
                 **changes,
             },
         ),
@@ -295,6 +216,7 @@ def _small(width: int, *, num_steps: int, text_tokens: int = 16_384, **changes: 
         lams=(0.0, 0.3, 1.0),
         branch_lr=2e-4,
         branch_steps=max(num_steps // 8, 1),
+        shares=shares,
     )
 
 
@@ -316,7 +238,14 @@ PRESETS = {
         description="width 8, 16 steps: shows that everything works, not what is true",
         budget="20 seconds",
         arms=_small(
-            8, num_steps=16, text_tokens=2_048, num_eval_tokens=1_024, probe_windows=4, probe_vectors=6, log_every=4
+            8,
+            num_steps=16,
+            text_tokens=2_048,
+            shares=(100,),
+            num_eval_tokens=1_024,
+            probe_windows=4,
+            probe_vectors=6,
+            log_every=4,
         ).arms(),
         num_seeds=2,
         main_size=8,
