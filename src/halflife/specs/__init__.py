@@ -6,6 +6,7 @@ from halflife.specs.base import RunSpec, spec_from_json
 from halflife.specs.branches import TextBranch, TextReplay
 from halflife.specs.exponential import ExponentialRun
 from halflife.specs.images import ImageBranch, ImageRun
+from halflife.specs.stationary import StationaryRun
 from halflife.specs.text import TextRun
 from halflife.specs.textbook import ReluRegressionRun, SeparableRun
 from halflife.specs.toys import LeastSquaresRun
@@ -18,6 +19,7 @@ __all__ = [
     "ReluRegressionRun",
     "RunSpec",
     "SeparableRun",
+    "StationaryRun",
     "TextBranch",
     "TextReplay",
     "TextRun",
