@@ -171,9 +171,16 @@ def test_the_pages_quote_commands() -> None:
     assert HALFLIFE
 
 
+def pages_of(nav: list[dict[str, Any]]) -> Iterator[str]:
+    """The pages of a navigation, those of its sections too."""
+    for entry in nav:
+        for page in entry.values():
+            yield from pages_of(page) if isinstance(page, list) else [page]
+
+
 def test_every_page_is_in_the_navigation() -> None:
     yaml = importlib.import_module("yaml")
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    listed = {page for entry in config["nav"] for page in entry.values()}
-    assert listed == {page.name for page in (ROOT / "docs").glob("*.md")}
+    listed = set(pages_of(config["nav"]))
+    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
     assert config["theme"]["font"] is False

@@ -14,6 +14,7 @@ import pytest
 from halflife.specs.base import spec_from_json
 from halflife.store import Store
 from halflife.studies import STUDIES, get_study
+from halflife.studies.papers import PAPERS, Paper, PaperStep
 from halflife.studies.results import Results
 from tests.synthetic_text import TEXT_STUDY, make_text_store
 
@@ -118,10 +119,10 @@ def test_runs_that_are_not_finished_are_not_packed(
 
 
 def test_the_docs_page_of_a_language_model_study(tool: ModuleType, text_results: dict[str, Results]) -> None:
-    page, pictures = tool.results_page(text_results)
-    lines = page.splitlines()
     (results,) = text_results.values()
     verdicts = results.verdicts()
+    page, pictures = tool.results_page(text_results, dict.fromkeys(text_results, verdicts))
+    lines = page.splitlines()
     counts = [sum(v.finding.outcome == o for v in verdicts) for o in ("reproduced", "not reproduced", "inconclusive")]
     row = "| [Made-up study of language models](#made-up-study-of-language-models-laptop) | laptop |"
     assert f"{row} {counts[0]} | {counts[1]} | {counts[2]} |" in lines
@@ -145,3 +146,46 @@ def test_the_docs_page_of_a_language_model_study(tool: ModuleType, text_results:
             strict=True,
         )
     ]
+
+
+def test_the_docs_page_of_a_paper(
+    tool: ModuleType, text_results: dict[str, Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STUDIES, TEXT_STUDY.name, TEXT_STUDY)
+    (results,) = text_results.values()
+    verdicts = {"made-up-lm-laptop": results.verdicts()}
+    steps = (
+        PaperStep("What it says", "It says so.", "made-up-lm", claims=("b",), panels=("grid", "sweep")),
+        PaperStep("What nobody ran", "It says that, too.", "stabilization"),
+    )
+    paper = Paper(
+        key="made-up", title="A paper", authors="N", reference="arXiv 1111.11111", steps=steps, untested="No c."
+    )
+    page, pictures = tool.paper_page(paper, text_results, verdicts)
+    lines = page.splitlines()
+    assert lines[:3] == ["# A paper", "", "N. arXiv 1111.11111."]
+    outcome = verdicts["made-up-lm-laptop"][1].finding.outcome
+    counts = " | ".join(str(int(outcome == name)) for name in ("reproduced", "not reproduced", "inconclusive"))
+    assert f"| 1. What it says | `made-up-lm` | {counts} |" in lines
+    assert "| 2. What nobody ran | `stabilization` | not run |  |  |" in lines
+    assert "Not run yet: `halflife study run stabilization`." in lines
+    assert "preset `laptop`, 3 seeds. Decided at width 32; measured at 16 too." in page
+    assert "](../results.md#made-up-study-of-language-models-laptop)" in page
+    claims = [line for line in lines if line.startswith("| (")]
+    assert len(claims) == 1
+    assert claims[0].startswith("| (b) So it does with the best learning rate of each. | ")
+    assert "| parameters | 124 M | section 3 | 31,264 |" in lines
+    assert list(pictures) == ["made-up-lm-laptop-sweep.svg", "made-up-lm-laptop-grid.svg"], "in the study's order"
+    assert [line for line in lines if line.startswith("![")] == [
+        "![Final loss against decay](../images/made-up-lm-laptop-sweep.svg)",
+        "![Final loss over learning rate and decay](../images/made-up-lm-laptop-grid.svg)",
+    ]
+    assert page.endswith("\n")
+    assert "No c." in page
+
+
+def test_papers_of_the_docs_are_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for paper in PAPERS:
+        assert f"papers/{paper.key}.md" in nav
+    assert {path.stem for path in (ROOT / "docs/papers").glob("*.md")} == {paper.key for paper in PAPERS}

@@ -1,7 +1,7 @@
 """Pack measured stores into results/, and make the tables and pictures of the docs from what is packed there.
 
     python tools/results.py pack STORE      every study sheet of the store -> results/<study>-<preset>.tar.xz
-    python tools/results.py docs            results/ -> docs/results.md, docs/images/*.svg, the block in README.md
+    python tools/results.py docs            results/ -> docs/results.md, docs/papers/, docs/images/, the block in README.md
     python tools/results.py check           fails if `docs` would change a table
 
 An archive holds a whole store (without locks, checkpoints and what runs keep for their branches), so `tar xf` it somewhere
@@ -17,6 +17,7 @@ import re
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from halflife.report.beside import beside_markdown, beside_rows
@@ -27,9 +28,11 @@ from halflife.report.files import render_figure
 from halflife.report.ladder import ladder_figure
 from halflife.report.provenance import duration, num_earlier
 from halflife.report.tables import SYMBOLS, numbers, verdict_markdown
+from halflife.report.walk import Step, walk
 from halflife.store import Store
 from halflife.studies import STUDIES, get_study
 from halflife.studies.base import Verdict
+from halflife.studies.papers import PAPERS, Paper
 from halflife.studies.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +116,7 @@ def index(verdicts: dict[str, list[Verdict]], many: dict[str, Results]) -> str:
     for name, results in many.items():
         outcomes = [verdict.finding.outcome for verdict in verdicts[name]]
         counts = " | ".join(str(outcomes.count(outcome)) for outcome in SYMBOLS)  # type: ignore[arg-type]  # its keys
-        anchor = re.sub(r"[^a-z0-9 -]", "", heading(results).lower()).replace(" ", "-")
-        lines.append(f"| [{results.study.title}](#{anchor}) | {results.preset_name} | {counts} |")
+        lines.append(f"| [{results.study.title}](#{anchor(results)}) | {results.preset_name} | {counts} |")
     return "\n".join(lines)
 
 
@@ -123,9 +125,63 @@ def heading(results: Results) -> str:
     return f"{results.study.title}, {results.preset_name}"
 
 
-def results_page(many: dict[str, Results]) -> tuple[str, dict[str, Figure]]:
+def anchor(results: Results) -> str:
+    """Where a study stands on docs/results.md."""
+    return re.sub(r"[^a-z0-9 -]", "", heading(results).lower()).replace(" ", "-")
+
+
+def paper_page(
+    paper: Paper, many: dict[str, Results], verdicts: dict[str, list[Verdict]]
+) -> tuple[str, dict[str, Figure]]:
+    """The content of docs/papers/<key>.md, and its pictures by name: the walk of the report, without what results.md has."""
+    pictures: dict[str, Figure] = {}
+    steps = walk(paper, list(many.values()))
+    parts = [
+        f"# {paper.title}",
+        f"{paper.authors}. {paper.reference}.",
+        "What the paper claims, in its own order, and what came out here, made from the archives in `results/` by"
+        " `tools/results.py docs`. Nets and data are mostly smaller here than in the paper, and the paper's numbers decide"
+        " nothing. `halflife report` writes the same walk from your own runs, with the decision rules and with figures that"
+        f" answer to the pointer. {paper.untested}",
+        contents(steps, verdicts),
+    ]
+    for step in steps:
+        results = step.results
+        parts += [f"## {step.number}. {step.told.heading}", step.told.words]
+        if results is None:
+            parts.append(f"Not run yet: `halflife study run {step.study.name}`.")
+            continue
+        name = f"{step.study.name}-{results.preset_name}"
+        parts += [
+            f"Study [`{step.study.name}`](../results.md#{anchor(results)}), preset `{results.preset_name}`,"
+            f" {len(results.seeds(results.main_size))} seeds. {tested(results)}",
+            verdict_markdown(step.verdicts(verdicts[name]), reasons=False),
+        ]
+        if step.told.published and (rows := beside_rows(results)):
+            parts += ["The paper's numbers and ours:", beside_markdown(rows)]
+        for panel in step.panels:
+            if not why_not_drawn(results, panel):
+                figure = panel_figure(results, panel)
+                pictures[f"{name}-{figure.slug}.svg"] = figure
+                parts.append(f"![{figure.title}](../images/{name}-{figure.slug}.svg)")
+    return "\n\n".join(part.strip() for part in parts) + "\n", pictures
+
+
+def contents(steps: Sequence[Step], verdicts: dict[str, list[Verdict]]) -> str:
+    """The steps of a walk with the counts of their verdicts."""
+    lines = ["| step | study | " + " | ".join(SYMBOLS) + " |", "| --- | --- |" + " --- |" * len(SYMBOLS)]
+    for step in steps:
+        counts = ["not run", "", ""]
+        if step.results is not None:
+            own = step.verdicts(verdicts[f"{step.study.name}-{step.results.preset_name}"])
+            outcomes = [verdict.finding.outcome for verdict in own]
+            counts = [str(outcomes.count(outcome)) for outcome in SYMBOLS]  # type: ignore[arg-type]  # its keys
+        lines.append(f"| {step.number}. {step.told.heading} | `{step.study.name}` | {' | '.join(counts)} |")
+    return "\n".join(lines)
+
+
+def results_page(many: dict[str, Results], verdicts: dict[str, list[Verdict]]) -> tuple[str, dict[str, Figure]]:
     """The content of docs/results.md, and its pictures by name."""
-    verdicts = {name: results.verdicts() for name, results in many.items()}
     pictures: dict[str, Figure] = {}
     parts = [
         "# Results",
@@ -194,14 +250,21 @@ def main(arguments: list[str]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 store = unpack(Path(folder))
                 many = all_results(store)
-                page, pictures = results_page(many)
+                verdicts = {name: results.verdicts() for name, results in many.items()}
+                page, pictures = results_page(many, verdicts)
                 pages = {DOCS / "results.md": page, README: readme_with(many[README_RESULT])}
+                for paper in PAPERS:
+                    pages[DOCS / "papers" / f"{paper.key}.md"], own = paper_page(paper, many, verdicts)
+                    pictures |= own
                 if arguments == ["check"]:
                     stale = [
-                        str(p.relative_to(ROOT)) for p, text in pages.items() if p.read_text(encoding="utf-8") != text
+                        str(p.relative_to(ROOT))
+                        for p, text in pages.items()
+                        if not p.is_file() or p.read_text(encoding="utf-8") != text
                     ]
                     stale += [name for name in pictures if not (DOCS / "images" / name).is_file()]
                     sys.exit(f"{', '.join(stale)}: not what results/ says, run tools/results.py docs" if stale else 0)
+                (DOCS / "papers").mkdir(exist_ok=True)
                 for path, text in pages.items():
                     path.write_text(text, encoding="utf-8")
                 (DOCS / "images").mkdir(exist_ok=True)

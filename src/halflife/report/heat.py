@@ -121,7 +121,7 @@ def heat_chart(
         alt.Tooltip("words:N", title=panel.value_label),
     ]
     # Cells touch: the edge is that of the page, so that equal neighbours stay two cells.
-    boxes = base.mark_rect(aria=False, style="cell").encode(
+    boxes = base.mark_rect(aria=False, style="box").encode(
         color=alt.Color("value:Q", scale=scale, legend=legend), tooltip=tooltip
     )
     longest = max(len(row["words"]) for row in table)

@@ -119,11 +119,12 @@ def _sheets(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row["study"], row["preset"]) for row in rows))
 
 
-def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
+def verdict_markdown(verdicts: Sequence[Verdict], *, reasons: bool = True) -> str:
     """Verdicts as a Markdown table with one reason a line below it, for README and docs.
 
     Args:
         verdicts: As for `verdict_rows`.
+        reasons: Whether the reasons follow, and the names of study and preset come before; else there is the table alone.
 
     Returns:
         Markdown that ends with a newline; one table a study and preset.
@@ -132,9 +133,8 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
     parts = []
     for study, preset in _sheets(rows):
         own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
-        lines = [
-            f"**{study}**, preset `{preset}`",
-            "",
+        lines = [f"**{study}**, preset `{preset}`", ""] if reasons else []
+        lines += [
             "| claim | outcome | effect [95 % interval] | n |",
             "| --- | --- | --- | --- |",
         ]
@@ -152,7 +152,8 @@ def verdict_markdown(verdicts: Sequence[Verdict]) -> str:
             + " |"
             for row in own
         ]
-        lines += ["", *(f"- ({row['claim']}) {row['reason']}." for row in own)]
+        if reasons:
+            lines += ["", *(f"- ({row['claim']}) {row['reason']}." for row in own)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

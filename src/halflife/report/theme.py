@@ -176,6 +176,6 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "zero": {"color": muted},
             "effect-line": {"color": accent},
             "effect-dot": {"color": accent},
-            "cell": {"stroke": colours["paper"], "strokeWidth": 1},
+            "box": {"stroke": colours["paper"], "strokeWidth": 1},
         },
     }
