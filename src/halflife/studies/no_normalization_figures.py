@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from halflife.stats import seed_interval
 from halflife.studies.base import Panel, PointRow, PointsPanel, Published
 from halflife.studies.no_normalization_rules import (
@@ -22,20 +24,19 @@ from halflife.studies.results import Results
 __all__ = ["PANELS", "PUBLISHED"]
 
 
-def _against_product(results: Results, metric: str, factor: float = 1.0) -> list[PointRow]:
-    """A reading of the average at the drop against lr lam, a line a rate."""
+def _against_product(results: Results, metric: str, factor: float = 1.0, *, log: bool = False) -> list[PointRow]:
+    """A reading of the average at the drop against lr lam, a line a rate; geometric means for a logarithmic axis."""
     size, rows = results.main_size, []
     for rate in RATES:
-        for style in ("line", "point"):
-            for index in range(1, NUM_PRODUCTS + 1):
-                key = key_of(PLAIN, rate, index)
-                spec = image_spec(results, key, size)
-                values = seed_interval(factor * results.per_seed(key, AVERAGE + metric, spec.drop_epoch, size))
-                x, name = float(f"{spec.lr * spec.lam:.6g}"), f"lr {spec.lr:g}"
-                if style == "line":
-                    rows.append(PointRow(name, x, values.estimate, style="line"))
-                else:
-                    rows.append(PointRow(name, x, values.estimate, values.low, values.high))
+        points = []
+        for index in range(1, NUM_PRODUCTS + 1):
+            key = key_of(PLAIN, rate, index)
+            spec = image_spec(results, key, size)
+            values_S = factor * results.per_seed(key, AVERAGE + metric, spec.drop_epoch, size)
+            interval = seed_interval(np.log(values_S)).exp() if log else seed_interval(values_S)
+            points.append((f"lr {spec.lr:g}", float(f"{spec.lr * spec.lam:.6g}"), interval))
+        rows += [PointRow(name, x, i.estimate, style="line") for name, x, i in points]
+        rows += [PointRow(name, x, i.estimate, i.low, i.high) for name, x, i in points]
     return rows
 
 
@@ -86,7 +87,7 @@ PANELS = (
         title="Jacobian norm of the average against lr lam, without normalization",
         x_label="lr lam",
         y_label="Jacobian norm",
-        rows=functools.partial(_against_product, metric="jacobian_norm"),
+        rows=functools.partial(_against_product, metric="jacobian_norm", log=True),
         log_x=True,
         log_y=True,
         source_figure="figure 4, there with BatchNorm",
