@@ -13,7 +13,14 @@ from torch.func import grad, jacrev, vjp, vmap
 
 from halflife.probes.problem import Problem
 
-__all__ = ["example_gradients", "example_jacobians", "example_products", "gram_eigenvalues", "row_blocks"]
+__all__ = [
+    "example_gradients",
+    "example_jacobians",
+    "example_products",
+    "gram_eigenvalues",
+    "jacobian_parts",
+    "row_blocks",
+]
 
 Group = list[tuple[Tensor, Tensor]]
 RowsOf = Callable[[Tensor, Tensor], Tensor]
@@ -24,6 +31,8 @@ MAX_STORED = 100_000_000
 MAX_AT_ONCE = 5_000_000
 # Examples at once; more cost memory for activations and no longer save time.
 MAX_EXAMPLES = 64
+# Examples whose Jacobians are held together.
+PART = 16
 
 
 def _chunk(numbers_per_example: int) -> int:
@@ -75,6 +84,21 @@ def example_jacobians(problem: Problem) -> RowsOf:
         return _flat(each(parameters, x), 2)
 
     return rows
+
+
+def jacobian_parts(problem: Problem) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The Jacobians of all examples, few at a time, for sums that need none of them twice.
+
+    Args:
+        problem: Model and data, BatchNorm not on batch statistics.
+
+    Yields:
+        x_B..., y_B... and J_BKP.
+    """
+    rows = example_jacobians(problem)
+    for x, y in problem.data():
+        for start in range(0, len(x), PART):
+            yield x[start : start + PART], y[start : start + PART], rows(x[start : start + PART], y)
 
 
 def example_products(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from halflife.errors import UserError
 from halflife.probes.estimate import Estimate
-from halflife.probes.examples import example_jacobians, example_products
+from halflife.probes.examples import example_products, jacobian_parts
 from halflife.probes.problem import Problem
 
 __all__ = ["jacobian_norm"]
@@ -21,15 +21,10 @@ def _signs(shape: torch.Size | tuple[int, ...], like: Tensor, generator: torch.G
 
 
 def _exact(problem: Problem) -> Estimate:
-    jacobians = example_jacobians(problem)
     total, num_outputs = 0.0, 0
-    for x, y in problem.data():
-        # Few examples at a time: their Jacobians are summed up and forgotten.
-        for x_part, y_part in zip(torch.split(x, 16), torch.split(y, 16), strict=True):
-            if len(x_part):
-                j_BKP = jacobians(x_part, y_part)
-                num_outputs = j_BKP.shape[1]
-                total += float(j_BKP.square().sum(dim=(1, 2)).cpu().double().sum())
+    for _, _, j_BKP in jacobian_parts(problem):
+        num_outputs = j_BKP.shape[1]
+        total += float(j_BKP.square().sum(dim=(1, 2)).cpu().double().sum())
     return Estimate(math.sqrt(total / problem.num_examples), 0.0, num_outputs)
 
 

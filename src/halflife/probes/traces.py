@@ -1,122 +1,29 @@
-"""Traces of matrices that are known by products only, with a standard error.
+"""The traces of the Hessian and of the Gauss-Newton matrix.
 
-Shapes: P weights, M random vectors. Every estimator takes products with few vectors; Rademacher vectors throughout.
-The products come from curvlinops; its own estimators return the estimate alone, and the standard errors need the parts
-it is made of, so the three are written out here. The tests compare them with curvlinops' on the same vectors.
+Shapes: P weights, M random vectors, B of a batch, K outputs of an example.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.func import jacrev, vmap
 
 from halflife.errors import UserError
 from halflife.probes.estimate import Estimate
+from halflife.probes.estimators import hutch_plus_plus, hutchinson, mean_and_error, xtrace
+from halflife.probes.examples import jacobian_parts
 from halflife.probes.operators import Matrix, Product, matrix_product, random_vectors
 from halflife.probes.problem import Problem
 
-__all__ = ["gauss_newton_trace", "hessian_trace", "hutch_plus_plus", "hutchinson", "xtrace"]
+__all__ = ["gauss_newton_trace", "hessian_trace"]
 
 Method = Literal["xtrace", "hutch++", "hutchinson"]
 
-
-def _mean_and_error(samples_M: Tensor) -> tuple[float, float]:
-    """The mean of samples and its standard error."""
-    return float(samples_M.mean()), float(samples_M.std() / math.sqrt(len(samples_M)))
-
-
-def hutchinson(product: Product, w_PM: Tensor) -> tuple[float, float]:
-    """Hutchinson's (Girard's) estimator: the mean of w^T A w.
-
-    The standard error is that of a mean of M independent samples. For Rademacher vectors the variance of a sample is
-    2 sum_{i != j} A_ij^2.
-
-    Source: Girard 1989; Hutchinson 1989.
-
-    Args:
-        product: v_PV -> (A v)_PV, A symmetric.
-        w_PM: Rademacher vectors, one product each.
-
-    Returns:
-        The estimate and its standard error.
-    """
-    return _mean_and_error((w_PM * product(w_PM)).sum(0).double())
-
-
-def hutch_plus_plus(product: Product, w_PM: Tensor) -> tuple[float, float]:
-    """Hutch++: exact on the range of A times a third of the vectors, Hutchinson on what is left.
-
-    tr A = tr Q^T A Q + tr (I - QQ^T) A (I - QQ^T). Given Q the samples of the second term are independent, and the
-    standard error is that of their mean.
-
-    Source: Meyer, Musco, Musco and Woodruff 2021, arXiv 2010.09649, algorithm 1.
-
-    Args:
-        product: v_PV -> (A v)_PV, A symmetric.
-        w_PM: Rademacher vectors, an even number; 3 M / 2 products.
-
-    Returns:
-        The estimate and its standard error.
-    """
-    s_PM, g_PM = w_PM.chunk(2, dim=1)
-    q_PM = torch.linalg.qr(product(s_PM))[0]
-    inside = (q_PM * product(q_PM)).sum()
-    rest_PM = g_PM - q_PM @ (q_PM.T @ g_PM)
-    mean, error = _mean_and_error((rest_PM * product(rest_PM)).sum(0).double())
-    return float(inside) + mean, error
-
-
-def xtrace(product: Product, w_PM: Tensor) -> tuple[float, float]:
-    """XTrace: every vector in turn is the sample, all others span the space in which the trace is exact.
-
-    The estimate is the mean of M estimates t_i, where t_i is Hutch++ with the range of A times all vectors but the
-    i-th, and the i-th as the only sample. All come from one QR decomposition. The standard error is
-    sqrt(sum_i (t_i - t)^2 / (M (M - 1))), the authors' own: it treats the t_i as independent, which they are nearly
-    (``docs/probes.md`` says how nearly, as measured).
-
-    Source: Epperly, Tropp and Webber 2024, arXiv 2301.07825, sections 2.3 and 4.
-
-    Args:
-        product: v_PV -> (A v)_PV, A symmetric.
-        w_PM: Rademacher vectors; 2 M products.
-
-    Returns:
-        The estimate and its standard error; exact where the range of A is smaller than M.
-    """
-    y_PM = product(w_PM)
-    q_PM, r_MM = torch.linalg.qr(y_PM)
-    z_PM = product(q_PM)
-    # What is left is small: in double precision.
-    r_MM = _double(r_MM)
-    if not bool(torch.isfinite(r_MM).all()):
-        return math.nan, math.nan
-    h_MM, w_MM, t_MM = _double(q_PM.T @ z_PM), _double(q_PM.T @ w_PM), _double(z_PM.T @ w_PM)
-    u_MM, sigma_M, _ = torch.linalg.svd(r_MM)
-    kept = sigma_M > len(sigma_M) * torch.finfo(w_PM.dtype).eps * sigma_M.max()
-    if not bool(kept.all()):
-        # A maps M random vectors to fewer dimensions: that is its whole range, and the trace is exact there.
-        u_MR = u_MM[:, kept]
-        return float((u_MR * (h_MM @ u_MR)).sum()), 0.0
-    # s_i: the unit vector with span(Q minus Q s_i) = the range of A times all vectors but the i-th.
-    s_MM = torch.linalg.inv(r_MM).T
-    s_MM = s_MM / s_MM.norm(dim=0)
-    # x_i = (I - s_i s_i^T) Q^T w_i: the part of w_i in that range.
-    x_MM = w_MM - s_MM * (s_MM * w_MM).sum(0)
-    # (w - Qx)^T A (w - Qx), with A w = Q R e_i.
-    r_dot = (w_MM * r_MM).sum(0) - (x_MM * r_MM).sum(0) - (t_MM * x_MM).sum(0) + (x_MM * (h_MM @ x_MM)).sum(0)
-    inside = h_MM.trace() - (s_MM * (h_MM @ s_MM)).sum(0)
-    return _mean_and_error(inside + r_dot)
-
-
-def _double(t: Tensor) -> Tensor:
-    return t.cpu().double()
-
-
-# What each method needs: how many random vectors per product, of which multiple, at least how many.
+# By method: the estimator, products per so many vectors, and the least number of products.
 METHODS: dict[str, tuple[Callable[[Product, Tensor], tuple[float, float]], int, int, int]] = {
     "xtrace": (xtrace, 2, 1, 6),
     "hutch++": (hutch_plus_plus, 3, 2, 6),
@@ -124,60 +31,118 @@ METHODS: dict[str, tuple[Callable[[Product, Tensor], tuple[float, float]], int, 
 }
 
 
-def _trace(problem: Problem, matrix: Matrix, num_products: int, method: Method, seed: int) -> Estimate:
-    if method not in METHODS:
-        raise UserError(f"method is {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
-    estimator, multiple, vectors, least = METHODS[method]
+def _refuse_number(num_products: int, method: str, multiple: int, least: int) -> None:
     if num_products < least or num_products % multiple:
-        raise UserError(
-            f"num_products is {num_products}; {method} needs at least {least}"
-            + (f", and a multiple of {multiple}." if multiple > 1 else ".")
-        )
+        even = f", and a multiple of {multiple}" if multiple > 1 else ""
+        raise UserError(f"num_products is {num_products}; {method} needs at least {least}{even}.")
+
+
+def _trace(problem: Problem, matrix: Matrix, num_products: int, method: str, seed: int) -> Estimate:
+    estimator, multiple, vectors, least = METHODS[method]
+    _refuse_number(num_products, method, multiple, least)
     with problem.measuring():
         product = matrix_product(problem, matrix)
         if problem.num_parameters <= num_products:
             identity = torch.eye(problem.num_parameters, dtype=problem.dtype, device=problem.device)
             return Estimate(float(product(identity).trace()), 0.0, problem.num_parameters)
         w_PM = random_vectors(problem, num_products // multiple * vectors, seed)
-        value, error = estimator(product, w_PM)
-    return Estimate(value, error, num_products)
+        return Estimate(*estimator(product, w_PM), num_products)
 
 
-def hessian_trace(problem: Problem, *, num_products: int = 24, method: Method = "xtrace", seed: int = 0) -> Estimate:
+def _exact_gauss_newton(problem: Problem) -> Estimate:
+    """(1/N) sum_i tr J_i^T L_i J_i, L_i the second derivative of an example's loss by its outputs."""
+    weights = problem.detached()
+    total, num_outputs = 0.0, 0
+    for x, y, j_BKP in jacobian_parts(problem):
+        with torch.no_grad():
+            h = problem.outputs(weights, x)
+
+        def loss_of(h_i: Tensor, y_i: Tensor) -> Tensor:
+            value: Tensor = problem.loss(h_i.unsqueeze(0), y_i.unsqueeze(0))
+            return value
+
+        num_outputs = j_BKP.shape[1]
+        curvature_BKK = vmap(jacrev(jacrev(loss_of)))(h, y).reshape(len(x), num_outputs, num_outputs)
+        total += float((curvature_BKK * (j_BKP @ j_BKP.mT)).sum(dim=(1, 2)).cpu().double().sum())
+    return Estimate(total / problem.num_examples, 0.0, num_outputs)
+
+
+def _split(problem: Problem, num_products: int, seed: int) -> Estimate:
+    """The trace as tr G + tr (H - G): the first exactly, the second by Hutchinson's estimator."""
+    _refuse_number(num_products, "split", 2, 4)
+    problem.refuse_batch_statistics("The exact part of method 'split'")
+    with problem.measuring():
+        exact = _exact_gauss_newton(problem)
+        products = [matrix_product(problem, matrix) for matrix in ("hessian", "gauss-newton")]
+        w_PM = random_vectors(problem, num_products // 2, seed)
+        residual_PM = products[0](w_PM) - products[1](w_PM)
+        value, error = mean_and_error((w_PM * residual_PM).sum(0).cpu().double())
+    return Estimate(exact.value + value, error, num_products)
+
+
+def hessian_trace(
+    problem: Problem,
+    *,
+    num_products: int = 24,
+    method: Literal["xtrace", "hutch++", "hutchinson", "split"] = "xtrace",
+    seed: int = 0,
+) -> Estimate:
     """The trace of the Hessian of the mean loss, tr d^2 L / dw^2: the sum of its eigenvalues, negative ones included.
+
+    In a net whose outputs are linear in every single weight (ReLU, no normalization but BatchNorm on running
+    statistics) it equals the trace of the Gauss-Newton matrix, and `gauss_newton_trace` with ``method="exact"`` is the
+    way to get it.
 
     Args:
         problem: Model, loss and data.
-        num_products: Hessian-vector products to spend, about two gradients each. Where there are no more weights than
+        num_products: Products with vectors to spend, about two gradients each. Where there are no more weights than
             that, the trace is exact.
-        method: ``"xtrace"`` (the smallest error as a rule; an even number of products), ``"hutch++"`` (a multiple of
-            three) or ``"hutchinson"``.
+        method: ``"xtrace"`` (the smallest error of those that go by products alone; an even number of products),
+            ``"hutch++"`` (a multiple of three), ``"hutchinson"``, or ``"split"``: the Gauss-Newton part exactly and
+            what is left by Hutchinson's estimator, each vector one product with either matrix. The exact part costs K
+            backward passes per example for K outputs; for few outputs ``"split"`` has the smallest error.
         seed: Of the random vectors.
 
     Returns:
-        The estimate, its standard error, and the products spent.
+        The estimate, its standard error, and the products spent; ``nan`` where the curvature is not finite.
 
     Raises:
-        UserError: If the method or the number of products does not fit, curvlinops is missing, or memory runs out.
+        UserError: If the method or the number of products does not fit, ``"split"`` is asked for under batch
+            statistics, curvlinops is missing, or memory runs out.
     """
+    if method == "split":
+        return _split(problem, num_products, seed)
+    if method not in METHODS:
+        raise UserError(f"method is {method!r}; expected one of {', '.join(map(repr, [*METHODS, 'split']))}.")
     return _trace(problem, "hessian", num_products, method, seed)
 
 
 def gauss_newton_trace(
-    problem: Problem, *, num_products: int = 24, method: Method = "xtrace", seed: int = 0
+    problem: Problem,
+    *,
+    num_products: int = 24,
+    method: Literal["xtrace", "hutch++", "hutchinson", "exact"] = "xtrace",
+    seed: int = 0,
 ) -> Estimate:
-    """The trace of the Gauss-Newton matrix, (1/N) sum_i tr J_i^T (d^2 loss_i / dh_i^2) J_i, which is never negative.
+    """The trace of the Gauss-Newton matrix, (1/N) sum_i tr J_i^T (d^2 loss_i / dh_i^2) J_i.
 
     Args:
         problem: Model, loss and data.
         num_products: As in `hessian_trace`.
-        method: As in `hessian_trace`.
+        method: As in `hessian_trace`, or ``"exact"``: from the Jacobians of the examples, K backward passes each for
+            K outputs. For ten outputs that costs less than 24 products.
         seed: Of the random vectors.
 
     Returns:
-        The estimate, its standard error, and the products spent.
+        The estimate, its standard error, and the products spent (per example, if exact).
 
     Raises:
-        UserError: As in `hessian_trace`.
+        UserError: As in `hessian_trace`; ``"exact"`` under batch statistics.
     """
+    if method == "exact":
+        problem.refuse_batch_statistics("The exact trace of the Gauss-Newton matrix")
+        with problem.measuring():
+            return _exact_gauss_newton(problem)
+    if method not in METHODS:
+        raise UserError(f"method is {method!r}; expected one of {', '.join(map(repr, [*METHODS, 'exact']))}.")
     return _trace(problem, "gauss-newton", num_products, method, seed)
