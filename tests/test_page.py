@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from halflife.report import build_report
 from halflife.report.page import render_page
 from halflife.studies import STUDIES, get_study
 from halflife.studies.results import Results
@@ -33,6 +34,30 @@ TEXT_PANELS, TEXT_LADDER = len(TEXT_STUDY.panels), len(TEXT_STUDY.claims)
 SWEEP = 2 * PANELS + LADDER + 3  # the text study's points
 GRID = SWEEP + 1
 ALL_DRAWN = "() => document.querySelectorAll('.chart[data-drawn]').length == document.querySelectorAll('.chart').length"
+CONTRASTS = """() => {
+  const luminance = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
+      .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$/.test(colour)) return colour;
+    }
+  };
+  const ratio = (a, b) => {
+    const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
+    return (high + 0.05) / (low + 0.05);
+  };
+  const worst = (selector, property) => Math.min(...[...document.querySelectorAll(selector)]
+    .map((e) => ratio(getComputedStyle(e)[property], behind(e))));
+  return {
+    words: worst("p, a, th, td, dt, dd, li, h1, h2, h3, h4, summary, figcaption, .outcome, .muted", "color"),
+    labels: worst(".chart text:not([fill='#ffffff'], [fill='#000000'])", "fill"),
+    lines: worst(".chart .mark-line path", "stroke"),
+  };
+}"""  # the least of words, of labels and of lines
 
 
 @pytest.fixture(scope="module")
@@ -282,32 +307,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, width: int) -> None:
 def test_words_and_lines_stand_out(page: Page, scheme: str) -> None:
     """WCAG's contrast: 4.5 for words, 3 for the lines of figures."""
     page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # pytest passes str
-    ratios = page.evaluate(
-        """() => {
-          const luminance = (colour) => {
-            const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map((v) => v / 255)
-              .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-          };
-          const behind = (element) => {
-            for (let e = element; e; e = e.parentElement) {
-              const colour = getComputedStyle(e).backgroundColor;
-              if (!/, 0\\)$/.test(colour)) return colour;
-            }
-          };
-          const ratio = (a, b) => {
-            const [low, high] = [luminance(a), luminance(b)].sort((x, y) => x - y);
-            return (high + 0.05) / (low + 0.05);
-          };
-          const worst = (selector, property) => Math.min(...[...document.querySelectorAll(selector)]
-            .map((e) => ratio(getComputedStyle(e)[property], behind(e))));
-          return {
-            words: worst("p, a, th, td, dt, dd, li, h1, h2, h3, h4, summary, figcaption, .outcome, .muted", "color"),
-            labels: worst(".chart text:not([fill='#ffffff'], [fill='#000000'])", "fill"),
-            lines: worst(".chart .mark-line path", "stroke"),
-          };
-        }"""
-    )
+    ratios = page.evaluate(CONTRASTS)
     page.emulate_media(color_scheme="light")
     assert ratios["words"] >= 4.5
     assert ratios["labels"] >= 4.5
@@ -344,3 +344,69 @@ def test_the_rule_opens(page: Page) -> None:
     assert not page.get_by_text(rule).first.is_visible()
     details.locator("summary").click()
     assert page.get_by_text(rule).first.is_visible()
+
+
+# ---- pages of papers
+
+
+@pytest.fixture(scope="module")
+def paper(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """The page of a paper beside the report, watched likewise."""
+    folder = tmp_path_factory.mktemp("paper") / "store"
+    make_store(folder)
+    paths = build_report(make_store(folder, study="stabilization-vgg", sizes=(16,)))
+    assert [path.name for path in paths] == ["report.html", "paper-why.html"]
+    files = {path.as_uri() for path in paths}
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(90_000)
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    page.on(
+        "request",
+        lambda request: complaints.append(request.url) if request.url.partition("#")[0] not in files else None,
+    )
+    page.goto(paths[1].as_uri())
+    page.wait_for_function(ALL_DRAWN)
+    yield page
+    assert not complaints
+    context.close()
+
+
+def test_the_figures_of_a_walk_are_drawn_in_their_steps(paper: Page) -> None:
+    drawn = [step.locator(".chart svg").count() for step in paper.locator(".step").all()]
+    assert [count for count in drawn if count] == [4, 2]
+    assert paper.locator(".step .banner.note").count() == len(drawn) - 2, "the others say how to run them"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
+def test_a_walk_fits_and_can_be_read(paper: Page, width: int, scheme: str) -> None:
+    paper.set_viewport_size({"width": width, "height": 900})
+    paper.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # pytest passes str
+    paper.wait_for_function(
+        "width => innerWidth == width && [...document.querySelectorAll('.chart')].every("
+        "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12)",
+        arg=width,
+    )
+    paper.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
+    assert paper.evaluate("document.documentElement.scrollWidth") == width
+    paper.evaluate("document.querySelectorAll('details').forEach(element => element.open = false)")
+    ratios = paper.evaluate(CONTRASTS)
+    assert ratios["words"] >= 4.5
+    assert ratios["labels"] >= 4.5
+    paper.emulate_media(color_scheme="light")
+    paper.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_links_lead_from_the_walk_to_the_studies_and_back(paper: Page) -> None:
+    paper.locator("nav[aria-label=Steps] a").get_by_text("Loss stabilization").click()
+    step = paper.locator(".step").filter(has=paper.get_by_role("heading", name="Loss stabilization")).first
+    paper.wait_for_function("box => Math.abs(box.getBoundingClientRect().top) < 5", arg=step.element_handle())
+    step.locator("details.run summary").click()
+    step.get_by_role("link", name="stabilization-laptop").click()
+    paper.wait_for_url("**/report.html#stabilization-laptop")
+    assert paper.locator("#stabilization-laptop").is_visible()
+    paper.locator("nav[aria-label=Papers] a").first.click()
+    paper.wait_for_url("**/paper-why.html")
+    paper.wait_for_function(ALL_DRAWN)
