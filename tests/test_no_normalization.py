@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from halflife.specs.base import RunSpec
 from halflife.specs.images import ImageRun
 from halflife.studies import no_normalization_rules as rules
-from halflife.studies.base import Finding, PointsPanel
+from halflife.studies.base import Finding, Panel, PointsPanel
 from halflife.studies.no_normalization import NO_NORMALIZATION
 from halflife.studies.no_normalization_rules import MIXED, PLAIN, RATES, SAME_LAM, TWIN, key_of, prediction_errors
 from halflife.studies.results import Results
+from tests.smoke_in_process import smoke_results
 
 NUM_SEEDS, NUM_TEST = 3, 8_000
 LAPTOP = NO_NORMALIZATION.presets["laptop"]
@@ -257,3 +259,18 @@ def test_figures_and_published_rows_show_every_setting() -> None:
     ours = [row.ours(results) for row in NO_NORMALIZATION.published]
     assert ours[0].startswith("17.0 ± ")
     assert ours[0].split(" / ")[1].startswith("20.0 ± ")
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_runs_decides_and_draws(tmp_path: Path) -> None:
+    results = smoke_results(tmp_path, NO_NORMALIZATION)
+    assert results.num_finished == results.num_planned == 28
+    verdicts = results.verdicts()
+    assert all(v.finding.reason.startswith("too small to decide, only a test; ") for v in verdicts)
+    for panel in NO_NORMALIZATION.panels:
+        if isinstance(panel, PointsPanel):
+            assert len(panel.rows(results)) in {10, 16}
+        else:
+            assert isinstance(panel, Panel)
+            assert panel.metric in results.frame.columns
+    assert all("±" in row.ours(results) for row in NO_NORMALIZATION.published)

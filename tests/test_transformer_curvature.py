@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,10 +15,11 @@ from halflife.specs.base import RunSpec
 from halflife.specs.branches import TextBranch
 from halflife.specs.text import TextRun
 from halflife.studies import transformer_curvature_rules as rules
-from halflife.studies.base import Finding, PointsPanel
+from halflife.studies.base import Finding, Panel, PointsPanel
 from halflife.studies.results import Results
 from halflife.studies.transformer_curvature import TRANSFORMER_CURVATURE
 from halflife.studies.transformer_curvature_rules import LAMS, RATES, branch_of, key_of, rank_correlation
+from tests.smoke_in_process import smoke_results
 
 NUM_SEEDS, NUM_BLOCKS = 5, 40
 LAPTOP = TRANSFORMER_CURVATURE.presets["laptop"]
@@ -230,3 +232,18 @@ def test_points_show_every_setting() -> None:
     assert [row.series for row in rows][:2] == ["lr 0.01, lam 0", "lr 0.01, lam 0.3"]
     assert [row.y for row in rows] == pytest.approx(LOSSES, abs=0.01)
     assert [row.x for row in rows] == pytest.approx([10 * loss for loss in LOSSES], abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_smoke_preset_runs_decides_and_draws(tmp_path: Path) -> None:
+    results = smoke_results(tmp_path, TRANSFORMER_CURVATURE)
+    assert results.num_finished == results.num_planned == 24
+    verdicts = results.verdicts()
+    assert all(v.finding.reason.startswith("too small to decide, only a test; ") for v in verdicts)
+    for panel in TRANSFORMER_CURVATURE.panels:
+        if isinstance(panel, PointsPanel):
+            assert len(panel.rows(results)) == 6
+        else:
+            assert isinstance(panel, Panel)
+            assert panel.metric in results.frame.columns
+            assert set(panel.arms or ()) <= {arm["key"] for arm in results.arms}
