@@ -105,6 +105,14 @@ _WHY_IMAGES = (
         " rise, the norm of the Jacobian falls, and the test error has the shape of a U. Its minimum is at 5e-4 to 7e-4 in"
         " the figure for Tiny-ImageNet, read by eye; the text says 0.005, where the same figure has its largest error.",
         "eta-lambda",
+        panels=("grid-error", "product-error", "product-loss", "product-noise", "product-jacobian"),
+    ),
+    PaperStep(
+        "One product, without normalization layers",
+        "The nets of figures 3, 4 and 10 have BatchNorm. Whether the product alone matters in a VGG without it, where decay"
+        " changes the function itself, is an open question; the claims are those of the step before.",
+        "eta-lambda-vgg",
+        panels=("grid-error", "product-error", "product-loss", "product-jacobian"),
     ),
     PaperStep(
         "The conjecture",
