@@ -18,6 +18,7 @@ from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.no_normalization import NO_NORMALIZATION
+from halflife.studies.sphere import SPHERE
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.stationary_mean import STATIONARY_MEAN
 from halflife.studies.textbook import TEXTBOOK
@@ -43,6 +44,7 @@ STUDIES: dict[str, Study] = {
         AVERAGING,
         CURVATURE_ALIGNMENT,
         EXPONENTIAL_LR,
+        SPHERE,
         TRANSFORMER_CURVATURE,
         NO_NORMALIZATION,
         STATIONARY_MEAN,

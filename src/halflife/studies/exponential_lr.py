@@ -239,9 +239,9 @@ EXPONENTIAL_LR = Study(
     ),
     presets={
         "smoke": Preset(
-            description="30 steps: shows that everything works, not what is true",
+            description="12 steps: shows that everything works, not what is true",
             budget="20 seconds",
-            arms=_arms({**_LAPTOP, "num_steps": 30, "num_train": 500, "num_test": 200, "eval_every": 10}, (4,)),
+            arms=_arms({**_LAPTOP, "num_steps": 12, "num_train": 200, "num_test": 100, "eval_every": 4}, (4,)),
             num_seeds=2,
             main_size=4,
             decides=False,
