@@ -7,8 +7,7 @@ import functools
 import numpy as np
 
 from halflife.stats import crossed_interval
-from halflife.studies import panels
-from halflife.studies.base import HeatPanel, Panel, PointRow, PointsPanel, Published
+from halflife.studies.base import Cell, HeatPanel, Panel, PointRow, PointsPanel, Published
 from halflife.studies.eta_lambda_grid import FORGOTTEN, cells_of, diagonals, values_of
 from halflife.studies.eta_lambda_rules import best_product
 from halflife.studies.results import Results
@@ -16,7 +15,7 @@ from halflife.studies.results import Results
 __all__ = ["PANELS", "PUBLISHED"]
 
 
-def grid_cells(results: Results, *, quantity: str) -> list[panels.Cell]:
+def grid_cells(results: Results, *, quantity: str) -> list[Cell]:
     """A quantity over the grid, the mean over seeds.
 
     Args:
@@ -28,7 +27,7 @@ def grid_cells(results: Results, *, quantity: str) -> list[panels.Cell]:
     """
     cells = cells_of(results, results.main_size)
     means_C = values_of(results, cells, quantity, results.main_size, compared=False).mean(axis=1)
-    return [panels.Cell(c.lr, c.lam, float(value)) for c, value in zip(cells, means_C, strict=True)]
+    return [Cell(c.lr, c.lam, float(value)) for c, value in zip(cells, means_C, strict=True)]
 
 
 def product_rows(results: Results, *, quantity: str) -> list[PointRow]:

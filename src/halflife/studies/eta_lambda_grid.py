@@ -21,7 +21,7 @@ __all__ = [
     "FORGOTTEN",
     "LATE",
     "QUANTITIES",
-    "Cell",
+    "GridCell",
     "Quantity",
     "cells_of",
     "diagonals",
@@ -37,7 +37,7 @@ LATE = 0.25  # the last part of the epochs, over which the training loss is take
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class GridCell:
     """One place of the grid.
 
     Args:
@@ -67,7 +67,7 @@ class Cell:
         return self.product * self.num_steps
 
 
-def cells_of(results: Results, size: int) -> list[Cell]:
+def cells_of(results: Results, size: int) -> list[GridCell]:
     """The grid, learning rates and lams rising.
 
     Args:
@@ -83,7 +83,7 @@ def cells_of(results: Results, size: int) -> list[Cell]:
         assert isinstance(spec, ImageRun)
         steps_S = results.series_by_step(key, "train/running_loss", size)[0][0]
         cells.append(
-            Cell(
+            GridCell(
                 key=key,
                 lr=spec.lr,
                 lam=spec.lam,
@@ -95,23 +95,23 @@ def cells_of(results: Results, size: int) -> list[Cell]:
     return sorted(cells, key=lambda cell: (cell.lr, cell.lam))
 
 
-def forgotten(cells: Sequence[Cell]) -> list[Cell]:
+def forgotten(cells: Sequence[GridCell]) -> list[GridCell]:
     """The cells whose runs are at least `FORGOTTEN` tau long."""
     return [cell for cell in cells if cell.lifetimes >= FORGOTTEN - 1e-9]
 
 
-def unforgotten(cells: Sequence[Cell]) -> list[Cell]:
+def unforgotten(cells: Sequence[GridCell]) -> list[GridCell]:
     """The cells whose runs are shorter than tau, those without decay among them."""
     return [cell for cell in cells if cell.lifetimes < 1]
 
 
-def diagonals(cells: Sequence[Cell]) -> dict[float, list[Cell]]:
+def diagonals(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
     """Cells by their product, which rises."""
     products = sorted({cell.product for cell in cells})
     return {product: [cell for cell in cells if cell.product == product] for product in products}
 
 
-def shared(cells: Sequence[Cell]) -> dict[float, list[Cell]]:
+def shared(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
     """The diagonals that have at least two cells: one alone says nothing of what else matters."""
     return {product: found for product, found in diagonals(cells).items() if len(found) > 1}
 
@@ -129,26 +129,26 @@ class Quantity:
 
     name: str
     unit: str
-    of: Callable[[Results, Cell, int], NDArray[np.float64]]
+    of: Callable[[Results, GridCell, int], NDArray[np.float64]]
     log: bool = False
 
 
-def _error(results: Results, cell: Cell, size: int) -> NDArray[np.float64]:
+def _error(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
     return 100 * results.last(cell.key, f"{cell.average}test/error", size)
 
 
-def _late_loss(results: Results, cell: Cell, size: int) -> NDArray[np.float64]:
+def _late_loss(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
     """The median over the last epochs: a single epoch may hold a spike."""
     start = (1 - LATE) * cell.num_epochs
     curves = results.series(cell.key, "train/running_loss", size)
     return np.array([np.median(losses[epochs > start]) for epochs, losses in curves])
 
 
-def _noise(results: Results, cell: Cell, size: int) -> NDArray[np.float64]:
+def _noise(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
     return results.last(cell.key, f"{cell.average}noise_scale", size)
 
 
-def _jacobian(results: Results, cell: Cell, size: int) -> NDArray[np.float64]:
+def _jacobian(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
     return results.last(cell.key, f"{cell.average}jacobian_norm", size)
 
 
@@ -162,7 +162,7 @@ QUANTITIES: Mapping[str, Quantity] = {
 
 
 def values_of(
-    results: Results, cells: Sequence[Cell], quantity: str, size: int, *, compared: bool = True
+    results: Results, cells: Sequence[GridCell], quantity: str, size: int, *, compared: bool = True
 ) -> NDArray[np.float64]:
     """A quantity of each cell and seed.
 
@@ -181,7 +181,7 @@ def values_of(
     return np.log(found_CS) if compared and chosen.log else found_CS
 
 
-def wrong_on(results: Results, found: Mapping[float, Sequence[Cell]], size: int) -> NDArray[np.float64]:
+def wrong_on(results: Results, found: Mapping[float, Sequence[GridCell]], size: int) -> NDArray[np.float64]:
     """The average's test errors by example, in points, each a mean over the cells of a diagonal.
 
     Args:

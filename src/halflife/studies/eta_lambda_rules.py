@@ -17,7 +17,7 @@ from halflife.studies.decide import EQUAL_CONFIDENCE, above, above_zero, all_of,
 from halflife.studies.eta_lambda_grid import (
     FORGOTTEN,
     QUANTITIES,
-    Cell,
+    GridCell,
     cells_of,
     diagonals,
     forgotten,
@@ -184,7 +184,7 @@ def falls_with_rate(results: Results, size: int, *, quantity: str) -> Finding:
 # ---- the product alone
 
 
-def _designs(found: Mapping[float, Sequence[Cell]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _designs(found: Mapping[float, Sequence[GridCell]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One level for each product; and beside these the other direction, v = ln(lr / lam), as v, v^2 and v ln(lr lam)."""
     cells = [cell for group in found.values() for cell in group]
     levels_CL = np.array([[float(cell.product == product) for product in found] for cell in cells])
@@ -247,7 +247,9 @@ def collapses(results: Results, size: int, *, quantity: str) -> Finding:
     )
 
 
-def _spread(results: Results, found: Mapping[float, Sequence[Cell]], quantity: str, size: int) -> NDArray[np.float64]:
+def _spread(
+    results: Results, found: Mapping[float, Sequence[GridCell]], quantity: str, size: int
+) -> NDArray[np.float64]:
     """Standard deviation over cells of equal product, per seed."""
     groups = [values_of(results, cells, quantity, size) for cells in found.values()]
     squares_S = sum(((values_CS - values_CS.mean(axis=0)) ** 2).sum(axis=0) for values_CS in groups)
