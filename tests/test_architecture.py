@@ -61,6 +61,7 @@ JOINT: set[str] = {
     "together",
     "cli",
     "cli_audit",
+    "cli_catalog",
     "cli_selfcheck",
     "cli_study",
 }

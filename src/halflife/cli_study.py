@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
     from halflife.plan import Plan
     from halflife.store import Store
-    from halflife.studies.base import Study
     from halflife.together import Crew
 
 __all__ = ["StoppedError", "report_command", "study_app"]
@@ -66,48 +64,22 @@ def _existing_store(path: Path | None) -> Store:
 
 
 @study_app.command("list")
-def list_studies(as_json: JsonOption = False) -> None:
-    """List the studies, what they claim and at which scales they run."""
-    from halflife.studies import STUDIES
+def list_studies(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Say all about these studies")] = None,
+    long: Annotated[bool, typer.Option("--long", help="Say all about every study")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the studies; of those that are named, what they claim and at which scales they run."""
+    from halflife.cli_catalog import print_details, print_names, study_json
+    from halflife.studies import STUDIES, get_study
 
+    studies = [get_study(name) for name in dict.fromkeys(names or STUDIES)]
     if as_json:
-        print(json.dumps([_study_json(study) for study in STUDIES.values()], indent=1))
-        return
-    for study in STUDIES.values():
-        console.print(f"[bold]{study.name}[/]  {study.title}", highlight=False)
-        console.print(f"  {study.claim}", highlight=False)
-        console.print(f"  [dim]{study.source}[/]", highlight=False)
-        table = Table(box=None, padding=(0, 2), show_header=False)
-        for name, preset in study.presets.items():
-            needs = f"; needs {preset.needs}" if preset.needs else ""
-            table.add_row(f"  {name}", f"{preset.description} ({preset.budget}{needs})")
-        console.print(table)
-        console.print()
-
-
-def _study_json(study: Study) -> dict[str, Any]:
-    return {
-        "name": study.name,
-        "title": study.title,
-        "source": study.source,
-        "claim": study.claim,
-        "claims": [
-            {"key": c.key, "text": c.text, "rule": c.rule, "amended": c.amended, "unit": c.unit} for c in study.claims
-        ],
-        "published": [
-            {"quantity": p.quantity, "published": p.published, "where": p.where, "how": p.how} for p in study.published
-        ],
-        "presets": {
-            key: {
-                "description": preset.description,
-                "budget": preset.budget,
-                "needs": preset.needs,
-                "num_seeds": preset.num_seeds,
-                "arms": [{"key": arm.key, "label": arm.label, "size": arm.size} for arm in preset.arms],
-            }
-            for key, preset in study.presets.items()
-        },
-    }
+        print(json.dumps([study_json(study) for study in studies], indent=1))
+    elif names or long:
+        print_details(studies, console)
+    else:
+        print_names(studies, console)
 
 
 @study_app.command("run")
@@ -136,6 +108,7 @@ def run_studies(
             "--fsdp", help="Under torchrun: shard the model over the processes (FSDP2) instead of copying it (DDP)"
         ),
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing")] = False,
 ) -> None:
     """Run studies, doing only what is missing, and print their verdicts.
 
@@ -146,11 +119,20 @@ def run_studies(
     chosen = [(get_study(name), get_preset(get_study(name), preset)) for name in dict.fromkeys(names)]
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds is {seeds}, expected an integer >= 1: a verdict needs at least 2")
     from halflife.plan import make_plan
     from halflife.together import joined
 
     data_folder = None if data is None else str(data)
     where = _store(store)
+    if dry_run:
+        from halflife.cli_catalog import print_batches
+
+        cuts: dict[str, Any] = {"num_seeds": seeds, "max_steps": max_steps, "data_folder": data_folder}
+        for study, found in chosen:
+            print_batches(study, preset, found, where, console, **cuts)
+        return
     plans = [
         make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
         for study, found in chosen

@@ -56,8 +56,8 @@ _WHY_IMAGES = (
     PaperStep(
         "Before the claims: what needs decay, and what does not",
         "The background. A net may fit its data smoothly without any decay, because gradient descent with a large learning"
-        " rate prefers some solutions to others. On separable data gradient descent without decay turns towards"
-        " the direction of the largest margin, as slowly as 1 / log t; a softer margin needs explicit regularization.",
+        " rate prefers some solutions to others. On separable data gradient descent without decay turns towards the"
+        " direction of the largest margin, as slowly as 1 / log t; a softer margin needs explicit regularization.",
         "textbook",
     ),
     PaperStep(
@@ -109,8 +109,8 @@ _WHY_IMAGES = (
     ),
     PaperStep(
         "One product, without normalization layers",
-        "The nets of figures 3, 4 and 10 have BatchNorm. Whether the product alone matters in a VGG without it, where decay"
-        " changes the function itself, is an open question; the claims are those of the step before.",
+        "The nets of figures 3, 4 and 10 have BatchNorm. Whether the product alone matters in a VGG without it, where"
+        " decay changes the function itself, is an open question; the claims are those of the step before.",
         "eta-lambda-vgg",
         panels=("grid-error", "product-error", "product-loss", "product-jacobian"),
     ),
