@@ -61,7 +61,7 @@ def test_steps_name_claims_and_figures_that_there_are(paper: Paper) -> None:
         assert set(step.claims) <= {claim.key for claim in study.claims}
         assert set(step.panels) <= {panel.file_slug for panel in study.panels}
         (shown,) = [found for found in walk(paper, []) if found.told is step]
-        assert 1 <= len(shown.panels) <= 6
+        assert 1 <= len(shown.panels) <= 8
         assert shown.results is None
     assert re.search(r"arXiv \d{4}\.\d{5}", paper.reference)
     assert len({step.heading for step in paper.steps}) == len(paper.steps)

@@ -59,6 +59,7 @@ _WHY_IMAGES = (
         " rate prefers some solutions to others. On separable data gradient descent without decay turns towards the"
         " direction of the largest margin, as slowly as 1 / log t; a softer margin needs explicit regularization.",
         "textbook",
+        panels=("functions", "boundaries", "angle"),
     ),
     PaperStep(
         "Before the claims: minima that generalize badly",
@@ -74,6 +75,7 @@ _WHY_IMAGES = (
         " sets, whose training error is 0 with and without, and still lowers the test error. The gain shrinks as images"
         " are repeated less, and in a single pass decay only makes the optimization faster.",
         "dataset-size",
+        panels=("test-error", "train-error"),
     ),
     PaperStep(
         "Loss stabilization",
@@ -105,7 +107,7 @@ _WHY_IMAGES = (
         " rise, the norm of the Jacobian falls, and the test error has the shape of a U. Its minimum is at 5e-4 to 7e-4 in"
         " the figure for Tiny-ImageNet, read by eye; the text says 0.005, where the same figure has its largest error.",
         "eta-lambda",
-        panels=("grid-error", "product-error", "product-loss", "product-noise", "product-jacobian"),
+        panels=("grid-error", "grid-jacobian", "product-error", "product-loss", "product-noise", "product-jacobian"),
     ),
     PaperStep(
         "One product, without normalization layers",
@@ -145,6 +147,16 @@ _WHY_IMAGES = (
         " larger one, which the paper admits to contradict the conjecture. The tables compare the average of the weights"
         " with the mean of the outputs of snapshots.",
         "averaging",
+        panels=(
+            "train-loss",
+            "test-error-average",
+            "test-error-fine-tuned",
+            "jacobian-norm-average",
+            "jacobian-norm-fine-tuned",
+            "hessian-trace-average",
+            "hessian-trace-fine-tuned",
+            "ensemble",
+        ),
     ),
     PaperStep(
         "On the sphere",
