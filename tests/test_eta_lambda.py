@@ -219,7 +219,7 @@ def test_the_papers_numbers_stand_beside_ours_and_its_slip_is_named() -> None:
     assert ours[4].endswith("at 0.032")
     assert ours[5].endswith("at 0.032")
     edge = rows[0].ours(made_up(error=lambda spec: 0.2 - 0.01 * doublings(spec)))
-    assert edge.startswith("none: the lowest loss of the test error")
+    assert edge == "none: the lowest place of the test error is at lr * lam = 0.032, an edge of its grid"
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:

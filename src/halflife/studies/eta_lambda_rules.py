@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,10 @@ def best_product(results: Results, size: int) -> Optimum | None:
     found = diagonals(forgotten(cells_of(results, size)))
     if len(found) < 3:
         return None
-    return find_optimum(list(found), wrong_on(results, found, size), "the test error over lr * lam")
+    optimum = find_optimum(list(found), wrong_on(results, found, size), "the test error")
+    for theirs, ours in (("lowest loss of ", "lowest place of "), ("at lam ", "at lr * lam = "), ("lams", "products")):
+        optimum = replace(optimum, problem=optimum.problem.replace(theirs, ours))  # it is written for sweeps over lam
+    return optimum
 
 
 def best_epochs(results: Results, size: int) -> Finding:
@@ -97,7 +101,7 @@ def best_epochs(results: Results, size: int) -> Finding:
     if optimum is None:
         return _too_few(f"have runs of {FORGOTTEN:g} tau or more")
     if optimum.problem:
-        return _none(optimum.problem.replace("lam ", "a product of "))
+        return _none(optimum.problem)
     cell = cells_of(results, size)[0]
     log_steps = math.log(cell.num_steps / cell.num_epochs)
     log_epochs_SN = -optimum.log_lam_SN - log_steps  # tau in epochs is 1 / (product * steps an epoch)
