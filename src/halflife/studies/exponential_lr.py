@@ -255,7 +255,7 @@ EXPONENTIAL_LR = Study(
         ),
         "night": Preset(
             description="as laptop, at 14 x 14, with more seeds, and a ladder of widths 4, 8, 16",
-            budget="30 minutes on 2 cores",
+            budget="60 minutes on 2 cores",
             arms=_arms({**_LAPTOP, "downsample": 2, "num_test": 4_000}, (4, 8, 16)),
             num_seeds=10,
             main_size=8,
