@@ -6,6 +6,7 @@ from halflife.errors import UserError
 from halflife.studies.amendments import with_amendments
 from halflife.studies.augmentation import AUGMENTATION
 from halflife.studies.averaging import AVERAGING
+from halflife.studies.bad_minima import BAD_MINIMA
 from halflife.studies.base import Preset, Study
 from halflife.studies.bias_variance import BIAS_VARIANCE
 from halflife.studies.curvature_alignment import CURVATURE_ALIGNMENT
@@ -19,6 +20,7 @@ from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.no_normalization import NO_NORMALIZATION
 from halflife.studies.sphere import SPHERE
+from halflife.studies.noise_loss import NOISE_LOSS
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.stationary_mean import STATIONARY_MEAN
 from halflife.studies.textbook import TEXTBOOK
@@ -41,6 +43,7 @@ STUDIES: dict[str, Study] = {
         BIAS_VARIANCE,
         TIMESCALE,
         TEXTBOOK,
+        BAD_MINIMA,
         AVERAGING,
         CURVATURE_ALIGNMENT,
         EXPONENTIAL_LR,
@@ -48,6 +51,7 @@ STUDIES: dict[str, Study] = {
         TRANSFORMER_CURVATURE,
         NO_NORMALIZATION,
         STATIONARY_MEAN,
+        NOISE_LOSS,
         ETA_LAMBDA,
         ETA_LAMBDA_VGG,
         DATASET_SIZE,
