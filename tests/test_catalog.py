@@ -137,3 +137,20 @@ def test_runs_that_others_start_from_are_told() -> None:
 def test_seeds_below_one_are_refused_in_a_dry_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--seeds is 0, expected an integer >= 1"):
         said("study", "run", "stabilization", "--seeds", "0", "--dry-run", folder=tmp_path)
+
+
+def test_the_docs_name_the_studies_that_need_curvlinops() -> None:
+    """Studies whose runs, or what these start from, have probes of second derivatives."""
+    curvature = {"hessian-trace", "gauss-newton-trace", "top-eigenvalue", "alignment"}
+
+    def probes_of(spec: Any) -> set[str]:
+        own = {*getattr(spec, "probes", ()), *getattr(getattr(spec, "then", None), "probes", ())}
+        return own if spec.parent is None else own | probes_of(spec.parent)
+
+    needing = {
+        name for name, study in STUDIES.items()
+        if any(probes_of(arm.build(0)) & curvature for arm in study.presets["laptop"].arms)
+    }  # fmt: skip
+    text = (Path(__file__).parents[1] / "docs" / "studies.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"(?s)\n\n([^\n]*?[^.]*measure Hessians)", text)
+    assert set(re.findall(r"`([a-z-]+)`", sentence)) == needing
