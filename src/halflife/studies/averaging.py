@@ -142,7 +142,7 @@ CLAIMS = (
         rule="At each learning rate, at the end. Reproduced if at each the 90 % interval of (error of the average - error of"
         f" the ensemble) lies within {rules.ENSEMBLE_MARGIN:g} point of 0 and the 95 % interval of the total variation between"
         f" their predictions below {rules.ENSEMBLE_VARIATION}; not reproduced if one lies wholly outside; else inconclusive."
-        " The effect is the largest gap.",
+        " The effect is the largest gap. The ensemble takes snapshots at even distances from the first epochs on.",
         effect_name="test error of the average minus that of the ensemble",
         unit="points",
         measure=rules.ensemble_is_average,
@@ -252,7 +252,7 @@ AVERAGING = Study(
                 | {"num_epochs": 60, "eval_every": 30, "keep_at": (10, 30, 60), "probe_every": 30, "ensemble_every": 5},
                 (8,),
             ),
-            num_seeds=3,
+            num_seeds=4,
             main_size=8,
         ),
         "night": Preset(
