@@ -87,7 +87,7 @@ CASES: list[tuple[str, str, dict[str, Any], str, float | None]] = [
     ("lr / lam as well", "collapse-loss", {"loss": lambda s: both(s, by=0.04)}, "not reproduced", None),
     ("neither matters", "collapse-noise", {"noise": lambda s: 1.0, "jitter": 0.05}, "inconclusive", None),
     ("forgets nothing", "unforgotten", {"error": lambda s: u(s) + (0.02 * across(s) if doublings(s) < -3 else 0)},
-     "reproduced", None),
+     "reproduced", math.sqrt((16 + 4 + 4 + 16 + 4 + 4) / 5)),  # five cells without decay, two of 2.5e-4
     ("spreads everywhere", "unforgotten",
      {"error": lambda s: 0.3 + (0.02 * across(s) if doublings(s) > -3 else 0)}, "not reproduced", None),
     ("the same spread", "unforgotten", {"error": lambda s: 0.3, "jitter": 0.01}, "inconclusive", None),
@@ -122,6 +122,17 @@ def test_what_the_product_explains_is_the_share_between_its_diagonals() -> None:
     # The seeds' common factor of 1 % scales what is explained in one by what is fitted in the others.
     assert shares[0] == pytest.approx([by_hand] * NUM_SEEDS, abs=2e-3)
     assert shares[1] == pytest.approx([1.0] * NUM_SEEDS, abs=2e-3)
+
+
+def test_where_little_is_explained_there_is_nothing_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    product_S = np.array([0.60, 0.61, 0.62, 0.61])
+    for little, outcome in ((0.0, "reproduced"), (0.3, "inconclusive")):
+        shares = (product_S - little, product_S - little + 0.01)
+        monkeypatch.setattr(rules, "shares_explained", lambda *_, shares=shares: shares)
+        finding = rules.collapses(made_up(), 8, quantity="error")
+        assert finding.outcome == outcome
+        assert finding.effect is not None
+        assert finding.effect.low > rules.EXPLAINED
 
 
 def test_a_column_more_explains_no_noise_of_a_seed_left_out() -> None:

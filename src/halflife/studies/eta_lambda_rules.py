@@ -176,8 +176,8 @@ def falls_with_rate(results: Results, size: int, *, quantity: str) -> Finding:
     values_CS = np.log(values_of(results, cells, quantity, size, compared=False))
     log_rates_C = np.log([cell.lr for cell in cells])
     x = np.concatenate([log_rates_C[row] - log_rates_C[row].mean() for row in rows])
-    y_S = np.concatenate([values_CS[row] - values_CS[row].mean(axis=0) for row in rows])
-    exponent = seed_interval(x @ y_S / (x @ x))
+    y_S = np.concatenate([values_CS[row] for row in rows])
+    exponent = seed_interval(x @ y_S / (x @ x))  # x adds to 0 within each lam, so that its level drops out
     return Finding(
         below(exponent),
         exponent,
