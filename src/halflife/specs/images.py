@@ -139,6 +139,11 @@ class ImageRun(RunSpec):
         for probe in self.probes:
             if probe not in PROBES:
                 raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
+        if self.probe_vectors < 6 or self.probe_vectors % 2:
+            raise UserError(
+                f"probe_vectors is {self.probe_vectors}, expected an even integer >= 6, which the trace estimator needs: change"
+                " probe_vectors"
+            )
         if max(self.lr, self.lr_after_drop) * self.lam >= 1:
             raise UserError(
                 f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction of the"
