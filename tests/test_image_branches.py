@@ -134,7 +134,10 @@ BAD_BRANCHES = [
     (lambda: replace(TINY, sphere=1.0), "sphere is 1 and lam is 0.01: on a sphere there is nothing to decay"),
     (lambda: replace(TINY, probes=("trace",)), "probes has 'trace', expected some of hessian-trace, "),
     (lambda: replace(TINY, label_noise=1.5), "label_noise is 1.5, expected a finite number >= 0 and <= 1"),
-    (lambda: replace(TINY, probe_vectors=7), "probe_vectors is 7, expected an even integer >= 6"),
+    (
+        lambda: replace(TINY, probes=("hessian-trace",), probe_vectors=7),
+        "probe_vectors is 7, expected an even integer >= 6",
+    ),
     (lambda: replace(TINY, probe_every=-1), "probe_every is -1, expected an integer >= 0"),
 ]
 

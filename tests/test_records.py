@@ -61,10 +61,13 @@ def test_every_field_is_part_of_the_digest() -> None:
         "seed": 1, "max_steps": 5, "data": "cifar10", "num_train": 7, "num_test": 7, "downsample": 1, "model": "vgg",
         "width": 9, "blocks": (1,), "lr": 0.2, "lr_after_drop": 2e-3, "drop_at": 0.6, "lam": 0.0, "num_epochs": 11,
         "batch_size": 64, "ema": (), "eval_every": 1, "precision": "bfloat16", "augmentation": "flip-crop",
-        "label_smoothing": 0.1,
+        "label_smoothing": 0.1, "label_noise": 0.1, "fresh_label_noise": True, "sphere": 2.0, "ensemble_every": 1,
+        "keep_at": (3,), "probes": ("noise-scale",), "probe_every": 2, "probe_examples": 9, "probe_vectors": 8,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(spec)}
-    digests = {dataclasses.replace(spec, **{name: value}).digest() for name, value in others.items()}
+    without_decay = {"sphere"}  # where decay and a sphere exclude each other
+    changes = [{name: value} | ({"lam": 0.0} if name in without_decay else {}) for name, value in others.items()]
+    digests = {dataclasses.replace(spec, **change).digest() for change in changes}
     assert len(digests | {spec.digest()}) == len(others) + 1
 
 
@@ -80,7 +83,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"drop_at": 1.5}, r"drop_at is 1.5, expected a finite number > 0 and <= 1"),
     ({"drop_at": 0.0}, r"drop_at is 0.0"),
     ({"ema": (0.9, 1.1)}, r"ema is 1.1, expected a finite number >= 0 and <= 1"),
-    ({"model": "mlp"}, r"model is 'mlp', expected one of resnet, vgg: change model"),
+    ({"model": "vit"}, r"model is 'vit', expected one of resnet, vgg, scale-invariant, resnet-plain, mlp: change"),
     (
         {"data": "mnist"},
         r"data is 'mnist', expected one of fashion-mnist-5k, fashion-mnist-views, fashion-mnist, cifar10",
@@ -106,7 +109,7 @@ def test_a_bad_spec_is_refused_with_a_sentence(fields: dict[str, Any], message: 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"kind": "sounds"}, "a run of kind 'sounds' was found and this version of halflife knows images"),
+        ({"kind": "sounds"}, "a run of kind 'sounds' was found and this version of halflife knows exponential, "),
         ({"kind": "images", "colour": 1}, "has other fields than this version of halflife"),
     ],
 )

@@ -139,7 +139,8 @@ class ImageRun(RunSpec):
         for probe in self.probes:
             if probe not in PROBES:
                 raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
-        if self.probe_vectors < 6 or self.probe_vectors % 2:
+        traces = {"hessian-trace", "gauss-newton-trace"} & set(self.probes)
+        if traces and (self.probe_vectors < 6 or self.probe_vectors % 2):
             raise UserError(
                 f"probe_vectors is {self.probe_vectors}, expected an even integer >= 6, which the trace estimator needs: change"
                 " probe_vectors"
