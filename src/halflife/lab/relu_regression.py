@@ -222,7 +222,8 @@ class _Run:
         inner_RNJ = (before_RNJ > 0) * a_RJ[:, None, :]
         gradient_RNP = torch.cat([before_RNJ.relu(), inner_RNJ * x_RN1, inner_RNJ, torch.ones_like(x_RN1)], dim=2)
         gram_RNN = gradient_RNP @ gradient_RNP.transpose(1, 2) / self.spec.num_points
-        return torch.linalg.eigvalsh(gram_RNN)[:, -1]
+        top_R: Tensor = torch.linalg.eigvalsh(gram_RNN)[:, -1]
+        return top_R
 
 
 def effective_kinks(places_RJ: Tensor, changes_RJ: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from halflife.studies.lm_effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.lm_generalization import LM_GENERALIZATION
 from halflife.studies.lm_schedules import LM_SCHEDULES
 from halflife.studies.no_normalization import NO_NORMALIZATION
-from halflife.studies.sphere import SPHERE
 from halflife.studies.noise_loss import NOISE_LOSS
+from halflife.studies.sphere import SPHERE
 from halflife.studies.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.stationary_mean import STATIONARY_MEAN
 from halflife.studies.textbook import TEXTBOOK

@@ -69,6 +69,7 @@ PANELS = (
         x_label="first coordinate",
         y_label="second coordinate",
         rows=figures.boundaries,
+        equal=True,
         note="The first data set of the first seed, at the end.",
     ),
     PointsPanel(
