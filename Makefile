@@ -17,6 +17,10 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
+# curvlinops asks for backpack, which asks for torchvision, and uses neither here. A torchvision that was not made for
+# the torch that is installed breaks transformers; what curvlinops does use comes with [study].
+CURVATURE = $(INSTALL) --no-deps curvlinops-for-pytorch
+
 # Two workers, one torch thread each. loadscope keeps the tests of one module in one worker, so that what a
 # module prepares once (a study that ran, a browser that is open) is prepared once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
@@ -77,10 +81,12 @@ $(VENV)/made.stamp:
 
 $(VENV)/study.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
 	$(INSTALL) -e '.[study]'
+	$(CURVATURE)
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
 	$(INSTALL) -e '.[dev]'
+	$(CURVATURE)
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
