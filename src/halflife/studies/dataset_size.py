@@ -15,7 +15,9 @@ The rules were written before any run of the presets' seeds. Explored on seed 10
 (batch 10, 1,100 steps) interpolates 250 of them and not 1,000, and is shorter than the timescales of lams that act; that is
 why there are views. With 110,000 samples in batches of 25, learning rate 0.2 and lam 0 or 0.0075 the average has 41.5 and
 38.2 % test error on 250 examples, 31.3 and 28.8 % on 1,000, 23.2 and 25.4 % in one pass: there that lam is a cost, so that
-each number of examples is compared at the best of two. The presets take batches of 50, in which these lams act less often.
+each number of examples is compared at the best of two. The presets take batches of 50; one run of each of three arms was
+timed with them: lam 0.02 on 250 examples gives 39.8 % (training error of the average 0), lam 0.005 on 1,000 gives 31.1 %
+(training error 2.1 %) and in one pass 24.3 %.
 """
 
 from __future__ import annotations
