@@ -10,7 +10,6 @@ from typing import cast
 import numpy as np
 import pytest
 
-from halflife.lab.images import train
 from halflife.records import Reading
 from halflife.specs import ImageRun
 from halflife.store import Store
@@ -19,6 +18,7 @@ from halflife.studies.base import Arm
 from halflife.studies.noise_loss import NOISE_LOSS
 from halflife.studies.panels import PointsPanel
 from halflife.studies.results import Results
+from tests.smoke_in_process import smoke_results
 
 PRESET = NOISE_LOSS.presets["laptop"]
 SPREAD = (-1.0, 0.2, 0.8)  # over seeds
@@ -57,13 +57,13 @@ def readings_of(key: str, spec: ImageRun, seed: int, world: World) -> list[Readi
     return readings
 
 
-def results_of(path: Path, source: Callable[[Arm, int], list[Reading]], preset: str, seeds: list[int]) -> Results:
+def results_of(path: Path, source: Callable[[Arm, int], list[Reading]]) -> Results:
     store = Store(path)
     store.create()
     arms = []
-    for number, arm in enumerate(NOISE_LOSS.presets[preset].arms):
+    for number, arm in enumerate(PRESET.arms):
         runs = {}
-        for seed in seeds:
+        for seed in range(3):
             identity = f"{number:08d}{seed:08d}"
             folder = store.run(identity)
             folder.write_header({"id": identity, "status": "finished", "spec": arm.build(seed).to_json()})
@@ -71,8 +71,8 @@ def results_of(path: Path, source: Callable[[Arm, int], list[Reading]], preset: 
             (folder.path / "readings.jsonl").write_text(lines)
             runs[str(seed)] = identity
         arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
-    main = NOISE_LOSS.presets[preset].main_size
-    sheet = {"study": "noise-loss", "preset": preset, "main_size": main, "max_steps": None, "arms": arms}
+    main = PRESET.main_size
+    sheet = {"study": "noise-loss", "preset": "laptop", "main_size": main, "max_steps": None, "arms": arms}
     return Results(store, NOISE_LOSS, sheet)
 
 
@@ -85,7 +85,7 @@ def make(tmp_path: Path) -> Make:
         def source(arm: Arm, seed: int) -> list[Reading]:
             return readings_of(arm.key, cast("ImageRun", arm.build(seed)), seed, world or {})
 
-        return results_of(tmp_path, source, "laptop", [0, 1, 2])
+        return results_of(tmp_path, source)
 
     return made
 
@@ -200,20 +200,12 @@ def test_the_bound_of_the_cross_entropy_with_many_classes() -> None:
 
 def test_a_small_study_for_real(tmp_path: Path) -> None:
     """The smoke preset's runs give readings from which every claim and figure can be computed."""
-
-    def source(arm: Arm, seed: int) -> list[Reading]:
-        readings: list[Reading] = []
-        folder = tmp_path / f"{arm.key}-{seed}"
-        folder.mkdir()
-        train(cast("ImageRun", arm.build(seed)), sink=readings.append, folder=folder)
-        return readings
-
-    results = results_of(tmp_path / "store", source, "smoke", [1000, 1001])
+    results = smoke_results(tmp_path, NOISE_LOSS)
     for verdict in results.verdicts():
         assert verdict.finding.outcome == "inconclusive"
         assert verdict.finding.reason
     runs = rules.noise_of(results, rules.NONE, results.main_size)
-    assert [len(run.loss_P) for run in runs] == [8, 8]
+    assert [len(run.loss_P) for run in runs] == [3, 3]
     assert all((run.per_loss_P < 1).all() for run in runs)
     for panel in NOISE_LOSS.panels:
         if isinstance(panel, PointsPanel):

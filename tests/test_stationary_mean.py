@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halflife.lab.stationary.run import train
 from halflife.records import Array, Reading
 from halflife.specs import StationaryRun
 from halflife.store import Store
@@ -20,6 +19,7 @@ from halflife.studies.results import Results
 from halflife.studies.stationary_fit import Path as Minima
 from halflife.studies.stationary_fit import fitted
 from halflife.studies.stationary_mean import STATIONARY_MEAN
+from tests.smoke_in_process import smoke_results
 
 PRESET = STATIONARY_MEAN.presets["laptop"]
 NUM_INPUTS, NUM_SEEDS = 6, 5
@@ -254,26 +254,7 @@ def test_regimes_are_what_the_claims_need() -> None:
 
 def test_a_small_study_for_real(tmp_path: Path) -> None:
     """The smoke preset's runs give readings from which every claim and figure can be computed."""
-    preset = STATIONARY_MEAN.presets["smoke"]
-    store = Store(tmp_path)
-    store.create()
-    arms = []
-    for number, arm in enumerate(preset.arms):
-        runs = {}
-        for seed in (1000, 1001):
-            readings: list[Reading] = []
-            spec = cast("StationaryRun", arm.build(seed))
-            train(spec, sink=readings.append)
-            identity = f"{number:08d}{seed:08d}"
-            folder = store.run(identity)
-            folder.write_header({"id": identity, "status": "finished", "spec": spec.to_json()})
-            (folder.path / "readings.jsonl").write_text("".join(reading.to_line() + "\n" for reading in readings))
-            runs[str(seed)] = identity
-        arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
-    sheet = {
-        "study": "stationary-mean", "preset": "smoke", "main_size": preset.main_size, "max_steps": None, "arms": arms,
-    }  # fmt: skip
-    results = Results(store, STATIONARY_MEAN, sheet)
+    results = smoke_results(tmp_path, STATIONARY_MEAN)
     for verdict in results.verdicts():
         assert verdict.finding.outcome == "inconclusive"
         assert verdict.finding.effect is not None, verdict.claim.key

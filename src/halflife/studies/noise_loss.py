@@ -244,12 +244,12 @@ LAM = 0.02
 
 PRESETS = {
     "smoke": Preset(
-        description="60 images at 7 x 7, 8 epochs: shows that everything works, not what is true",
+        description="60 images at 7 x 7, 6 epochs: shows that everything works, not what is true",
         budget="20 seconds",
         arms=_arms(
             SMALL
-            | {"num_train": 60, "num_test": 60, "batch_size": 20, "num_epochs": 8, "probe_every": 1, "downsample": 4}
-            | {"probe_examples": 20, "eval_every": 8},
+            | {"num_train": 60, "num_test": 60, "batch_size": 20, "num_epochs": 6, "probe_every": 2, "downsample": 4}
+            | {"probe_examples": 20, "eval_every": 6},
             (4,),
             lam=LAM,
         ),
