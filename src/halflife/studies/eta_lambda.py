@@ -23,8 +23,8 @@ the function itself. Explored on seed 1000: 500 images, width 16, 3,200 steps. T
 and 22.2, 21.7, 23.9 % at lr * lam = 0.001 with lr 0.1, 0.2, 0.05. Its optimum is too near the smallest product whose run
 forgets its start for a claim on the U.
 
-When the rules stood, one arm of the ResNet (lr 0.2, lam 0.01) and two of the VGG (0.1, 0.01 and 0.2, 0.04) were timed with their
-probes, on seed 1000: Jacobian norms of the average of 120, and of 68 and 36.
+When the rules stood, one arm of the ResNet (lr 0.2, lam 0.01) and two of the VGG (0.1, 0.01 and 0.2, 0.04) were timed with
+their probes, on seed 1000: Jacobian norms of the average of 120, and of 68 and 36.
 """
 
 from __future__ import annotations
