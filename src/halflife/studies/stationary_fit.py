@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from halflife.specs.stationary import StationaryRun
 from halflife.studies.results import Results
 
-__all__ = ["Path", "fitted", "path_of", "stationary_spec"]
+__all__ = ["Path", "fitted", "path_of", "rms", "stationary_spec"]
 
 
 @dataclass(frozen=True)

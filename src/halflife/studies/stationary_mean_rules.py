@@ -17,7 +17,7 @@ from halflife.stats import Interval, seed_interval
 from halflife.studies.base import Finding, Outcome
 from halflife.studies.decide import EQUAL_CONFIDENCE, above, all_of, below, within
 from halflife.studies.results import Results
-from halflife.studies.stationary_fit import path_of, rms
+from halflife.studies.stationary_fit import path_of, rms, stationary_spec
 
 __all__ = [
     "CLOSED",
@@ -99,6 +99,22 @@ def _decided(
     return Finding(all_of(*outcomes), max(ratios, key=worst).exp(), f"{what}: {'; '.join(words)}")
 
 
+def _lowest(results: Results, key: str, size: int) -> str:
+    """How far the lowest minimum from any start is, where it was sought."""
+    searched = stationary_spec(results, key, size).searched
+    if not searched:
+        return ""
+    path = path_of(results, key, size)
+    flat_SX = results.last_array(key, "lowest/jacobian/train", size)
+    lowest_SCN = flat_SX.reshape(len(flat_SX), len(searched), -1)
+    words = []
+    for number, c in enumerate(searched):
+        ratio_S = rms(lowest_SCN[:, number] - path.mean_SN) / path.distance(0.0)
+        nearest_S = path.distance(c) / path.distance(0.0)
+        words.append(f"{np.median(ratio_S):.3f} at c = {c:g}, where the nearest is at {np.median(nearest_S):.3f}")
+    return f"; the lowest minimum from any start is at {' and '.join(words)}, medians"
+
+
 def form_explains(results: Results, size: int, *, keys: tuple[str, ...]) -> Finding:
     """With c from the other seeds the objective predicts the mean better than no regularizer."""
 
@@ -108,7 +124,10 @@ def form_explains(results: Results, size: int, *, keys: tuple[str, ...]) -> Find
         held = path_of(results, key, size, inputs="held-out")
         elsewhere = _log(held.distance(path.fit_of_others()) / held.distance(0.0))
         se = rms(results.last_array(key, "se/train", size)) / path.distance(0.0)
-        said = f"{_text(ratio)} (on held-out inputs {_text(elsewhere)}; the mean's own error is {se.mean():.3f})"
+        said = (
+            f"{_text(ratio)} (on held-out inputs {_text(elsewhere)}; the mean's own error is {se.mean():.3f}"
+            f"{_lowest(results, key, size)})"
+        )
         return below(ratio, float(np.log(EXPLAINS)), given=not path.at_edge()), ratio, said
 
     what = "distance of the mean with c from the other seeds, over that without a regularizer"
@@ -123,7 +142,9 @@ def prefactor_is(results: Results, size: int, *, keys: tuple[str, ...], value: f
         ratio = _log(path.fit() / value, EQUAL_CONFIDENCE)
         fit = _log(path.fit(), EQUAL_CONFIDENCE)
         edge = path.at_edge()
-        said = _text(fit) + (" (at an edge of the grid)" if edge else "")
+        squares_S, scale_S = (results.last(key, name, size) for name in ("noise_sq", "noise_scale"))
+        other = _log(path.fit() * squares_S / scale_S**2).exp().estimate
+        said = f"{_text(fit)} ({other:.3f} if sigma is the mean of |l'|{', at an edge of the grid' if edge else ''})"
         return within(ratio, float(np.log(factor)), given=not edge), ratio, said
 
     return _decided(results, size, keys, measure, "fitted c", lambda ratio: max(abs(ratio.low), abs(ratio.high)))
