@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -197,3 +200,27 @@ def test_figures() -> None:
     assert cells[0.02, 0.1] == pytest.approx(0.2, abs=0.1)
     assert BAD_MINIMA.published[0].ours(results).startswith("2.5")
     assert get_study("bad-minima").name == "bad-minima"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bad-minima", "textbook"])
+def test_the_smoke_presets_run_and_report(tmp_path: Path, name: str) -> None:
+    """Trained, decided and drawn, branches after what they start from, by the real runner and with warnings as errors."""
+    store = tmp_path / "store"
+    command = [sys.executable, "-W", "error", "-m", "halflife", "study"]
+    done = subprocess.run(
+        [*command, "run", name, "--preset", "smoke", "--store", str(store), "--workers", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=220,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    preset = get_study(name).presets["smoke"]
+    digests = {arm.build(seed).digest() for arm in preset.arms for seed in range(preset.num_seeds)}
+    assert len(list(store.glob("runs/*/run.json"))) == len(digests)
+    told = subprocess.run(
+        [*command, "verdicts", name, "--store", str(store), "--json"], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.count('"inconclusive"') >= len(get_study(name).claims)
+    assert get_study(name).title in (store / "report.html").read_text(encoding="utf-8")

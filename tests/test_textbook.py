@@ -256,6 +256,11 @@ def test_figures_of_real_runs(trained: Trained) -> None:
     assert len([row for row in found["functions"] if row.style == "point"]) == 12
     lines = {row.series for row in found["functions"] if row.style == "line"}
     assert lines == {"lr 0.0133, lam 0", "lr 0.2, lam 0", "lr 0.0133, lam 0.002"}
+    # The slope of a net and the variation that the run read off its weights: the grid can miss cancelling kinks alone.
+    for key, series in (("relu-small", "lr 0.0133, lam 0"), ("relu-large", "lr 0.2, lam 0")):
+        steps = np.diff([row.y for row in found["slopes"] if row.series == series])
+        assert len(steps) == 399
+        assert 0.5 < np.abs(steps).sum() / trained.last(key, "variation", 25)[0] < 2  # one net of two
     by_class = [
         sum(row.series == name and row.style == "point" for row in found["boundaries"])
         for name in ("class +1", "class -1")

@@ -119,7 +119,7 @@ class Scale:
     resnet: Mapping[str, Any]
     mlp: Mapping[str, Any]
     resnet_epochs: tuple[int, int] = (80, 80)
-    mlp_epochs: tuple[int, int] = (200, 120)
+    mlp_epochs: tuple[int, int] = (200, 160)
     mlp_rate: float = 0.2
 
     def arms(self, widths: tuple[int, ...], main: int) -> tuple[Arm, ...]:
@@ -216,7 +216,7 @@ NIGHT = Scale(
     resnet=LAPTOP.resnet,
     mlp=LAPTOP.mlp,
     resnet_epochs=(100, 160),
-    mlp_epochs=(300, 240),
+    mlp_epochs=(300, 320),
 )
 PAPER = Scale(
     common={"data": "cifar10", "downsample": 1, "batch_size": 128, "ema": ()},
@@ -249,7 +249,7 @@ BAD_MINIMA = Study(
         ),
         "laptop": Preset(
             description="ResNet of width 16, 500 images of 7 x 7 for 80 epochs after 80 on random labels; MLP of width 128,"
-            " 1,000 images for 120 epochs after 200",
+            " 1,000 images for 160 epochs after 200",
             budget="6 minutes on 2 cores",
             arms=LAPTOP.arms((16,), 16),
             num_seeds=5,

@@ -44,6 +44,14 @@ PANELS = (
         note="The first net of the first seed, at the end.",
     ),
     PointsPanel(
+        slug="slopes",
+        title="The slopes of these functions",
+        x_label="x",
+        y_label="slope of f",
+        rows=figures.slopes,
+        note="Of the same nets. The sum of all steps up and down is the total variation.",
+    ),
+    PointsPanel(
         slug="variation",
         title="A larger learning rate finds a smoother function",
         x_label="learning rate",
@@ -200,7 +208,7 @@ TEXTBOOK = Study(
     claims=CLAIMS,
     panels=PANELS,
     size_name="width of the ReLU net",
-    doc_panels=("functions", "boundaries"),
+    doc_panels=("slopes", "boundaries"),
     presets={
         "smoke": Preset(
             description="a net of width 25, 400 steps, and 3,000 of gradient descent: shows that everything works, not what is"

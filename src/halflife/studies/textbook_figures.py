@@ -17,6 +17,7 @@ __all__ = [
     "fitted_functions",
     "kinks_against_rate",
     "norm_along_the_run",
+    "slopes",
     "variation_against_rate",
 ]
 
@@ -52,6 +53,17 @@ def fitted_functions(results: Results) -> list[PointRow]:
         rows += _line(f"lr {spec.lr:g}, lam {spec.lam:g}", grid[thinned], function[thinned])
     x, y = _arrays(results, rules.SMALL, "points/x", "points/y")
     return rows + [PointRow("training points", float(a), float(b)) for a, b in zip(x, y, strict=True)]
+
+
+def slopes(results: Results) -> list[PointRow]:
+    """The slopes of the functions of `fitted_functions`, which show what the functions themselves hide."""
+    rows = []
+    for key in (rules.SMALL, rules.LARGE, rules.DECAYED):
+        spec = rules.relu_spec(results, key, results.main_size)
+        grid, function = _arrays(results, key, "grid", "function")
+        middles = (grid[1:] + grid[:-1]) / 2
+        rows += _line(f"lr {spec.lr:g}, lam {spec.lam:g}", middles, np.diff(function) / np.diff(grid))
+    return rows
 
 
 def _against_rate(results: Results, metric: str) -> list[PointRow]:
