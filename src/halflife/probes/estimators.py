@@ -77,7 +77,7 @@ def xtrace(product: Product, w_PM: Tensor) -> tuple[float, float]:
     i-th, and the i-th as the only sample. All come from one QR decomposition. The standard error is
     sqrt(2 sum_i (t_i - t)^2 / (M (M - 1))). Without the 2 it is the authors' own, which takes the t_i for independent;
     they are not, and on six kinds of spectra it was too small by a factor of 1.0 to 1.9. With it the error is between
-    0.75 and 1.3 of the true one (``docs/probes.md``).
+    0.75 and 1.4 times the true one (``docs/probes.md``).
 
     Source: Epperly, Tropp and Webber 2024, arXiv 2301.07825, sections 2.3 and 4.
 
