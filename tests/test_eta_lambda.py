@@ -53,7 +53,7 @@ def made_up(
     **given: Any,
 ) -> Results:
     errors = {"ema-0.98/test/error": error}
-    values = {"train/running_loss": loss, "ema-0.98/noise_scale": noise, "ema-0.98/jacobian_norm": jacobian}
+    values = {"train/running_loss": loss, "noise_scale": noise, "ema-0.98/jacobian_norm": jacobian}
     return cast("Results", MadeUpImages(ARMS, errors=errors, values=values, **given))
 
 
@@ -187,7 +187,7 @@ def test_the_loss_is_the_median_of_the_last_quarter() -> None:
 
 def test_too_small_a_grid_is_inconclusive_and_not_an_error() -> None:
     arms = [arm for arm in ARMS if arm.key in {"lr 0.05, lam 0", "lr 0.1, lam 0.04"}]
-    constant = dict.fromkeys(("train/running_loss", "ema-0.98/noise_scale", "ema-0.98/jacobian_norm"), lambda spec: 1.0)
+    constant = dict.fromkeys(("train/running_loss", "noise_scale", "ema-0.98/jacobian_norm"), lambda spec: 1.0)
     results = cast("Results", MadeUpImages(arms, errors={"ema-0.98/test/error": u}, values=constant))
     for claim in ETA_LAMBDA.claims:
         finding = claim.measure(results, 8)

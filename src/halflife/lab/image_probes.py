@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from halflife import probes
 from halflife.lab.data import Images
@@ -104,7 +105,12 @@ def _alignment(spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]
         "spectrum/covariance": probes.gradient_noise(problem).eigenvalues,
         "spectrum/decoupled": probes.gradient_noise(problem, decoupled=True).eigenvalues,
     }
-    return values, {name: _floats(eigenvalues[:SPECTRUM]) for name, eigenvalues in spectra.items()}
+    return values, {name: _floats(_padded(eigenvalues, SPECTRUM)) for name, eigenvalues in spectra.items()}
+
+
+def _padded(eigenvalues_N: Tensor, count: int) -> Tensor:
+    """The first eigenvalues, always so many: those that a probe leaves out as rounding are 0 to that precision."""
+    return functional.pad(eigenvalues_N[:count], (0, max(0, count - len(eigenvalues_N))))
 
 
 def _floats(values_N: Tensor) -> Array:

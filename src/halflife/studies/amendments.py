@@ -22,6 +22,11 @@ SLOPE = (
 STAKE = "decay must change the loss by more than the margin, else two things that equal no decay would count as equal."
 VERTEX = "a best lam must lie between the outer two of the three lams of its parabola; before, anywhere in the grid."
 
+RANKS = (
+    "the rank correlation must lie above {}; before, above 0, which one by chance does in every seed at once, because the"
+    " settings are the same in all of them."
+)
+
 AMENDMENTS = {
     ("lm-schedules", "a"): GRID,
     ("lm-schedules", "h-moderate"): STAKE,
@@ -37,6 +42,12 @@ AMENDMENTS = {
     ("bias-variance", "h-early"): STAKE,
     ("lm-dropout", "smaller-lam"): VERTEX,
     ("lm-dropout", "one-pass-gain"): STAKE,
+    **{
+        ("no-normalization", f"{measure}-{where}"): RANKS.format(0.5)
+        for measure in ("hessian", "jacobian")
+        for where in ("average", "end")
+    },
+    **{("transformer-curvature", f"{measure}-ranks"): RANKS.format(0.8) for measure in ("hessian", "jacobian")},
     **{
         ("timescale", key): VERTEX
         for key in ("batch", "matched", "tokens", "tokens-constant", "text", "width", "width-power")

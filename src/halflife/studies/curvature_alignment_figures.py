@@ -62,7 +62,8 @@ def spectrum_rows(results: Results) -> list[PointRow]:
         spec = _run(results, key)
         for name, words in (("covariance", "covariance"), ("decoupled", "decoupled")):
             spectrum_SL = results.last_array(key, f"spectrum/{name}", results.main_size)
-            means_L = np.exp(np.log(spectrum_SL).mean(axis=0))
+            # Behind the last eigenvalue that is more than rounding there are zeros.
+            means_L = np.exp(np.log(spectrum_SL[:, (spectrum_SL > 0).all(axis=0)]).mean(axis=0))
             rows += [
                 PointRow(series=f"{words}, lr {spec.lr:g}, lam {spec.lam:g}", x=rank, y=value, style="line")
                 for rank, value in enumerate(means_L.tolist(), start=1)

@@ -78,7 +78,7 @@ SPREAD_NOTE = (
 _LABELS = {
     "error": ("Test error of the average", "test error (%)", False),
     "loss": ("Training loss", "training cross-entropy", False),
-    "noise": ("Noise scale of the average", "mean norm of d loss / d logits", False),
+    "noise": ("Noise scale of the weights at the end", "mean norm of d loss / d logits", False),
     "jacobian": ("Jacobian norm of the average", "norm of the Jacobian", True),
 }
 

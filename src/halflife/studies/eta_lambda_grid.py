@@ -145,7 +145,7 @@ def _late_loss(results: Results, cell: GridCell, size: int) -> NDArray[np.float6
 
 
 def _noise(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
-    return results.last(cell.key, f"{cell.average}noise_scale", size)
+    return results.last(cell.key, "noise_scale", size)
 
 
 def _jacobian(results: Results, cell: GridCell, size: int) -> NDArray[np.float64]:
@@ -155,7 +155,7 @@ def _jacobian(results: Results, cell: GridCell, size: int) -> NDArray[np.float64
 QUANTITIES: Mapping[str, Quantity] = {
     "error": Quantity(name="test error of the average", unit="points", of=_error),
     "loss": Quantity(name="training loss", unit="nats", of=_late_loss),
-    "noise": Quantity(name="noise scale of the average", unit="", of=_noise),
+    "noise": Quantity(name="noise scale", unit="", of=_noise),
     "jacobian": Quantity(name="Jacobian norm of the average", unit="", of=_jacobian, log=True),
 }
 """The four of the paper's figures 3 and 4."""

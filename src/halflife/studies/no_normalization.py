@@ -34,7 +34,7 @@ LARGE = (key_of(PLAIN, "large", SAME_LAM["large"]), key_of(PLAIN, "large", 0))
 MODELS = {PLAIN: "resnet-plain", TWIN: "resnet"}
 _RANK = (
     "Spearman's correlation over the ten settings without normalization, for each seed: reproduced if its 95 % interval lies"
-    " above 0; not reproduced if it lies below 0; else inconclusive."
+    f" above {rules.RANKS}; not reproduced if it lies below; else inconclusive."
 )
 
 

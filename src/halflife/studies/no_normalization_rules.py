@@ -18,6 +18,7 @@ from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding
 from halflife.studies.decide import (
     EQUAL_CONFIDENCE,
+    above,
     above_zero,
     all_of,
     below,
@@ -60,6 +61,7 @@ MIXED = (3, 4)
 """The products with a time scale 1 / (lr lam) of at most half of the phase before the drop."""
 AVERAGE = "ema-0.99/"
 
+RANKS = 0.5  # rank correlation: settings are the same in all seeds, so that one by chance repeats itself in each
 SMALLEST_EFFECT = 0.5  # points, as in the stabilization studies
 EQUAL_MARGIN = (
     1.0  # points: a third of what errors along the grid of products differ by (the paper's figure 4 and ours)
@@ -282,7 +284,7 @@ def ranks_errors(results: Results, size: int, *, metric: str, where: str) -> Fin
         [rank_correlation(x_A, y_A) for x_A, y_A in zip(curvature_AS.T, error_AS.T, strict=True)],
     )
     return Finding(
-        above_zero(effect),
+        above(effect, RANKS),
         effect,
         f"over the {len(keys)} settings the rank correlation of {NAMES[metric]} and test error of the"
         f" {'average' if where == 'average' else 'weights at the end'} is {effect.estimate:+.2f} [{effect.low:+.2f},"

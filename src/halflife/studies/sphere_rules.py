@@ -232,7 +232,9 @@ def fine_tuned_rises(results: Results, size: int, *, metric: str, name: str) -> 
         np.array([results.per_seed(key, what, epoch, size) for key, epoch in zip(keys, end, strict=True)])
         for what in (metric, "train/loss")
     )
-    effect = _exponent(results, keys, np.maximum(values_RS, 1e-12), size)
+    if values_RS.min() <= 0:
+        return Finding("inconclusive", None, f"{name} after fine-tuning is not above 0 in every run: no exponent")
+    effect = _exponent(results, keys, values_RS, size)
     return Finding(
         above(effect),
         effect,

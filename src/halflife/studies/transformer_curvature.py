@@ -44,8 +44,8 @@ _RATIO = (
     " inconclusive."
 )
 _RANK = (
-    "Spearman's correlation over the six settings, for each seed: reproduced if its 95 % interval lies above 0; not reproduced"
-    " if it lies below 0; else inconclusive."
+    "Spearman's correlation over the six settings, for each seed: reproduced if its 95 % interval lies above"
+    f" {rules.RANKS}; not reproduced if it lies below; else inconclusive."
 )
 
 
@@ -101,7 +101,7 @@ CLAIMS = (
         " (our claim).",
         rule="The lowest validation loss at any evaluation of a run or after its branch, rate, lam and step chosen on the other"
         " seeds: reproduced if the 95 % interval of the difference lies below 0, else not reproduced if it excludes an"
-        f" improvement of {rules.SMALLEST_EFFECT} nats, else inconclusive.",
+        f" improvement of {rules.SMALLEST_EFFECT} nats, else inconclusive. The interval is over seeds, on one validation text.",
         effect_name="best validation loss with decay minus best without",
         unit="nats",
         measure=rules.beats_early_stopping,
