@@ -252,7 +252,7 @@ AVERAGING = Study(
                 | {"num_epochs": 60, "eval_every": 30, "keep_at": (10, 30, 60), "probe_every": 30, "ensemble_every": 5},
                 (8,),
             ),
-            num_seeds=4,
+            num_seeds=5,
             main_size=8,
         ),
         "night": Preset(
@@ -273,7 +273,7 @@ AVERAGING = Study(
                 },
                 (4, 8, 16),
             ),
-            num_seeds=5,
+            num_seeds=7,
             main_size=8,
             num_ladder_seeds=3,
         ),

@@ -221,7 +221,7 @@ CURVATURE_ALIGNMENT = Study(
             description="nets of width 8, 20 epochs, 2,000 Fashion-MNIST images at 7 x 7",
             budget="5 minutes on 2 cores",
             arms=_arms(LR, LAM, GRID, SMALL | PROBED | {"num_epochs": 20, "eval_every": 20}, (8,)),
-            num_seeds=4,
+            num_seeds=5,
             main_size=8,
         ),
         "night": Preset(
@@ -236,7 +236,7 @@ CURVATURE_ALIGNMENT = Study(
                 | {"probe_examples": 250, "probe_vectors": 40},
                 (4, 8, 16),
             ),
-            num_seeds=6,
+            num_seeds=8,
             main_size=8,
             num_ladder_seeds=4,
         ),
