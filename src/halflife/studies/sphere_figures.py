@@ -44,11 +44,12 @@ def error_rows(results: Results) -> list[PointRow]:
 
 
 def against_rate(results: Results, *, metric: str) -> list[PointRow]:
-    """A probe of the average before the drop, and of the fine-tuned weights, against the large learning rate."""
+    """A probe of the fine-tuned weights, and ||J|| of the average before the drop, against the large learning rate."""
     size, rows = results.main_size, []
     keys = rate_keys(results, size)
     lrs = [image_run(results, key, size).lr for key in keys]
-    for series in (FINE_TUNED, AVERAGE):
+    # The trace of an average at the largest rates has both signs and spans orders of magnitude: no axis shows it.
+    for series in (FINE_TUNED,) if metric == "hessian_trace" else (FINE_TUNED, AVERAGE):
         for lr, key in zip(lrs, keys, strict=True):
             spec = image_run(results, key, size)
             if series == FINE_TUNED:
@@ -113,6 +114,7 @@ def traces_beside(results: Results) -> str:
 
 _DRAWN = tuple(drawn_key(drawn) for drawn in range(NUM_DRAWN))
 _ALONG = "Means and ranges over seeds."
+_BARS = "bars are 95 % intervals over seeds."
 _TRACE, _JACOBIAN = "trace of the Hessian", "||J||"
 
 
@@ -161,11 +163,23 @@ PANELS: tuple[AnyPanel, ...] = (
             rows=functools.partial(against_rate, metric=metric),
             log_x=True,
             log_y=metric in LOGARITHMIC,
-            note="The average at the end of the first phase, not scaled to the sphere; bars are 95 % intervals over seeds.",
+            note=note,
         )
-        for slug, title, y_label, metric in (
-            ("jacobian", "Jacobian norm against the large learning rate", _JACOBIAN, "jacobian_norm"),
-            ("trace", "Trace of the Hessian against the large learning rate", _TRACE, "hessian_trace"),
+        for slug, title, y_label, metric, note in (
+            (
+                "jacobian",
+                "Jacobian norm against the large learning rate",
+                _JACOBIAN,
+                "jacobian_norm",
+                f"The average at the end of the first phase, not scaled to the sphere; {_BARS}",
+            ),
+            (
+                "trace",
+                "Trace of the Hessian after fine-tuning against the large learning rate",
+                _TRACE,
+                "hessian_trace",
+                _BARS.capitalize(),
+            ),
         )
     ),
 )
