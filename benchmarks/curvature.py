@@ -171,9 +171,9 @@ def compare(problem: Problem, rounds: int, repetitions: int) -> None:
         name: [(e.value / exact - 1, e.standard_error / exact) for e in results[name]] for name in ("split", "xtrace")
     }
     for turn in range(rounds + 1, repetitions + 1):
-        for name in found:
+        for name, pairs in found.items():
             e = variants[name](turn)
-            found[name].append((e.value / exact - 1, e.standard_error / exact))
+            pairs.append((e.value / exact - 1, e.standard_error / exact))
     if "pyhessian" in results:
         found["pyhessian"] = [
             (statistics.fmean(s) / exact - 1, statistics.stdev(s) / math.sqrt(len(s)) / exact)

@@ -7,7 +7,9 @@ import math
 import random
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -446,3 +448,18 @@ def test_no_warning_of_others_reaches_the_user() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_environments_of_the_makefile_are_without_torchvision() -> None:
+    root = Path(__file__).parent.parent
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    wanted = " ".join(line for name in ("study", "text", "docs", "dev", "all") for line in extras[name])
+    assert not any(name in wanted for name in ("torchvision", "backpack", "curvlinops", "curvature"))
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    assert "--no-deps curvlinops-for-pytorch" in makefile
+    code = (
+        "import sys; from halflife.probes import require_curvlinops; require_curvlinops()\n"
+        "print([m for m in ('torchvision', 'backpack', 'unfoldNd') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
