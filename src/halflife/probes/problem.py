@@ -37,6 +37,7 @@ class Problem:
             something else at the second pass.
 
     Examples:
+        >>> import torch
         >>> model = nn.Linear(3, 2)
         >>> batches = [(torch.randn(5, 3), torch.randint(2, (5,))), (torch.randn(2, 3), torch.randint(2, (2,)))]
         >>> problem = Problem(model, nn.CrossEntropyLoss(), batches)
