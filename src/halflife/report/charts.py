@@ -21,7 +21,10 @@ TWO_COLUMNS = 17  # longest label, in letters, of a legend in two columns
 POINT_IN_LEGEND = 80
 PLANE = (270, 380)  # most that a plane is wide and high, in pixels: its axis and a phone's screen leave so much
 SLIM = 90  # least
-SHORT = "datum.value < 0.001 || datum.value >= 100000 ? format(datum.value, '.0e') : format(datum.value, '~g')"
+SHORT = (
+    "datum.value != 0 && (abs(datum.value) < 0.001 || abs(datum.value) >= 1000000)"
+    " ? format(datum.value, '.0e') : format(datum.value, '~g')"
+)
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -76,8 +76,8 @@ SPREAD_NOTE = (
     f" is {FORGOTTEN:g} / (lr * lam) steps or longer can the product alone matter."
 )
 _LABELS = {
-    "error": ("Test error of the average", "test error (%)", False),
-    "loss": ("Training loss", "training cross-entropy", False),
+    "error": ("Test error of the average", "test error (%)", True),
+    "loss": ("Training loss", "training cross-entropy", True),
     "noise": ("Noise scale of the weights at the end", "mean norm of d loss / d logits", False),
     "jacobian": ("Jacobian norm of the average", "norm of the Jacobian", True),
 }

@@ -192,7 +192,6 @@ PANELS = (
         x_label="mean of SGD minus minimum without a regularizer",
         y_label="minimum with the regularizer minus that without",
         rows=figures.predicted_shift,
-        equal=True,
         note="One point a training image and prefactor (squared loss, label noise). On the line the prediction is exact.",
     ),
 )
