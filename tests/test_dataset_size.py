@@ -227,6 +227,7 @@ def test_figures_and_published_numbers() -> None:
     assert all(row.how == "fig-read" for row in DATASET_SIZE.published)
 
 
+@pytest.mark.slow
 def test_the_smoke_preset_runs_and_is_read(tmp_path: Path) -> None:
     results = smoke_results(tmp_path, DATASET_SIZE)
     assert (results.num_finished, results.failures) == (12, [])

@@ -263,7 +263,9 @@ def test_grids_share_products_and_stay_in_the_budget(study: Any) -> None:
         assert seconds / 2 <= budget, f"{study.name} {name}: {seconds:.0f} s"
 
 
-@pytest.mark.parametrize("study", [ETA_LAMBDA, ETA_LAMBDA_VGG], ids=lambda study: study.name)
+@pytest.mark.parametrize(
+    "study", [ETA_LAMBDA_VGG, pytest.param(ETA_LAMBDA, marks=pytest.mark.slow)], ids=lambda study: study.name
+)
 def test_the_smoke_preset_runs_and_is_read(study: Any, tmp_path: Path) -> None:
     results = smoke_results(tmp_path, study)
     assert (results.num_finished, results.failures) == (24, [])

@@ -205,7 +205,9 @@ def noise_raises(results: Results, size: int, *, pair: str) -> Finding:
 def _spectra(results: Results, key: str, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The largest eigenvalues of the covariance and of its decoupling approximation at the end, shape (S, L) each."""
     one_SL, other_SL = (results.last_array(key, f"spectrum/{name}", size) for name in ("covariance", "decoupled"))
-    count = min(TOP, one_SL.shape[1], other_SL.shape[1])
+    # Behind the last eigenvalue that is more than rounding there are zeros.
+    whole_L = (np.minimum(one_SL, other_SL) > 0).all(axis=0).cumprod()
+    count = min(TOP, int(whole_L.sum()))
     return one_SL[:, :count], other_SL[:, :count]
 
 
