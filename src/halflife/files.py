@@ -35,7 +35,15 @@ def said_plainly(path: Path) -> Iterator[None]:
                 f"the disk of {path} is full, and everything written so far is kept: free some space and run the same"
                 " command again, it goes on where it stopped"
             ) from error
-        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}:
+        if error.errno in {
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+            errno.ENOENT,
+        }:
             raise StoreError(
                 f"{path} cannot be written ({error.strerror}), expected a place that you may write to: choose another"
                 " with --store, HALFLIFE_STORE or --out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -197,7 +198,10 @@ def points_chart(
     base = alt.Chart().encode(x=alt.X("x:Q", title=x_label, scale=x_scale, axis=x_axis))
     stroke: dict[str, Any] = {"strokeWidth": 2, "strokeJoin": "round", "aria": False}
     looks: dict[str, Any] = {"y": y, "color": colour, "strokeDash": dash, "opacity": shown}
-    line = base.transform_filter("datum.style == 'line'").mark_line(**stroke).encode(**looks)
+    offsets = _side_by_side(rows, apart=not equal)
+    # A line goes through the points of its series, so it moves aside with them.
+    alone = f"datum.style == 'line' && indexof({json.dumps(list(offsets))}, datum.series) < 0"
+    line = base.transform_filter(alone).mark_line(**stroke).encode(**looks)
     path = (
         base.transform_filter("datum.style == 'path'")
         .transform_window(place="row_number()")  # the order of the rows, where a line's would be that of x
@@ -205,9 +209,10 @@ def points_chart(
         .encode(order="place:Q", **looks)
     )
     points = []
-    for label, offset in _side_by_side(rows, apart=not equal).items():
+    for label, offset in offsets.items():
         own = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=label))
         points += [
+            own.transform_filter("datum.style == 'line'").mark_line(**stroke, xOffset=offset).encode(**looks),
             own.transform_filter("isValid(datum.low)")
             .mark_rule(strokeWidth=2, aria=False, xOffset=offset)
             .encode(y=alt.Y("low:Q", title=y_label), y2="high:Q", color=colour, opacity=shown),

@@ -12,7 +12,7 @@ import polars as pl
 
 from halflife.errors import StoreError
 from halflife.report.charts import curves_chart
-from halflife.report.fields import flat_fields, size_name
+from halflife.report.fields import flat_fields, sentence_start, size_name
 from halflife.report.figure import Figure
 from halflife.report.theme import ArmStyle, arm_styles
 from halflife.specs.base import spec_from_json
@@ -161,7 +161,7 @@ def curves_figure(results: Results, panel: Panel) -> Figure:
         caption += f" Drawn from {panel.x} {first:,.10g} on."
     if panel.note:
         caption += f" {panel.note}"
-    caption += f" {size_name(results).capitalize()} {results.main_size}."
+    caption += f" {sentence_start(size_name(results))} {results.main_size}."
     if panel.source_figure:
         caption += f" Corresponds to {panel.source_figure} of the paper."
     numbers = {(row["arm"], row[panel.x]): row for row in data}

@@ -7,7 +7,7 @@ from typing import Any
 
 from halflife.studies.results import Results
 
-__all__ = ["flat_fields", "size_name", "without_decay"]
+__all__ = ["flat_fields", "sentence_start", "size_name", "without_decay"]
 
 
 def flat_fields(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +49,22 @@ def without_decay(fields: Mapping[str, Any]) -> bool:
     if "decay" in fields:
         return not fields["decay"] and not fields.get("loss_penalty")
     return fields.get("lam") == 0
+
+
+def sentence_start(words: str) -> str:
+    """Words with their first letter large, and all others as they are.
+
+    Args:
+        words: Such as ``"width of the ResNet"``.
+
+    Returns:
+        Such as ``"Width of the ResNet"``.
+
+    Examples:
+        >>> sentence_start("width of the ResNet")
+        'Width of the ResNet'
+    """
+    return words[:1].upper() + words[1:]
 
 
 def size_name(results: Results) -> str:

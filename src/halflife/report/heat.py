@@ -11,7 +11,7 @@ import altair as alt
 
 from halflife.errors import StoreError
 from halflife.report.charts import SHORT, log_ticks
-from halflife.report.fields import size_name
+from halflife.report.fields import sentence_start, size_name
 from halflife.report.figure import Figure
 from halflife.studies.panels import Cell, HeatPanel
 from halflife.studies.results import Results
@@ -57,7 +57,9 @@ def heat_figure(results: Results, panel: HeatPanel) -> Figure:
         )
     empty = len(columns) * len(rows) - len(cells)
     caption = panel.note
-    caption += f" {size_name(results).capitalize()} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
+    caption += (
+        f" {sentence_start(size_name(results))} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
+    )
     if empty:
         caption += f" {empty} of {len(columns) * len(rows)} places of the grid were not run."
     if panel.source_figure:

@@ -8,7 +8,7 @@ from typing import Any
 
 from halflife.errors import StoreError
 from halflife.report.charts import points_chart
-from halflife.report.fields import size_name
+from halflife.report.fields import sentence_start, size_name
 from halflife.report.figure import Figure
 from halflife.report.theme import STROKE, series_styles
 from halflife.studies.base import PointRow, PointsPanel
@@ -41,7 +41,9 @@ def points_figure(results: Results, panel: PointsPanel) -> Figure:
         styles = [style if style.label in drawn else replace(style, shape=STROKE) for style in styles]
     data = [_plain(row) for row in rows]
     caption = panel.note
-    caption += f" {size_name(results).capitalize()} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
+    caption += (
+        f" {sentence_start(size_name(results))} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
+    )
     if panel.source_figure:
         caption += f" Corresponds to {panel.source_figure} of the paper."
     listed = [row for row in rows if row.style == "point"] or rows

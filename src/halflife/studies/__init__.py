@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from halflife.errors import UserError
 from halflife.studies.amendments import with_amendments
 from halflife.studies.augmentation import AUGMENTATION
@@ -72,7 +74,11 @@ def get_study(name: str) -> Study:
         UserError: There is none.
     """
     if name not in STUDIES:
-        raise UserError(f"there is no study {name!r}, expected one of {', '.join(STUDIES)}: see `halflife study list`")
+        near = difflib.get_close_matches(name, STUDIES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"there is no study {name!r}, expected one of {', '.join(STUDIES)}: see `halflife study list`{hint}"
+        )
     return STUDIES[name]
 
 

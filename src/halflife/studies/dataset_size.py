@@ -70,7 +70,7 @@ CLAIMS = (
         " error.",
         rule=f"{_BEST}Reproduced if the 90 % interval of the gain lies within {rules.MARGIN:g} point of 0, and the gain with"
         " few examples is larger than that; not reproduced if it lies wholly outside; else inconclusive.",
-        effect_name="error without decay minus with, one pass",
+        effect_name="change of the test error by decay, one pass",
         unit="points",
         measure=rules.same_in_one_pass,
     ),
@@ -171,15 +171,19 @@ def gap_text(results: Results, *, place: int) -> str:
     """Our gain at one of the numbers of examples."""
     found = rules.subsets(results, results.main_size)[place]
     gap = crossed_interval(rules.gap_of(results, found, results.main_size))
-    return f"{gap.estimate:.2f} [{gap.low:.2f}, {gap.high:.2f}] points in {found.passes} passes over {found.count:,}"
+    passes = "one pass" if found.passes == 1 else f"{found.passes} passes"
+    return f"{gap.estimate:.2f} [{gap.low:.2f}, {gap.high:.2f}] points in {passes} over {found.count:,}"
 
 
 def error_text(results: Results, *, part: str, place: int) -> str:
-    """Our error with the best lam of all seeds and without, at one of the numbers of examples."""
-    found = rules.subsets(results, results.main_size)[place]
+    """Our error with the chosen lam and without, at one of the numbers of examples."""
+    size = results.main_size
+    found = rules.subsets(results, size)[place]
     without = seed_interval(_values(results, [found], part, 0.0)[0]).estimate
-    best = min(found.decayed, key=lambda lam: float(_values(results, [found], "test", lam).mean()))
-    return f"{_values(results, [found], part, best).mean():.1f} / {without:.1f} % (lam {best:g}) at {found.count:,}"
+    chosen = rules.chosen_lams(results, size)
+    decayed = np.mean([_values(results, [found], part, lam)[0, seed] for seed, lam in enumerate(chosen)])
+    lams = " and ".join(f"{lam:g}" for lam in sorted(set(chosen)))
+    return f"{decayed:.1f} / {without:.1f} % (lam {lams}) at {found.count:,}"
 
 
 PUBLISHED = tuple(

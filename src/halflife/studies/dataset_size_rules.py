@@ -170,13 +170,13 @@ def interpolates(results: Results, size: int) -> Finding:
 def same_in_one_pass(results: Results, size: int) -> Finding:
     """Whether decay makes no difference any more where each example is seen once."""
     small_SN, one_SN, names, most = _small_and_one_pass(results, size)
-    shown, decided = crossed_interval(one_SN), crossed_interval(one_SN, confidence=EQUAL_CONFIDENCE)
+    shown, decided = crossed_interval(-one_SN), crossed_interval(-one_SN, confidence=EQUAL_CONFIDENCE)
     small = crossed_interval(small_SN)
     return Finding(
         equal_at_stake(decided, MARGIN, at_stake=small.low > MARGIN),
         shown,
-        f"in one pass over {most} examples the chosen lam gains {_points(shown)} (90 %: [{decided.low:+.2f},"
-        f" {decided.high:+.2f}]), with {names} examples it gains {_points(small)}",
+        f"in one pass over {most} examples the chosen lam changes the test error by {_points(shown)} (90 %:"
+        f" [{decided.low:+.2f}, {decided.high:+.2f}]), with {names} examples it gains {_points(small)}",
     )
 
 

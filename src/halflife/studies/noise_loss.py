@@ -189,7 +189,7 @@ PANELS = (
         rows=functools.partial(noise_rows, per_jacobian=True),
         log_x=True,
         log_y=True,
-        note="As before, with the changes of the Jacobian along the run taken out.",
+        note="Every reading of every seed, without what the changes of the Jacobian along a run add.",
     ),
     PointsPanel(
         slug="per-loss",
