@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from halflife import probes
 from halflife.errors import UserError
 from halflife.probes import Problem
 from halflife.probes.dense import dense_hessian
-from tests.probe_nets import ConvNet, conv_problem, mlp_problem
+from tests.probe_nets import conv_problem, mlp_problem
 
 X, Y = torch.arange(24.0).view(8, 3) / 10, torch.arange(8) % 2
 BATCHES = [(X[:5], Y[:5]), (X[5:], Y[5:])]
@@ -94,6 +93,22 @@ class PerExample(nn.Module):
         return nn.functional.cross_entropy(h, y, reduction="none")
 
 
+def filled(value: float) -> nn.Module:
+    """A net with weights of this size."""
+    model = net()
+    with torch.no_grad():
+        next(model.parameters())[0].fill_(value)
+    return model
+
+
+def after(change: Callable[[Any], Any], probe: Callable[[Problem], Any] = probes.gradient_norm) -> Any:
+    """Measure a problem whose model was changed after it was made."""
+    problem = Problem(net(), CE, BATCHES)
+    change(problem.model)
+    return probe(problem)
+
+
+MSE = nn.MSELoss()
 no_statistics = nn.BatchNorm1d(4, track_running_stats=False)
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "dropout": (
@@ -173,6 +188,84 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "learning rate": (lambda: probes.sharpness(mlp_problem(), float("nan")), "lr is nan; expected"),
     "one vector": (lambda: probes.jacobian_norm(mlp_problem(), num_vectors=1), "num_vectors is 1; expected at least 2"),
     "one vector of alignment": (lambda: probes.alignment(mlp_problem(), num_vectors=1), "num_vectors is 1; expected"),
+    "frozen later": (lambda: after(lambda m: m[0].bias.requires_grad_(False)), r"another 0\.bias.*make a new Problem"),
+    "added later": (lambda: after(lambda m: m.append(nn.Linear(2, 2))), r"another 2\.weight, .*make a new Problem"),
+    "removed later": (lambda: after(lambda m: m.pop(1)), r"another 1\.weight, .*make a new Problem"),
+    "cast later": (lambda: after(lambda m: m.double()), "moved or cast.; make a new Problem"),
+    "float labels": (
+        lambda: Problem(net(), CE, [(X, Y.float())]),
+        r"^Batch 1 .*\(x of shape \(8, 3\) and dtype torch.float32, y of shape \(8,\) and dtype torch.float32\) does not "
+        r"go through the loss, with CrossEntropyLoss as the loss: .*Float; check y: class labels are torch.int64",
+    ),
+    "int32 labels": (lambda: Problem(net(), CE, [(X, Y.int())]), r"dtype torch.int32\).*class labels are torch.int64"),
+    "column of labels": (lambda: Problem(net(), CE, [(X, Y[:, None])]), r"y of shape \(8, 1\).*of shape \(B,\)"),
+    "labels out of range": (lambda: Problem(net(), CE, [(X, Y + 2)]), r"Target \d is out of bounds; .*from 0 to"),
+    "later labels": (lambda: Problem(net(), CE, [(X, Y), (X, Y + 2)]), r"^Batch 2 .*Target \d is out of bounds; "),
+    "float64 inputs": (
+        lambda: Problem(net(), CE, [(X.double(), Y)]),
+        r"torch.float64.*the model.*weights, torch.float32",
+    ),
+    "uint8 inputs": (lambda: Problem(net(), CE, [(X.byte(), Y)]), r"torch.uint8.*the model.*weights, torch.float32"),
+    "narrow inputs": (
+        lambda: Problem(net(), CE, [(X[:, :2], Y)]),
+        r"cannot be multiplied.*; check that x has the sizes",
+    ),
+    "later shape": (lambda: Problem(net(), CE, [(X, Y), (X[:, :2], Y)]), r"^Batch 2 .*\(x of shape \(8, 2\)"),
+    "squared error of labels": (
+        lambda: Problem(net(), MSE, [(X, Y)]),
+        r"MSELoss as the loss: .*; check that y has the",
+    ),
+    "squared error of a column": (
+        lambda: Problem(net(), MSE, [(X, Y.float()[:, None])]),
+        r"MSELoss as the loss: Using a target size .*; check that y has the shape",
+    ),
+    "batch of one": (
+        lambda: Problem(net(nn.BatchNorm1d(4)), CE, [(X, Y), (X[:1], Y[:1])], batch_norm="batch"),
+        r"^Batch 2 .*more than one example, or use batch_norm='eval'",
+    ),
+    "lazy": (lambda: Problem(nn.LazyLinear(2), CE, BATCHES), r"weight of the model is not initialized.*call the model"),
+    "lazy buffer": (
+        lambda: Problem(net(nn.LazyBatchNorm1d(affine=False)), CE, BATCHES, batch_norm="eval"),
+        "running_mean of the model is not initialized",
+    ),
+    "meta": (lambda: Problem(nn.Linear(3, 2, device="meta"), CE, BATCHES), "weight of the model is on the meta device"),
+    "a function for a model": (lambda: Problem(torch.sin, CE, BATCHES), r"model is sin; expected a torch.nn.Module"),  # type: ignore[arg-type]
+    "a class for a model": (lambda: Problem(nn.Linear, CE, BATCHES), r"model is Linear; .*call a class"),  # type: ignore[arg-type]
+    "nothing for a model": (lambda: Problem(None, CE, BATCHES), r"model is NoneType; expected"),  # type: ignore[arg-type]
+    "NaN inputs": (
+        lambda: Problem(net(), CE, [*BATCHES, (X * torch.nan, Y)]),
+        "^x of batch 3 of the data is not finite",
+    ),
+    "infinite inputs": (lambda: Problem(net(), CE, [(X + torch.inf, Y)]), "^x of batch 1 of the data is not finite"),
+    "NaN targets": (lambda: Problem(net(), MSE, [(X, X[:, :2] / 0)]), "^y of batch 1 of the data is not finite"),
+    "NaN weights": (lambda: Problem(filled(torch.nan), CE, BATCHES), r"^0\.weight of the model holds NaN or infinite"),
+    "infinite weights": (lambda: Problem(filled(torch.inf), CE, BATCHES), r"^0\.weight of the model holds NaN or"),
+    "infinite loss": (lambda: Problem(filled(3e38), MSE, [(X, X[:, :2])]), "^The loss of batch 1 .* is (inf|nan), so"),
+    "bfloat16": (lambda: Problem(net().bfloat16(), CE, BATCHES), r"are torch.bfloat16; .*deepcopy\(model\).float\(\)"),
+    "float16": (
+        lambda: Problem(net().half(), CE, BATCHES),
+        r"are torch.float16; probes need torch.float32 or torch.float64",
+    ),
+    "half an eigenvalue": (lambda: probes.top_eigenvalues(mlp_problem(), count=1.5), "count is 1.5; expected a whole"),  # type: ignore[arg-type]
+    "count in words": (
+        lambda: probes.top_eigenvalues(mlp_problem(), count="1"),  # type: ignore[arg-type]
+        "count is '1'; expected a whole number",
+    ),
+    "products in words": (
+        lambda: probes.hessian_trace(mlp_problem(), num_products="x"),  # type: ignore[arg-type]
+        "num_products is 'x'; expected",
+    ),
+    "products of split": (
+        lambda: probes.hessian_trace(mlp_problem(), num_products=8.0, method="split"),  # type: ignore[arg-type]
+        "is 8.0; expec",
+    ),
+    "half a vector": (lambda: probes.jacobian_norm(mlp_problem(), num_vectors=2.5), "least 2, or None for the exact"),  # type: ignore[arg-type]
+    "vectors in words": (lambda: probes.alignment(mlp_problem(), num_vectors="20"), "num_vectors is '20'; expected a"),  # type: ignore[arg-type]
+    "seed": (lambda: probes.hessian_trace(mlp_problem(), seed=0.5), "seed is 0.5; expected a whole number"),  # type: ignore[arg-type]
+    "lr in words": (lambda: probes.sharpness(mlp_problem(), lr="0.1"), "lr is '0.1'; expected a finite learning rate"),  # type: ignore[arg-type]
+    "negative lr": (lambda: probes.sharpness(mlp_problem(), lr=-0.1), "lr is -0.1; expected a finite learning rate"),
+    "no lr": (lambda: probes.sharpness(mlp_problem(), lr=None), "lr is None; expected a finite learning rate"),  # type: ignore[arg-type]
+    "lam": (lambda: probes.gradient_norm(mlp_problem(), lam="1"), "lam is '1'; expected a finite decay"),  # type: ignore[arg-type]
     "dense": (lambda: dense_hessian(Problem(nn.Linear(3, 2000), CE, BATCHES)), "has 8,000 weights .* fewer than 5,000"),
 }
 
@@ -184,110 +277,3 @@ def test_bad_input_gives_a_sentence(name: str) -> None:
         make()
     assert str(error.value).endswith(".")
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [net(nn.Dropout(0.1)).eval(), net(nn.Dropout(0.0)), nn.Sequential(nn.Flatten(), nn.Linear(3, 2))],
-    ids=["dropout in evaluation", "dropout of nothing", "plain"],
-)
-def test_good_input_is_taken(model: nn.Module) -> None:
-    assert probes.gradient_norm(Problem(model, CE, BATCHES)) > 0
-
-
-@pytest.mark.parametrize(
-    "loss", [nn.CrossEntropyLoss(label_smoothing=0.1), nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.HuberLoss()]
-)
-def test_means_are_taken(loss: nn.Module) -> None:
-    y = Y if isinstance(loss, nn.CrossEntropyLoss) else torch.stack([Y, 1 - Y], 1).float()
-    problem = Problem(net(), loss, [(X[:5], y[:5]), (X[5:], y[5:])])
-    assert probes.mean_loss(problem) == pytest.approx(float(loss(problem.model(X), y).detach()), rel=1e-5)
-
-
-def test_without_running_statistics_the_batches_are_used() -> None:
-    problem = Problem(net(nn.BatchNorm1d(4, track_running_stats=False)), CE, BATCHES, batch_norm="batch")
-    assert probes.gradient_norm(problem) > 0
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to ..."
-        ),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to ..."
-        ),
-        MemoryError(),
-    ],
-    ids=["cuda", "cpu", "windows", "python"],
-)
-def test_out_of_memory_gives_a_sentence(error: Exception) -> None:
-    problem = Problem(net(), CE, BATCHES)
-
-    def fail(*_: Any) -> None:
-        raise error
-
-    handle = problem.model.register_forward_pre_hook(fail)
-    with pytest.raises(UserError, match=r"ran out of memory; make the batches .* smaller"):
-        probes.gradient_norm(problem)
-    handle.remove()
-
-
-def test_a_real_lack_of_memory_gives_a_sentence() -> None:
-    class Huge(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            torch.empty(2**50)
-            return super().forward(x)
-
-    with pytest.raises(UserError, match="ran out of memory"):
-        Problem(Huge(3, 2), CE, BATCHES)
-
-
-def test_other_errors_of_the_model_pass_through() -> None:
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        Problem(nn.Linear(5, 2), CE, BATCHES)
-
-
-def test_without_curvlinops_the_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "curvlinops", None)
-    problem = mlp_problem()
-    for probe in (
-        probes.hessian_trace,
-        probes.top_eigenvalues,
-        probes.alignment,
-        lambda _: probes.require_curvlinops(),
-    ):
-        with pytest.raises(UserError, match=r"need curvlinops.*pip install 'torch-halflife\[curvature\]'\.$"):
-            probe(problem)
-    assert probes.gauss_newton_trace(problem, method="exact").value > 0
-    assert probes.gradient_noise(problem).trace > 0
-
-
-def test_a_part_without_forward_derivatives_gives_a_sentence() -> None:
-    problem = mlp_problem()
-
-    def fail(*_: Any) -> None:
-        raise NotImplementedError("Trying to use forward AD with this that does not support it.")
-
-    problem.model.register_forward_pre_hook(fail)
-    with pytest.raises(UserError, match=r"needs forward-mode derivatives .* write that part in elementary operations"):
-        probes.gauss_newton_trace(problem, num_products=6)
-
-
-def test_weights_that_are_not_finite_give_nan() -> None:
-    problem = mlp_problem()
-    with torch.no_grad():
-        problem.parameters[0].fill_(torch.nan)
-    assert str(probes.hessian_trace(problem, num_products=6).value) == "nan"
-    assert str(probes.gradient_noise(problem).eigenvalues.tolist()) == "[nan]"
-    assert str(probes.top_eigenvalues(problem).tolist()) == "[nan]"
-    assert str(probes.gradient_norm(problem)) == "nan"
-
-
-def test_conv_net_is_used_with_both_modes() -> None:
-    model = ConvNet()
-    x, y = torch.rand(4, 1, 6, 6), torch.arange(4) % 3
-    one, other = (probes.gradient_norm(Problem(model, CE, [(x, y)], batch_norm=mode)) for mode in ("eval", "batch"))
-    assert one != pytest.approx(other, rel=1e-3)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from halflife.errors import UserError
+from halflife.probes.arguments import check_problem, check_whole
 from halflife.probes.estimate import Estimate
 from halflife.probes.examples import example_gradients, row_blocks
 from halflife.probes.gradients import mean_gradient
@@ -60,8 +60,8 @@ def alignment(problem: Problem, *, num_vectors: int = 20, seed: int = 0) -> dict
     Raises:
         UserError: If there are fewer than two vectors, BatchNorm is on batch statistics, or memory runs out.
     """
-    if num_vectors < 2:
-        raise UserError(f"num_vectors is {num_vectors}; expected at least 2.")
+    check_problem(problem)
+    num_vectors, seed = check_whole("num_vectors", num_vectors, 2), check_whole("seed", seed)
     problem.refuse_batch_statistics("The covariance of gradients")
     with problem.measuring():
         v_PV = random_vectors(problem, num_vectors, seed, "normal")

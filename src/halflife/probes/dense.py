@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from halflife.errors import UserError
+from halflife.probes.arguments import check_problem
 from halflife.probes.problem import Problem
 
 __all__ = ["dense_covariance", "dense_gauss_newton", "dense_hessian"]
@@ -21,6 +22,7 @@ MAX_PARAMETERS = 5_000
 
 
 def _refuse_large(problem: Problem) -> None:
+    check_problem(problem)
     if problem.num_parameters >= MAX_PARAMETERS:
         raise UserError(
             f"The model has {problem.num_parameters:,} weights and a dense matrix is for fewer than {MAX_PARAMETERS:,}; "

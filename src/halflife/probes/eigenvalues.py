@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halflife.errors import UserError
+from halflife.probes.arguments import check_number, check_problem, check_whole
 from halflife.probes.operators import Matrix, Product, matrix_product
 from halflife.probes.problem import Problem
 
@@ -72,7 +73,9 @@ def top_eigenvalues(problem: Problem, *, count: int = 1, matrix: Matrix = "hessi
     Raises:
         UserError: If there are not so many eigenvalues, or they cannot be found.
     """
+    check_problem(problem)
     size = problem.num_parameters
+    count, seed = check_whole("count", count), check_whole("seed", seed)
     if not 1 <= count <= size:
         raise UserError(f"count is {count}; expected between 1 and the number of weights, {size}.")
     with problem.measuring():
@@ -109,8 +112,7 @@ def sharpness(problem: Problem, lr: float, *, seed: int = 0) -> float:
         largest eigenvalue * lr / 2.
 
     Raises:
-        UserError: If the learning rate is negative or not finite.
+        UserError: If the learning rate is negative or not finite, or as in `top_eigenvalues`.
     """
-    if not 0 <= lr < float("inf"):
-        raise UserError(f"lr is {lr}; expected a finite learning rate >= 0.")
+    lr = check_number("lr", lr, "a finite learning rate >= 0", least=0.0)
     return float(top_eigenvalues(problem, seed=seed)[0]) * lr / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from halflife.probes.arguments import check_number, check_problem
 from halflife.probes.problem import Problem
 
 __all__ = ["gradient_norm", "mean_gradient", "mean_loss", "noise_scale", "output_gradients"]
@@ -56,7 +57,11 @@ def mean_loss(problem: Problem) -> float:
 
     Returns:
         L at the weights.
+
+    Raises:
+        UserError: If the model has other parameters than when the problem was made, or memory runs out.
     """
+    check_problem(problem)
     with problem.measuring(), torch.no_grad():
         parts = [problem.loss(problem.outputs(problem.detached(), x), y) * len(x) for x, y in problem.data() if len(x)]
         return float(torch.stack(parts).double().sum()) / problem.num_examples
@@ -74,7 +79,13 @@ def gradient_norm(problem: Problem, *, lam: float = 0.0) -> float:
 
     Returns:
         The norm over all weights.
+
+    Raises:
+        UserError: If the decay is not finite, the model has other parameters than when the problem was made, or memory
+            runs out.
     """
+    check_problem(problem)
+    lam = check_number("lam", lam, "a finite decay, 0 for the loss alone")
     with problem.measuring():
         gradient = mean_gradient(problem)
         if lam:
@@ -95,7 +106,11 @@ def noise_scale(problem: Problem) -> float:
 
     Returns:
         The mean over examples.
+
+    Raises:
+        UserError: If the model has other parameters than when the problem was made, or memory runs out.
     """
+    check_problem(problem)
     with problem.measuring():
         total = 0.0
         for x, y in problem.data():

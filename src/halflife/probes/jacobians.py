@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from halflife.errors import UserError
+from halflife.probes.arguments import check_problem, check_whole
 from halflife.probes.estimate import Estimate
 from halflife.probes.examples import example_products, jacobian_parts
 from halflife.probes.problem import Problem
@@ -91,13 +91,13 @@ def jacobian_norm(problem: Problem, *, num_vectors: int | None = None, seed: int
         UserError: If there are fewer than two vectors, the exact norm is asked for under batch statistics, or memory
             runs out.
     """
+    check_problem(problem)
     if num_vectors is None:
         problem.refuse_batch_statistics("The exact norm of the Jacobian")
         with problem.measuring():
             return _exact(problem)
-    if num_vectors < 2:
-        raise UserError(f"num_vectors is {num_vectors}; expected at least 2, or None for the exact norm.")
-    generator = torch.Generator().manual_seed(seed)
+    num_vectors = check_whole("num_vectors", num_vectors, 2, ", or None for the exact norm")
+    generator = torch.Generator().manual_seed(check_whole("seed", seed))
     with problem.measuring():
         draw = _whole_batches if problem.batch_norm == "batch" else _per_example
         mean, error = draw(problem, num_vectors, generator)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from halflife.probes.arguments import check_problem
 from halflife.probes.examples import example_gradients, example_jacobians, gram_eigenvalues, row_blocks
 from halflife.probes.gradients import mean_gradient, output_gradients
 from halflife.probes.problem import Problem
@@ -89,6 +90,7 @@ def gradient_noise(problem: Problem, *, decoupled: bool = False, center: bool = 
     Raises:
         UserError: If BatchNorm is on batch statistics, or memory runs out.
     """
+    check_problem(problem)
     problem.refuse_batch_statistics("The noise of gradients")
     with problem.measuring():
         if decoupled:

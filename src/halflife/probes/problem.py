@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halflife.errors import UserError
-from halflife.probes.refusals import check_batch_norm, check_data, check_dropout, check_loss, check_parameters
+from halflife.probes.data_checks import check_data
+from halflife.probes.refusals import check_batch_norm, check_dropout, check_loss, check_model, check_parameters
 from halflife.probes.scope import measuring
 
 __all__ = ["Problem"]
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Problem:
@@ -33,16 +38,18 @@ class Problem:
 
     Raises:
         UserError: If dropout is active, ``batch_norm`` is missing or does not fit, no parameter requires a gradient,
-            parameters differ in device or dtype, the loss is not a mean over examples, or the data or the model give
-            something else at the second pass.
+            parameters differ in device or dtype, are not float32 or float64, or not finite, the loss is not a mean
+            over examples, the data do not go through the model and the loss, or the data or the model give something
+            else at the second pass. Every probe raises it if the model has other parameters than when the problem was
+            made.
 
     Examples:
         >>> import torch
         >>> model = nn.Linear(3, 2)
         >>> batches = [(torch.randn(5, 3), torch.randint(2, (5,))), (torch.randn(2, 3), torch.randint(2, (2,)))]
         >>> problem = Problem(model, nn.CrossEntropyLoss(), batches)
-        >>> problem.num_examples, problem.num_parameters
-        (7, 8)
+        >>> problem
+        Problem(num_examples=7, num_parameters=8, loss=CrossEntropyLoss(), batch_norm=None)
     """
 
     def __init__(
@@ -55,16 +62,23 @@ class Problem:
     ) -> None:
         # What torch.compile wraps; transforms of torch.func do not go through compiled code.
         plain: nn.Module = getattr(model, "_orig_mod", model)
+        check_model(plain)
         check_dropout(plain)
         check_batch_norm(plain, batch_norm)
         check_loss(loss)
-        named = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+        named = _trained(plain)
         self.device, self.dtype = check_parameters(named)
         self.model, self.loss, self.batches, self.batch_norm = plain, loss, batches, batch_norm
         self.names, self.parameters = tuple(named), tuple(named.values())
         self.sizes = tuple(p.numel() for p in self.parameters)
         with self.measuring():
-            self.num_examples = check_data(self.model, self.loss, self.batches, self.device)
+            self.num_examples = check_data(self.model, self.loss, self.batches, self.device, self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem(num_examples={self.num_examples}, num_parameters={self.num_parameters}, loss={self.loss!r}, "
+            f"batch_norm={self.batch_norm!r})"
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -77,10 +91,26 @@ class Problem:
 
         Yields:
             Nothing.
+
+        Raises:
+            UserError: If the model has other parameters than when the problem was made, or memory runs out.
         """
+        self._refuse_other_parameters()
         generator: Any = getattr(self.batches, "generator", None)
         with measuring(self.model, self.device, batch_statistics=self.batch_norm == "batch", generator=generator):
             yield
+
+    def _refuse_other_parameters(self) -> None:
+        """The outputs are those of the weights that were found at first: of a new layer's they would know nothing."""
+        now, made = _trained(self.model), dict(zip(self.names, self.parameters, strict=True))
+        changed = [name for name in now | made if now.get(name) is not made.get(name)]
+        # Parameters stay the same objects when a model is moved or cast.
+        changed += [name for name, p in made.items() if (p.device, p.dtype) != (self.device, self.dtype)]
+        if changed:
+            raise UserError(
+                f"The model has other parameters than when the problem was made (another {changed[0]}, or one that was "
+                "added, removed, frozen, moved or cast); make a new Problem of it."
+            )
 
     def data(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, on the device of the weights.

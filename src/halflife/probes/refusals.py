@@ -1,24 +1,67 @@
-"""What a probe cannot be run on, each with the sentence that says what to change."""
+"""What models and losses a probe cannot be run on, each with the sentence that says what to change."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
 
-from halflife.errors import UserError
+from halflife.errors import RunFailedError, UserError
 from halflife.probes.scope import batch_norms
 
-__all__ = ["check_batch_norm", "check_data", "check_dropout", "check_loss", "check_parameters"]
+__all__ = [
+    "NotFiniteError",
+    "check_batch_norm",
+    "check_dropout",
+    "check_loss",
+    "check_model",
+    "check_parameters",
+]
 
-# A probe's outputs may differ by rounding from one pass to the next where kernels add in any order, as on GPUs.
-SAME = 1e-4
-# Examples of the first batch whose losses are compared with their mean.
-NUM_COMPARED = 8
+
+class NotFiniteError(UserError, RunFailedError):
+    """The weights, or the loss at them, are NaN or infinite.
+
+    Of a model that was handed in it is a mistake; in a training run that takes probes it is that run that has failed,
+    and others go on.
+    """
+
+
+def _kind(value: object) -> str:
+    """What to call something that is not what was expected."""
+    if isinstance(value, nn.Module) or not callable(value):
+        return type(value).__name__
+    return str(getattr(value, "__name__", type(value).__name__))
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no model, or has no numbers yet.
+
+    Args:
+        model: What was given.
+
+    Raises:
+        UserError: If it is not a module, a lazy layer has not seen a batch, or a part of it is on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"The model is {_kind(model)}; expected a torch.nn.Module that takes a batch x_B... and gives outputs "
+            "h_BK: wrap a function in one, and call a class to make one."
+        )
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(value):
+            raise UserError(
+                f"{name} of the model is not initialized (a lazy layer); call the model once on a batch before making "
+                "the problem."
+            )
+        if value.is_meta:
+            raise UserError(
+                f"{name} of the model is on the meta device, so it has a shape and no numbers; make the model on a "
+                "real device, or move it with model.to_empty(device=...) and load its weights."
+            )
 
 
 def _drops(module: nn.Module) -> bool:
@@ -87,13 +130,8 @@ def check_loss(loss: object) -> None:
         UserError: If it is not a loss of torch's form, sums, gives one value per example, or weights classes.
     """
     if not isinstance(loss, nn.Module) or not hasattr(loss, "reduction"):
-        kind = (
-            type(loss).__name__
-            if isinstance(loss, nn.Module) or not callable(loss)
-            else getattr(loss, "__name__", loss)
-        )
         raise UserError(
-            f"The loss is {kind}; expected a loss of torch.nn that is a mean over examples, such as "
+            f"The loss is {_kind(loss)}; expected a loss of torch.nn that is a mean over examples, such as "
             "torch.nn.CrossEntropyLoss() or torch.nn.MSELoss()."
         )
     if loss.reduction != "mean":
@@ -116,7 +154,8 @@ def check_parameters(named: Mapping[str, nn.Parameter]) -> tuple[torch.device, t
         Their device and dtype.
 
     Raises:
-        UserError: If there are none, or they differ in device or dtype.
+        UserError: If there are none, they differ in device or dtype, or are not float32 or float64.
+        NotFiniteError: If they are NaN or infinite.
     """
     if not named:
         raise UserError(
@@ -130,92 +169,15 @@ def check_parameters(named: Mapping[str, nn.Parameter]) -> tuple[torch.device, t
                 f"move the model to one {what} first."
             )
     first = next(iter(named.values()))
-    if not first.is_floating_point():
-        raise UserError(f"The parameters are {first.dtype}; probes are about real weights, such as torch.float32.")
+    if first.dtype not in {torch.float32, torch.float64}:
+        raise UserError(
+            f"The parameters are {first.dtype}; probes need torch.float32 or torch.float64, so measure a copy: "
+            "copy.deepcopy(model).float(), and inputs of the same dtype."
+        )
+    for name, p in named.items():
+        if not bool(torch.isfinite(p.detach()).all()):
+            raise NotFiniteError(
+                f"{name} of the model holds NaN or infinite numbers, so the loss has no curvature and no gradient "
+                "there; measure finite weights, such as those before training diverged."
+            )
     return first.device, first.dtype
-
-
-def _batches(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in batches:
-        pair = isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)
-        if not pair or batch[0].ndim == 0 or batch[1].ndim == 0 or len(batch[0]) != len(batch[1]):
-            raise UserError(
-                "A batch of the data is not a pair of tensors of equally many examples (x_B..., y_B...); "
-                "give a list of such pairs or a loader of them."
-            )
-        yield batch[0], batch[1]
-
-
-def _check_outputs(model: nn.Module, x: Tensor) -> Tensor:
-    first, second = model(x), model(x)
-    if not isinstance(first, Tensor) or first.ndim == 0 or len(first) != len(x):
-        raise UserError(
-            "The model does not give one tensor with a row per example; wrap it in a module that returns the outputs "
-            "that the loss takes."
-        )
-    if not torch.allclose(first, second, rtol=SAME, atol=SAME * float(first.abs().max()), equal_nan=True):
-        raise UserError(
-            "The model gave different outputs for the same batch, even in evaluation mode, so it is random or keeps "
-            "state; probes need a deterministic model."
-        )
-    return first
-
-
-def _check_mean(loss: nn.Module, h: Tensor, y: Tensor) -> None:
-    h, y = h[:NUM_COMPARED], y[:NUM_COMPARED]
-    whole = loss(h, y)
-    if whole.ndim:
-        raise UserError("The loss gives more than one number; probes are about the mean over examples.")
-    parts = torch.stack([loss(h[i : i + 1], y[i : i + 1]) for i in range(len(h))]).mean()
-    if bool(torch.isfinite(whole)) and not torch.allclose(whole, parts, rtol=1e-3, atol=1e-6):
-        raise UserError(
-            f"The loss of {len(h)} examples is {float(whole):.6g} and the mean of their losses is {float(parts):.6g}; "
-            "probes need a loss that is a mean in which every example counts the same."
-        )
-
-
-def check_data(model: nn.Module, loss: nn.Module, batches: Iterable[Any], device: torch.device) -> int:
-    """Pass over the data twice and refuse whatever is not the same, or is no data for this model and loss.
-
-    Args:
-        model: In the mode in which it will be measured.
-        loss: A mean.
-        batches: The data.
-        device: Of the weights.
-
-    Returns:
-        The number of examples.
-
-    Raises:
-        UserError: If the data can be passed over only once, differ at the second pass, are empty or no pairs, if the
-            model is random, or the loss is no mean over examples.
-    """
-    if not isinstance(batches, Iterable) or isinstance(batches, Iterator):
-        raise UserError(
-            f"The data are {type(batches).__name__}, which can be passed over at most once; give a list of batches, "
-            "such as list(batches), or a loader."
-        )
-    count = 0
-    for one, two in itertools.zip_longest(_batches(batches), _batches(batches)):
-        if one is None or two is None or not all(map(torch.equal, one, two)):
-            raise UserError(
-                "The data are not the same at the second pass; use a loader without shuffling and random augmentation, "
-                "or a list of batches."
-            )
-        x, y = (t.to(device) for t in one)
-        if not len(x):
-            continue
-        ignored = getattr(loss, "ignore_index", None)
-        if ignored is not None and not y.is_floating_point() and bool((y == ignored).any()):
-            raise UserError(
-                f"Targets of {ignored} are left out of the loss, so it is no mean in which every example counts the "
-                "same; leave those examples out of the data."
-            )
-        with torch.no_grad():
-            h = _check_outputs(model, x)
-            if not count:
-                _check_mean(loss, h, y)
-        count += len(x)
-    if not count:
-        raise UserError("The data hold no example; give at least one batch.")
-    return count

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from halflife.errors import UserError
 
-__all__ = ["batch_norms", "measuring"]
+__all__ = ["batch_norms", "measuring", "out_of_memory"]
 
 # What allocators of torch say, in a plain RuntimeError: the first on Linux and macOS, the second on Windows.
 NO_ROOM = ("can't allocate memory", "not enough memory")
@@ -81,13 +81,24 @@ def _no_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        Whether it does.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_ROOM)
+
+
 @contextlib.contextmanager
 def _in_memory() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in NO_ROOM)
-        if not full:
+        if not out_of_memory(error):
             raise
         raise UserError(
             "A probe ran out of memory; make the batches of the problem smaller, or give it fewer examples."

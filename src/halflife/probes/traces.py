@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
 from halflife.errors import UserError
+from halflife.probes.arguments import check_problem, check_whole
 from halflife.probes.estimate import Estimate
 from halflife.probes.estimators import hutch_plus_plus, hutchinson, mean_and_error, xtrace
 from halflife.probes.examples import jacobian_parts
@@ -32,7 +33,7 @@ METHODS: dict[str, tuple[Callable[[Product, Tensor], tuple[float, float]], int, 
 
 
 def _refuse_number(num_products: int, method: str, multiple: int, least: int) -> None:
-    if num_products < least or num_products % multiple:
+    if check_whole("num_products", num_products) < least or num_products % multiple:
         even = f", and a multiple of {multiple}" if multiple > 1 else ""
         raise UserError(f"num_products is {num_products}; {method} needs at least {least}{even}.")
 
@@ -137,6 +138,8 @@ def hessian_trace(
         UserError: If the method or the number of products does not fit, ``"split"`` is asked for under batch
             statistics, curvlinops is missing, or memory runs out.
     """
+    check_problem(problem)
+    seed = check_whole("seed", seed)
     if method == "split":
         return _split(problem, num_products, seed)
     if method not in METHODS:
@@ -166,6 +169,8 @@ def gauss_newton_trace(
     Raises:
         UserError: As in `hessian_trace`; ``"exact"`` under batch statistics.
     """
+    check_problem(problem)
+    seed = check_whole("seed", seed)
     if method == "exact":
         problem.refuse_batch_statistics("The exact trace of the Gauss-Newton matrix")
         with problem.measuring():
