@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from halflife.fits import rank_correlation
 from halflife.specs.base import RunSpec
 from halflife.specs.branches import TextBranch
 from halflife.specs.text import TextRun
@@ -18,7 +19,7 @@ from halflife.studies import transformer_curvature_rules as rules
 from halflife.studies.base import Finding, Panel, PointsPanel
 from halflife.studies.results import Results
 from halflife.studies.transformer_curvature import TRANSFORMER_CURVATURE
-from halflife.studies.transformer_curvature_rules import LAMS, RATES, branch_of, key_of, rank_correlation
+from halflife.studies.transformer_curvature_rules import LAMS, RATES, branch_of, key_of
 from tests.smoke_in_process import smoke_results
 
 NUM_SEEDS, NUM_BLOCKS = 5, 40

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from halflife.errors import UserError
 from halflife.stats import CONFIDENCE, Interval, seed_interval, t_quantile
 
-__all__ = ["GroupedLine", "fit_lines"]
+__all__ = ["GroupedLine", "fit_lines", "rank_correlation", "ranks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,3 +97,40 @@ def fit_lines(x: Sequence[ArrayLike], y: Sequence[ArrayLike], *, confidence: flo
         offsets_S=np.array([b.mean() - common * a.mean() for a, b in groups]),
         residuals=residuals,
     )
+
+
+def ranks(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share their mean rank.
+
+    Args:
+        values_N: Numbers.
+
+    Returns:
+        As many ranks.
+
+    Examples:
+        >>> ranks(np.array([5.0, 1.0, 5.0]))
+        array([2.5, 1. , 2.5])
+    """
+    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    shared: NDArray[np.float64] = (np.cumsum(counts) - (counts - 1) / 2)[place_N]
+    return shared
+
+
+def rank_correlation(x_N: NDArray[np.float64], y_N: NDArray[np.float64]) -> float:
+    """Spearman's rank correlation.
+
+    Args:
+        x_N: Numbers.
+        y_N: As many.
+
+    Returns:
+        Between -1 and 1; 0 if one of them is the same everywhere.
+
+    Examples:
+        >>> rank_correlation(np.array([1.0, 2.0, 30.0]), np.array([0.1, 0.2, 0.3]))
+        1.0
+    """
+    one, other = (found - found.mean() for found in (ranks(x_N), ranks(y_N)))
+    norm = float(np.sqrt((one @ one) * (other @ other)))
+    return round(float(one @ other) / norm, 12) if norm > 0 else 0.0

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
-from halflife.stats import Interval, crossed_interval
+from halflife.stats import crossed_interval
 from halflife.studies.base import Arm, Claim, Finding, Panel, PointRow, PointsPanel, Preset, Study
 from halflife.studies.decide import above_zero, best_of, lowered
+from halflife.studies.image_common import points
 from halflife.studies.lm_common import PAPER_TITLE
 from halflife.studies.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
 from halflife.studies.results import Results
@@ -42,10 +43,6 @@ def gain_of_decay(results: Results, kind: str, size: int) -> NDArray[np.float64]
     return 100 * (results.last_array(key_of(kind, 0), "test/wrong", size) - with_decay_SN)
 
 
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
 def _error(results: Results, kind: str, size: int) -> str:
     return f"{100 * results.last(key_of(kind, 0), 'test/error', size).mean():.1f} %"
 
@@ -65,8 +62,8 @@ def gain_shrinks(results: Results, size: int) -> Finding:
     return Finding(
         above_zero(effect),
         effect,
-        f"decay gains {_points(plain)} of test error without augmentation and {_points(augmented)} with: the first minus the"
-        f" second is {_points(effect)}; without decay the error is {_error(results, KINDS[0], size)} without and"
+        f"decay gains {points(plain)} of test error without augmentation and {points(augmented)} with: the first minus the"
+        f" second is {points(effect)}; without decay the error is {_error(results, KINDS[0], size)} without and"
         f" {_error(results, KINDS[1], size)} with augmentation",
     )
 
@@ -85,7 +82,7 @@ def helps_augmented(results: Results, size: int) -> Finding:
     return Finding(
         lowered(effect, SMALLEST_EFFECT),
         effect,
-        f"with augmentation the best lam changes the final test error by {_points(effect)}",
+        f"with augmentation the best lam changes the final test error by {points(effect)}",
     )
 
 

@@ -11,10 +11,10 @@ from halflife.studies.averaging_readings import (
     average_of,
     fine_tuned_along,
     fine_tuned_key,
-    image_run,
     rate_keys,
 )
 from halflife.studies.base import PointRow, PointsPanel
+from halflife.studies.image_common import image_run
 from halflife.studies.optimum import PAIRED_NOTE, paired_rows
 from halflife.studies.results import Results
 

@@ -14,13 +14,13 @@ from halflife.studies.averaging_readings import (
     SLOW,
     average_of,
     fine_tuned_along,
-    image_run,
     late_values,
     rate_key,
     rate_keys,
     variation,
 )
 from halflife.studies.base import Published
+from halflife.studies.image_common import image_run
 from halflife.studies.results import Results
 
 __all__ = ["PUBLISHED"]

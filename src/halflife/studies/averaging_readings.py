@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.specs.images import ImageRun
+from halflife.studies.image_common import image_run
 from halflife.studies.results import Results
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "fine_tuned_along",
     "fine_tuned_key",
     "fine_tuned_wrong",
-    "image_run",
     "late_values",
     "rate_key",
     "rate_keys",
@@ -54,22 +53,6 @@ def rate_keys(results: Results, size: int) -> list[str]:
         The keys.
     """
     return [arm["key"] for arm in results.arms if arm["size"] == size and arm["key"].startswith("lr-")]
-
-
-def image_run(results: Results, key: str, size: int) -> ImageRun:
-    """The spec of an arm that is no branch.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
-
-    Returns:
-        The spec.
-    """
-    spec = results.spec(key, size)
-    assert isinstance(spec, ImageRun)
-    return spec
 
 
 def average_of(results: Results, key: str, size: int) -> str:

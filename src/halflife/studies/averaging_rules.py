@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.fits import fit_lines
+from halflife.fits import fit_lines, ranks
 from halflife.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
 from halflife.studies.averaging_readings import (
     AVERAGE,
@@ -24,7 +24,6 @@ from halflife.studies.averaging_readings import (
     fine_tuned_along,
     fine_tuned_key,
     fine_tuned_wrong,
-    image_run,
     late_values,
     rate_key,
     rate_keys,
@@ -33,6 +32,7 @@ from halflife.studies.averaging_readings import (
 )
 from halflife.studies.base import Finding
 from halflife.studies.decide import EQUAL_CONFIDENCE, above, above_zero, all_of, below, lowered, within
+from halflife.studies.image_common import image_run
 from halflife.studies.results import Results
 
 __all__ = [
@@ -188,11 +188,6 @@ def _standardized(values_RPS: NDArray[np.float64]) -> NDArray[np.float64]:
     return scaled_RPS
 
 
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks, equal values sharing their mean rank."""
-    return np.array([(values < value).sum() + (values <= value).sum() for value in values]) / 2
-
-
 def mirrors_error(results: Results, size: int) -> Finding:
     """Claim h: the rank correlation of trace and test error over learning rates and kept epochs, one per seed.
 
@@ -207,7 +202,7 @@ def mirrors_error(results: Results, size: int) -> Finding:
     num_seeds = trace_RPS.shape[2]
     # All points of a seed as if they were one run.
     ranks_1QS = [
-        np.array([_ranks(values_RPS[..., seed].ravel()) for seed in range(num_seeds)]).T[None]
+        np.array([ranks(values_RPS[..., seed].ravel()) for seed in range(num_seeds)]).T[None]
         for values_RPS in (trace_RPS, error_RPS)
     ]
     effect = seed_interval((_standardized(ranks_1QS[0]) * _standardized(ranks_1QS[1])).mean(axis=(0, 1)))

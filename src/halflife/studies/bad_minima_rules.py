@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
-from halflife.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
+from halflife.stats import CONFIDENCE, crossed_interval, seed_interval
 from halflife.studies.base import Finding
 from halflife.studies.decide import EQUAL_CONFIDENCE, above, above_zero, all_of, below, equal_at_stake
+from halflife.studies.image_common import image_run, points
 from halflife.studies.results import Results
 
 __all__ = [
@@ -70,13 +71,7 @@ def gap_of(results: Results, model: str, setting: str, size: int) -> Wrong:
 
 def setting_spec(results: Results, model: str, setting: str, size: int) -> ImageRun:
     """The spec of a setting's run from a fresh start."""
-    spec = results.spec(key_of(model, FRESH, setting), size)
-    assert isinstance(spec, ImageRun)
-    return spec
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
+    return image_run(results, key_of(model, FRESH, setting), size)
 
 
 def _said(results: Results, model: str, setting: str, size: int, confidence: float = CONFIDENCE) -> str:
@@ -84,7 +79,7 @@ def _said(results: Results, model: str, setting: str, size: int, confidence: flo
     gap = crossed_interval(gap_of(results, model, setting, size), confidence=confidence)
     errors = [100 * results.last(key_of(model, start, setting), "test/error", size).mean() for start in (BAD, FRESH)]
     return (
-        f"{_points(gap)} with lr {spec.lr:g} and lam {spec.lam:.3g} ({errors[0]:.2f} % from the bad start, {errors[1]:.2f} %"
+        f"{points(gap)} with lr {spec.lr:g} and lam {spec.lam:.3g} ({errors[0]:.2f} % from the bad start, {errors[1]:.2f} %"
         " from a fresh one)"
     )
 
@@ -150,7 +145,7 @@ def _shrinks(results: Results, setting: str, size: int) -> Finding:
         all_of(below(over, given=given), above_zero(under, given=given)),
         over,
         f"the gap is {_said(results, RESNET, setting, size)}, and {_said(results, RESNET, SMALL_NONE, size)}; the first minus"
-        f" half of the second is {_points(over)}",
+        f" half of the second is {points(over)}",
     )
 
 
@@ -181,7 +176,7 @@ def falls_with_the_product(results: Results, size: int) -> Finding:
     return Finding(
         below(effect),
         effect,
-        f"the gap changes by {_points(effect)} for each factor of 10 in lr * lam; gaps at lr"
+        f"the gap changes by {points(effect)} for each factor of 10 in lr * lam; gaps at lr"
         f" {' / '.join(f'{lr:g}' for lr in GRID_RATES)} by lr * lam: {'; '.join(means)}",
     )
 
@@ -198,5 +193,5 @@ def product_is_enough(results: Results, size: int) -> Finding:
         equal_at_stake(effect, GAP, at_stake=before.low > GAP),
         effect,
         f"the gap is {_said(results, MLP, names[0], size)} and {_said(results, MLP, names[1], size)}, a difference of"
-        f" {_points(effect)} (90 %)",
+        f" {points(effect)} (90 %)",
     )

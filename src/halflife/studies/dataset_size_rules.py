@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
-from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.stats import crossed_interval, seed_interval
 from halflife.studies.base import Finding
 from halflife.studies.decide import (
     EQUAL_CONFIDENCE,
@@ -22,6 +22,7 @@ from halflife.studies.decide import (
     leave_one_out,
     lowered,
 )
+from halflife.studies.image_common import points
 from halflife.studies.results import Results
 
 __all__ = [
@@ -121,10 +122,6 @@ def gaps(results: Results, size: int) -> dict[int, NDArray[np.float64]]:
     return {subset.count: gap_of(results, subset, size) for subset in subsets(results, size)}
 
 
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
 def _small_and_one_pass(results: Results, size: int) -> tuple[NDArray[np.float64], NDArray[np.float64], str, str]:
     """The gap over the smallest numbers, that in one pass, and what they are in words."""
     found = subsets(results, size)
@@ -141,7 +138,7 @@ def error_lowered(results: Results, size: int) -> Finding:
     return Finding(
         lowered(effect, SMALLEST_EFFECT),
         effect,
-        f"with {names} examples the chosen lam changes the test error of the average by {_points(effect)}",
+        f"with {names} examples the chosen lam changes the test error of the average by {points(effect)}",
     )
 
 
@@ -175,8 +172,8 @@ def same_in_one_pass(results: Results, size: int) -> Finding:
     return Finding(
         equal_at_stake(decided, MARGIN, at_stake=small.low > MARGIN),
         shown,
-        f"in one pass over {most} examples the chosen lam changes the test error by {_points(shown)} (90 %:"
-        f" [{decided.low:+.2f}, {decided.high:+.2f}]), with {names} examples it gains {_points(small)}",
+        f"in one pass over {most} examples the chosen lam changes the test error by {points(shown)} (90 %:"
+        f" [{decided.low:+.2f}, {decided.high:+.2f}]), with {names} examples it gains {points(small)}",
     )
 
 
@@ -187,6 +184,6 @@ def gap_shrinks(results: Results, size: int) -> Finding:
     return Finding(
         above_zero(effect),
         effect,
-        f"the chosen lam gains {_points(crossed_interval(small_SN))} with {names} examples and"
-        f" {_points(crossed_interval(one_SN))} in one pass over {most}: {_points(effect)} less",
+        f"the chosen lam gains {points(crossed_interval(small_SN))} with {names} examples and"
+        f" {points(crossed_interval(one_SN))} in one pass over {most}: {points(effect)} less",
     )

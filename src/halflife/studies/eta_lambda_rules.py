@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.fits import rank_correlation
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding
 from halflife.studies.decide import EQUAL_CONFIDENCE, above, above_zero, all_of, below, leave_one_out, within
@@ -36,7 +37,6 @@ __all__ = [
     "collapses",
     "falls_with_rate",
     "monotone",
-    "rank_correlation",
     "shares_explained",
     "u_shaped",
     "unforgotten_spread",
@@ -118,33 +118,6 @@ def best_epochs(results: Results, size: int) -> Finding:
 
 
 # ---- monotone in the product, and the direction at fixed lam
-
-
-def _ranks(values_C: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 0, of equals their mean."""
-    _, inverse, counts = np.unique(values_C, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: NDArray[np.float64] = (ends - (counts + 1) / 2)[inverse]
-    return ranks
-
-
-def rank_correlation(x_C: NDArray[np.float64], y_C: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation, equals with their mean rank; 0 when all of one are equal.
-
-    Args:
-        x_C: Numbers.
-        y_C: As many.
-
-    Returns:
-        From -1 to 1.
-
-    Examples:
-        >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 9.0]))
-        0.5
-    """
-    x, y = (ranks - ranks.mean() for ranks in (_ranks(x_C), _ranks(y_C)))
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else 0.0
 
 
 def monotone(results: Results, size: int, *, quantity: str, rising: bool) -> Finding:

@@ -8,6 +8,7 @@ import numpy as np
 
 from halflife.stats import seed_interval
 from halflife.studies.base import Panel, PointRow, PointsPanel, Published
+from halflife.studies.image_common import image_run
 from halflife.studies.no_normalization_rules import (
     AVERAGE,
     NUM_PRODUCTS,
@@ -15,7 +16,6 @@ from halflife.studies.no_normalization_rules import (
     RATES,
     SAME_LAM,
     TWIN,
-    image_spec,
     key_of,
     keys_of,
 )
@@ -31,7 +31,7 @@ def _against_product(results: Results, metric: str, factor: float = 1.0, *, log:
         points = []
         for index in range(1, NUM_PRODUCTS + 1):
             key = key_of(PLAIN, rate, index)
-            spec = image_spec(results, key, size)
+            spec = image_run(results, key, size)
             values_S = factor * results.per_seed(key, AVERAGE + metric, spec.drop_epoch, size)
             interval = seed_interval(np.log(values_S)).exp() if log else seed_interval(values_S)
             points.append((f"lr {spec.lr:g}", float(f"{spec.lr * spec.lam:.6g}"), interval))
@@ -44,7 +44,7 @@ def _scatter(results: Results, metric: str) -> list[PointRow]:
     """The test error of the average against a measure of curvature, a colour a rate."""
     size, rows = results.main_size, []
     for key in keys_of():
-        spec = image_spec(results, key, size)
+        spec = image_run(results, key, size)
         place = float(results.per_seed(key, AVERAGE + metric, spec.drop_epoch, size).mean())
         error = seed_interval(100 * results.per_seed(key, f"{AVERAGE}test/error", spec.drop_epoch, size))
         name = f"lr {spec.lr:g}, {'with' if spec.lam else 'without'} decay"

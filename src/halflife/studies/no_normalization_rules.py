@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.fits import rank_correlation
 from halflife.specs.images import ImageRun
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding
@@ -27,8 +28,9 @@ from halflife.studies.decide import (
     exceeds,
     lowered,
 )
+from halflife.studies.image_common import image_run, points
 from halflife.studies.results import Results
-from halflife.studies.transformer_curvature_rules import NAMES, rank_correlation
+from halflife.studies.transformer_curvature_rules import NAMES
 
 __all__ = [
     "AVERAGE",
@@ -42,7 +44,6 @@ __all__ = [
     "TWIN",
     "error_is_of_the_product",
     "falls_with_rate_and_decay",
-    "image_spec",
     "key_of",
     "keys_of",
     "prediction_errors",
@@ -81,18 +82,6 @@ def keys_of(*, decay: bool | None = None) -> list[str]:
     return [key_of(PLAIN, rate, index) for rate in RATES for index in indices]
 
 
-def image_spec(results: Results, key: str, size: int) -> ImageRun:
-    """The spec of an arm."""
-    spec = results.spec(key, size)
-    assert isinstance(spec, ImageRun)
-    return spec
-
-
-def points(interval: Interval) -> str:
-    """A difference of errors in words."""
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
 def _at_end(results: Results, key: str, size: int) -> Errors:
     """Wrong or right at the end, per seed and example, in points (0 or 100)."""
     return 100 * results.last_array(key, "test/wrong", size)
@@ -100,7 +89,7 @@ def _at_end(results: Results, key: str, size: int) -> Errors:
 
 def _average(results: Results, key: str, size: int) -> Errors:
     """The same of the average at the drop."""
-    drop = image_spec(results, key, size).drop_epoch
+    drop = image_run(results, key, size).drop_epoch
     return 100 * results.per_example(key, f"{AVERAGE}test/wrong", drop, size)
 
 
@@ -173,7 +162,7 @@ def error_is_of_the_product(results: Results, size: int) -> Finding:
     effect = crossed_interval(difference_SN, confidence=EQUAL_CONFIDENCE)
     one_by_one = ", ".join(
         f"{points(crossed_interval(wrong['large', index] - wrong['small', index]))} at lr lam"
-        f" {_product(image_spec(results, key_of(PLAIN, 'large', index), size)):.2g}"
+        f" {_product(image_run(results, key_of(PLAIN, 'large', index), size)):.2g}"
         for index in MIXED
     )
     return Finding(
@@ -189,12 +178,12 @@ def _product(spec: ImageRun) -> float:
 
 
 def _log_products(results: Results, keys: Iterable[str], size: int, num_seeds: int) -> NDArray[np.float64]:
-    logs_A = np.array([np.log(_product(image_spec(results, key, size))) for key in keys])
+    logs_A = np.array([np.log(_product(image_run(results, key, size))) for key in keys])
     return np.repeat(logs_A[:, None], num_seeds, axis=1)
 
 
 def _at_drop(results: Results, key: str, metric: str, size: int) -> NDArray[np.float64]:
-    return results.per_seed(key, metric, image_spec(results, key, size).drop_epoch, size)
+    return results.per_seed(key, metric, image_run(results, key, size).drop_epoch, size)
 
 
 def prediction_errors(x_AS: NDArray[np.float64], y_AS: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -307,7 +296,7 @@ def falls_with_rate_and_decay(results: Results, size: int, *, metric: str) -> Fi
     values_AS = np.array([_at_drop(results, key, f"{AVERAGE}{metric}", size) for key in keys])
     if values_AS.min() <= 0:
         return Finding("inconclusive", None, f"{NAMES[metric]}: not above 0 everywhere, so that it has no exponents")
-    specs = [image_spec(results, key, size) for key in keys]
+    specs = [image_run(results, key, size) for key in keys]
     design_A3 = np.array([[1.0, np.log(spec.lr), np.log(spec.lam)] for spec in specs])
     solution_3S = np.linalg.lstsq(design_A3, np.log(values_AS), rcond=None)[0]
     rate, decay, apart = (seed_interval(values_S) for values_S in (*solution_3S[1:], solution_3S[1] - solution_3S[2]))

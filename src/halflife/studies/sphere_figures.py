@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from halflife.specs.images import ImageBranch
 from halflife.stats import seed_interval
 from halflife.studies.base import AnyPanel, Panel, PointRow, PointsPanel, Published
+from halflife.studies.image_common import image_run
 from halflife.studies.optimum import PAIRED_NOTE, paired_rows
 from halflife.studies.results import Results
 from halflife.studies.sphere_rules import (
@@ -20,7 +21,6 @@ from halflife.studies.sphere_rules import (
     branch_keys,
     drawn_key,
     drawn_keys,
-    image_run,
     plateau_of,
     rate_keys,
 )

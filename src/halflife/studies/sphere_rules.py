@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.specs.images import ImageRun
 from halflife.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, Outcome
 from halflife.studies.decide import EQUAL_CONFIDENCE, above, all_of, below, exceeds, leave_one_out, lowered, within
+from halflife.studies.image_common import image_run, points
 from halflife.studies.results import Results
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "drawn_key",
     "drawn_keys",
     "fine_tuned_rises",
-    "image_run",
     "only_the_ratio_counts",
     "optimum_inside",
     "plateau_of",
@@ -77,17 +76,6 @@ def branch_keys(results: Results, key: str, size: int) -> list[str]:
     return _keys(results, size, key.replace("lr-", "fine-tuned-") + "-")
 
 
-def image_run(results: Results, key: str, size: int) -> ImageRun:
-    """The spec of an arm that is no branch."""
-    spec = results.spec(key, size)
-    assert isinstance(spec, ImageRun)
-    return spec
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
 def _plain(interval: Interval) -> str:
     return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
@@ -131,7 +119,7 @@ def optimum_inside(results: Results, size: int) -> Finding:
         max(low, high, key=lambda effect: effect.estimate),
         f"the test error after fine-tuning is {_listed(wrong_RSN.mean(axis=2))} % at the learning rates"
         f" {_rates_text(results, keys, size)}; the best inside, chosen on the other seeds"
-        f" ({', '.join(f'{lr:g}' for lr in found)}), changes it by {_points(low)} against the smallest and {_points(high)}"
+        f" ({', '.join(f'{lr:g}' for lr in found)}), changes it by {points(low)} against the smallest and {points(high)}"
         " against the largest",
     )
 
@@ -271,7 +259,7 @@ def only_the_ratio_counts(results: Results, size: int) -> Finding:
         ratio, other = loss.exp(), stake.exp()
         words.append(
             f"radius {spec.sphere:g} with lr {spec.lr:g} against radius {base.sphere:g} with lr {base.lr:g}: test error"
-            f" {_points(error)}, training loss before the drop {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] times"
+            f" {points(error)}, training loss before the drop {ratio.estimate:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] times"
             f" (with lr {image_run(results, nearest, size).lr:g} at radius {base.sphere:g} {other.estimate:.2f} times)"
         )
     return Finding(all_of(*outcomes), max(effects, key=lambda e: abs(e.estimate)), "; ".join(words))

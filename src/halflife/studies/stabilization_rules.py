@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.specs.images import ImageRun
-from halflife.stats import Interval, crossed_interval, seed_interval
+from halflife.stats import crossed_interval, seed_interval
 from halflife.studies.base import Finding, Outcome
 from halflife.studies.decide import EQUAL_CONFIDENCE, above_zero, all_of, lowered, within
+from halflife.studies.image_common import points
 from halflife.studies.results import Results
 
 __all__ = [
@@ -39,10 +40,6 @@ def _epochs(results: Results, size: int) -> tuple[int, int]:
     return spec.drop_epoch, spec.num_epochs
 
 
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"
-
-
 def _wrong(results: Results, key: str, size: int, epoch: int, average: str = "") -> NDArray[np.float64]:
     """Wrong or right per seed and test example, in points (0 or 100)."""
     return 100 * results.per_example(key, f"{average}test/wrong", epoch, size)
@@ -55,7 +52,7 @@ def helps_at_large_lr(results: Results, size: int) -> Finding:
     return Finding(
         lowered(effect, SMALLEST_EFFECT),
         effect,
-        f"with the large learning rate decay changes the final test error by {_points(effect)}",
+        f"with the large learning rate decay changes the final test error by {points(effect)}",
     )
 
 
@@ -70,8 +67,8 @@ def not_at_small_lr(results: Results, size: int) -> Finding:
     return Finding(
         outcome,
         contrast,
-        f"with the small learning rate decay changes the final test error by {_points(small_effect)}, with the large one"
-        f" by {_points(large_effect)}; the first minus half of the second is {_points(contrast)}",
+        f"with the small learning rate decay changes the final test error by {points(small_effect)}, with the large one"
+        f" by {points(large_effect)}; the first minus half of the second is {points(contrast)}",
     )
 
 
@@ -140,7 +137,7 @@ def same_norm_other_error(results: Results, size: int) -> Finding:
         outcome,
         error,
         f"the small and the large learning rate with the same lam end with {', '.join(words)}; their test errors differ by"
-        f" {_points(error)}",
+        f" {points(error)}",
     )
 
 
@@ -155,6 +152,6 @@ def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
     return Finding(
         outcome,
         contrast,
-        f"dropping the learning rate lowers the test error by {_points(drop_gain)}, averaging (EMA {decay:g}) before the"
-        f" drop by {_points(average_gain)}; the second minus half of the first is {_points(contrast)}",
+        f"dropping the learning rate lowers the test error by {points(drop_gain)}, averaging (EMA {decay:g}) before the"
+        f" drop by {points(average_gain)}; the second minus half of the first is {points(contrast)}",
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.fits import rank_correlation
 from halflife.specs.text import TextRun
 from halflife.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.base import Finding, Outcome
@@ -33,7 +34,6 @@ __all__ = [
     "loss_plateaus",
     "lowered_by_decay",
     "lowered_by_rate",
-    "rank_correlation",
     "ranks_losses",
 ]
 
@@ -244,29 +244,6 @@ def _ratio(pair: Sequence[NDArray[np.float64]], words: str) -> Finding:
     ratio = log_ratio.exp()
     means = [float(values.mean()) for values in pair]
     return Finding(below(log_ratio), ratio, f"{words} {means[0]:.3g} and {means[1]:.3g}, a ratio of {_times(ratio)}")
-
-
-def rank_correlation(x_A: NDArray[np.float64], y_A: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation; equal values share their mean rank.
-
-    Args:
-        x_A: One value an arm.
-        y_A: Another.
-
-    Returns:
-        Between -1 and 1; 0 if one of them is the same in all arms.
-
-    Examples:
-        >>> rank_correlation(np.array([1.0, 2.0, 30.0]), np.array([0.1, 0.2, 0.3]))
-        1.0
-    """
-    ranks = []
-    for values in (x_A, y_A):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        mean_ranks = np.cumsum(counts) - (counts - 1) / 2
-        ranks.append(mean_ranks[place] - mean_ranks[place].mean())
-    norm = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
-    return round(float(ranks[0] @ ranks[1]) / norm, 12) if norm > 0 else 0.0
 
 
 def ranks_losses(results: Results, size: int, *, metric: str) -> Finding:
