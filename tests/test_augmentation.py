@@ -160,7 +160,7 @@ def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole = run(SPEC, tmp_path / "whole")
     store = Store(tmp_path / "store")
     store.create()
-    folder = store.run("run")
+    folder = store.run("f" * 16)
 
     class StopError(Exception):
         pass

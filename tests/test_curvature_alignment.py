@@ -232,7 +232,7 @@ def test_readings_of_a_run_are_those_of_its_exact_matrices(tmp_path: Path) -> No
     readings: list[Reading] = []
     train(spec, sink=readings.append, folder=tmp_path)
     net = build_model("mlp", width=8, blocks=(1,), in_channels=1, num_classes=10, seed=0, image_size=(7, 7))
-    start_from(tmp_path / "kept" / "epoch-10.safetensors", "last", net)
+    start_from(tmp_path / "kept" / "epoch-10.safetensors", "last", net, run=spec.digest())
     assert sum(p.numel() for p in net.parameters()) == 490
     images, _ = image_tensors(
         read_source(spec.data), num_train=100, num_test=1, downsample=4, device=torch.device("cpu")

@@ -354,7 +354,7 @@ def progress(step, num_steps, loss):
     if step == die_at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-folder = store.run("run")
+folder = store.run("f" * 16)
 with folder.locked():
     train(spec, sink=folder.append, folder=folder.path, progress=progress)
 """
@@ -370,14 +370,14 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, model: str) -> No
 
     assert launch(tmp_path / "whole", -1) == 0
     assert launch(tmp_path / "killed", 12) == -signal.SIGKILL  # in epoch 3: the checkpoint is from epoch 2
-    path = tmp_path / "killed/runs/run/readings.jsonl"
+    path = tmp_path / "killed/runs/ffffffffffffffff/readings.jsonl"
     with path.open("ab") as file:
         file.write(b'{"step":12,"epo')  # and the crash tore a line
-    assert (tmp_path / "killed/runs/run/checkpoint.safetensors").exists()
+    assert (tmp_path / "killed/runs/ffffffffffffffff/checkpoint.safetensors").exists()
     assert launch(tmp_path / "killed", 20) == -signal.SIGKILL  # killed again, after the drop
     assert launch(tmp_path / "killed", -1) == 0
-    assert path.read_bytes() == (tmp_path / "whole/runs/run/readings.jsonl").read_bytes()
-    assert len(Store(tmp_path / "killed").run("run").readings()) == 6
+    assert path.read_bytes() == (tmp_path / "whole/runs/ffffffffffffffff/readings.jsonl").read_bytes()
+    assert len(Store(tmp_path / "killed").run("f" * 16).readings()) == 6
 
 
 @pytest.mark.slow

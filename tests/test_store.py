@@ -15,6 +15,7 @@ from halflife.files import write_whole
 from halflife.records import Array, Reading
 from halflife.store import Store, run_id
 
+RUN = "0123456789abcdef"
 READINGS = [
     Reading(step=39 * epoch, epoch=epoch, values={"train/loss": 1 / (epoch + 1), "é": 0.1})
     for epoch in range(4)
@@ -23,15 +24,15 @@ READINGS.append(Reading(step=200, epoch=5.1, values={}, arrays={"test/wrong": Ar
 
 
 def test_readings_come_back_as_they_were(tmp_path: Path) -> None:
-    folder = Store(tmp_path).run("a" * 16)
+    folder = Store(tmp_path).run(RUN)
     with folder.locked():
         for reading in READINGS:
             folder.append(reading)
-    assert Store(tmp_path).run("a" * 16).readings() == READINGS
+    assert Store(tmp_path).run(RUN).readings() == READINGS
 
 
 def test_a_crash_at_any_byte_leaves_every_whole_line(tmp_path: Path) -> None:
-    folder = Store(tmp_path).run("run")
+    folder = Store(tmp_path).run(RUN)
     with folder.locked():
         for reading in READINGS:
             folder.append(reading)
@@ -57,10 +58,10 @@ def test_a_crash_at_any_byte_leaves_every_whole_line(tmp_path: Path) -> None:
 
 
 def test_a_damaged_line_in_the_middle_is_said(tmp_path: Path) -> None:
-    folder = Store(tmp_path).run("run")
+    folder = Store(tmp_path).run(RUN)
     folder.path.mkdir(parents=True)
     (folder.path / "readings.jsonl").write_text(f"{READINGS[0].to_line()}\n{{broken\n{READINGS[1].to_line()}\n")
-    with pytest.raises(StoreError, match=r"readings.jsonl is damaged .*: remove the folder .*run and run again"):
+    with pytest.raises(StoreError, match=rf"readings.jsonl is damaged .*: remove the folder .*{RUN} and run again"):
         folder.readings()
 
 
@@ -83,7 +84,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    folder = Store(tmp_path).run("run")
+    folder = Store(tmp_path).run(RUN)
     with folder.locked():
         folder.append(READINGS[0])
         monkeypatch.setattr(os, "fsync", full)
@@ -105,7 +106,7 @@ from halflife.errors import StoreError
 from halflife.records import Reading
 from halflife.store import Store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-folder = Store({str(tmp_path)!r}).run("run")
+folder = Store({str(tmp_path)!r}).run("{RUN}")
 with folder.locked():
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
     try:
@@ -117,7 +118,7 @@ with folder.locked():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     step, said = done.stdout.split(maxsplit=1)
     assert "is full, and everything written so far is kept" in said
-    folder = Store(tmp_path).run("run")
+    folder = Store(tmp_path).run(RUN)
     with pytest.warns(UserWarning, match="torn"):
         assert [reading.step for reading in folder.readings()] == list(range(int(step)))
 
@@ -143,7 +144,7 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     ("text", "message"), [("{", "is not valid JSON"), ("[]", "holds a list, expected a JSON object")]
 )
 def test_a_broken_header_is_said(tmp_path: Path, text: str, message: str) -> None:
-    folder = Store(tmp_path).run("run")
+    folder = Store(tmp_path).run(RUN)
     folder.path.mkdir(parents=True)
     (folder.path / "run.json").write_text(text)
     with pytest.raises(StoreError, match=message):
@@ -162,20 +163,20 @@ try:
 except StoreError as error:
     print(error)
 try:
-    with store.run("run").locked(timeout=0):
+    with store.run("{RUN}").locked(timeout=0):
         print("held")
 except StoreError as error:
     print(error)
 """
     store = Store(tmp_path)
-    with store.locked(), store.run("run").locked():
+    with store.locked(), store.run(RUN).locked():
         store.write_sheet("a-b", {"study": "a"})
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
         "1",
         f"another halflife process is writing the store {tmp_path}: wait until it ends, or give this one its own folder"
         " with --store",
-        "another process still works on the run run: wait until it ends, or stop it",
+        f"another process still works on the run {RUN}: wait until it ends, or stop it",
     ]
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == ["1", "held", "held"]

@@ -231,11 +231,11 @@ def test_dropout_leaves_the_global_random_state_alone(corpus: Path, tmp_path: Pa
 def test_a_checkpoint_of_other_tokens_is_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError):
         run(MLP, tmp_path, corpus, stop=stop_after(3))
-    with pytest.raises(UserError, match="the tokenizer or the vocabulary has changed"):
+    with pytest.raises(UserError, match=r"checkpoint.safetensors was written by another run .*: remove it and run again"):
         run(with_(MLP, vocab_size=20), tmp_path, corpus)
     other = write_corpus(tmp_path / "other")
     (other / "part00.txt").write_text("quite another beginning " * 400, encoding="utf-8")
-    with pytest.raises(UserError, match="corpus"):
+    with pytest.raises(UserError, match="the corpus, the tokenizer or the vocabulary has changed"):
         run(MLP, tmp_path, other)
 
 

@@ -110,5 +110,5 @@ class Reading:
                 values=record["values"],
                 arrays={name: Array.from_json(value) for name, value in record.get("arrays", {}).items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a reading: {line[:80]!r}") from error

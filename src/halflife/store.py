@@ -10,6 +10,9 @@
 
 Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
 never parsed. One process writes a store at a time.
+
+A store may come from somebody else: names in it are checked before they become paths, and it holds folders and regular
+files, no links.
 """
 
 from __future__ import annotations
@@ -28,13 +31,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from halflife.errors import StoreError
-from halflife.files import said_plainly, write_whole
+from halflife.files import check_regular, check_tree, named_in, read_object, said_plainly, write_whole
 from halflife.records import Reading
 
 __all__ = ["RunFolder", "Store", "run_id"]
 
 SCHEMA = 1
 ID_LENGTH = 16
+RUN_NAME = "[0-9a-f]{16}"
+SHEET_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+LARGEST_READINGS = 1 << 30  # bytes
 
 
 def run_id(spec_digest: str, code_digest: str, data_digest: str) -> str:
@@ -49,16 +55,6 @@ def run_id(spec_digest: str, code_digest: str, data_digest: str) -> str:
         Sixteen hexadecimal digits.
     """
     return hashlib.sha256(f"{spec_digest}\0{code_digest}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
-    if not isinstance(value, dict):
-        raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
-    return value
 
 
 class RunFolder:
@@ -96,7 +92,7 @@ class RunFolder:
             Spec, hashes, versions, and ``status``: ``"running"``, ``"finished"`` or ``"failed"``.
         """
         path = self.path / "run.json"
-        return _read_json(path) if path.exists() else {}
+        return read_object(path) if path.exists() else {}
 
     @property
     def finished(self) -> bool:
@@ -125,6 +121,7 @@ class RunFolder:
         path = self.path / "readings.jsonl"
         if not path.exists():
             return []
+        check_regular(path, LARGEST_READINGS)
         *lines, tail = path.read_bytes().split(b"\n")
         if tail:
             warnings.warn(f"{path}: dropped a torn last line of {len(tail)} bytes", stacklevel=2)
@@ -212,16 +209,22 @@ class Store:
         path: The folder; made when something is first written.
 
     Raises:
-        StoreError: It was written by another schema version, or is no folder.
+        StoreError: It was written by another schema version, is no folder, or its parts are links.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"the store {self.path} is a file, expected a folder: choose another with --store")
+        for part in ("runs", "sheets", ".lock"):
+            if (self.path / part).is_symlink():
+                raise StoreError(
+                    f"{self.path / part} is a link, expected a part of the store itself: remove it, or name the folder that"
+                    " holds the whole store with --store"
+                )
         version = self.path / "store.json"
         if version.exists():
-            found = _read_json(version).get("schema")
+            found = read_object(version).get("schema")
             if found != SCHEMA:
                 raise StoreError(
                     f"the store {self.path} has schema version {found}, and this halflife writes {SCHEMA}: choose another"
@@ -262,8 +265,22 @@ class Store:
             lock.release()
 
     def run(self, identity: str) -> RunFolder:
-        """The folder of one run, whether it exists or not."""
-        return RunFolder(self.path / "runs" / identity)
+        """The folder of one run, whether it exists or not.
+
+        Args:
+            identity: The run's id.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StoreError: The id is none, or the folder holds something that is neither a folder nor a regular file.
+        """
+        path = named_in(
+            self.path / "runs", identity, RUN_NAME, what="the id of a run", expected="16 hexadecimal digits"
+        )
+        check_tree(path)
+        return RunFolder(path)
 
     def write_sheet(self, name: str, sheet: dict[str, Any]) -> None:
         """Write which runs a study consists of.
@@ -273,7 +290,9 @@ class Store:
             sheet: JSON values.
         """
         self.create()
-        write_whole(self.path / "sheets" / f"{name}.json", json.dumps(sheet, indent=1) + "\n")
+        words = "letters, digits, dots and dashes"
+        path = named_in(self.path / "sheets", name, SHEET_NAME, what="the name of a sheet", expected=words)
+        write_whole(path.with_name(f"{name}.json"), json.dumps(sheet, indent=1) + "\n")
 
     def sheets(self) -> list[dict[str, Any]]:
         """All study sheets, by name.
@@ -282,4 +301,4 @@ class Store:
             One JSON object a study and preset.
         """
         folder = self.path / "sheets"
-        return [_read_json(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+        return [read_object(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []

@@ -20,10 +20,11 @@ from halflife.attach import attach
 from halflife.errors import RunFailedError
 from halflife.lab.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.lab.image_ensemble import SnapshotEnsemble
-from halflife.lab.image_state import named_tensors, read_state, start_from, write_state
+from halflife.lab.image_state import named_tensors, read_state, start_from
 from halflife.lab.models import build_model
 from halflife.lab.precision import autocast_to
 from halflife.lab.sources import read_source
+from halflife.lab.tensor_files import readable, write_tensors
 from halflife.rules.basic import Decoupled
 from halflife.rules.norms import Sphere
 from halflife.select import param_groups
@@ -39,16 +40,24 @@ class ImageLoop:
         spec: The run.
         device: Where it is trained.
         data_folder: Where a data set that is not shipped lies.
-        start: The file of weights to start from and which of them (``None``: initial weights).
+        run: The digest of the whole run's spec, a branch's for example, which stands in what it writes.
+        start: The file of weights to start from, which of them, and the digest of the run that wrote it (``None``:
+            initial weights).
 
     Raises:
         RunFailedError: There are fewer images than one batch, or nothing where it is to start from.
     """
 
     def __init__(
-        self, spec: ImageRun, device: torch.device, data_folder: str | None, start: tuple[Path, str] | None = None
+        self,
+        spec: ImageRun,
+        device: torch.device,
+        data_folder: str | None,
+        *,
+        run: str,
+        start: tuple[Path, str, str] | None = None,
     ) -> None:
-        self.spec, self.device = spec, device
+        self.spec, self.device, self.run = spec, device, run
         source = read_source(spec.data, data_folder)
         self.train_set, self.test_set = image_tensors(
             source,
@@ -81,7 +90,8 @@ class ImageLoop:
         # torch's annotations of Module.to do not know memory_format, which its documentation does.
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if start is not None:
-            start_from(*start, self.model)
+            path, weights, parent = start
+            start_from(path, weights, self.model, run=parent)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # The papers' code decays every parameter, BatchNorm's gains and the biases included.
         groups = param_groups(self.model, policy="everything", weight_decay=spec.lam)
@@ -149,24 +159,27 @@ class ImageLoop:
     def keep(self, folder: Path, epoch: int) -> None:
         """Keep the weights and their averages for runs that start from them."""
         for at in self.kept_epochs(epoch):
-            write_state(folder / f"epoch-{at}.safetensors", named_tensors(self.model, self.averages), epoch=epoch)
+            tensors = named_tensors(self.model, self.averages)
+            write_tensors(folder / f"epoch-{at}.safetensors", tensors, {"epoch": epoch}, run=self.run)
 
     def _tensors(self) -> dict[str, Tensor]:
         return named_tensors(self.model, self.averages) | ({} if self.ensemble is None else self.ensemble.tensors())
 
     def save(self, path: Path, epoch: int) -> None:
         """Write the checkpoint."""
-        write_state(path, self._tensors(), epoch=epoch, step=self.step, scaler=self.scaler.state_dict())
+        values = {"epoch": epoch, "step": self.step, "scaler": self.scaler.state_dict()}
+        write_tensors(path, self._tensors(), values, run=self.run)
 
     def load(self, path: Path) -> int:
         """Go on from the checkpoint; returns the epochs done, 0 when there is none."""
-        state = read_state(path, self._tensors())
+        state = read_state(path, self._tensors(), run=self.run)
         if state is None:
             return 0
-        self.step = int(state["step"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        return int(state["epoch"])
+        with readable(path):
+            self.step, epoch = int(state["step"]), int(state["epoch"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        return epoch
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:

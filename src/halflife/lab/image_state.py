@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from halflife.errors import RunFailedError
-from halflife.files import write_whole
+from halflife.lab.tensor_files import Values, read_tensors, readable
 
-__all__ = ["named_tensors", "read_state", "start_from", "write_state"]
+__all__ = ["named_tensors", "read_state", "start_from"]
 
 
 def named_tensors(model: nn.Module, averages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -34,55 +30,53 @@ def named_tensors(model: nn.Module, averages: Mapping[str, nn.Module]) -> dict[s
     return named
 
 
-def write_state(path: Path, tensors: Mapping[str, Tensor], **meta: object) -> None:
-    """Write tensors aside and rename the file.
-
-    Args:
-        path: The file.
-        tensors: By name.
-        meta: Values that JSON can hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # safetensors wants each tensor dense in its own order of dimensions, channels_last is not.
-    dense = {name: value.contiguous() for name, value in tensors.items()}
-    write_whole(path, save(dense, {key: json.dumps(value) for key, value in meta.items()}))
-
-
-def read_state(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Read what `write_state` wrote into tensors of the same names.
+def read_state(path: Path, tensors: Mapping[str, Tensor], *, run: str) -> Values | None:
+    """Read a checkpoint into tensors of the same names.
 
     Args:
         path: The file.
         tensors: By name; they are overwritten.
+        run: The digest of the run's spec.
 
     Returns:
         The values beside the tensors, ``None`` when there is no file.
     """
-    if not path.exists():
+    found = read_tensors(path, run=run)
+    if found is None:
         return None
-    with safe_open(path, framework="pt") as file:
-        meta: dict[str, str] = file.metadata()
+    with readable(path):
+        _copy_into(tensors, found[0])
+    return found[1]
+
+
+def _copy_into(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if found[name].shape != value.shape or found[name].dtype != value.dtype:
+            raise ValueError(
+                f"{name} is {tuple(found[name].shape)} {found[name].dtype}, expected {tuple(value.shape)} {value.dtype}"
+            )
+    with torch.no_grad():
         for name, value in tensors.items():
-            value.copy_(file.get_tensor(name))
-    return {key: json.loads(value) for key, value in meta.items()}
+            value.copy_(found[name])
 
 
-def start_from(path: Path, weights: str, model: nn.Module) -> None:
+def start_from(path: Path, weights: str, model: nn.Module, *, run: str) -> None:
     """Give a model the weights that another run kept.
 
     Args:
         path: The file that the other run wrote.
         weights: ``"last"``, or the name of an average: its weights, with the BatchNorm statistics computed for it.
         model: Gets them.
+        run: The digest of the other run's spec.
 
     Raises:
         RunFailedError: There is no such file.
     """
-    if not path.exists():
+    prefix = "model." if weights == "last" else f"{weights}.module."
+    found = read_tensors(path, run=run, wanted=lambda name: name.startswith(prefix))
+    if found is None:
         raise RunFailedError(
             f"{path.name} is missing among what the parent run kept: remove the parent's folder and rerun"
         )
-    prefix = "model." if weights == "last" else f"{weights}.module."
-    found = {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
-    with torch.no_grad():
-        model.load_state_dict(found)
+    with readable(path):
+        _copy_into(model.state_dict(), {name.removeprefix(prefix): value for name, value in found[0].items()})

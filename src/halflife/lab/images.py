@@ -57,13 +57,13 @@ def train(
         RunFailedError: The loss became NaN or infinite.
         RunStoppedError: It was asked to stop.
     """
-    start = None
+    start, identity = None, spec.digest()
     if isinstance(spec, ImageBranch):
         if parent is None:
             raise UserError("a branch starts from what its parent kept: run the parent first and name its folder")
-        start, spec = (parent / spec.parent_file, spec.weights), spec.then
+        start, spec = (parent / spec.parent_file, spec.weights, spec.of.digest()), spec.then
     check_probes(spec)
-    run = ImageLoop(spec, torch.device(device), data_folder, start)
+    run = ImageLoop(spec, torch.device(device), data_folder, run=identity, start=start)
     reader = Reader(run)
     costs = Costs()
     checkpoint = folder / "checkpoint.safetensors"

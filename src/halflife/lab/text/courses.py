@@ -22,6 +22,7 @@ class Course:
     """The answers for one run.
 
     Args:
+        run: The digest of the run's spec, which stands in what it writes.
         base: The settings of model, data and optimizer.
         num_steps: Optimizer steps to do.
         lr: The learning rate from the number of steps done.
@@ -30,6 +31,7 @@ class Course:
         first_batch: Which batch of the data is the first.
         keep_at: Steps after which a checkpoint is kept.
         eval_every: Evaluate every so many steps.
+        parent: The digest of the spec of the run that it starts from (empty: none).
         start: The checkpoint that it starts from, without suffix (``None``: fresh weights).
         replay: How the learning rate is matched to the parent's norms (``None``: not a replay).
         norms: The file of the parent's norms, of a replay.
@@ -38,6 +40,7 @@ class Course:
         average_from: As `TextRun.average_from`.
     """
 
+    run: str
     base: TextRun
     num_steps: int
     lr: Callable[[int], float]
@@ -46,6 +49,7 @@ class Course:
     first_batch: int = 0
     keep_at: tuple[int, ...] = ()
     eval_every: int
+    parent: str = ""
     start: Path | None = None
     replay: str | None = None
     norms: Path | None = None
@@ -75,6 +79,7 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
     if isinstance(spec, TextRun):
         schedule = schedule_from(spec.lr_schedule)
         return Course(
+            run=spec.digest(),
             base=spec,
             num_steps=spec.last_step,
             lr=lambda step: spec.lr * schedule(step),
@@ -92,6 +97,8 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
     schedule = schedule_from(of.lr_schedule)
     if isinstance(spec, TextReplay):
         return Course(
+            run=spec.digest(),
+            parent=of.digest(),
             base=of,
             num_steps=spec.last_step,
             lr=lambda step: of.lr * schedule(step),
@@ -107,6 +114,8 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
         if peak == 0:
             raise UserError(f"a cooldown starts at step {at}, where the learning rate is 0 already: branch off earlier")
     return Course(
+        run=spec.digest(),
+        parent=of.digest(),
         base=of,
         num_steps=spec.last_step,
         lr=(lambda _step: peak) if spec.branch == "tiny-lr" else (lambda step: peak * (1 - step / num_steps)),

@@ -92,10 +92,11 @@ class TextLoop:
             scaler=self.scaler,
             tokens_digest=data.digest,
             world=self.world,
+            run=course.run,
         )
         self.matcher = None
         if course.replay is not None and course.norms is not None:
-            self.matcher = Matcher(course.norms, course.replay, self.parameters, self.decayed)
+            self.matcher = Matcher(course.norms, course.replay, self.parameters, self.decayed, run=course.parent)
         self.lr = course.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
         self.costs = Costs()
@@ -128,7 +129,7 @@ class TextLoop:
         Raises:
             UserError: It is not there.
         """
-        if not self.state.load(path, branch=True):
+        if not self.state.load(path, parent=self.course.parent):
             raise UserError(
                 f"the checkpoint {path} is gone: remove the parent's folder, the parent is then trained again"
             )
@@ -299,7 +300,7 @@ class TextLoop:
         """Write the norms that replays follow."""
         if self.world.rank == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_trace(path, self.state.trace)
+            write_trace(path, self.state.trace, run=self.course.run)
 
     def norms_in_words(self) -> str:
         """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from halflife.errors import UserError
-from halflife.files import write_whole
+from halflife.lab.tensor_files import read_tensors, readable, write_tensors
 from halflife.norms import squared_norms
 
 __all__ = ["Matcher", "trace_row", "write_trace"]
@@ -30,9 +29,9 @@ def trace_row(parameters: Sequence[Tensor], fraction: float) -> Tensor:
     return torch.cat([norms_P, norms_P.new_tensor([fraction])])
 
 
-def write_trace(path: Path, rows: Sequence[Tensor]) -> None:
-    """Write what `trace_row` gave at every step."""
-    write_whole(path, save({"trace": torch.stack(list(rows)).cpu()}))
+def write_trace(path: Path, rows: Sequence[Tensor], *, run: str) -> None:
+    """Write what `trace_row` gave at every step of the run whose spec has this digest."""
+    write_tensors(path, {"trace": torch.stack(list(rows)).cpu()}, {}, run=run)
 
 
 class Matcher:
@@ -40,6 +39,7 @@ class Matcher:
 
     Args:
         path: The parent's trace.
+        run: The digest of the parent's spec.
         match: ``"global"``, ``"per-tensor"``, ``"global-squared"`` or ``"none"``.
         parameters: The replay's parameters, in the parent's order.
         decayed: Those that decayed in the parent.
@@ -48,14 +48,18 @@ class Matcher:
         UserError: There is no trace, or it belongs to another model.
     """
 
-    def __init__(self, path: Path, match: str, parameters: Sequence[Tensor], decayed: Sequence[Tensor]) -> None:
-        if not path.exists():
+    def __init__(
+        self, path: Path, match: str, parameters: Sequence[Tensor], decayed: Sequence[Tensor], *, run: str
+    ) -> None:
+        found = read_tensors(path, run=run)
+        if found is None:
             raise UserError(
                 f"the norms of the parent, {path}, are gone: remove the parent's folder, it is then trained again"
             )
-        trace = load_file(path)["trace"]
-        if trace.shape[1] != len(parameters) + 1:
-            raise UserError(f"{path} holds norms of {trace.shape[1] - 1} parameters, this model has {len(parameters)}")
+        with readable(path):
+            trace = found[0]["trace"]
+        if trace.ndim != 2 or trace.shape[1] != len(parameters) + 1:
+            raise UserError(f"{path} holds norms of {trace.shape[-1] - 1} parameters, this model has {len(parameters)}")
         self.norms_TP, self.fractions_T = trace[:, :-1], trace[:, -1].tolist()
         self.match, self.parameters = match, list(parameters)
         marked = {id(parameter) for parameter in decayed}

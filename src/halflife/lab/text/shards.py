@@ -190,7 +190,7 @@ def _read_sidecar(path: Path) -> Sidecar:
         values = json.loads(path.read_text(encoding="utf-8"))
         sidecar = Sidecar(**values)
         fits = all(type(values[name]).__name__ == kind for name, kind in Sidecar.__annotations__.items())
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is no sidecar of a token file ({error}): delete it, and the file is read anew"
         ) from error

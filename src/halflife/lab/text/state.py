@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from halflife.errors import UserError
+from halflife.lab.tensor_files import readable
 from halflife.lab.text import checkpoints
 from halflife.lab.text.averages import WeightAverage
 from halflife.lab.text.optimizers import Training
@@ -42,6 +43,7 @@ class State:
         scaler: The gradient scaler.
         tokens_digest: Which tokens and tokenizer it is trained on.
         world: The processes that hold it.
+        run: The digest of the run's spec.
         step: Steps done.
         losses: Losses of the steps since the last reading, on the device.
         trace: Norms before every step so far, of a run that keeps them.
@@ -53,6 +55,7 @@ class State:
     scaler: torch.amp.GradScaler
     tokens_digest: str
     world: World
+    run: str
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
     trace: list[Tensor] = field(default_factory=list)
@@ -82,33 +85,36 @@ class State:
             path: Without suffix.
         """
         if self.world.form == "alone":
-            checkpoints.write_file(path, *self.parts())
+            checkpoints.write_file(path, *self.parts(), run=self.run)
         else:
-            checkpoints.write_folder(path, *self.parts(), self.world)
+            checkpoints.write_folder(path, *self.parts(), self.world, run=self.run)
 
     def exists(self, path: Path) -> bool:
         """Whether there is a checkpoint."""
         return checkpoints.found(path)
 
-    def load(self, path: Path, *, branch: bool = False) -> bool:
+    def load(self, path: Path, *, parent: str | None = None) -> bool:
         """Go on from a checkpoint.
 
         Args:
             path: Without suffix.
-            branch: Take the weights and the optimizer's state only: the steps are counted from 0, averages begin anew.
+            parent: The digest of the spec of the run that wrote it, when this run branches off there (``None``: this run
+                itself). Then the weights and the optimizer's state are taken only: the steps are counted from 0, averages
+                begin anew.
 
         Returns:
             Whether there is one.
 
         Raises:
-            UserError: It cannot be read, or was made with other tokens.
+            UserError: It cannot be read, or was made by another run or with other tokens.
         """
-        needed = ("model.", "optimizer.") if branch else ("",)
-        found = checkpoints.read(path, lambda: self.parts()[0], lambda name: name.startswith(needed))
+        needed = ("",) if parent is None else ("model.", "optimizer.")
+        run = self.run if parent is None else parent
+        found = checkpoints.read(path, lambda: self.parts()[0], lambda name: name.startswith(needed), run=run)
         if found is None:
             return False
-        tensors, values = found
-        self.restore(tensors, values, branch=branch)
+        with readable(path):
+            self.restore(*found, branch=parent is not None)
         return True
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any], *, branch: bool) -> None:
@@ -117,7 +123,7 @@ class State:
         Args:
             tensors: All tensors.
             values: All plain values.
-            branch: As for `load`.
+            branch: Take the weights and the optimizer's state only.
 
         Raises:
             UserError: They belong to other tokens.
