@@ -230,7 +230,38 @@ def test_a_damaged_checkpoint_is_one_sentence(folder: Path, together: list[Any],
     where = shutil.copytree(folder / "sgd from fsdp", folder / f"damaged {damaged[:11]}")
     (path,) = (where / "checkpoint").rglob(damaged)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    with pytest.raises(UserError, match=r"the checkpoint .* cannot be read .*: remove it and run again"):
+    said = r"the checkpoint .* cannot be read .*: remove it and run again"
+    if damaged == "values.json":
+        said = r"values.json is not valid JSON .*: remove it, and run the study again"
+    with pytest.raises(UserError, match=said):
+        run(SPECS["sgd"], where, folder / "corpus")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_whose_part_is_missing_is_refused(folder: Path, together: list[Any], form: str) -> None:
+    """Nobody trains on from memory that no file has filled."""
+    where = shutil.copytree(folder / f"sgd from {form}", folder / f"part of {form}")
+    (path,) = (where / "checkpoint").rglob("shard-00002-*")
+    path.unlink()
+    with pytest.raises(UserError, match=r"the checkpoint .* cannot be read \(.*\): remove it and run again"):
+        run(SPECS["sgd"], where, folder / "corpus")
+
+
+@pytest.mark.parametrize("source", ["alone", *FORMS])
+def test_a_checkpoint_of_another_run_is_refused(folder: Path, together: list[Any], source: str) -> None:
+    where = shutil.copytree(folder / f"sgd from {source}", folder / f"foreign {source}")
+    with pytest.raises(
+        UserError, match=r"was written by another run \(its spec is .*, expected .*\): remove it and run"
+    ):
+        run(replace(SPECS["sgd"], seed=4), where, folder / "corpus")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/", "c", "", 3, None])
+def test_the_folder_of_a_checkpoint_is_a_or_b(folder: Path, together: list[Any], name: object) -> None:
+    where = shutil.copytree(folder / "sgd from ddp", folder / f"named {str(name).replace('/', '_')}")
+    about = where / "checkpoint" / "values.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"folder": name}))
+    with pytest.raises(UserError, match=r"the folder of a checkpoint is .*, expected a or b: remove what names it"):
         run(SPECS["sgd"], where, folder / "corpus")
 
 

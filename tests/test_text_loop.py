@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife.errors import RunFailedError, RunStoppedError, UserError
+from halflife.lab.tensor_files import write_tensors
 from halflife.lab.text.averages import WeightAverage
 from halflife.lab.text.evaluate import block_means, even_windows
 from halflife.lab.text.loop import TextLoop
@@ -231,7 +232,9 @@ def test_dropout_leaves_the_global_random_state_alone(corpus: Path, tmp_path: Pa
 def test_a_checkpoint_of_other_tokens_is_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStoppedError):
         run(MLP, tmp_path, corpus, stop=stop_after(3))
-    with pytest.raises(UserError, match=r"checkpoint.safetensors was written by another run .*: remove it and run again"):
+    with pytest.raises(
+        UserError, match=r"checkpoint.safetensors was written by another run .*: remove it and run again"
+    ):
         run(with_(MLP, vocab_size=20), tmp_path, corpus)
     other = write_corpus(tmp_path / "other")
     (other / "part00.txt").write_text("quite another beginning " * 400, encoding="utf-8")
@@ -371,6 +374,8 @@ def test_a_replay_that_diverges_is_a_finished_run(corpus: Path, tmp_path: Path) 
     spec = with_(MLP, optimizer="sgd", clip=None, trace_norms=True, decay="", lr_schedule="constant(1.0)")
     kept = parent_of(spec, tmp_path, corpus)
     wild = with_(spec, lr=1e25)
+    path = kept / "norms.safetensors"
+    write_tensors(path, load_file(path), {}, run=wild.digest())  # a parent at such a rate keeps none
     readings, _ = run(TextReplay(of=wild, match="none"), tmp_path / "replay", corpus, parent=kept)
     assert readings[-1].values.keys() == {"diverged_at"}
     assert 1 <= readings[-1].values["diverged_at"] <= 5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import re
 import sys
 import tarfile
@@ -29,7 +30,7 @@ from halflife.report.ladder import ladder_figure
 from halflife.report.provenance import duration, num_earlier
 from halflife.report.tables import SYMBOLS, numbers, verdict_markdown
 from halflife.report.walk import Step, walk
-from halflife.store import Store
+from halflife.store import LARGEST_READINGS, RUN_NAME, SHEET_NAME, Store
 from halflife.studies import STUDIES, get_study
 from halflife.studies.base import Verdict
 from halflife.studies.papers import PAPERS, Paper
@@ -39,6 +40,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"
 README_RESULT = "stabilization-laptop"
 NUM_PICTURES = 2  # of a study that names none
+MEMBER = re.compile(rf"store\.json|sheets/{SHEET_NAME}\.json|runs/{RUN_NAME}/(run\.json|readings\.jsonl)")
 BEGIN, END = f"<!-- {README_RESULT}: made by tools/results.py -->", "<!-- end -->"
 
 
@@ -69,10 +71,18 @@ def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
 
 
 def unpack(folder: Path) -> Store:
-    """All archives of results/ as one store."""
+    """All archives of results/ as one store; one that holds anything but the files of `pack` ends the program."""
     for path in sorted(RESULTS.glob("*.tar.xz")):
-        with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    if not member.isreg() or MEMBER.fullmatch(member.name) is None or member.size > LARGEST_READINGS:
+                        sys.exit(
+                            f"{path}: {member.name[:80]!r} is no file of a store, expected what `pack` writes: pack again"
+                        )
+                    archive.extract(member, folder, filter="data")
+        except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+            sys.exit(f"{path} is no whole archive ({error}): pack it again")
     return Store(folder)
 
 

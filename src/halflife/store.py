@@ -34,7 +34,7 @@ from halflife.errors import StoreError
 from halflife.files import check_regular, check_tree, named_in, read_object, said_plainly, write_whole
 from halflife.records import Reading
 
-__all__ = ["RunFolder", "Store", "run_id"]
+__all__ = ["LARGEST_READINGS", "RUN_NAME", "SHEET_NAME", "RunFolder", "Store", "run_id"]
 
 SCHEMA = 1
 ID_LENGTH = 16
@@ -216,7 +216,7 @@ class Store:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"the store {self.path} is a file, expected a folder: choose another with --store")
-        for part in ("runs", "sheets", ".lock"):
+        for part in ("runs", "sheets", "figures", ".lock"):
             if (self.path / part).is_symlink():
                 raise StoreError(
                     f"{self.path / part} is a link, expected a part of the store itself: remove it, or name the folder that"

@@ -21,7 +21,15 @@ from halflife.files import said_plainly, write_whole
 __all__ = ["Values", "check_run", "header_of", "read_tensors", "readable", "write_tensors"]
 
 Values = dict[str, Any]
-UNREADABLE: tuple[type[BaseException], ...] = (SafetensorError, KeyError, TypeError, ValueError, OSError, EOFError, RecursionError)
+UNREADABLE: tuple[type[BaseException], ...] = (
+    SafetensorError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    EOFError,
+    RecursionError,
+)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Values, *, run: str) -> None:
