@@ -20,19 +20,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from halflife.cli import main
 from halflife.errors import HalflifeError, StoreError, UserError
 from halflife.files import LARGEST_JSON, read_object, write_whole
 from halflife.lab.sources import read_source
+from halflife.lab.tensor_files import check_run, readable
 from halflife.lab.text.tokens import load_tokens
 from halflife.plan import make_plan
 from halflife.records import Reading
 from halflife.specs import ImageRun, RunSpec, TextBranch, TextReplay, TextRun
 from halflife.specs.images import fine_tune_branch
 from halflife.store import LARGEST_READINGS, Store
-from halflife.studies import STABILIZATION
+from halflife.studies import get_study
 from halflife.worker import Task, train_run
 from tests.synthetic import make_store
 from tests.text_runs import MLP, write_corpus
@@ -90,7 +92,7 @@ def trained(store: Store, spec: RunSpec, data_folder: str | None) -> None:
     train_run(store, task, progress=lambda *_: None, device="cpu", data_folder=data_folder, stop=lambda: False)
 
 
-def refused(act: Callable[[], object], match: str = "") -> str:
+def refused(act: Callable[[], object], match: str | None = None) -> str:
     """What is said; it is one sentence."""
     with pytest.raises(HalflifeError, match=match) as caught:
         act()
@@ -193,7 +195,8 @@ def test_a_study_refuses_a_planted_checkpoint(
     marker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command itself, with its workers."""
-    plan = make_plan(STABILIZATION, "smoke", STABILIZATION.presets["smoke"], num_seeds=1)
+    study = get_study("stabilization")
+    plan = make_plan(study, "smoke", study.presets["smoke"], num_seeds=1)
     store = Store(tmp_path / "store")
     for run in plan.needed:
         write(store.run(run.id).checkpoint, saved(marker))
@@ -230,8 +233,6 @@ def test_a_tensor_of_another_shape_or_type_is_refused(tmp_path: Path, value: tor
     """It would be broadcast or rounded."""
     store = Store(tmp_path / "store")
     trained(store, IMAGES, None)
-    from safetensors import safe_open
-
     kept = store.run(RUN).kept / "epoch-1.safetensors"
     with safe_open(kept, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
@@ -511,17 +512,26 @@ def test_files_of_the_store_are_regular(tmp_path: Path, place: str, make: Callab
     refused(lambda: Store(store.path).sheets(), r"json is a (link|named pipe), expected a file: remove it")
 
 
-@pytest.mark.parametrize("text", [DEEP, '{"a":' * 100_000, f'{{"schema": 1, "a": {DEEP}'])
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"a":' * 100_000, f'{{"schema": 1, "a": {DEEP}', f'{{"a": {"[" * 60}{"]" * 60}}}']
+)
 def test_json_that_is_nested_too_deeply_is_one_sentence(tmp_path: Path, text: str) -> None:
     store = make_store(tmp_path / "store")
     folder = store.run(store.sheets()[0]["arms"][0]["runs"]["0"])
     (folder.path / "run.json").write_text(text)
     refused(folder.header, "run.json is nested too deeply to be read: remove it, and run the study again")
-    (folder.path / "readings.jsonl").write_text(f"{text}\n")
+    (folder.path / "readings.jsonl").write_text(f"{text}\n")  # of the last kind, one that is no reading
     refused(folder.readings, "readings.jsonl is damaged .*: remove the folder .* and run again")
 
 
 @pytest.mark.parametrize("step", ["Infinity", "1e999", "[]", "{}", '"x"', "null"])
+def test_a_header_as_deep_as_ours_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"a": ' + "[" * 31 + "1" + "]" * 31 + "}")
+    assert read_object(tmp_path / "run.json").keys() == {"a"}
+    (tmp_path / "run.json").write_text('{"a": ' + "[" * 32 + "1" + "]" * 32 + "}")
+    refused(lambda: read_object(tmp_path / "run.json"), "is nested too deeply")
+
+
 def test_a_step_that_is_no_number_is_one_sentence(step: str) -> None:
     with pytest.raises(ValueError, match=r"not a reading|invalid literal"):
         Reading.from_line(f'{{"step": {step}, "epoch": 1, "values": {{}}}}')
@@ -565,11 +575,8 @@ def test_what_may_not_be_read_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 
 def test_user_errors_stay_what_they_are(tmp_path: Path) -> None:
     """They are ValueErrors, too, and must not be told as damage."""
-    with pytest.raises(UserError, match="was written by another run"):
-        from halflife.lab.tensor_files import check_run, readable
-
-        with readable(tmp_path):
-            check_run(tmp_path, "a", "b")
+    with pytest.raises(UserError, match="was written by another run"), readable(tmp_path):
+        check_run(tmp_path, "a", "b")
 
 
 def write(path: Path, content: bytes) -> None:

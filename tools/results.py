@@ -74,7 +74,7 @@ def unpack(folder: Path) -> Store:
     """All archives of results/ as one store; one that holds anything but the files of `pack` ends the program."""
     for path in sorted(RESULTS.glob("*.tar.xz")):
         try:
-            with tarfile.open(path) as archive:
+            with tarfile.open(path, "r:xz") as archive:
                 for member in archive:
                     if not member.isreg() or MEMBER.fullmatch(member.name) is None or member.size > LARGEST_READINGS:
                         sys.exit(

@@ -20,6 +20,7 @@ from halflife.errors import StoreError
 
 __all__ = ["check_regular", "check_tree", "named_in", "read_object", "said_plainly", "write_whole"]
 
+DEEPEST_JSON = 32  # levels; a branch of a branch in a header has 4
 LARGEST_JSON = 64 << 20  # bytes; a sheet of 10,000 runs has half a million
 KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
 
@@ -93,6 +94,14 @@ def check_tree(folder: Path) -> None:
         ) from error
 
 
+def _depth_exceeds(most: int, value: object) -> bool:
+    level = [value]
+    for _ in range(most + 1):
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [child for children in inner for child in children]
+    return bool(level)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object that a regular file of bounded size holds.
 
@@ -108,6 +117,8 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         check_regular(path, LARGEST_JSON)
         value = json.loads(path.read_text(encoding="utf-8"))
+        if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
+            raise RecursionError
     except StoreError:
         raise
     except ValueError as error:

@@ -81,7 +81,7 @@ def load_tokens(spec: TextRun, data_folder: str | None = None) -> TokenData:
     remedy = f"delete {folder} and run again"
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / 'about.json'} is no JSON, expected what halflife wrote there: {remedy}") from error
     train, _ = open_shard(folder / "train.bin", vocab_size=spec.vocab_size, tokenizer=about["tokenizer"], remedy=remedy)
     val, _ = open_shard(folder / "val.bin", vocab_size=spec.vocab_size, tokenizer=about["tokenizer"], remedy=remedy)
