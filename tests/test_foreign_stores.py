@@ -524,7 +524,6 @@ def test_json_that_is_nested_too_deeply_is_one_sentence(tmp_path: Path, text: st
     refused(folder.readings, "readings.jsonl is damaged .*: remove the folder .* and run again")
 
 
-@pytest.mark.parametrize("step", ["Infinity", "1e999", "[]", "{}", '"x"', "null"])
 def test_a_header_as_deep_as_ours_is_read(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"a": ' + "[" * 31 + "1" + "]" * 31 + "}")
     assert read_object(tmp_path / "run.json").keys() == {"a"}
@@ -532,6 +531,7 @@ def test_a_header_as_deep_as_ours_is_read(tmp_path: Path) -> None:
     refused(lambda: read_object(tmp_path / "run.json"), "is nested too deeply")
 
 
+@pytest.mark.parametrize("step", ["Infinity", "1e999", "[]", "{}", '"x"', "null"])
 def test_a_step_that_is_no_number_is_one_sentence(step: str) -> None:
     with pytest.raises(ValueError, match=r"not a reading|invalid literal"):
         Reading.from_line(f'{{"step": {step}, "epoch": 1, "values": {{}}}}')

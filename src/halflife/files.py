@@ -114,21 +114,22 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: It holds anything else, or cannot be read.
     """
+    too_deep = f"{path} is nested too deeply to be read: remove it, and run the study again"
     try:
         check_regular(path, LARGEST_JSON)
         value = json.loads(path.read_text(encoding="utf-8"))
-        if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
-            raise RecursionError
     except StoreError:
         raise
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
     except RecursionError as error:
-        raise StoreError(f"{path} is nested too deeply to be read: remove it, and run the study again") from error
+        raise StoreError(too_deep) from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}): make it readable, or remove it") from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
+    if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
+        raise StoreError(too_deep)
     return value
 
 
