@@ -27,7 +27,7 @@ from halflife.cli import main
 from halflife.errors import HalflifeError, StoreError, UserError
 from halflife.files import LARGEST_JSON, read_object, write_whole
 from halflife.lab.sources import read_source
-from halflife.lab.tensor_files import check_run, readable
+from halflife.lab.tensor_files import check_run, kept_file, readable
 from halflife.lab.text.tokens import load_tokens
 from halflife.plan import make_plan
 from halflife.records import Reading
@@ -431,6 +431,14 @@ def test_the_name_of_a_sheet_leads_nowhere(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path / "store")
     refused(lambda: store.write_sheet(name, {}), "the name of a sheet is .*, expected letters, digits, dots and dashes")
     assert not [path for path in tmp_path.rglob("*.json") if path.name != "store.json"]
+
+
+@pytest.mark.parametrize("name", ["../../secret.safetensors", "/etc/passwd", "", "step-2/../..", "step-2\n"])
+def test_what_a_parent_kept_lies_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for spec in (fine_tune_branch(IMAGES, 1, lr=1e-3, num_epochs=1), TextReplay(of=TEXT, match="none")):
+        monkeypatch.setattr(type(spec), "parent_file", name)
+        said = refused(lambda: kept_file(tmp_path / "kept", spec))  # noqa: B023 - it is called at once
+        assert said.startswith(f"the file of the parent is {name!r}, expected a name such as step-100 or epoch-10.safe")
 
 
 def test_a_sheet_cannot_name_a_run_outside(

@@ -17,6 +17,7 @@ from halflife.lab.cost import Costs
 from halflife.lab.image_loop import ImageLoop
 from halflife.lab.image_probes import check_probes
 from halflife.lab.image_readings import Reader
+from halflife.lab.tensor_files import kept_file
 from halflife.records import Reading
 from halflife.specs.images import ImageBranch, ImageRun
 
@@ -61,7 +62,7 @@ def train(
     if isinstance(spec, ImageBranch):
         if parent is None:
             raise UserError("a branch starts from what its parent kept: run the parent first and name its folder")
-        start, spec = (parent / spec.parent_file, spec.weights, spec.of.digest()), spec.then
+        start, spec = (kept_file(parent, spec), spec.weights, spec.of.digest()), spec.then
     check_probes(spec)
     run = ImageLoop(spec, torch.device(device), data_folder, run=identity, start=start)
     reader = Reader(run)

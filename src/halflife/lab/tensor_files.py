@@ -16,11 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from halflife.errors import UserError
-from halflife.files import said_plainly, write_whole
+from halflife.files import named_in, said_plainly, write_whole
+from halflife.specs.base import RunSpec
 
-__all__ = ["Values", "check_run", "header_of", "read_tensors", "readable", "write_tensors"]
+__all__ = ["Values", "check_run", "header_of", "kept_file", "read_tensors", "readable", "write_tensors"]
 
 Values = dict[str, Any]
+KEPT_NAME = r"[a-z]+(-[0-9]+)?(\.safetensors)?"
 UNREADABLE: tuple[type[BaseException], ...] = (
     SafetensorError,
     KeyError,
@@ -30,6 +32,20 @@ UNREADABLE: tuple[type[BaseException], ...] = (
     EOFError,
     RecursionError,
 )
+
+
+def kept_file(kept: Path, spec: RunSpec) -> Path:
+    """The file that a run starts from.
+
+    Args:
+        kept: The folder of what its parent kept.
+        spec: The run.
+
+    Returns:
+        The file in that folder.
+    """
+    expected = "a name such as step-100 or epoch-10.safetensors"
+    return named_in(kept, spec.parent_file, KEPT_NAME, what="the file of the parent", expected=expected)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Values, *, run: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halflife.errors import UserError
+from halflife.lab.tensor_files import kept_file
 from halflife.schedules.expression import schedule_from
 from halflife.specs.branches import TextBranch, TextReplay
 from halflife.specs.text import TextRun
@@ -105,7 +106,7 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
             decay="",
             eval_every=of.eval_every,
             replay=spec.match,
-            norms=parent / spec.parent_file,
+            norms=kept_file(parent, spec),
         )
     at = min(spec.at, of.last_step)
     peak, num_steps = of.lr * spec.lr_factor, spec.num_steps
@@ -123,5 +124,5 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
         loss_penalty=0.0 if spec.branch == "tiny-lr" else of.loss_penalty,
         first_batch=at,
         eval_every=of.eval_every,
-        start=parent / spec.parent_file,
+        start=kept_file(parent, spec),
     )
