@@ -15,7 +15,7 @@ from halflife.store import Store, run_id
 ARMS = {"large-decay": (0.1, 0.01), "large-none": (0.1, 0.0), "small-decay": (0.02, 0.01), "small-none": (0.02, 0.0)}
 FINAL_ERROR = {"large-decay": 0.105, "large-none": 0.135, "small-decay": 0.13, "small-none": 0.138}
 DATA = {"name": "fashion-mnist-5k", "title": "Fashion-MNIST, 5,000 images", "sha256": "d47a" * 16}
-CODE = "c0de" * 16
+TRAINER = {"name": "images", "version": 1}
 AVERAGES = ("ema-0.999/", "ema-0.99/")
 
 
@@ -103,7 +103,7 @@ def make_store(
             runs = {}
             for seed in range(num_seeds):
                 spec = spec_of(key, seed, width=size, num_epochs=num_epochs, eval_every=eval_every)
-                identity = run_id(spec.digest(), CODE, DATA["sha256"])
+                identity = run_id(spec.digest(), str(spec.trainer), DATA["sha256"])
                 runs[str(seed)] = identity
                 write_run(store, identity, spec, key, status(key, seed, size), num_test, change)
             label = (labels or {}).get(key, f"lr {lr:g}, lam {lam:g}")
@@ -142,7 +142,7 @@ def write_run(
         "status": status,
         "spec": spec.to_json(),
         "spec_digest": spec.digest(),
-        "code_digest": CODE,
+        "trainer": TRAINER,
         "data": DATA,
         "versions": {"halflife": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "machine": {"cores": 2, "processor": "Some processor", "platform": "Linux-6.1-x86_64"},

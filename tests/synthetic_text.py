@@ -39,7 +39,6 @@ AT = (16_000, 32_000)
 BRANCH_STEPS = 1_000
 BLOCKS = 16
 TEXT_DATA = {"name": "python-source", "title": "Python sources, 120 MB", "sha256": "7e87" * 16}
-CODE = "c0de" * 16
 FINAL = {0.0: 2.10, 0.1: 2.08, 0.3: 2.085}
 
 
@@ -277,7 +276,7 @@ def make_text_store(
         runs = {}
         for seed in range(num_seeds if arm.size == preset.main_size else preset.num_ladder_seeds):
             spec = arm.build(seed)
-            runs[str(seed)] = identity = run_id(spec.digest(), CODE, TEXT_DATA["sha256"])
+            runs[str(seed)] = identity = run_id(spec.digest(), str(spec.trainer), TEXT_DATA["sha256"])
             found = status(arm.key, seed, arm.size)
             if found == "absent":
                 continue
@@ -287,7 +286,7 @@ def make_text_store(
                 "status": found,
                 "spec": spec.to_json(),
                 "spec_digest": spec.digest(),
-                "code_digest": CODE,
+                "trainer": {"name": "text", "version": 1},
                 "data": TEXT_DATA,
                 "versions": {"halflife": "0.1.0", "torch": "2.13.0"},
                 "machine": {"cores": 2, "processor": "Some processor"},
@@ -299,7 +298,7 @@ def make_text_store(
                 },
             }
             if spec.parent is not None:
-                header["parent"] = run_id(spec.parent.digest(), CODE, TEXT_DATA["sha256"])
+                header["parent"] = run_id(spec.parent.digest(), str(spec.parent.trainer), TEXT_DATA["sha256"])
             folder.write_header(header)
             readings = change(arm.key, spec, readings_of(spec))
             (folder.path / "readings.jsonl").write_text("".join(reading.to_line() + "\n" for reading in readings))

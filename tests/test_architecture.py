@@ -34,7 +34,6 @@ PLAIN: list[set[str]] = [
         "records",
         "specs",
         "expressions",
-        "fingerprint",
         "files",
         "machine",
     }

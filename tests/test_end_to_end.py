@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from halflife.specs.trainers import IMAGES
 from halflife.store import Store
 from tests.synthetic import make_store
 
@@ -89,7 +90,8 @@ def test_a_study_ends_with_verdicts_and_a_report(whole: tuple[Path, str]) -> Non
     assert finished(store) == NUM_RUNS
     assert not list(store.glob("runs/*/checkpoint*"))
     header = json.loads(next(iter(store.glob("runs/*/run.json"))).read_text())
-    assert {"spec", "code_digest", "data", "versions", "machine", "seconds"} <= set(header)
+    assert {"spec", "data", "versions", "commit", "machine", "seconds"} <= set(header)
+    assert header["trainer"] == {"name": "images", "version": IMAGES.version}
     sheet = Store(store).sheets()[0]
     assert sheet["command"] == "halflife study run stabilization --preset smoke"
     assert sheet["seconds"] > 0

@@ -36,7 +36,7 @@ from halflife.store import Store
 from halflife.studies import STUDIES, get_study
 from halflife.studies.base import Panel
 from halflife.studies.results import Results
-from tests.synthetic import ARMS, CODE, DATA, bits, make_store, spec_of
+from tests.synthetic import ARMS, DATA, bits, make_store, spec_of
 
 FAILURE = "the training loss became nan in epoch 3 (lr 0.1, lam 0, seed 1): lower the learning rate"
 
@@ -163,7 +163,14 @@ def test_the_page_says_how_it_was_run(store: Store, page: str) -> None:
     assert common["num_train"][0] == "none"
     assert common["batch_size"] == ("128", "Images per step; a last smaller batch is left out.")
     assert all(meaning for _, meaning in common.values()), "a field without a line in the docstring"
-    for fact in (CODE, DATA["sha256"], DATA["title"], "halflife 0.1.0", "torch 2.13.0", "Some processor"):
+    for fact in (
+        "images, version 1",
+        DATA["sha256"],
+        DATA["title"],
+        "halflife 0.1.0",
+        "torch 2.13.0",
+        "Some processor",
+    ):
         assert fact in words
     for fact in ("halflife study run stabilization --preset laptop", "9 min 32 s", "2025-01-02 03:04 UTC", "seeds0, 1"):
         assert fact in words
@@ -381,9 +388,36 @@ def test_seeds_that_differ_by_size_are_told_by_size(ladder: Store) -> None:
 def test_runs_of_different_code_are_marked(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     header = next(iter(results_of(store).headers.values()))
-    store.run(header["id"]).write_header(header | {"code_digest": "beef" * 16})
+    store.run(header["id"]).write_header(header | {"trainer": {"name": "images", "version": 2}})
     assert "The runs differ in their code" in banners(results_of(store))[0][1]
-    assert f"{'beef' * 16} (1 runs); {CODE} (7 runs)" in dict(provenance_of(results_of(store)).facts).values()
+    words = "images, version 2 (1 runs); images, version 1 (7 runs)"
+    assert dict(provenance_of(results_of(store)).facts)["trainer"] == words
+
+
+def test_runs_made_before_trainers_had_versions_tell_their_code_digest(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    first, *others = results_of(store).headers.values()
+    for header in (first, *others):
+        old = {key: value for key, value in header.items() if key != "trainer"}
+        store.run(header["id"]).write_header(old | {"code_digest": "c0de" * 16})
+    assert banners(results_of(store)) == []
+    words = "before trainer versions (code digest c0dec0de)"
+    assert dict(provenance_of(results_of(store)).facts)["trainer"] == words
+    store.run(first["id"]).write_header(first)
+    assert "The runs differ in their code" in banners(results_of(store))[0][1]
+    store.run(first["id"]).write_header(results_of(store).headers[others[0]["id"]] | {"code_digest": "beef" * 16})
+    assert "The runs differ in their code" in banners(results_of(store))[0][1]
+
+
+def test_the_commit_of_a_run_is_told(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    assert "commit" not in dict(provenance_of(results_of(store)).facts)
+    first, second, *_ = results_of(store).headers.values()
+    store.run(first["id"]).write_header(first | {"commit": {"id": "f00d" * 10, "changed": False}})
+    store.run(second["id"]).write_header(second | {"commit": {"id": "f00d" * 10, "changed": True}})
+    words = f"{'f00d' * 10} (1 runs); {'f00d' * 10} with changes (1 runs)"
+    assert dict(provenance_of(results_of(store)).facts)["commit"] == words
+    assert banners(results_of(store)) == []
 
 
 def test_a_test_sheet_gives_way_to_a_real_one(tmp_path: Path) -> None:
@@ -409,7 +443,7 @@ def test_what_older_sheets_lack_is_left_out(tmp_path: Path) -> None:
         store.run(identity).write_header({key: value for key, value in header.items() if key in kept})
     words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
     assert "halflife study run stabilization --preset laptop" in words
-    assert "code digestnot recorded" in words
+    assert "trainernot recorded" in words
 
 
 # ---- files

@@ -371,10 +371,11 @@ def test_runs_of_different_kinds_may_have_different_code_and_data(tmp_path: Path
     assert banners(found) == []
     first, second = list(found.headers)[:2]
     image = spec_of("small-none", 0, width=8, num_epochs=8, eval_every=2).to_json()
-    other = {"spec": image, "code_digest": "beef" * 16, "data": {"name": "fashion", "title": "F", "sha256": "aa" * 32}}
+    version = {"name": "images", "version": 7}
+    other = {"spec": image, "trainer": version, "data": {"name": "fashion", "title": "F", "sha256": "aa" * 32}}
     store.run(first).write_header(found.headers[first] | other)
     assert banners(results_of(store)) == []
-    store.run(second).write_header(found.headers[second] | {"code_digest": "beef" * 16})
+    store.run(second).write_header(found.headers[second] | {"trainer": {"name": "text", "version": 7}})
     assert "The runs differ in their code;" in banners(results_of(store))[0][1]
 
 

@@ -182,7 +182,7 @@ except StoreError as error:
     assert said.splitlines() == ["1", "held", "held"]
 
 
-def test_a_run_is_named_by_spec_code_and_data() -> None:
+def test_a_run_is_named_by_spec_trainer_and_data() -> None:
     names = {
         run_id(*parts)
         for parts in (("a", "b", "c"), ("x", "b", "c"), ("a", "x", "c"), ("a", "b", "x"), ("ab", "", "c"))

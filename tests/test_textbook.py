@@ -214,7 +214,7 @@ class Trained:
             self.runs[arm.key] = []
             for seed in (1000, 1001):
                 spec, readings = arm.build(seed), cast("list[Reading]", [])
-                importlib.import_module(spec.trainer).train(spec, sink=readings.append)
+                importlib.import_module(spec.trainer.module).train(spec, sink=readings.append)
                 self.runs[arm.key].append({reading.step: reading for reading in readings})
 
     def spec(self, key: str, size: int) -> RunSpec:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from halflife.errors import UserError
-from halflife.fingerprint import code_digest
 from halflife.lab.sources import DataDescription
 from halflife.machine import describe_machine, now
 from halflife.specs.base import RunSpec
@@ -130,7 +129,7 @@ def _with_parents(spec: RunSpec, arm: Arm, seed: int, data_folder: str | None) -
         *_, parent = found = list(_with_parents(spec.parent, arm, seed, data_folder))
         parent_id = parent.id
         yield from (replace(run, helps=True) for run in found)
-    identity = run_id(spec.digest(), code_digest(spec.trainer), describe_data(spec, data_folder).sha256)
+    identity = run_id(spec.digest(), str(spec.trainer), describe_data(spec, data_folder).sha256)
     yield PlannedRun(identity, spec, arm, seed, parent_id)
 
 

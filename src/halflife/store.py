@@ -43,18 +43,18 @@ SHEET_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 LARGEST_READINGS = 1 << 30  # bytes
 
 
-def run_id(spec_digest: str, code_digest: str, data_digest: str) -> str:
-    """The name of a run: a digest of what it is, of the code that it executes and of its data.
+def run_id(spec_digest: str, trainer: str, data_digest: str) -> str:
+    """The name of a run: a digest of what it is, of what trains it in which version, and of its data.
 
     Args:
         spec_digest: `halflife.specs.RunSpec.digest`.
-        code_digest: `halflife.fingerprint.code_digest`.
+        trainer: Name and version, such as ``"images-1"`` (`halflife.specs.trainers`).
         data_digest: The digest of the data set's files.
 
     Returns:
         Sixteen hexadecimal digits.
     """
-    return hashlib.sha256(f"{spec_digest}\0{code_digest}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(f"{spec_digest}\0{trainer}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
 
 
 class RunFolder:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError, UserError
 from halflife.plan import Plan, PlannedRun
 from halflife.runner import Event, orphaned, sheet_kept
+from halflife.specs.trainers import TEXT
 from halflife.store import Store
 from halflife.worker import Task, train_run
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew", "joined", "launched"]
 
-TRAINER = "halflife.lab.text.train"
 EXIT_ELSEWHERE, EXIT_STOPPED = 1, 130
 
 
@@ -299,7 +299,7 @@ def refuse_others(plan: Plan) -> None:
     Raises:
         UserError: It has other runs.
     """
-    others = sorted({run.spec.kind for run in plan.needed if run.spec.trainer != TRAINER})
+    others = sorted({run.spec.kind for run in plan.needed if run.spec.trainer is not TEXT})
     if others:
         raise UserError(
             f"{plan.study.name} has runs of kind {', '.join(others)}, expected runs of language models, which several"

@@ -17,8 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError
-from halflife.fingerprint import code_digest
-from halflife.machine import describe_machine, describe_versions, now
+from halflife.machine import describe_commit, describe_machine, describe_versions, now
 from halflife.plan import describe_data
 from halflife.specs.base import RunSpec
 from halflife.store import RunFolder, Store
@@ -140,9 +139,10 @@ def header_of(
         "status": "running",
         "spec": spec.to_json(),
         "spec_digest": spec.digest(),
-        "code_digest": code_digest(spec.trainer),
+        "trainer": {"name": spec.trainer.name, "version": spec.trainer.version},
         "data": {"name": data.name, "title": data.title, "sha256": data.sha256},
         "versions": describe_versions(),
+        "commit": describe_commit(),
         "machine": {**describe_machine(), "device": device},
         "started": now(),
     }
@@ -175,7 +175,7 @@ def train_run(
     """
     spec, folder = run.spec, store.run(run.id)
     train = partial(
-        importlib.import_module(spec.trainer).train,
+        importlib.import_module(spec.trainer.module).train,
         spec,
         folder=folder.path,
         data_folder=data_folder,

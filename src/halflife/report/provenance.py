@@ -120,17 +120,33 @@ def _default(kind: str, name: str, specs: Sequence[Mapping[str, Any]]) -> str:
 
 def _distinct(headers: list[dict[str, Any]], *path: str) -> str:
     """All values found under a path of keys, each once; how many runs have it where they differ."""
-    values: list[str] = []
-    for header in headers:
-        value: Any = header
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if value is not None:
-            values.append(_value(value))
+    found: list[Any] = headers
+    for key in path:
+        found = [value.get(key) if isinstance(value, dict) else None for value in found]
+    return _counted(found)
+
+
+def _counted(found: Sequence[Any]) -> str:
+    """All values but ``None``, each once; how many runs have it where they differ."""
+    values = [_value(value) for value in found if value is not None]
     distinct = list(dict.fromkeys(values))
     if len(distinct) > 1:
         return "; ".join(f"{value} ({values.count(value)} runs)" for value in distinct)
     return distinct[0] if distinct else MISSING
+
+
+def _trainer(header: Mapping[str, Any]) -> str | None:
+    """The trainer's name and version. Runs made before trainers had versions tell the digest of the code instead."""
+    if "trainer" in header:
+        return f"{header['trainer']['name']}, version {header['trainer']['version']}"
+    digest = header.get("code_digest")
+    return None if digest is None else f"before trainer versions (code digest {digest[:8]})"
+
+
+def _commit(header: Mapping[str, Any]) -> str | None:
+    """The commit of halflife's sources, and whether they were changed."""
+    commit = header.get("commit")
+    return None if commit is None else commit["id"] + (" with changes" if commit["changed"] else "")
 
 
 def provenance_of(results: Results) -> Provenance:
@@ -224,13 +240,12 @@ def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, s
         *((name, _distinct(machines, name)) for name in dict.fromkeys(name for m in machines for name in m)),
         ("data", _distinct(headers, "data", "title")),
         ("data sha256", _distinct(headers, "data", "sha256")),
-        ("code digest", _distinct(headers, "code_digest")),
+        ("trainer", _counted([_trainer(header) for header in headers])),
+        ("commit", _counted([_commit(header) for header in headers])),
         ("versions", ", ".join(f"{name} {_distinct(headers, 'versions', name)}" for name in packages) or MISSING),
     ]
     return [
-        (name, value)
-        for name, value in facts
-        if value != MISSING or name in {"wall time", "code digest", "data sha256"}
+        (name, value) for name, value in facts if value != MISSING or name in {"wall time", "trainer", "data sha256"}
     ]
 
 
@@ -279,13 +294,13 @@ def banners(results: Results) -> list[tuple[str, str, list[str]]]:
 
 
 def _mixed(headers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """In what runs differ that should not: torch anywhere, data of one name, code of runs of one kind."""
+    """In what runs differ that should not: torch anywhere, data of one name, code of one trainer."""
     groups: dict[tuple[str, str], set[str]] = {}
     for header in headers:
         data = header.get("data") or {}
-        kind = spec_from_json(header["spec"]).trainer if "spec" in header else ""
+        trainer = spec_from_json(header["spec"]).trainer.name if "spec" in header else ""
         for what, group, value in (
-            ("code", kind, header.get("code_digest")),
+            ("code", trainer, _trainer(header)),
             ("data", data.get("name", ""), data.get("sha256")),
             ("torch", "", header.get("versions", {}).get("torch")),
         ):

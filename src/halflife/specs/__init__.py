@@ -1,4 +1,4 @@
-"""Run specs: frozen, plain descriptions of one training run. A run is named by its spec, its code and its data."""
+"""Run specs: frozen, plain descriptions of one training run. A run is named by its spec, its trainer's version and its data."""
 
 from __future__ import annotations
 

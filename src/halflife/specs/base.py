@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from halflife.errors import StoreError, UserError
+from halflife.specs.trainers import Trainer
 
 __all__ = ["RunSpec", "check_at_least", "check_number", "spec_from_json"]
 
@@ -28,8 +29,8 @@ class RunSpec:
 
     kind: ClassVar[str]
     """Names the type in JSON."""
-    trainer: ClassVar[str]
-    """The module of the lab that trains it, by name: specs are plain and import no torch."""
+    trainer: ClassVar[Trainer]
+    """What trains it; its name and version are part of the run's name."""
     data_module: ClassVar[str] = ""
     """The module of the lab whose ``describe(spec, data_folder)`` names the data, without torch (empty: none)."""
     added_later: ClassVar[frozenset[str]] = frozenset()

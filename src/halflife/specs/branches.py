@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
 from halflife.specs.text import TextRun
+from halflife.specs.trainers import TEXT, Trainer
 
 __all__ = ["TextBranch", "TextReplay"]
 
@@ -34,7 +35,7 @@ class TextBranch(RunSpec):
     """
 
     kind: ClassVar[str] = "text-branch"
-    trainer: ClassVar[str] = "halflife.lab.text.train"
+    trainer: ClassVar[Trainer] = TEXT
     data_module: ClassVar[str] = "halflife.lab.text.corpora"
 
     of: TextRun
@@ -98,7 +99,7 @@ class TextReplay(RunSpec):
     """
 
     kind: ClassVar[str] = "text-replay"
-    trainer: ClassVar[str] = "halflife.lab.text.train"
+    trainer: ClassVar[Trainer] = TEXT
     data_module: ClassVar[str] = "halflife.lab.text.corpora"
 
     of: TextRun

@@ -9,6 +9,7 @@ from typing import ClassVar
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
 from halflife.specs.images import DATASETS, MODELS
+from halflife.specs.trainers import EXPONENTIAL, Trainer
 
 __all__ = ["ExponentialRun"]
 
@@ -54,7 +55,7 @@ class ExponentialRun(RunSpec):
     """
 
     kind: ClassVar[str] = "exponential"
-    trainer: ClassVar[str] = "halflife.lab.exponential"
+    trainer: ClassVar[Trainer] = EXPONENTIAL
     data_module: ClassVar[str] = "halflife.lab.sources"
 
     data: str = "fashion-mnist-5k"

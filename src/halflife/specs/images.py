@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
+from halflife.specs.trainers import IMAGES, Trainer
 
 __all__ = ["ImageBranch", "ImageRun", "fine_tune_branch"]
 
@@ -72,7 +73,7 @@ class ImageRun(RunSpec):
     """
 
     kind: ClassVar[str] = "images"
-    trainer: ClassVar[str] = "halflife.lab.images"
+    trainer: ClassVar[Trainer] = IMAGES
     data_module: ClassVar[str] = "halflife.lab.sources"
     added_later: ClassVar[frozenset[str]] = frozenset(
         {
@@ -207,7 +208,7 @@ class ImageBranch(RunSpec):
     """
 
     kind: ClassVar[str] = "image-branch"
-    trainer: ClassVar[str] = "halflife.lab.images"
+    trainer: ClassVar[Trainer] = IMAGES
     data_module: ClassVar[str] = "halflife.lab.sources"
 
     of: ImageRun

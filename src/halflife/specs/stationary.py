@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
+from halflife.specs.trainers import STATIONARY, Trainer
 
 __all__ = ["StationaryRun"]
 
@@ -67,7 +68,7 @@ class StationaryRun(RunSpec):
     """
 
     kind: ClassVar[str] = "stationary"
-    trainer: ClassVar[str] = "halflife.lab.stationary.run"
+    trainer: ClassVar[Trainer] = STATIONARY
     data_module: ClassVar[str] = "halflife.lab.stationary.source"
 
     model: str

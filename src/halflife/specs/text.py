@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from halflife.errors import UserError
 from halflife.schedules.expression import schedule_from
 from halflife.specs.base import RunSpec, check_at_least, check_number
+from halflife.specs.trainers import TEXT, Trainer
 
 __all__ = ["TextRun"]
 
@@ -94,7 +95,7 @@ class TextRun(RunSpec):
     """
 
     kind: ClassVar[str] = "text"
-    trainer: ClassVar[str] = "halflife.lab.text.train"
+    trainer: ClassVar[Trainer] = TEXT
     data_module: ClassVar[str] = "halflife.lab.text.corpora"
     added_later: ClassVar[frozenset[str]] = frozenset({"probes", "probe_windows", "probe_vectors"})
 

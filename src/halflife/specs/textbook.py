@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
+from halflife.specs.trainers import RELU_REGRESSION, SEPARABLE, Trainer
 
 __all__ = ["ReluRegressionRun", "SeparableRun"]
 
@@ -42,7 +43,7 @@ class ReluRegressionRun(RunSpec):
     """
 
     kind: ClassVar[str] = "relu-regression"
-    trainer: ClassVar[str] = "halflife.lab.relu_regression"
+    trainer: ClassVar[Trainer] = RELU_REGRESSION
 
     width: int = 100
     num_points: int = 12
@@ -126,7 +127,7 @@ class SeparableRun(RunSpec):
     """
 
     kind: ClassVar[str] = "separable"
-    trainer: ClassVar[str] = "halflife.lab.separable"
+    trainer: ClassVar[Trainer] = SEPARABLE
 
     points: str = "planted"
     num_points: int = 20

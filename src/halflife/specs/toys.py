@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from halflife.errors import UserError
 from halflife.specs.base import RunSpec, check_at_least, check_number
+from halflife.specs.trainers import LEAST_SQUARES, Trainer
 
 __all__ = ["LeastSquaresRun"]
 
@@ -51,7 +52,7 @@ class LeastSquaresRun(RunSpec):
     """
 
     kind: ClassVar[str] = "least-squares"
-    trainer: ClassVar[str] = "halflife.lab.least_squares"
+    trainer: ClassVar[Trainer] = LEAST_SQUARES
 
     eigenvalues: tuple[float, ...] = (1.0,)
     noise: str = "additive"
