@@ -15,11 +15,15 @@ import pytest
 from halflife import machine, plan
 from halflife.machine import describe_commit, describe_versions
 from halflife.plan import make_plan
+from halflife.records import Reading
+from halflife.report.provenance import provenance_of
+from halflife.runner import sheet_kept
 from halflife.specs import ImageBranch, ImageRun, LeastSquaresRun, RunSpec, SeparableRun, TextBranch, TextRun
 from halflife.specs.base import _KINDS
 from halflife.specs.trainers import IMAGES, Trainer
-from halflife.store import run_id
+from halflife.store import Store, run_id
 from halflife.studies import STUDIES
+from halflife.studies.results import Results
 from halflife.worker import header_of
 from tests.synthetic import make_store
 
@@ -88,6 +92,29 @@ def test_trainers_are_told_apart_and_shared_by_runs_and_their_branches() -> None
     for child in (spec for spec, *_ in PINNED if spec.parent is not None):
         assert child.parent is not None
         assert child.trainer is child.parent.trainer
+
+
+def test_runs_of_older_names_are_shown_and_stay_in_the_store(tmp_path: Path) -> None:
+    study = STUDIES["stabilization"]
+    fresh = make_plan(study, "smoke", study.presets["smoke"])
+    older = replace(fresh, runs=tuple(replace(run, id=run.id[::-1]) for run in fresh.runs))
+    store = Store(tmp_path)
+    store.create()
+    for run in older.needed:
+        head = {"id": run.id, "status": "finished", "spec": run.spec.to_json(), "spec_digest": run.spec.digest()}
+        folder = store.run(run.id)
+        folder.write_header(head | {"code_digest": "c0de" * 16})
+        folder.append(Reading(step=1, epoch=1, values={"train/loss": 1.0}))
+        folder.close()
+    store.write_sheet("stabilization-smoke", older.sheet(1, None))
+    shown = Results(store, study, store.sheets()[0])
+    assert shown.num_finished == shown.num_planned == len(older.needed)
+    assert dict(provenance_of(shown).facts)["trainer"] == "before trainer versions (code digest c0dec0de)"
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs/*/*") if path.is_file()}
+    with sheet_kept(store, fresh, 1):  # what `study run` does around its runs
+        assert not [run for run in fresh.needed if store.run(run.id).finished]
+    assert Results(store, study, store.sheets()[0]).num_finished == 0
+    assert {path: path.read_bytes() for path in tmp_path.glob("runs/*/*") if path.is_file()} == before
 
 
 # ---- who made a run
