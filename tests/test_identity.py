@@ -122,7 +122,7 @@ def test_runs_of_older_names_are_shown_and_stay_in_the_store(tmp_path: Path) -> 
 
 def test_a_header_says_who_made_the_run(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    header = header_of(store.run("0123"), IMAGE, "cpu", None, None)
+    header = header_of(store.run("0123" * 4), IMAGE, "cpu", None, None)
     assert header["trainer"] == {"name": "images", "version": IMAGES.version}
     assert header["versions"] == describe_versions()
     assert {"python", "torch", "numpy"} <= set(header["versions"])
