@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import halflife
-from halflife.norms import squared_norms
+from halflife.optim.norms import squared_norms
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT = 384, 6, 50_304, 1024
 LR = 1e-3
@@ -85,7 +85,7 @@ def fused_adamw() -> torch.optim.Optimizer:
 
 def blinded(optimizer: torch.optim.Optimizer) -> None:
     """Take a step in which the sign of the update is not known beforehand, as on an optimizer that is not torch's."""
-    with mock.patch("halflife.actions.cautious.direction_of", return_value=None):
+    with mock.patch("halflife.optim.actions.cautious.direction_of", return_value=None):
         optimizer.step()
 
 

@@ -29,11 +29,11 @@ import torch
 from torch import nn
 
 from halflife import probes
-from halflife.lab.data import Images, image_tensors, shuffled_batches
-from halflife.lab.models import build_model
-from halflife.lab.sources import read_source
 from halflife.probes import Problem
 from halflife.probes.operators import matrix_product, random_vectors
+from halflife.studies.lab.images.data import Images, image_tensors, shuffled_batches
+from halflife.studies.lab.images.models import build_model
+from halflife.studies.lab.images.sources import read_source
 
 ACCURACY = 0.05
 NUM_EXAMPLES = 250

@@ -2,8 +2,8 @@
 
 Run it with ``make bench``, or ``python benchmarks/lm_loop.py``; ``--rounds N`` for more rounds.
 
-``halflife.lab.text.train`` itself runs, with its readings, and is interrupted every few steps, when the other loops do as
-many, in an order that is drawn anew. They are:
+``halflife.studies.lab.text.train`` itself runs, with its readings, and is interrupted every few steps, when the other
+loops do as many, in an order that is drawn anew. They are:
 
 * *bare*: the same model, decay and learning rates, and the same batches, read from the same memory map at offsets that were
   drawn beforehand; forward, backward, clip, step, and nothing else. *bare again* is the same on other memory: the noise.
@@ -44,13 +44,13 @@ from attach import Ratio, show
 from torch import Tensor
 from torch.nn import functional
 
-from halflife.lab.text.models import build_text_model
-from halflife.lab.text.order import WindowOrder
-from halflife.lab.text.tokens import TokenData, load_tokens
-from halflife.lab.text.train import train
-from halflife.records import Reading
-from halflife.specs.branches import TextBranch
-from halflife.specs.text import TextRun
+from halflife.studies.lab.text.models import build_text_model
+from halflife.studies.lab.text.order import WindowOrder
+from halflife.studies.lab.text.tokens import TokenData, load_tokens
+from halflife.studies.lab.text.train import train
+from halflife.studies.specs.branches import TextBranch
+from halflife.studies.specs.text import TextRun
+from halflife.studies.store.records import Reading
 
 LAM, BETAS, CLIP, WARM = 0.1, (0.9, 0.95), 1.0, 100
 SETTINGS: dict[str, Any] = {
@@ -228,7 +228,7 @@ class Interrupted:
         spec = replace(self.spec, log_every=self.round_steps, max_steps=self.round_steps * (self.rounds + 2))
         with (
             tempfile.TemporaryDirectory() as folder,
-            mock.patch("halflife.lab.text.loop.load_tokens", return_value=self.data),
+            mock.patch("halflife.studies.lab.text.loop.load_tokens", return_value=self.data),
         ):
             train(spec, sink=self.readings.append, folder=Path(folder), stop=self.stop)
         wall, processor = (

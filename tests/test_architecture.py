@@ -1,7 +1,6 @@
-"""The layers of the package: who may import whom, and what stays free of torch.
+"""Who may import whom, package by package, and what stays free of torch.
 
-The table below is the law; ``docs/design.md`` says why. Every module has a place in it. An import is allowed
-if its target is in the same layer or in one to the left. Imports inside functions count like any other.
+The table below is the law; ``docs/design.md`` says why. Imports inside functions count like any other.
 """
 
 from __future__ import annotations
@@ -19,50 +18,47 @@ from types import ModuleType
 import pytest
 
 import halflife
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "halflife"
 
-# Left to right. A name stands for the module halflife.<name>, or for the package and everything under it.
-PLAIN: list[set[str]] = [
-    {
-        "errors",
-        "checks",
-        "units",
-        "convert",
-        "schedules",
-        "records",
-        "specs",
-        "expressions",
-        "files",
-        "machine",
-    }
+# From the ground up. A package, or a module beside the packages, imports from its own floor's row and from those below;
+# of two on one floor neither imports the other.
+FLOORS: list[tuple[str, ...]] = [
+    ("errors",),
+    ("numbers", "expressions"),
+    ("units",),
+    ("schedules",),
+    ("rules",),
+    ("conversion", "groups"),
+    ("optim",),
+    ("laws", "probes"),
+    ("audit", "selfcheck"),
+    # the second wing
+    ("studies.specs",),
+    ("studies.store",),
+    ("studies.evidence", "studies.lab"),
+    ("studies.catalog",),
+    ("studies.report", "studies.runner"),
+    ("cli",),
 ]
-TRAINING: list[set[str]] = [
-    {"rules"},
-    {"policies", "select"},
-    {"norms", "actions", "moments"},
-    {"guards", "mechanisms", "terms", "answers", "hooks", "attach"},
-    {"conformance"},
-    {"identify"},
-    {"explain", "audit"},
-    {"probes", "watch"},
-    {"lab"},
-]
-EVIDENCE: list[set[str]] = [{"store"}, {"stats", "fits"}, {"studies"}, {"report"}]
-JOINT: set[str] = {
-    "__init__",
-    "__main__",
-    "plan",
-    "worker",
-    "runner",
-    "terminal",
-    "together",
-    "cli",
-    "cli_audit",
-    "cli_catalog",
-    "cli_selfcheck",
-    "cli_study",
+TOP = {"", "__main__", "studies"}  # the package itself, its start, and the wing's own name
+
+# These never import torch, nor a package that does. What stands under TYPE_CHECKING does not count.
+PLAIN = {
+    "errors",
+    "numbers",
+    "expressions",
+    "units",
+    "schedules",
+    "rules",
+    "conversion",
+    "studies",
+    "studies.specs",
+    "studies.store",
+    "studies.evidence",
+    "studies.catalog",
+    "studies.report",
 }
 
 HEAVY = ("torch", "torchvision", "safetensors.torch")  # what PLAIN and EVIDENCE never import
@@ -77,43 +73,54 @@ def module_name(path: Path) -> str:
 MODULES: dict[str, Path] = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def place(module: str) -> tuple[str, int]:
-    """The column of a module and how far right it stands in it.
+def package_of(module: str) -> str:
+    """The row entry that a module belongs to: ``studies.specs`` for ``halflife.studies.specs.text``, empty for ``halflife``."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[: 2 if parts[:1] == ["studies"] else 1])
+
+
+def floor(package: str) -> int:
+    """How far above the ground a package stands.
 
     Raises:
-        LookupError: If the module is not in the table.
+        LookupError: If the package is not in the table.
     """
-    top = module.split(".")[1] if "." in module else "__init__"
-    if top in JOINT:
-        return "joint", 0
-    for column, layers in (("plain", PLAIN), ("training", TRAINING), ("evidence", EVIDENCE)):
-        for index, names in enumerate(layers):
-            if top in names:
-                return column, index
+    if package in TOP:
+        return len(FLOORS)
+    for index, packages in enumerate(FLOORS):
+        if package in packages:
+            return index
     raise LookupError(
-        f"{module} has no place in the table of layers: add {top!r} to PLAIN, TRAINING, EVIDENCE or JOINT in "
-        "tests/test_architecture.py, as far to the left as its imports allow."
+        f"{package} has no floor: add it to FLOORS in tests/test_architecture.py, as far down as its imports allow."
     )
 
 
 def allowed(source: str, target: str) -> bool:
     """Whether module ``source`` may import module ``target``."""
-    (column, index), (other, other_index) = place(source), place(target)
-    if column == "joint":
-        return True
-    if other == "plain":
-        return True
-    return column == other and other_index <= index
+    one, other = package_of(source), package_of(target)
+    if one != other and one in PLAIN and other not in PLAIN:
+        return False
+    return one == other or floor(other) < floor(one)
 
 
-def imported(source: str, *, module: str, is_package: bool, known: set[str]) -> Iterator[tuple[int, str]]:
+def walk(node: ast.AST, types: bool) -> Iterator[ast.AST]:
+    """Every node of a tree; without ``types`` not those under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if types or not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"):
+            yield from walk(child, types)
+
+
+def imported(
+    source: str, *, module: str, is_package: bool, known: set[str], types: bool = True
+) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything that ``source`` imports, relative and lazy imports resolved.
 
     ``from a import b`` counts as ``a.b`` where that is a known module, else as ``a``. A call of
     ``import_module`` or ``__import__`` counts when it names its target in place.
     """
     package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+    for node in walk(ast.parse(source), types):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -137,7 +144,7 @@ def imported(source: str, *, module: str, is_package: bool, known: set[str]) -> 
                     yield node.lineno, f"{anchor}.{target.value[dots:]}" if dots else target.value
 
 
-def imports_of(module: str) -> list[tuple[int, str]]:
+def imports_of(module: str, *, types: bool = True) -> list[tuple[int, str]]:
     """What a module of the package imports."""
     path = MODULES[module]
     return list(
@@ -146,6 +153,7 @@ def imports_of(module: str) -> list[tuple[int, str]]:
             module=module,
             is_package=path.name == "__init__.py",
             known=set(MODULES),
+            types=types,
         )
     )
 
@@ -196,41 +204,44 @@ def test_a_relative_import_in_a_plain_module_starts_at_its_package() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "answer"),
     [
-        ("halflife.attach", "halflife.rules.base", True),
-        ("halflife.rules.base", "halflife.attach", False),  # to the right
-        ("halflife.attach", "halflife.mechanisms", True),  # same layer
-        ("halflife.lab.loop", "halflife.store", False),  # training to evidence
-        ("halflife.report", "halflife.lab.loop", False),  # evidence to training
-        ("halflife.studies.a", "halflife.records", True),
-        ("halflife.errors", "halflife.store", False),  # plain stands at the far left
-        ("halflife.store", "halflife", False),  # the package itself joins everything
-        ("halflife.cli", "halflife.lab.loop", True),
+        ("halflife.optim.hooks", "halflife.rules.base", True),
+        ("halflife.rules.base", "halflife.optim.hooks", False),  # up
+        ("halflife.optim.hooks", "halflife.optim.apply", True),  # the same package
+        ("halflife.laws.probe", "halflife.probes", False),  # the same floor
+        ("halflife.studies.lab.images.loop", "halflife.studies.evidence.stats", False),
+        ("halflife.studies.lab.images.loop", "halflife.optim", True),
+        ("halflife.studies.report.pages.page", "halflife.groups", False),  # it lies below, and imports torch
+        ("halflife.studies.catalog.images.augmentation", "halflife.studies.store.records", True),
+        ("halflife.errors", "halflife.rules", False),  # the ground
+        ("halflife.optim", "halflife", False),  # the package itself stands on top
+        ("halflife.cli.main", "halflife.studies.runner.pool", True),
     ],
 )
 def test_the_law(source: str, target: str, answer: bool) -> None:
     assert allowed(source, target) is answer
 
 
-def test_an_unknown_module_is_asked_to_be_placed() -> None:
-    with pytest.raises(LookupError, match="add 'news' to PLAIN, TRAINING, EVIDENCE or JOINT"):
-        place("halflife.news.daily")
+def test_an_unknown_package_is_asked_to_be_placed() -> None:
+    with pytest.raises(LookupError, match="news has no floor: add it to FLOORS"):
+        allowed("halflife.cli", "halflife.news.daily")
 
 
 # ---- the package
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_module_imports_only_from_its_left(module: str) -> None:
-    column, _ = place(module)
+def test_module_imports_only_downward(module: str) -> None:
+    floor(package_of(module))
+    where = MODULES[module].relative_to(ROOT)
     wrong = [
-        f"{MODULES[module].relative_to(ROOT)}:{line} imports {target}, neither in its layer nor left of it"
+        f"{where}:{line} imports {target}, which is not below it"
         for line, target in imports_of(module)
         if is_ours(target) and not allowed(module, target)
     ]
-    if column in {"plain", "evidence"}:
+    if package_of(module) in PLAIN:
         wrong += [
-            f"{MODULES[module].relative_to(ROOT)}:{line} imports {target}, and a {column} module never does"
-            for line, target in imports_of(module)
+            f"{where}:{line} imports {target}, and {package_of(module)} never does"
+            for line, target in imports_of(module, types=False)
             if is_heavy(target)
         ]
     assert not wrong, "\n".join(wrong)
@@ -263,8 +274,8 @@ def fresh(code: str) -> str:
 
 
 def test_importing_the_light_side_does_not_import_torch() -> None:
-    """``halflife``, PLAIN and EVIDENCE, one after the other in one fresh interpreter."""
-    light = ["halflife", *(name for name in MODULES if place(name)[0] in {"plain", "evidence"})]
+    """``halflife`` and the PLAIN packages, one after the other in one fresh interpreter."""
+    light = ["halflife", *(name for name in MODULES if package_of(name) in PLAIN)]
     code = f"""
 import importlib, sys
 for name in {light!r}:
@@ -333,14 +344,29 @@ def test_public_names_are_listed_and_exist() -> None:
     assert set(halflife.__all__) <= set(dir(halflife)), "dir(halflife) shows every public name, lazy ones too"
 
 
-def test_a_module_does_not_hide_the_public_name_that_it_shares() -> None:
-    """``halflife.attach`` stays the function after something imported the module of the same name."""
-    shared = [name for name in halflife.__all__ if f"halflife.{name}" in MODULES]
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    """Importing such a module would hide the function: ``halflife.attach`` would be a module from then on."""
+    functions = [name for name in halflife.__all__ if inspect.isroutine(getattr(halflife, name))]
+    assert not [name for name in functions if f"halflife.{name}" in MODULES]
+
+
+def test_import_halflife_gives_every_package_that_is_documented() -> None:
+    paths = (
+        "errors.UserError",
+        "groups.Policy",
+        "groups.KINDS",
+        "laws.laws_of",
+        "laws.Law",
+        "audit.Finding",
+        "optim.attach",
+        "selfcheck",
+        "rules.rule_from",
+    )
     code = f"""
-import importlib, halflife
-for name in {shared!r}:
-    module = importlib.import_module("halflife." + name)
-    if hasattr(module, name) and getattr(halflife, name) is module:
-        print(name)
+import halflife
+for path in {paths!r}:
+    thing = halflife
+    for name in path.split("."):
+        thing = getattr(thing, name)
 """
-    assert fresh(code) == "", "this name is a module now and was something else"
+    assert fresh(code) == ""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 FENCE = re.compile(
@@ -105,7 +106,7 @@ def test_make_command_exists(command: Command) -> None:
 
 @cache
 def root_command() -> Any:
-    app = importlib.import_module("halflife.cli").app
+    app = importlib.import_module("halflife.cli.main").app
     return importlib.import_module("typer").main.get_command(app)
 
 
@@ -113,7 +114,7 @@ def root_command() -> Any:
 def study_names() -> frozenset[str]:
     """The studies that there are, as the command line lists them."""
     runner = importlib.import_module("typer.testing").CliRunner()
-    result = runner.invoke(importlib.import_module("halflife.cli").app, ["study", "list", "--json"])
+    result = runner.invoke(importlib.import_module("halflife.cli.main").app, ["study", "list", "--json"])
     assert result.exit_code == 0, result.output
     listed = json.loads(result.stdout)
     rows = listed["studies"] if isinstance(listed, dict) else listed

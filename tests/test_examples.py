@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+from tests import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 def test_there_are_four() -> None:

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 FOLDER = ROOT / "tools" / "trainers"
 FINDINGS: dict[str, Any] = json.loads((ROOT / "results" / "trainers.json").read_text(encoding="utf-8"))
 ENTRIES: list[dict[str, Any]] = tomllib.loads((FOLDER / "disagreements.toml").read_text(encoding="utf-8"))[

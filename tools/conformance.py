@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from halflife.conformance.optimizers import OPTIMIZERS, OptimizerCase
-from halflife.conformance.rules import RULES
-from halflife.conformance.table import FAMILIES, Report, cell_of, plan, reasons, run_table, versions
-from halflife.conformance.twin import Outcome
+from halflife.selfcheck.optimizers import OPTIMIZERS, OptimizerCase
+from halflife.selfcheck.rules import RULES
+from halflife.selfcheck.table import FAMILIES, Report, cell_of, plan, reasons, run_table, versions
+from halflife.selfcheck.twin import Outcome
 
 PAGE = Path(__file__).parents[1] / "docs" / "conformance.md"
 VERSIONS = "Run with "
@@ -34,7 +34,7 @@ halflife selfcheck --device cuda
 ## How a case is checked
 
 A bare twin of the optimizer, without any decay, gets the same gradients and tells the update. What the paper of the rule
-says about what happens around an update is written out in float64 (`halflife.conformance.references`), from the formula and
+says about what happens around an update is written out in float64 (`halflife.selfcheck.references`), from the formula and
 not from the code that is checked. After each of six steps every weight is compared. The problem has three groups with
 different peaks, the last without decay; a learning rate that rises, falls and touches 0; a frozen parameter, one that never
 gets a gradient, one whose gradient comes and goes; gradients of exactly 0, so that a mask meets its boundary.
@@ -48,7 +48,7 @@ the step alone differ in that number only; three of them run in bfloat16 and flo
 OTHERS = """
 ## Other libraries
 
-`tests/test_third_party.py` runs one rule of each kind on 25 optimizers of pytorch-optimizer, 8 of torch-optimi and the
+`tests/optim/test_third_party.py` runs one rule of each kind on 25 optimizers of pytorch-optimizer, 8 of torch-optimi and the
 `RMSpropTFLike` of stable-baselines3 in the same way, on torchao's 8-bit AdamW beside a twin, and in training with PPO and
 A2C. They are right wherever a `weight_decay` of 0 in a group switches off all decay of it. What no hook can change:
 

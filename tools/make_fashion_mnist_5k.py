@@ -1,4 +1,4 @@
-"""Make src/halflife/lab/files/fashion-mnist-5k.xz from the full Fashion-MNIST.
+"""Make src/halflife/studies/lab/images/files/fashion-mnist-5k.xz from the full Fashion-MNIST.
 
     python tools/make_fashion_mnist_5k.py FOLDER
 
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 NUM_TRAIN = 5_000
-TARGET = Path(__file__).parents[1] / "src/halflife/lab/files/fashion-mnist-5k.xz"
+TARGET = Path(__file__).parents[1] / "src/halflife/studies/lab/images/files/fashion-mnist-5k.xz"
 
 
 def first(idx: bytes, count: int) -> bytes:

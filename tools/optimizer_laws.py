@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from halflife.identify import Law, identify
+from halflife.laws import Law, identify
 
 PAGE = Path(__file__).parents[1] / "docs" / "optimizers.md"
 PACKAGES = {

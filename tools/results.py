@@ -21,20 +21,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from halflife.report.beside import beside_markdown, beside_rows
-from halflife.report.fields import size_name
-from halflife.report.figure import Figure
-from halflife.report.figures import panel_figure, why_not_drawn
-from halflife.report.files import render_figure
-from halflife.report.ladder import ladder_figure
-from halflife.report.provenance import duration, num_earlier
-from halflife.report.tables import SYMBOLS, numbers, verdict_markdown
-from halflife.report.walk import Step, walk
-from halflife.store import LARGEST_READINGS, RUN_NAME, SHEET_NAME, Store
-from halflife.studies import STUDIES, get_study
-from halflife.studies.base import Verdict
-from halflife.studies.papers import PAPERS, Paper
-from halflife.studies.results import Results
+from halflife.studies.catalog import STUDIES, get_study
+from halflife.studies.catalog.papers import PAPERS, Paper
+from halflife.studies.evidence.claims import Verdict
+from halflife.studies.evidence.results import Results
+from halflife.studies.report.figures.beside import beside_markdown, beside_rows
+from halflife.studies.report.figures.fields import size_name
+from halflife.studies.report.figures.figure import Figure
+from halflife.studies.report.figures.ladder import ladder_figure
+from halflife.studies.report.figures.panels import panel_figure, why_not_drawn
+from halflife.studies.report.files import render_figure
+from halflife.studies.report.pages.guide import Step, walk
+from halflife.studies.report.pages.provenance import duration, num_earlier
+from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_markdown
+from halflife.studies.store.store import LARGEST_READINGS, RUN_NAME, SHEET_NAME, Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"

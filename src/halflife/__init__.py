@@ -6,16 +6,15 @@ Importing this package does not import torch; each public name is loaded when it
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halflife import probes, rules, schedules, units
-    from halflife.attach import Handle, attach
-    from halflife.convert import convert
-    from halflife.explain import Explanation, assert_decay, explain
-    from halflife.identify import Law, identify
+    from halflife import audit, errors, groups, laws, optim, probes, rules, schedules, selfcheck, units
+    from halflife.audit import Explanation, assert_decay, explain
+    from halflife.conversion import convert
+    from halflife.groups import param_groups
+    from halflife.laws import Law, identify
+    from halflife.optim import Handle, attach
     from halflife.rules import (
         L2,
         Cautious,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
         Stable,
         Toward,
     )
-    from halflife.select import param_groups
 
 __version__ = "0.1.0"
 
@@ -59,72 +57,58 @@ __all__ = [
     "__version__",
     "assert_decay",
     "attach",
+    "audit",
     "convert",
+    "errors",
     "explain",
+    "groups",
     "identify",
+    "laws",
+    "optim",
     "param_groups",
     "probes",
     "rules",
     "schedules",
+    "selfcheck",
     "units",
 ]
 
-# Where each public name lives; None marks a module that is public itself.
-_HOME: dict[str, str | None] = {
-    "L2": "rules",
-    "Cautious": "rules",
-    "Constant": "rules",
-    "Corrected": "rules",
-    "Decoupled": "rules",
-    "Explanation": "explain",
-    "HalfLife": "rules",
-    "Handle": "attach",
-    "Independent": "rules",
-    "Law": "identify",
-    "MovingAverage": "rules",
-    "NormTarget": "rules",
-    "Normalized": "rules",
-    "PerGroup": "rules",
-    "Scheduled": "rules",
-    "Sphere": "rules",
-    "Stable": "rules",
-    "Toward": "rules",
-    "assert_decay": "explain",
-    "attach": "attach",
-    "convert": "convert",
-    "explain": "explain",
-    "identify": "identify",
-    "param_groups": "select",
-    "probes": None,
-    "rules": None,
-    "schedules": None,
-    "units": None,
+# Which package gives each public name. No module has the name of a function: importing it would hide the function.
+_GIVEN_BY = {
+    "audit": ("Explanation", "assert_decay", "explain"),
+    "conversion": ("convert",),
+    "groups": ("param_groups",),
+    "laws": ("Law", "identify"),
+    "optim": ("Handle", "attach"),
+    "rules": (
+        "L2",
+        "Cautious",
+        "Constant",
+        "Corrected",
+        "Decoupled",
+        "HalfLife",
+        "Independent",
+        "MovingAverage",
+        "NormTarget",
+        "Normalized",
+        "PerGroup",
+        "Scheduled",
+        "Sphere",
+        "Stable",
+        "Toward",
+    ),
 }
+_MODULES = ("audit", "errors", "groups", "laws", "optim", "probes", "rules", "schedules", "selfcheck", "units")
+_HOME = {name: module for module, names in _GIVEN_BY.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'halflife' has no attribute {name!r}")
-    home = _HOME[name]
-    value = importlib.import_module(f"halflife.{home or name}")
-    return value if home is None else getattr(value, name)
+    if name in _MODULES:
+        return importlib.import_module(f"halflife.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"halflife.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'halflife' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """The type of this package, so that a submodule does not hide the function of the same name.
-
-    ``import halflife.attach`` makes the import system set ``halflife.attach`` to the module; what the package
-    shows under that name is the function.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(value, ModuleType) and _HOME.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -18,7 +18,7 @@ def main() -> None:
         # What every process that torchrun started would say, the first one says.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
-        from halflife.cli import main as run
+        from halflife.cli.main import main as run
 
         run()
     except KeyboardInterrupt:  # while the command line itself is being imported

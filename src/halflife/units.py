@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 
-from halflife.checks import as_number, check_fraction, check_non_negative, check_positive
 from halflife.errors import UserError
+from halflife.numbers import as_number, check_fraction, check_non_negative, check_positive
 
 __all__ = [
     "batch_scaled",

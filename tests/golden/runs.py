@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halflife.records import Reading
-from halflife.specs import (
+from halflife.studies.evidence.readings import unpacked
+from halflife.studies.runner.worker import Task, train_run
+from halflife.studies.specs import (
     ExponentialRun,
     ImageBranch,
     ImageRun,
@@ -25,11 +26,10 @@ from halflife.specs import (
     TextBranch,
     TextReplay,
 )
-from halflife.specs.images import PROBES
-from halflife.store import Store
-from halflife.studies.readings import unpacked
-from halflife.worker import Task, train_run
-from tests.text_runs import GPT, MLP, write_corpus
+from halflife.studies.specs.images import PROBES
+from halflife.studies.store.records import Reading
+from halflife.studies.store.store import Store
+from tests.studies.lab.text_runs import GPT, MLP, write_corpus
 
 FOLDER = Path(__file__).parent
 NUM_TEST = 100  # images
@@ -175,7 +175,7 @@ def complaint(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         if old["torch"] != new["torch"]:
             return f"{changed}if that is because of torch {new['torch']} after {old['torch']}, {write}"
         if old["version"] == new["version"]:
-            return f"{changed}if that is meant, raise its version in src/halflife/specs/trainers.py and {write}"
+            return f"{changed}if that is meant, raise its version in src/halflife/studies/specs/trainers.py and {write}"
         return f"{changed}its version was raised from {old['version']} to {new['version']}, so {write}"
     if old["version"] != new["version"]:
         return (

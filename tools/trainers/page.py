@@ -249,7 +249,7 @@ def page(findings: Row, entries: list[Row]) -> str:
         "",
         "- which parameters are in it: matrices, embeddings, norms (gains and biases of normalizations), biases, other;"
         " tensors, and elements in parentheses;",
-        "- by which law they decay: `halflife.identify.live.laws_of` on that object. `r` is the fraction of a weight"
+        "- by which law they decay: `halflife.laws.live.laws_of` on that object. `r` is the fraction of a weight"
         " that one step removes;",
         "- the half-life of an untouched weight in steps at this learning rate, where a fraction describes the decay."
         " With an L2 term through Adam or RMSprop none does.",

@@ -240,7 +240,7 @@ def half_life(fraction: float | None) -> float | None:
 
 def describe(built: Built) -> dict[str, Any]:
     """One row of the audit: the groups of the optimizer, their laws, the independent check, what is in no group."""
-    from halflife.identify.live import laws_of
+    from halflife.laws.live import laws_of
 
     optimizer = unwrapped(built.optimizer)
     kinds = kinds_of(built.models)

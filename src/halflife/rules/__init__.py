@@ -6,6 +6,7 @@ from halflife.rules.appliers import Cautious, MovingAverage, Toward
 from halflife.rules.base import Applier, LamRule, Penalty, Rule, StepInfo, law_text
 from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent, Normalized
 from halflife.rules.norms import NormTarget, Sphere
+from halflife.rules.parse import rule_from
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
 from halflife.rules.wrappers import PerGroup, Scheduled
@@ -32,4 +33,5 @@ __all__ = [
     "StepInfo",
     "Toward",
     "law_text",
+    "rule_from",
 ]

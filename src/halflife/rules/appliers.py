@@ -36,7 +36,7 @@ class Cautious(Applier):
 
     Unit: that of ``inner``.
 
-    Matches: a loop in plain numbers (``tests/test_appliers.py``).
+    Matches: a loop in plain numbers (``tests/optim/test_appliers.py``).
 
     Args:
         inner: The rule that says which fraction.
@@ -129,7 +129,7 @@ class Toward(Applier):
 
     Unit: that of ``inner``.
 
-    Matches: a loop in plain numbers (``tests/test_appliers.py``).
+    Matches: a loop in plain numbers (``tests/optim/test_appliers.py``).
 
     Args:
         inner: The rule that says which fraction.

@@ -23,7 +23,7 @@ class Decoupled(LamRule):
     Unit: ``lam`` is 1 / lr; ``r`` is dimensionless.
 
     Matches: ``torch.optim.AdamW(params, lr, weight_decay=lam)``, and Muon and Adafactor alike, bit for bit
-    (``tests/test_attach.py::test_equals_adamw_bit_for_bit``).
+    (``tests/optim/test_attach.py::test_equals_adamw_bit_for_bit``).
 
     Args:
         lam: The coefficient, >= 0; None takes each group's own ``weight_decay``.
@@ -50,7 +50,7 @@ class Independent(LamRule):
 
     Unit: ``lam`` is the fraction removed at the peak learning rate, dimensionless, < 1.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         lam: The fraction at the peak, ``0 <= lam < 1``; None takes each group's own ``weight_decay``.
@@ -87,7 +87,7 @@ class Constant(LamRule):
 
     Unit: ``lam`` is the fraction itself, dimensionless, < 1.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         lam: The fraction, ``0 <= lam < 1``; None takes each group's own ``weight_decay``.
@@ -120,7 +120,7 @@ class Corrected(LamRule):
 
     Unit: ``lam`` is 1 / lr, and equals the lam of `Decoupled` at the peak.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         lam: The coefficient, >= 0; None takes each group's own ``weight_decay``.
@@ -153,7 +153,7 @@ class HalfLife(Rule):
 
     Unit: steps, epochs or tokens, exactly one of them; ``r`` is dimensionless.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         steps: The half-life in optimizer steps, > 0.
@@ -218,7 +218,7 @@ class Normalized(LamRule):
     Unit: ``lam`` is the fraction at the peak times the root of the number of steps, dimensionless; the
     paper finds 0.025 to 0.05 on CIFAR-10.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         lam: The normalized coefficient, >= 0; None takes each group's own ``weight_decay``.

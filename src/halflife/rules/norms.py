@@ -32,7 +32,7 @@ class NormTarget(Rule):
 
     Unit: ``norm`` is a weight's; ``r`` is dimensionless.
 
-    Matches: a loop in plain numbers (``tests/test_norms.py``).
+    Matches: a loop in plain numbers (``tests/optim/test_norms.py``).
 
     Args:
         norm: The Euclidean (Frobenius) norm of each decaying tensor, > 0; None holds the norm that each
@@ -77,7 +77,7 @@ class Sphere(Rule):
 
     Unit: ``radius`` is a weight's.
 
-    Matches: a loop in plain numbers (``tests/test_norms.py``).
+    Matches: a loop in plain numbers (``tests/optim/test_norms.py``).
 
     Args:
         radius: The norm after each step, > 0; None keeps the norm from before the first step.

@@ -28,7 +28,7 @@ class L2(Penalty):
     Unit: ``lam`` is loss per squared weight.
 
     Matches: ``torch.optim.SGD(params, lr, momentum, weight_decay=lam)`` and ``torch.optim.Adam`` bit for bit
-    (``tests/test_attach.py::test_l2_equals_torch``).
+    (``tests/optim/test_attach.py::test_l2_equals_torch``).
 
     Args:
         lam: The coefficient, finite and >= 0; None takes each group's own ``weight_decay``.

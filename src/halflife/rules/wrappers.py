@@ -31,7 +31,7 @@ class Scheduled(Rule):
 
     Unit: the schedule is dimensionless.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         inner: The rule to multiply.
@@ -81,7 +81,7 @@ class PerGroup(Rule):
 
     Source: halflife's own. Unit: that of the rules.
 
-    Matches: a loop in plain numbers (``tests/test_attach.py::test_equals_scalar_oracle``).
+    Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
         rules: One rule per group, in the order of ``optimizer.param_groups``.

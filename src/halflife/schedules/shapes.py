@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from halflife.checks import as_number, check_non_negative
 from halflife.errors import UserError
+from halflife.numbers import as_number, check_non_negative
 
 __all__ = ["after", "check_steps", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
 

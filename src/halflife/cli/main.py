@@ -1,0 +1,67 @@
+"""The command line: it names things and prints; everything else is in the library."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from importlib import metadata
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from halflife.cli.audit import audit_command
+from halflife.cli.selfcheck import selfcheck_command
+from halflife.cli.study import StoppedError, report_command, study_app
+from halflife.errors import HalflifeError, RunFailedError
+
+__all__ = ["app", "main"]
+
+EXIT_USER, EXIT_RUN_FAILED, EXIT_INTERRUPTED = 2, 3, 130
+
+app = typer.Typer(
+    help="Weight decay for PyTorch: prove which decay is applied, schedule it, study what the papers claim about it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(study_app, name="study")
+app.command("audit")(audit_command)
+app.command("selfcheck")(selfcheck_command)
+app.command("report")(report_command)
+
+errors = Console(stderr=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"halflife {metadata.version('torch-halflife')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's is one sentence on standard error and exit code 2."""
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch's, where numpy is not installed
+    try:
+        app(standalone_mode=True)
+    except HalflifeError as error:
+        codes: dict[type[HalflifeError], int] = {
+            RunFailedError: EXIT_RUN_FAILED,
+            StoppedError: EXIT_INTERRUPTED,
+        }
+        label = "" if isinstance(error, StoppedError) else "[red]error:[/] "
+        errors.print(f"{label}", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(codes.get(type(error), EXIT_USER))
+    except KeyboardInterrupt:
+        errors.print("stopped")
+        sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,261 @@
+"""``halflife study`` and ``halflife report``: run studies, print verdicts, draw the report.
+
+What studies need beyond the command line (numpy and more) is imported where a command runs, so that the other commands
+do without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
+
+if TYPE_CHECKING:
+    from halflife.studies.runner.distributed import Crew
+    from halflife.studies.runner.plan import Plan
+    from halflife.studies.store.store import Store
+
+__all__ = ["StoppedError", "report_command", "study_app"]
+
+DEFAULT_STORE = "halflife-runs"
+
+study_app = typer.Typer(help="Reproduce claims of the literature on this machine.", no_args_is_help=True)
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Folder of runs [default: $HALFLIFE_STORE or halflife-runs]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")]
+NamesArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[NAME]...", help="Studies [default: all in the store]")
+]
+
+console = Console()
+
+
+class StoppedError(HalflifeError):
+    """The user pressed Ctrl-C; the message says what was kept."""
+
+
+def _warn(words: str) -> None:
+    Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
+
+
+def _store(path: Path | None) -> Store:
+    from halflife.studies.store.store import Store
+
+    return Store(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
+
+
+def _existing_store(path: Path | None) -> Store:
+    store = _store(path)
+    if not store.path.is_dir():
+        raise StoreError(
+            f"there is no store at {store.path}: run `halflife study run stabilization` first, or name one with --store"
+        )
+    return store
+
+
+@study_app.command("list")
+def list_studies(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Say all about these studies")] = None,
+    long: Annotated[bool, typer.Option("--long", help="Say all about every study")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the studies; of those that are named, what they claim and at which scales they run."""
+    from halflife.cli.study_list import print_details, print_names, study_json
+    from halflife.studies.catalog import STUDIES, get_study
+
+    studies = [get_study(name) for name in dict.fromkeys(names or STUDIES)]
+    if as_json:
+        print(json.dumps([study_json(study) for study in studies], indent=1))
+    elif names or long:
+        print_details(studies, console)
+    else:
+        print_names(studies, console)
+
+
+@study_app.command("run")
+def run_studies(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, as `halflife study list` names them")],
+    preset: Annotated[str, typer.Option(help="smoke, laptop, night or paper")] = "laptop",
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Worker processes [default: the cores this process may use]"),
+    ] = None,
+    store: StoreOption = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", help="Seeds per configuration instead of the preset's")
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Cut every run at N steps, to try a set-up (gives no verdict)"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of a data set that is not shipped [default: $HALFLIFE_DATA]"),
+    ] = None,
+    fsdp: Annotated[
+        bool,
+        typer.Option(
+            "--fsdp", help="Under torchrun: shard the model over the processes (FSDP2) instead of copying it (DDP)"
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing")] = False,
+) -> None:
+    """Run studies, doing only what is missing, and print their verdicts.
+
+    Ctrl-C is safe: everything finished is kept and can be looked at, and the same command goes on where it stopped.
+    """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
+    from halflife.studies.catalog import get_preset, get_study
+
+    chosen = [(get_study(name), get_preset(get_study(name), preset)) for name in dict.fromkeys(names)]
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds is {seeds}, expected an integer >= 1: a verdict needs at least 2")
+    from halflife.studies.runner.distributed import joined
+    from halflife.studies.runner.plan import make_plan
+
+    data_folder = None if data is None else str(data)
+    where = _store(store)
+    if dry_run:
+        from halflife.cli.study_list import print_batches
+
+        cuts: dict[str, Any] = {"num_seeds": seeds, "max_steps": max_steps, "data_folder": data_folder}
+        for study, found in chosen:
+            print_batches(study, preset, found, where, console, **cuts)
+        return
+    plans = [
+        make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
+        for study, found in chosen
+    ]
+    if data is not None and not any(run.spec.reads_folder for plan in plans for run in plan.runs):
+        raise UserError(
+            f"--data is {data}, and no run of {', '.join(plan.study.name for plan in plans)} at {preset} reads a folder: leave"
+            " it out, or choose a preset that says so in `halflife study list`"
+        )
+    with joined(where, plans, fsdp=fsdp) as crew:
+        if crew is not None and not crew.leads:
+            crew.follow(plans, data_folder)
+            return
+        failures = _run_plans(where, plans, workers, data_folder, crew)
+    from halflife.studies.report import build_report
+
+    # All that the store holds: a second study must not hide the first. Its first page leads to the others.
+    path = build_report(where, notice=_warn)[0]
+    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+    if failures:
+        raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
+
+
+def _run_plans(
+    where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, crew: Crew | None
+) -> list[str]:
+    """Do what is missing of plans, in workers or with all processes on each run; the answer is why runs failed."""
+    from halflife.studies.runner import pool
+    from halflife.studies.runner.progress import shown_progress
+
+    failures: list[str] = []
+    with where.locked():
+        for plan in plans:
+            needed = plan.needed
+            missing = [run for run in needed if not where.run(run.id).finished]
+            num_workers = 1 if crew is not None else workers if workers is not None else pool.default_workers()
+            num_workers = max(1, min(num_workers, len(missing)))
+            finished = len(needed) - len(missing)
+            who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if crew is None else crew.words
+            console.print(
+                f"[bold]{plan.study.name}[/], {plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished}"
+                f" finished before, {who}, store {where.path}",
+                highlight=False,
+            )
+            with shown_progress(console, missing, finished, num_workers) as listen:
+                try:
+                    if crew is not None:
+                        failures += crew.execute(plan, missing, listen=listen, data_folder=data_folder)
+                    else:
+                        failures += pool.execute(
+                            where,
+                            plan,
+                            missing,
+                            workers=num_workers,
+                            listen=listen,
+                            data_folder=data_folder,
+                            notice=console.print,
+                        )
+                except KeyboardInterrupt:
+                    kept = sum(where.run(run.id).finished for run in needed)
+                    raise StoppedError(
+                        f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
+                        " goes on where it stopped, and `halflife study verdicts` shows what there is"
+                    ) from None
+            _print_verdicts(where, plan.study.name, plan.preset_name)
+    if crew is not None:
+        crew.named(None)
+    return failures
+
+
+def _print_verdicts(store: Store, name: str, preset: str) -> None:
+    from halflife.studies.catalog import get_study
+    from halflife.studies.evidence.results import Results, sheets_of
+    from halflife.studies.report.pages.tables import verdict_table
+
+    for sheet in sheets_of(store, [name]):
+        if sheet["preset"] == preset:
+            results = Results(store, get_study(name), sheet)
+            if results.num_finished < results.num_planned:
+                console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
+            console.print(verdict_table(results.verdicts()))
+
+
+@study_app.command("verdicts")
+def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Print the verdicts on what the store holds, without running anything."""
+    from halflife.studies.catalog import get_study
+    from halflife.studies.evidence.results import Results, sheets_of
+    from halflife.studies.report.pages.tables import verdict_rows
+
+    where = _existing_store(store)
+    sheets = sheets_of(where, names or [])
+    if as_json:
+        rows: list[dict[str, Any]] = []
+        for sheet in sheets:
+            rows += verdict_rows(Results(where, get_study(sheet["study"]), sheet).verdicts())
+        print(json.dumps(rows, indent=1))
+        return
+    problems = []
+    for sheet in sheets:
+        try:
+            _print_verdicts(where, sheet["study"], sheet["preset"])
+        except UserError as error:  # the others can be read
+            problems.append(f"{sheet['study']}, preset {sheet['preset']}: {error}")
+    if problems:
+        raise StoreError("; ".join(problems))
+
+
+def report_command(
+    names: NamesArgument = None,
+    store: StoreOption = None,
+    fmt: Annotated[str, typer.Option("--format", metavar="html|svg|pdf", help="Pages, or a file per figure")] = "html",
+    out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to write [default: in the store]")] = None,
+) -> None:
+    """Write the report of what the store holds: self-contained pages, one with all studies and one a paper, or its figures."""
+    if fmt not in {"html", "svg", "pdf"}:
+        raise UserError(f"--format is {fmt!r}, expected html, svg or pdf: choose one of these")
+    from halflife.studies.catalog import get_study
+    from halflife.studies.report import build_report
+
+    for name in names or []:
+        get_study(name)
+
+    where = _existing_store(store)
+    for path in build_report(where, names or [], fmt=fmt, out=out, notice=_warn):  # type: ignore[arg-type]  # checked above
+        print(path)

@@ -1,0 +1,208 @@
+"""``identify``: the law of an optimizer that a function makes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.laws.decide import NO_EFFECT, decide
+from halflife.laws.isolation import isolated, seed_everything
+from halflife.laws.law import Law
+from halflife.laws.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, sentence
+
+__all__ = ["identify", "joined"]
+
+SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 2, 3, 3)}
+NO_KEY = "its groups have no weight_decay"
+LR = 0.05
+LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand times the rounding error
+
+MakeOptimizer = Callable[[list[torch.nn.Parameter], float, float], Optimizer]
+
+
+def identify(make_optimizer: MakeOptimizer | type[Optimizer]) -> Law:
+    """Find out, by stepping throw-away parameters, which decay an optimizer applies.
+
+    The optimizer is a black box: twins that differ in one setting alone are stepped side by side, with random
+    gradients, at several learning rates, peaks and weight decays, on a matrix, a vector and a convolution. What they do
+    differently is the decay. Everything is deterministic; the random states of torch, Python and NumPy are what they
+    were, and no warning is emitted.
+
+    Args:
+        make_optimizer: Called as ``make_optimizer(params, lr, weight_decay)`` with a list of parameters, many times; it
+            returns a new optimizer over exactly these parameters. A class of optimizers, or a `functools.partial` of
+            one, gets ``lr`` and ``weight_decay`` by name: the third argument of torch's SGD is its momentum. The
+            ``lr`` that it gets is the peak of the schedule; lower ones are written into the groups, as a scheduler does.
+
+    Returns:
+        The law. What cannot be stepped this way (it needs a closure, a graph of the gradients or further arguments) is
+        ``"not probed"``, with the reason in the notes.
+
+    Raises:
+        UserError: If ``make_optimizer`` is not a function of three arguments, or what it returns is not an optimizer
+            over the parameters that it was given.
+
+    Examples:
+        >>> law = identify(lambda params, lr, weight_decay: torch.optim.AdamW(params, lr, weight_decay=weight_decay))
+        >>> law.describe(), law.name
+        ('decoupled: r = lr * lam (native)', 'decoupled')
+        >>> identify(lambda params, lr, weight_decay: torch.optim.Adam(params, lr, weight_decay=weight_decay)).pathway
+        'l2-preconditioned'
+    """
+    if not callable(make_optimizer):
+        raise UserError(
+            f"identify needs a function of params, lr and weight_decay that returns an optimizer, got {make_optimizer!r}"
+        )
+    make_optimizer = _by_name(make_optimizer)
+    try:
+        inspect.signature(make_optimizer).bind([], LR, 0.0)
+    except TypeError as error:
+        raise UserError(
+            f"identify calls its function as make_optimizer(params, lr, weight_decay), which this one refuses: {error}; "
+            "wrap it: lambda params, lr, weight_decay: ..."
+        ) from error
+    except ValueError:  # a builtin without a signature: the first call will tell
+        pass
+    notes: list[str] = []
+    reasons: list[NotProbedError] = []
+    for dtype in (torch.float64, torch.float32):
+        try:
+            laws = _laws(make_optimizer, dtype)
+        except NotProbedError as error:
+            reasons.append(error)
+            continue
+        if dtype == torch.float32:
+            notes.append(f"measured in float32; in float64: {reasons[0]}")
+        return joined(laws, notes)
+    return Law(pathway="not probed", notes=(str(reasons[-1]),))
+
+
+def _by_name(make_optimizer: MakeOptimizer | type[Optimizer]) -> MakeOptimizer:
+    """Return a function of three arguments for a class of optimizers, which has its own order of arguments."""
+    inner: Any = make_optimizer
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
+        return make_optimizer
+    make: Any = make_optimizer
+    return lambda params, lr, weight_decay: make(params, lr=lr, weight_decay=weight_decay)
+
+
+def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedError]:
+    """Return the law, or why there is none, of each shape; raises if no shape is accepted."""
+    try:
+        return dict(_laws_together(make, list(SHAPES), dtype))
+    except NotProbedError as error:
+        refusal = error
+    laws: dict[str, Law | NotProbedError] = {}
+    for kind in SHAPES:  # Muon, for one, takes matrices only
+        try:
+            laws.update(_laws_together(make, [kind], dtype))
+        except NotProbedError as error:
+            laws[kind] = error
+    if all(isinstance(law, NotProbedError) for law in laws.values()):
+        raise refusal
+    return laws
+
+
+def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype) -> dict[str, Law]:
+    device, slots, notes = torch.device("cpu"), [], dict[str, tuple[str, ...]]()
+    build = _builder(make, [SHAPES[kind] for kind in kinds], LAM[dtype])
+    with isolated(device, dtype):
+        seed_everything(0, device)
+        try:
+            trial = build(Condition(), dtype)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a foreign optimizer raises
+            raise NotProbedError(sentence(error)) from error
+        places = {id(p): i for i, group in enumerate(trial.target.param_groups) for p in group["params"]}
+        for kind, parameter in zip(kinds, trial.parameters, strict=True):
+            index = places[id(parameter)]
+            group = trial.target.param_groups[index]
+            lr, said = float(group.get("lr", LR)), []
+            if abs(lr / LR - 1.0) > 1e-6:
+                said.append(f"lr means the learning rate in the group, which is {lr / LR:.4g} times the one given")
+            if "weight_decay" not in group:
+                said.append(NO_KEY)
+            notes[kind] = tuple(said)
+            slots.append(Slot(index, kind, SHAPES[kind], lr=lr, lam=LAM[dtype], peaks=(lr, LR)))
+    bench = Bench(build, slots, device, dtype, from_factory=True)
+    laws = {kind: decide(bench, index) for index, kind in enumerate(kinds)}
+    return {
+        kind: replace(law, notes=(*_without(NO_EFFECT, law, notes[kind]), *notes[kind])) for kind, law in laws.items()
+    }
+
+
+def _without(note: str, law: Law, others: Sequence[str]) -> tuple[str, ...]:
+    """Return the law's notes, less the one that says the same as there being no weight decay."""
+    return tuple(each for each in law.notes if each != note or NO_KEY not in others)
+
+
+def _builder(make: MakeOptimizer, shapes: Sequence[tuple[int, ...]], lam: float) -> Build:
+    def build(condition: Condition, dtype: torch.dtype) -> Instance:
+        parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+        others = []
+        if condition.mixed:
+            other = torch.float32 if dtype == torch.float64 else torch.float64
+            others = [torch.nn.Parameter(torch.zeros(shapes[0], dtype=other))]
+        optimizer: Any = make([*parameters, *others], LR * condition.peak_lr, lam * condition.lam)
+        if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
+            raise UserError(f"make_optimizer must return an optimizer, got {optimizer!r}")
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for parameter in parameters):
+            raise UserError(
+                "make_optimizer must build its optimizer over the parameters that it is given; "
+                "some of them are in none of its groups"
+            )
+        return Instance([optimizer], optimizer, parameters, others)
+
+    return build
+
+
+def joined(laws: Mapping[str, Law | NotProbedError], notes: Sequence[str] = ()) -> Law:
+    """Make one law of the laws of several shapes.
+
+    Args:
+        laws: Per kind of shape its law, or why there is none.
+        notes: What is to be said about all of them.
+
+    Returns:
+        Their common law; where they differ, that of the first shape, with all of them in ``by_shape``.
+    """
+    found = {kind: law for kind, law in laws.items() if isinstance(law, Law)}
+    refused = {kind: law for kind, law in laws.items() if isinstance(law, NotProbedError)}
+    first = next(iter(found.values()))
+    said = [*first.notes, *notes, *(f"a {kind} is refused: {reason}" for kind, reason in refused.items())]
+    if any(_differ(first, law) for law in found.values()):
+        said.insert(0, "differs by shape: " + "; ".join(f"{kind}: {law.describe()}" for kind, law in found.items()))
+        return replace(first, notes=tuple(said), by_shape=found)
+    return replace(first, notes=tuple(said))
+
+
+def _differ(one: Law, other: Law) -> bool:
+    """Return whether two laws are different beyond the last digits that were measured."""
+    if any(
+        getattr(one, key) != getattr(other, key) for key in ("pathway", "position", "native", "equivalent_to", "name")
+    ):
+        return True
+    if not _close(one.lr_exponent, other.lr_exponent, absolute=1e-3):
+        return True
+    if not _close(one.peak_lr_exponent, other.peak_lr_exponent, absolute=1e-3):
+        return True
+    return not _close(one.coefficient, other.coefficient, relative=1e-3)
+
+
+def _close(one: float | None, other: float | None, *, relative: float = 0.0, absolute: float = 0.0) -> bool:
+    """Return whether both are missing or both are about the same."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=relative, abs_tol=absolute)

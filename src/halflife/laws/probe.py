@@ -1,0 +1,297 @@
+"""Probe twins: throw-away optimizers that differ in one thing, stepped side by side.
+
+Every run has the same form. During the warm-up the optimizer gets random gradients while the weights are held at 0,
+where no decay acts: so the state of two twins that differ in their weight decay alone stays the same to the last bit,
+and momentum and second moments are those of a running optimizer. Then the weights are set, one step is taken, and
+what the twins do differently is the decay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.laws.isolation import isolated, seed_everything
+
+__all__ = ["BASE", "WARMUPS", "Bench", "Condition", "Instance", "NotProbedError", "Slot", "sentence"]
+
+# Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
+WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
+SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
+SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
+
+
+class NotProbedError(Exception):
+    """The optimizer cannot be stepped like this; the message says why."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One throw-away parameter and the settings of its group.
+
+    Args:
+        group: Number of the group in its optimizer.
+        kind: ``"matrix"``, ``"vector"``, ``"convolution"``, ...
+        shape: Its shape.
+        lr: The learning rate that it is probed at.
+        lam: The weight decay that it is probed at.
+        peaks: What may be the largest learning rate, the likeliest first.
+        attached: Whether a rule of halflife decides its decay: it may schedule the fractions, and needs no proof that
+            they are linear in lam and do not depend on the run so far.
+        lam_matters: Whether ``lam`` is a factor of the decay at all.
+    """
+
+    group: int
+    kind: str
+    shape: tuple[int, ...]
+    lr: float
+    lam: float
+    peaks: tuple[float, ...]
+    attached: bool = False
+    lam_matters: bool = True
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How one twin differs from the plain one; numbers are factors of the slot's own settings.
+
+    Args:
+        lam: Factor of the weight decay; 0 is the twin without decay.
+        lr: Factor of the learning rate at the probed steps.
+        peak_lr: Factor of the peak learning rate, the learning rate at the probed steps left as it is.
+        gradient: Factor of all gradients.
+        written: Factor of the weight decay that is written into the groups after the warm-up; None writes nothing.
+        penalty: This times ``lam * w`` is added to the gradient from outside.
+        warmup: ``"none"``; ``"held"`` at 0; ``"longer"`` with other gradients; ``"moved"`` along a prescribed way, the
+            same for all twins; ``"free"``, long, where every twin goes its own way and only the end is looked at.
+        steps: The probed steps: what the start weights are multiplied by at each.
+        orthogonal: Whether the weights are orthogonal to the gradient of the probed step, as those in front of a
+            normalization are.
+        mixed: Whether the group also holds a parameter of another precision.
+    """
+
+    lam: float = 1.0
+    lr: float = 1.0
+    peak_lr: float = 1.0
+    gradient: float = 1.0
+    written: float | None = None
+    penalty: float = 0.0
+    warmup: Literal["none", "held", "longer", "moved", "free"] = "held"
+    steps: tuple[float, ...] = (1.0,)
+    orthogonal: bool = False
+    mixed: bool = False
+
+    @property
+    def without_decay(self) -> Condition:
+        """The twin to compare with."""
+        return replace(self, lam=0.0, written=None, penalty=0.0)
+
+
+# Twice at 0 to see whether the step before is remembered; later steps show decays that do not act at every step.
+BASE = Condition(steps=(1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0))
+
+
+@dataclass
+class Instance:
+    """Throw-away optimizers that step together.
+
+    Args:
+        optimizers: All of them.
+        target: The one that is probed.
+        parameters: Its probed parameters, in the order of the slots.
+        others: Parameters that step along and are not looked at.
+    """
+
+    optimizers: Sequence[Optimizer]
+    target: Optimizer
+    parameters: Sequence[Tensor]
+    others: Sequence[Tensor] = ()
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rate of every group, as a scheduler does."""
+        for group in self.target.param_groups:
+            if "lr" not in group:
+                raise NotProbedError("its parameter groups have no lr")
+            if isinstance(group["lr"], Tensor):
+                group["lr"].mul_(factor)
+            else:
+                group["lr"] = group["lr"] * factor
+
+    def write_weight_decay(self, slots: Sequence[Slot], factor: float) -> None:
+        """Write ``weight_decay`` into the groups, as a schedule of a user would."""
+        for slot in slots:
+            group = self.target.param_groups[slot.group]
+            if "weight_decay" in group:
+                group["weight_decay"] = slot.lam * factor
+
+
+Build = Callable[[Condition, torch.dtype], Instance]
+Track = list[list[tuple[Tensor, Tensor]]]  # per probed step and slot: weight before, weight after
+
+
+class Bench:
+    """Runs conditions and remembers what came out, so that decisions can ask freely.
+
+    Args:
+        build: Makes the throw-away optimizers of a condition, all of them at their own learning rate.
+        slots: Their parameters.
+        device: Where they are.
+        dtype: Their precision.
+        from_factory: Whether ``build`` constructs optimizers anew: then a factor of the peak is a factor of the
+            learning rate that they start with, and parameters can be added.
+    """
+
+    def __init__(
+        self, build: Build, slots: Sequence[Slot], device: torch.device, dtype: torch.dtype, *, from_factory: bool
+    ) -> None:
+        self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
+        self.from_factory = from_factory
+        self._tracks: dict[Condition, Track] = {}
+        generator = torch.Generator().manual_seed(7)
+
+        def draw(slot: Slot) -> Tensor:
+            return torch.randn(slot.shape, generator=generator, dtype=torch.float64, device="cpu")
+
+        num_gradients = WARMUPS["longer"] + len(BASE.steps)
+        self._gradients = [[draw(slot).to(device, dtype) for slot in slots] for _ in range(num_gradients)]
+        self._starts = [_centered(draw(slot)).to(device, dtype) for slot in slots]
+
+    @property
+    def exact(self) -> bool:
+        """Whether there are enough digits for sharp comparisons."""
+        return self.dtype == torch.float64
+
+    def run(self, condition: Condition) -> Track:
+        """Return the weights before and after each probed step.
+
+        Args:
+            condition: What is different from the plain twin.
+
+        Returns:
+            Per probed step, per slot: the weight before and after it.
+
+        Raises:
+            NotProbedError: If the optimizer refuses to be made or stepped, or its weights stop being numbers.
+            UserError: If what makes the optimizer is wrong.
+        """
+        if condition not in self._tracks:
+            with isolated(self.device, self.dtype):
+                try:
+                    self._tracks[condition] = self._run(condition)
+                except (NotProbedError, UserError):
+                    raise
+                except Exception as error:  # whatever a foreign optimizer raises
+                    raise NotProbedError(sentence(error)) from error
+        return self._tracks[condition]
+
+    def _run(self, condition: Condition) -> Track:
+        seed_everything(0, self.device)
+        instance = self.build(condition, self.dtype)
+        for optimizer in instance.optimizers:
+            _enter_training_mode(optimizer)
+            for group in optimizer.param_groups:
+                if isinstance(group.get("lr"), Tensor):  # one in float32 would cut 1 - lr * lam to seven digits
+                    group["lr"] = group["lr"].detach().to(self.dtype)
+        self._warm_up(instance, condition)
+        if condition.written is not None:
+            instance.write_weight_decay(self.slots, condition.written)
+        track: Track = []
+        for index, multiple in enumerate(condition.steps):
+            if condition.warmup != "free":
+                self._place(instance, [each * multiple for each in self._starts_of(condition)])
+            before = [parameter.detach().clone() for parameter in instance.parameters]
+            self._step(instance, condition, WARMUPS["held"] + index)
+            after = [parameter.detach().clone() for parameter in instance.parameters]
+            if not all(bool(weight.isfinite().all()) for weight in after):
+                raise NotProbedError("its weights became infinite or NaN")
+            track.append(list(zip(before, after, strict=True)))
+        return track
+
+    def _warm_up(self, instance: Instance, condition: Condition) -> None:
+        steps, factor = WARMUPS[condition.warmup], condition.lr
+        if self.from_factory:
+            factor /= condition.peak_lr
+        moved = condition.warmup in {"moved", "free"}
+        way = [start * (0.5 if moved else 0.0) for start in self._starts]
+        self._place(instance, way)
+        for step in range(steps):
+            if step == steps - SETTLE and factor != 1.0:
+                instance.scale_lr(factor)
+            # The other warm-ups begin with other gradients, but end with them where momentum still feels it.
+            index = step if condition.warmup == "held" else step + len(BASE.steps)
+            self._step(instance, condition, index)
+            if condition.warmup == "moved":
+                gradients = self._gradients[index % len(self._gradients)]
+                way = [place - SPEED * gradient for place, gradient in zip(way, gradients, strict=True)]
+            if condition.warmup != "free":
+                self._place(instance, way)
+
+    def _starts_of(self, condition: Condition) -> list[Tensor]:
+        if not condition.orthogonal:
+            return self._starts
+        pairs = zip(self._starts, self._gradients[WARMUPS["held"]], strict=True)
+        return [w - (w * g).sum() / g.square().sum().clamp_min(1e-30) * g for w, g in pairs]
+
+    def _place(self, instance: Instance, weights: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, weight in zip(instance.parameters, weights, strict=True):
+                parameter.copy_(weight)
+
+    def _step(self, instance: Instance, condition: Condition, index: int) -> None:
+        gradients = self._gradients[index % len(self._gradients)]
+        if condition.warmup in {"moved", "free"}:
+            # With a direction that stays, so that methods that find their learning rate themselves find one.
+            gradients = [now + always for now, always in zip(gradients, self._gradients[0], strict=True)]
+        for slot, parameter, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
+            value = gradient * condition.gradient
+            if condition.penalty != 0.0:
+                value = value + condition.penalty * slot.lam * parameter.detach()
+            parameter.grad = value
+        for parameter in instance.others:
+            parameter.grad = torch.full_like(parameter, 0.1)
+        for number, optimizer in enumerate(instance.optimizers):
+            seed_everything(1000 * (number + 1) + index, self.device)
+            optimizer.step()
+
+
+def _centered(weight: Tensor) -> Tensor:
+    """Return the weights moved away from 0, so that every element says something, with mean 0 in each row."""
+    # Mean 0, because optimizers that subtract the mean of each row from the gradient do so before or after they add
+    # lam * w; this way it is the same.
+    if weight.ndim < 2:
+        return weight.sign() * (0.5 + weight.abs())
+    rows = weight.flatten(1).clone()
+    half = rows.shape[1] // 2
+    sizes = 0.5 + rows[:, :half].abs()
+    paired = torch.cat([sizes, -sizes.roll(1, dims=1)], dim=1)  # both signs in every row, and no two rows alike
+    order = rows[:, : 2 * half].argsort(dim=1)
+    rows[:, : 2 * half] = paired.gather(1, order)
+    return rows.reshape(weight.shape)
+
+
+def _enter_training_mode(optimizer: Optimizer) -> None:
+    """Schedule-free optimizers step in training mode only."""
+    train = getattr(optimizer, "train", None)
+    if callable(train):
+        try:
+            train()
+        except TypeError:
+            return
+
+
+def sentence(error: Exception) -> str:
+    """Return the type and the first line of an error.
+
+    Args:
+        error: What a foreign optimizer raised.
+
+    Returns:
+        One line.
+    """
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"

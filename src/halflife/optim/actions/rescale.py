@@ -1,0 +1,96 @@
+"""Rules that set norms: measured after the update, one norm pass and one multiplication."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from halflife.optim.actions.base import Action, Work, precision_of, unless_skipped
+from halflife.optim.actions.shrink import scale
+from halflife.optim.norms import local, squared_norms
+from halflife.rules.base import Rule
+
+__all__ = ["Rescale"]
+
+
+class Rescale(Action):
+    """Multiply each tensor, or the whole net, by ``1 - r`` with the ``r`` that the norm after the update asks for.
+
+    Args:
+        rule: `NormTarget` or `Sphere`.
+    """
+
+    stays = True
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._whole = "net_norm" in rule.needs
+        self._first: dict[Tensor, Tensor] = {}  # squared norms before the first step
+        self._saved: dict[Tensor, float] = {}  # the same, of a checkpoint
+        self._applied: dict[int, float | Tensor] = {}
+
+    def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Record the norms of parameters that are met for the first time."""
+        if "initial_norm" not in self._rule.needs:
+            return
+        new = [parameter for each in work for parameter in each.parameters if parameter not in self._first]
+        if not new:
+            return
+        for parameter, square in zip(new, squared_norms(new), strict=True):
+            self._first[parameter] = (
+                torch.full_like(square, self._saved[parameter]) if parameter in self._saved else square
+            )
+
+    def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Measure, and scale back."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        parameters = [parameter for each in work for parameter in each.parameters]
+        if not parameters:
+            return
+        squares = squared_norms(parameters)
+        if self._whole:
+            first = torch.stack([self._first[p] for p in parameters]).sum() if self._first else squares[0]
+            r = self._fraction(work[0], squares.sum().sqrt(), first)
+            scale(parameters, 1.0 - r, found_inf)
+            self._applied = {each.info.group: r for each in work}
+            return
+        start = 0
+        norms = squares.sqrt()
+        for each in work:
+            count = len(each.parameters)
+            mine = norms[start : start + count]
+            start += count
+            first = torch.stack([self._first[p] for p in each.parameters]) if self._first else mine
+            r = self._fraction(each, mine, first)
+            for parameter, factor in zip(each.parameters, 1.0 - r, strict=True):
+                shard = local(parameter)
+                shard.mul_(unless_skipped(factor, 1.0, found_inf, shard.device, precision_of(shard)))
+            self._applied[each.info.group] = r.mean()
+
+    def _fraction(self, work: Work, norm: Tensor, first: Tensor | float) -> Tensor:
+        """Return the rule's answer; 0 for weights of 0, which have no direction, and for a norm that overflows."""
+        initial = first.sqrt() if isinstance(first, Tensor) else first
+        r = self._rule.fraction(dataclasses.replace(work.info, weight_norm=norm, initial_norm=initial))
+        return torch.where((norm > 0) & norm.isfinite(), torch.as_tensor(r, device=norm.device), torch.zeros_like(norm))
+
+    def applied(self) -> dict[int, float | Tensor] | None:
+        """Return what this step removed: with one value per tensor, their mean. Asking again finds nothing."""
+        applied, self._applied = self._applied, {}  # the next step may leave a group alone
+        return applied
+
+    def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...] | None:
+        """Return the squared norms before the first step; -1 where it was not taken."""
+        if "initial_norm" not in self._rule.needs:
+            return None
+        return tuple(float(self._first[p]) if p in self._first else self._saved.get(p, -1.0) for p in parameters)
+
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+        """Take the first norms from a checkpoint."""
+        self._first, self._saved, self._applied = {}, {}, {}
+        for parameters, values in saved:
+            if values is not None and len(values) == len(parameters):
+                self._saved.update((p, v) for p, v in zip(parameters, values, strict=True) if v >= 0.0)

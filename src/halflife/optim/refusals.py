@@ -1,0 +1,326 @@
+"""The checks of ``attach``: each stops a mistake that would otherwise train silently with the wrong decay.
+
+Only messages and conditions live here; nothing is changed. Every message says what was got, what was
+expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.optim.second_moment import measures_gradients
+from halflife.rules.appliers import Toward
+from halflife.rules.base import Part, Penalty
+from halflife.rules.penalty import L2
+from halflife.rules.stable import Stable
+from halflife.rules.wrappers import PerGroup
+
+__all__ = [
+    "check_fraction",
+    "check_known",
+    "check_law",
+    "check_lr",
+    "check_not_capturing",
+    "check_optimizers",
+    "check_peak",
+    "check_rule",
+    "check_some_decay",
+    "check_undivided",
+]
+
+# Recursive learning-rate schedulers of torch come back to the peak with a rounding error; this much is no
+# mistake.
+PEAK_TOLERANCE = 1e-6
+
+
+def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -> None:
+    """Refuse what is no optimizer, one given twice, and one that a rule is attached to already.
+
+    Args:
+        optimizers: What the user gave.
+        attached: Those among them that carry a rule.
+
+    Raises:
+        UserError: In each of these cases, and if the sequence is empty.
+    """
+    if not optimizers:
+        raise UserError("attach got an empty sequence of optimizers; give at least one")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            inner = isinstance(getattr(optimizer, "optimizer", None), Optimizer)
+            hint = "; pass the optimizer inside it, its .optimizer" if inner else ""
+            raise UserError(
+                f"attach expected a torch.optim.Optimizer or a sequence of them, got {_name(optimizer)}{hint}"
+            )
+    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        raise UserError("attach got the same optimizer twice in one sequence; give each once")
+    for optimizer in attached:
+        raise UserError(
+            f"a rule is already attached to this {_name(optimizer)}: two would decay its groups twice; "
+            "call detach() on the first handle before attaching another"
+        )
+
+
+def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
+    """Refuse what is no rule, and a rule that an optimizer cannot follow.
+
+    Args:
+        rule: What the user gave.
+        optimizers: The optimizers that it is for.
+
+    Raises:
+        UserError: In each of these cases.
+    """
+    if not isinstance(rule, Part):
+        made = (
+            f"{rule.__name__}(...)" if isinstance(rule, type) and issubclass(rule, Part) else "halflife.Decoupled(0.1)"
+        )
+        raise UserError(f"attach expected a rule such as {made}, got {rule!r}")
+    if "net_norm" in rule.needs and len(optimizers) > 1:
+        raise UserError(
+            f"{rule!r} projects one net, but {len(optimizers)} optimizers step at different times; attach it to each"
+            ' with its own radius, or use per="tensor"'
+        )
+    if len(optimizers) > 1 and isinstance(rule, Toward) and isinstance(getattr(rule.reference, "values", None), list):
+        raise UserError(
+            f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the first;"
+            " give them by name, or attach to each optimizer with its own list"
+        )
+    num_groups = [len(optimizer.param_groups) for optimizer in optimizers]
+    for index, optimizer in enumerate(optimizers):
+        stables = [part for part in rule.parts_for(num_groups, index) if isinstance(part, Stable)]
+        if len({part.beta2 for part in stables}) > 1:
+            raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
+        if any(measures_gradients(part, optimizer) for part in stables) or rule.needs & {"weight_norm", "net_norm"}:
+            _check_whole(rule, optimizer)
+        if isinstance(rule, Penalty):
+            _check_penalty(rule, optimizer)
+        for part in stables:
+            _check_stable(part, optimizer)
+
+
+def _check_whole(rule: Part, optimizer: Optimizer) -> None:
+    """Refuse norms of what FullyShardedDataParallel (FSDP1) has cut without leaving a trace of the cut."""
+    if any(getattr(p, "_fsdp_flattened", False) for group in optimizer.param_groups for p in group["params"]):
+        raise UserError(
+            f"{rule!r} needs norms of whole tensors, but FullyShardedDataParallel shows each process its own part only;"
+            " shard with torch.distributed.fsdp.fully_shard, which halflife can follow"
+        )
+
+
+def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UserError(
+            "an L2 penalty cannot be attached to LBFGS: its line search compares losses, which would lack "
+            "the penalty; add lam / 2 * sum(w^2) to the loss in your closure instead"
+        )
+    if isinstance(rule, L2) and rule.into != "both":
+        if type(optimizer) not in {torch.optim.Adam, torch.optim.AdamW}:
+            raise UserError(
+                f"{rule!r} enters one of Adam's two moments, got {_name(optimizer)}; expected torch's Adam or AdamW"
+            )
+        if any(float(group["betas"][0]) == 0.0 for group in optimizer.param_groups):
+            raise UserError(f"{rule!r} needs a first moment that remembers, got beta1 = 0; expected beta1 > 0")
+
+
+def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
+    if isinstance(optimizer, torch.optim.Muon):
+        raise UserError(
+            "Stable cannot be attached to Muon: the size of its steps does not depend on the gradient, so there is"
+            " nothing to divide by; use Decoupled"
+        )
+    if any(group.get("amsgrad") for group in optimizer.param_groups):
+        raise UserError(
+            "Stable cannot be attached with amsgrad=True: the maximum of the second moment does not follow from"
+            " gradient norms; use amsgrad=False"
+        )
+    adam = torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam
+    if rule.beta2 is None and not isinstance(optimizer, (torch.optim.SGD, *adam)):
+        raise UserError(
+            f"Stable knows SGD and the Adam family of torch (Adam, AdamW, NAdam, RAdam), got {_name(optimizer)}; if its"
+            " steps are divided by the root of a running mean of squared gradients, name that mean's decay:"
+            " Stable(..., beta2=0.999)"
+        )
+
+
+def check_known(
+    rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None], own: Sequence[float]
+) -> None:
+    """Refuse a rule that needs a number nobody gave.
+
+    Args:
+        rule: The rule.
+        groups: The groups that decay.
+        known: The arguments of ``attach`` by the name of what they tell.
+        own: Those of the groups' own values that are not 0.
+
+    Raises:
+        UserError: If ``steps_per_epoch`` or ``tokens_per_step`` is missing, or no group has a value of its own.
+    """
+    for name, value in known.items():
+        if name in rule.needs and value is None:
+            raise UserError(f"{rule!r} needs {name}: pass attach(..., {name}=...)")
+    if "lam" in rule.needs and any("weight_decay" not in group for group in groups):
+        raise UserError(
+            f"{rule!r} takes each group's own weight_decay, but this optimizer has none; give the rule a lam"
+        )
+    if "lam" in rule.needs and not own and not any(isinstance(part, PerGroup) for part in rule.parts()):
+        raise UserError(f"{rule!r} takes each group's own weight_decay, which is 0 in all of them; give the rule a lam")
+
+
+def check_some_decay(groups: Sequence[Mapping[str, Any]], decaying: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to attach where nothing would decay.
+
+    Args:
+        groups: All groups.
+        decaying: Those that decay.
+
+    Raises:
+        UserError: If no group decays.
+    """
+    if decaying:
+        return
+    cause = (
+        "weight_decay is 0 in every parameter group"
+        if any("weight_decay" in group for group in groups)
+        else "this optimizer has no weight_decay setting that could say which groups decay"
+    )
+    raise UserError(
+        f"nothing would decay: {cause}. Build groups that say what decays, for example "
+        'halflife.param_groups(model, policy="matrices", weight_decay=0.1), and give them to the optimizer; '
+        'or pass attach(..., select="all") to let every group decay'
+    )
+
+
+def check_undivided(rule: Part, own: Sequence[float]) -> None:
+    """Refuse one explicit lam over groups that the user gave different values.
+
+    Args:
+        rule: The rule.
+        own: The groups' own values, of the groups that decay.
+
+    Raises:
+        UserError: If the rule imposes one lam and the values differ.
+    """
+    if rule.explicit_lam is not None and len(set(own)) > 1:
+        raise UserError(
+            f"{rule!r} would replace the different weight_decay values {_list(own)} of the groups by one; "
+            "give the groups equal values, or leave out lam (lam=None) so that each group keeps its own, or "
+            "give each group its rule with PerGroup"
+        )
+
+
+def check_lr(lr: Any, group: int) -> float:
+    """Return a group's learning rate as a float; refuse one that is missing, negative, infinite or NaN.
+
+    Args:
+        lr: What the group has as ``lr``: a number or a tensor with one element.
+        group: Number of the group.
+
+    Returns:
+        The learning rate.
+
+    Raises:
+        UserError: If it is one of these.
+    """
+    number = math.nan if lr is None else float(lr)
+    if not 0.0 <= number < math.inf:
+        got = None if lr is None else number
+        raise UserError(f"the lr of parameter group {group} is {got!r}; expected a finite number >= 0")
+    return number
+
+
+def check_peak(lr: float, peak_lr: float, group: int) -> None:
+    """Refuse a learning rate above the peak that the rule divides by.
+
+    Args:
+        lr: The learning rate.
+        peak_lr: The peak.
+        group: Number of the group.
+
+    Raises:
+        UserError: If ``lr`` is above ``peak_lr`` by more than rounding.
+    """
+    if lr > peak_lr * (1.0 + PEAK_TOLERANCE):
+        raise UserError(
+            f"lr = {lr!r} of parameter group {group} is above its peak_lr = {peak_lr!r}, which the rule "
+            "divides by; pass attach(..., peak_lr=<the largest lr of the schedule>), or set max_lr in "
+            "the group before the first step"
+        )
+
+
+def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: int) -> None:
+    """Refuse a fraction outside ``0 <= r < 1``, or a penalty's coefficient that is not finite and >= 0.
+
+    Args:
+        rule: The rule.
+        value: What it answered.
+        lr: The learning rate.
+        lam: The coefficient that held, NaN if the rule has none.
+        group: Number of the group.
+
+    Raises:
+        UserError: If the value is out of range; the weights were not touched.
+    """
+    coefficient = "" if math.isnan(lam) else f", lam = {lam!r}"
+    if isinstance(rule, Penalty):
+        if not 0.0 <= value < math.inf:
+            raise UserError(
+                f"{rule!r} asks for the gradient coefficient {value!r} in parameter group {group} "
+                f"(lr = {lr!r}{coefficient}); expected a finite number >= 0"
+            )
+    elif not 0.0 <= value < 1.0:
+        raise UserError(
+            f"{rule!r} asks to remove the fraction r = {value!r} of the weights in parameter group {group} "
+            f"at lr = {lr!r}{coefficient}; expected 0 <= r < 1: lower lam or lr"
+        )
+
+
+def check_law(attached: str, saved: str, what: str) -> None:
+    """Refuse to go on from a checkpoint of another law.
+
+    Args:
+        attached: The law in force, as text.
+        saved: The law in the checkpoint, as text.
+        what: What the texts are, for the message: "law", ...
+
+    Raises:
+        UserError: If they differ.
+    """
+    if attached != saved:
+        raise UserError(
+            f"the checkpoint was made under the {what} {saved}, but attached is {attached}; attach the same "
+            "to go on exactly, or pass attach(..., allow_other_law=True) to continue under the attached one"
+        )
+
+
+def check_not_capturing(parameters: Iterable[torch.Tensor]) -> None:
+    """Refuse to run inside the capture of a CUDA graph, where this step's decay would be repeated for ever.
+
+    Args:
+        parameters: Some parameters of the optimizer; only whether the first is on a CUDA device matters.
+
+    Raises:
+        UserError: If the current stream is being captured.
+    """
+    first = next(iter(parameters), None)
+    if first is not None and first.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise UserError(
+            "optimizer.step() is being captured in a CUDA graph: hooks do not run when it is replayed, so "
+            "the decay would stay frozen at this step's value; capture forward and backward only and call "
+            "step() outside"
+        )
+
+
+def _name(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else type(value).__name__
+
+
+def _list(values: Iterable[float]) -> str:
+    return ", ".join(repr(value) for value in sorted(set(values)))

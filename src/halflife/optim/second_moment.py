@@ -1,0 +1,309 @@
+"""The running mean of squared gradients that the Stable rule needs: one number per tensor.
+
+The sum over a tensor of Adam's second moment obeys the recursion of the moment itself, so it can be kept
+without the moment::
+
+    v_i <- beta2 * v_i + (1 - beta2) * ||g_i||^2          each tensor with its own beta2 and its own steps
+    mean = sum_i v_i / (1 - beta2^steps_i) / sum_i size_i          over the tensors with a gradient
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from halflife.errors import UserError
+from halflife.optim.norms import accumulator, as_real, local, on_device, settle_gradients, squared_norms, totals
+from halflife.rules.stable import Stable
+
+__all__ = ["SecondMoment", "measures_gradients"]
+
+
+def measures_gradients(rule: Stable, optimizer: Optimizer) -> bool:
+    """Tell whether the rule needs the second moment on an optimizer: on SGD its formula has the momentum instead."""
+    return rule.beta2 is not None or not isinstance(optimizer, SGD)
+
+
+@dataclass
+class _Present:
+    """Which parameters have a gradient.
+
+    Args:
+        mask: One flag per parameter.
+        everywhere: Whether all have.
+        shares: The share of each in the number of elements that have; 0 where there is none.
+        size: The number of elements that have.
+    """
+
+    mask: Tensor
+    everywhere: bool
+    shares: Tensor
+    size: float
+
+
+@dataclass
+class _Vectors:
+    """What is known of the parameters of an optimizer: one element for each of them, in order.
+
+    Args:
+        parameters: The parameters.
+        sums: ``v_i``.
+        steps: Steps taken with a gradient.
+        sizes: Numbers of elements.
+        betas: Their ``beta2``, as `key` has it.
+        gains: ``1 - beta2``.
+        key: The ``beta2`` of each group, and how many parameters have it.
+        present: Which have a gradient, as `flags` has it.
+        flags: The same as plain values.
+    """
+
+    parameters: list[Tensor]
+    sums: Tensor
+    steps: Tensor
+    sizes: Tensor
+    betas: Tensor
+    gains: Tensor
+    key: list[tuple[float, int]] = field(default_factory=list)
+    present: _Present | None = None
+    flags: tuple[bool, ...] = ()
+
+
+@dataclass
+class _Lump:
+    """Steps whose gradients came as one norm: plain numbers stand for all tensors, until something tells them apart.
+
+    ``v_i = kept * sums_i + added * sizes_i / sum(sizes)``, after ``count`` steps more than the vectors know.
+
+    Args:
+        beta: ``beta2`` of every parameter.
+        total: The sum of the vectors' ``v_i``.
+        steps: The steps that the vectors know, the same for every parameter.
+        kept: See the formula.
+        added: See the formula.
+        count: Steps taken.
+    """
+
+    beta: float
+    total: float
+    steps: float
+    kept: float = 1.0
+    added: float = 0.0
+    count: float = 0.0
+
+    def take(self, norm: float) -> float:
+        """Take one norm in, and return the sum over all elements, its bias corrected."""
+        self.kept *= self.beta
+        self.added = self.beta * self.added + (1.0 - self.beta) * norm**2
+        self.count += 1.0
+        return (self.kept * self.total + self.added) / (1.0 - math.pow(self.beta, self.steps + self.count))
+
+
+class SecondMoment:
+    """Adam's second moment, as one sum per parameter of an optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        beta2: The decay of the mean for all groups; None reads each group's ``betas[1]``.
+
+    Attributes:
+        reads_optimizer: Whether it can start from the second moment that the optimizer has.
+    """
+
+    def __init__(self, optimizer: Optimizer, beta2: float | None) -> None:
+        self._optimizer = optimizer
+        self._beta2 = beta2
+        self.reads_optimizer = beta2 is None
+        self._saved: dict[Tensor, tuple[float, float]] = {}  # of a checkpoint, until the next step
+        self._saved_lump: tuple[float, ...] = ()
+        self._vectors: _Vectors | None = None
+        self._lump: _Lump | None = None
+
+    @torch.no_grad()
+    def update(self, total_norm: Tensor | float | None) -> float | Tensor:
+        """Take this step's gradients in, and return the mean over all elements.
+
+        Args:
+            total_norm: The norm of all gradients together where it is known already; None measures it.
+                It is split over the tensors by their size, which does not matter as long as all have the
+                same beta2 and the same number of steps.
+
+        Returns:
+            The mean, a float for parameters on the CPU and a 0-dim tensor elsewhere. Infinity, at which the
+            rule removes nothing, if there is no gradient or GradScaler has the step skipped: perhaps no
+            gradient has been seen at all by then.
+
+        Raises:
+            UserError: If a gradient is sparse.
+        """
+        known = self._prepare()
+        settle_gradients(known.parameters)
+        gradients = [parameter.grad for parameter in known.parameters]
+        present = _presence(known, gradients)
+        if present is None:
+            return math.inf
+        found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
+        if total_norm is not None and found_inf is None and present.everywhere:
+            self._lump = self._lump or _lump_of(known)
+            if self._lump is not None:
+                return self._lump.take(float(_as_scalar(total_norm, known.sums))) / present.size
+        self._unlump(known)
+        if total_norm is not None:
+            squares = present.shares * _as_scalar(total_norm, known.sums).square()
+        else:
+            squares = squared_norms([gradient for gradient in gradients if gradient is not None])
+            if not present.everywhere:
+                squares = torch.zeros_like(known.sums).masked_scatter_(present.mask, squares)
+            scale: Tensor | None = getattr(self._optimizer, "grad_scale", None)
+            if scale is not None:  # GradScaler leaves it to a fused optimizer to divide
+                squares = squares / scale.to(squares.device, squares.dtype, non_blocking=True).square()
+        sums, steps = torch.addcmul(known.betas * known.sums, known.gains, squares), known.steps + 1.0
+        moved = present.mask
+        if found_inf is not None:  # this step will be skipped; where, because 0 * inf would stay for ever
+            moved = moved & (found_inf.to(moved.device, non_blocking=True) == 0)
+        if found_inf is not None or not present.everywhere:
+            sums, steps = torch.where(moved, sums, known.sums), torch.where(moved, steps, known.steps)
+        known.sums, known.steps = sums, steps
+        corrected = sums / (1.0 - known.betas**steps)
+        if not present.everywhere:
+            corrected = torch.where(present.mask, corrected, 0.0)
+        mean = corrected.sum() / present.size
+        if found_inf is not None:
+            mean = mean.masked_fill(~moved.any(), math.inf)
+        return float(mean) if mean.device.type == "cpu" else mean
+
+    def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:
+        """Return what a checkpoint has to keep for some parameters: the sums, then the steps."""
+        known = self._prepare()
+        position = {parameter: i for i, parameter in enumerate(known.parameters)}
+        indices = [position[parameter] for parameter in parameters]
+        sums, steps = known.sums.tolist(), known.steps.tolist()
+        lump = self._lump
+        last = () if lump is None else (lump.kept, lump.added, lump.count)  # as it is: saving changes nothing
+        return (*(sums[i] for i in indices), *(steps[i] for i in indices), *last)
+
+    def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
+        """Start again from what checkpoints kept; parameters without it start from the optimizer's own moment.
+
+        Args:
+            saved: Parameters of a group and the answer of `save`, for each group; None where there is none.
+        """
+        self._saved, self._saved_lump = {}, ()
+        for parameters, values in saved:
+            count = len(parameters)
+            if values is not None and len(values) in {2 * count, 2 * count + 3}:
+                pairs = zip(values[:count], values[count : 2 * count], strict=True)
+                self._saved.update(zip(parameters, pairs, strict=True))
+                self._saved_lump = tuple(values[2 * count :])
+        self._vectors = self._lump = None
+
+    def _prepare(self) -> _Vectors:
+        """Follow the parameters and settings of the groups."""
+        groups = self._optimizer.param_groups
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        known = self._vectors
+        if known is None or len(parameters) != len(known.parameters) or not all(map(is_, parameters, known.parameters)):
+            self._unlump(known)
+            known = self._vectors = self._adopt(parameters, known)
+        key = [(self._beta_of(group), len(group["params"])) for group in groups]
+        if key != known.key:
+            self._unlump(known)
+            known.key = key
+            betas = [beta for beta, count in key for _ in range(count)]
+            known.betas = torch.tensor(betas, dtype=known.sums.dtype, device=known.sums.device)
+            known.gains = 1.0 - known.betas
+        if self._saved_lump:
+            self._lump = _lump_of(known)
+            if self._lump is not None:
+                self._lump.kept, self._lump.added, self._lump.count = self._saved_lump
+            self._saved_lump = ()
+        return known
+
+    def _unlump(self, known: _Vectors | None) -> None:
+        """Give each tensor its own number again."""
+        lump, self._lump = self._lump, None
+        if lump is not None and known is not None:
+            known.sums = lump.kept * known.sums + lump.added * (known.sizes / known.sizes.sum())
+            known.steps = known.steps + lump.count
+
+    def _beta_of(self, group: Mapping[str, Any]) -> float:
+        return float(group["betas"][1]) if self._beta2 is None else self._beta2
+
+    def _adopt(self, parameters: list[Tensor], before: _Vectors | None) -> _Vectors:
+        """Make room for these parameters: what is known of them, or a checkpoint says, or the optimizer has."""
+        start = self._from_optimizer(parameters) if before is None else {}
+        if before is not None:
+            values = zip(before.sums.tolist(), before.steps.tolist(), strict=True)
+            start = dict(zip(before.parameters, values, strict=True))
+        start |= self._saved
+        self._saved = {}
+        device = local(parameters[0]).device if parameters else torch.device("cpu")
+        dtype = accumulator(device)
+        sums, steps = ([start.get(parameter, (0.0, 0.0))[part] for parameter in parameters] for part in (0, 1))
+        sizes = [_size(parameter) for parameter in parameters]
+        vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
+        none = torch.zeros((), dtype=dtype)
+        return _Vectors(parameters, next(vectors), next(vectors), next(vectors), none, none)
+
+    def _from_optimizer(self, parameters: list[Tensor]) -> dict[Tensor, tuple[float, float]]:
+        """Start from the second moment that the optimizer has already, when attached in the middle of a run."""
+        state = self._optimizer.state
+        started = [p for p in parameters if p in state and {"exp_avg_sq", "step"} <= state[p].keys()]
+        if not started or not self.reads_optimizer:
+            return {}
+        sums = totals([as_real(state[parameter]["exp_avg_sq"]) for parameter in started]).tolist()
+        return {p: (total, float(state[p]["step"])) for p, total in zip(started, sums, strict=True)}
+
+
+def _size(parameter: Tensor) -> int:
+    """Return the number of elements; a complex number is two."""
+    return parameter.numel() * (1 + parameter.is_complex())
+
+
+def _lump_of(known: _Vectors) -> _Lump | None:
+    """Return where plain numbers can start; None where tensors differ, or reading a number waits for a device."""
+    betas = {beta for beta, count in known.key if count}
+    if known.sums.device.type != "cpu" or len(betas) != 1:
+        return None
+    fewest, most = torch.aminmax(known.steps)
+    if fewest != most:
+        return None
+    return _Lump(betas.pop(), float(known.sums.sum()), float(most))
+
+
+def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present | None:
+    """Return which parameters have a gradient, made anew only when that changes; None if none has.
+
+    Raises:
+        UserError: If a gradient is sparse.
+    """
+    flags = tuple([gradient is not None for gradient in gradients])
+    if known.present is not None and flags == known.flags:
+        return known.present
+    if not any(flags):
+        return None
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise UserError(
+            "Stable cannot follow sparse gradients, whose second moment decays only where they touch; use"
+            " Decoupled, or build the embedding with sparse=False"
+        )
+    mask = on_device(flags, known.sums.device)
+    sizes = known.sizes * mask
+    size = float(sum(map(_size, itertools.compress(known.parameters, flags))))
+    known.flags, known.present = flags, _Present(mask, all(flags), sizes / size, size)
+    return known.present
+
+
+def _as_scalar(norm: Tensor | float, like: Tensor) -> Tensor:
+    """Return a norm as a 0-dim tensor; under FSDP2, torch's clip_grad_norm_ answers with a DTensor."""
+    if not isinstance(norm, Tensor):
+        return torch.full((), float(norm), dtype=like.dtype, device=like.device)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole.detach().to(like.device, like.dtype, non_blocking=True)

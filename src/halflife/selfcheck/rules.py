@@ -1,0 +1,277 @@
+"""The table of rules: every rule of halflife in its variants, each with a reference that knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, optim
+
+from halflife.rules import (
+    L2,
+    Applier,
+    Cautious,
+    Decoupled,
+    Independent,
+    MovingAverage,
+    NormTarget,
+    Rule,
+    Scheduled,
+    Sphere,
+    Stable,
+    Toward,
+)
+from halflife.rules import Penalty as PenaltyRule
+from halflife.schedules import (
+    after,
+    until,
+)
+from halflife.selfcheck import refused
+from halflife.selfcheck.formula_cases import ALIKE, FORMULAS, LAM, SHARE, SHARES, FormulaCase
+from halflife.selfcheck.optimizers import OptimizerCase
+from halflife.selfcheck.problem import Net
+from halflife.selfcheck.references import (
+    AdamS,
+    AdamWithPenalty,
+    Fraction,
+    Fractions,
+    Masked,
+    Penalty,
+    Pulled,
+    Reference,
+    Rescaled,
+    by_formula,
+)
+
+__all__ = ["ROUNDINGS", "RULES", "RuleCase"]
+
+# How often a weight is rounded: the factor 1 - r, its product with w, the sum with the update, and the same sum of
+# the twin. A difference from a reference, and its share, are two more; a norm, its root, a quotient and a product
+# are four more; Adam written out rounds its moments, their corrections, the root and the quotient.
+ROUNDINGS, PULLED, RESCALED, WRITTEN_OUT = 4, 6, 8, 12
+
+Make = Callable[[Net], Rule | Applier | PenaltyRule]
+
+
+@dataclass(frozen=True)
+class RuleCase:
+    """A rule, the reference for it, and the optimizers that must refuse it.
+
+    Args:
+        family: Its column in the table.
+        name: A short name.
+        make: Returns the rule for a problem.
+        reference: Returns the reference for a problem and an optimizer.
+        own: The weight decay of the groups that decay.
+        numbers: Further arguments of ``attach``.
+        fractions: Whether it answers one fraction per group, which the optimizer's own decay may carry out.
+        refused: Returns a part of the sentence with which an optimizer is refused, or None.
+        everywhere: Whether it is run in float16 and bfloat16 too. Not where the reference is an optimizer
+            written out, whose state in a low precision is another; and of the rules of plain numbers three
+            show how all of them are carried out.
+        roundings: How often a weight is rounded on its way.
+    """
+
+    family: str
+    name: str
+    make: Make
+    reference: Callable[[Net, OptimizerCase], Reference]
+    own: tuple[float, float] = ALIKE
+    numbers: dict[str, float] = field(default_factory=dict)
+    fractions: bool = False
+    refused: Callable[[OptimizerCase], str | None] = lambda case: None
+    everywhere: bool = True
+    roundings: int = ROUNDINGS
+
+
+def _from_formula(case: FormulaCase) -> RuleCase:
+    return RuleCase(
+        type(case.rule).__name__,
+        case.name,
+        lambda net: case.rule,
+        lambda net, optimizer: Fraction(by_formula(case.formula)),
+        case.own,
+        case.numbers,
+        fractions=True,
+        refused=refused.needs_own if "own" in case.name or "tied" in case.name else lambda optimizer: None,
+        everywhere=case.name in {"decoupled, own", "corrected", "per group"},
+    )
+
+
+def _stable(lam: float | None, floor: float = 0.1) -> Callable[[OptimizerCase], Fractions]:
+    """AdamS or SGDS, as the optimizer asks for."""
+
+    def made(case: OptimizerCase) -> Fractions:
+        if case.kind is not optim.SGD:
+            return AdamS(lam, floor, [beta2 for _, beta2 in case.betas])
+        momentum, dampening = case.settings.get("momentum", 0.0), case.settings.get("dampening", 0.0)
+        factor = (1 - dampening) / (1 - momentum) if momentum else 1.0
+        return by_formula(lambda lr, peak, own, t, group: lr * (own if lam is None else lam) * factor)
+
+    return made
+
+
+def _while_early(inner: Fractions) -> Fractions:
+    return lambda seen: [r * (seen[0].step < 4) for r in inner(seen)]
+
+
+def _goals(net: Net) -> list[Tensor]:
+    """References to decay towards: any numbers that are not the weights."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(net.dtype) for p in net.parameters]
+
+
+def _into(moment: Literal["first", "second"]) -> RuleCase:
+    return RuleCase(
+        "L2(into=)",
+        f"l2 into the {moment} moment",
+        lambda net: L2(SHARE, into=moment),
+        lambda net, case: AdamWithPenalty(
+            SHARE,
+            first=moment == "first",
+            betas=case.betas,
+            eps=case.settings["eps"],
+            amsgrad=case.settings.get("amsgrad", False),
+        ),
+        refused=refused.moment,
+        everywhere=False,
+        roundings=WRITTEN_OUT,
+    )
+
+
+decoupled = by_formula(lambda lr, peak, own, t, group: lr * LAM)
+own_share = by_formula(lambda lr, peak, own, t, group: lr / peak * own)
+
+RULES = [
+    *map(_from_formula, FORMULAS),
+    RuleCase(
+        "Stable",
+        "stable",
+        lambda net: Stable(0.4),
+        lambda net, case: Fraction(_stable(0.4)(case)),
+        refused=refused.stable,
+        fractions=True,
+    ),
+    RuleCase(
+        "Stable",
+        "stable, own, no floor",
+        lambda net: Stable(floor=0.0),
+        lambda net, case: Fraction(_stable(None, 0.0)(case)),
+        own=(0.8, 0.5),
+        refused=refused.own_stable,
+        fractions=True,
+    ),
+    RuleCase(
+        "Stable",
+        "stable, at the floor, until",
+        lambda net: Scheduled(Stable(0.4, floor=0.8), until(4)),
+        lambda net, case: Fraction(_while_early(_stable(0.4, 0.8)(case))),
+        refused=refused.stable,
+        fractions=True,
+    ),
+    RuleCase(
+        "Stable(beta2=)",
+        "stable with a given beta2",
+        lambda net: Stable(0.4, beta2=0.9),
+        lambda net, case: Fraction(AdamS(0.4, 0.1, (0.9, 0.9, 0.9))),
+        refused=refused.any_stable,
+        fractions=True,
+    ),
+    RuleCase(
+        "NormTarget",
+        "norm target",
+        lambda net: NormTarget(2.0),
+        lambda net, case: Rescaled(2.0, whole=False),
+        roundings=RESCALED,
+    ),
+    RuleCase(
+        "NormTarget",
+        "norm target, first",
+        lambda net: NormTarget(),
+        lambda net, case: Rescaled(None, whole=False),
+        roundings=RESCALED,
+    ),
+    RuleCase(
+        "Sphere", "sphere", lambda net: Sphere(3.0), lambda net, case: Rescaled(3.0, whole=True), roundings=RESCALED
+    ),
+    RuleCase(
+        "Sphere",
+        "sphere, first",
+        lambda net: Sphere(),
+        lambda net, case: Rescaled(None, whole=True),
+        roundings=RESCALED,
+    ),
+    RuleCase(
+        "Sphere",
+        "spheres",
+        lambda net: Sphere(1.5, per="tensor"),
+        lambda net, case: Rescaled(1.5, whole=False),
+        roundings=RESCALED,
+    ),
+    RuleCase("Cautious", "cautious", lambda net: Cautious(Decoupled(LAM)), lambda net, case: Masked(decoupled)),
+    RuleCase(
+        "Cautious",
+        "cautious independent, own",
+        lambda net: Cautious(Independent()),
+        lambda net, case: Masked(own_share),
+        own=SHARES,
+        refused=refused.needs_own,
+    ),
+    RuleCase(
+        "Cautious",
+        "cautious stable",
+        lambda net: Cautious(Stable(0.4)),
+        lambda net, case: Masked(_stable(0.4)(case)),
+        refused=refused.stable,
+    ),
+    RuleCase(
+        "Toward",
+        "toward init",
+        lambda net: Toward(Decoupled(LAM)),
+        lambda net, case: Pulled(decoupled),
+        roundings=PULLED,
+    ),
+    RuleCase(
+        "Toward",
+        "toward an average",
+        lambda net: Toward(Independent(), MovingAverage(0.7)),
+        lambda net, case: Pulled(own_share, beta=0.7),
+        own=SHARES,
+        refused=refused.needs_own,
+        roundings=PULLED,
+    ),
+    RuleCase(
+        "Toward",
+        "toward given tensors",
+        lambda net: Toward(Decoupled(LAM), _goals(net)),
+        lambda net, case: Pulled(decoupled, _goals(net)),
+        roundings=PULLED,
+    ),
+    RuleCase(
+        "Toward",
+        "toward a checkpoint",
+        lambda net: Toward(Decoupled(LAM), dict(zip([each.name for each in net.members], _goals(net), strict=True))),
+        lambda net, case: Pulled(decoupled, _goals(net)),
+        refused=lambda case: "does not know the names" if case.closure else None,
+        roundings=PULLED,
+    ),
+    RuleCase(
+        "L2",
+        "l2",
+        lambda net: L2(SHARE),
+        lambda net, case: Penalty(lambda own, t: SHARE),
+        refused=refused.penalty,
+    ),
+    RuleCase(
+        "L2",
+        "l2, own, after",
+        lambda net: L2(schedule=after(2)),
+        lambda net, case: Penalty(lambda own, t: own * (t >= 2)),
+        own=SHARES,
+        refused=refused.own_penalty,
+    ),
+    _into("first"),
+    _into("second"),
+]

@@ -1,0 +1,102 @@
+"""Studies: claims of the literature as experiments with a decision rule, one file a paper or claim."""
+
+from __future__ import annotations
+
+import difflib
+
+from halflife.errors import UserError
+from halflife.studies.catalog.curvature.averaging.study import AVERAGING
+from halflife.studies.catalog.curvature.curvature_alignment.study import CURVATURE_ALIGNMENT
+from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
+from halflife.studies.catalog.curvature.sphere.study import SPHERE
+from halflife.studies.catalog.curvature.transformer_curvature.study import TRANSFORMER_CURVATURE
+from halflife.studies.catalog.images.augmentation import AUGMENTATION
+from halflife.studies.catalog.images.bad_minima.study import BAD_MINIMA
+from halflife.studies.catalog.images.dataset_size.study import DATASET_SIZE
+from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
+from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION
+from halflife.studies.catalog.images.stabilization.study import STABILIZATION, STABILIZATION_VGG
+from halflife.studies.catalog.language.ablations.study import LM_ABLATIONS
+from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE
+from halflife.studies.catalog.language.dropout.study import LM_DROPOUT
+from halflife.studies.catalog.language.effective_lr.study import LM_EFFECTIVE_LR
+from halflife.studies.catalog.language.generalization.study import LM_GENERALIZATION
+from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
+from halflife.studies.catalog.language.timescale.study import TIMESCALE
+from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
+from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN
+from halflife.studies.catalog.theory.textbook.study import TEXTBOOK
+from halflife.studies.evidence.amendments import with_amendments
+from halflife.studies.evidence.claims import Preset, Study
+
+__all__ = ["STUDIES", "get_preset", "get_study"]
+
+STUDIES: dict[str, Study] = {
+    study.name: with_amendments(study)
+    for study in (
+        STABILIZATION,
+        STABILIZATION_VGG,
+        LM_SCHEDULES,
+        LM_GENERALIZATION,
+        LM_EFFECTIVE_LR,
+        LM_ABLATIONS,
+        LM_DROPOUT,
+        AUGMENTATION,
+        BIAS_VARIANCE,
+        TIMESCALE,
+        TEXTBOOK,
+        BAD_MINIMA,
+        AVERAGING,
+        CURVATURE_ALIGNMENT,
+        EXPONENTIAL_LR,
+        SPHERE,
+        TRANSFORMER_CURVATURE,
+        NO_NORMALIZATION,
+        STATIONARY_MEAN,
+        NOISE_LOSS,
+        ETA_LAMBDA,
+        ETA_LAMBDA_VGG,
+        DATASET_SIZE,
+    )
+}
+
+
+def get_study(name: str) -> Study:
+    """The study of this name.
+
+    Args:
+        name: As on the command line.
+
+    Returns:
+        The study.
+
+    Raises:
+        UserError: There is none.
+    """
+    if name not in STUDIES:
+        near = difflib.get_close_matches(name, STUDIES, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"there is no study {name!r}, expected one of {', '.join(STUDIES)}: see `halflife study list`{hint}"
+        )
+    return STUDIES[name]
+
+
+def get_preset(study: Study, name: str) -> Preset:
+    """A study's preset.
+
+    Args:
+        study: The study.
+        name: The preset's name.
+
+    Returns:
+        The preset.
+
+    Raises:
+        UserError: The study has none of this name.
+    """
+    if name not in study.presets:
+        raise UserError(
+            f"{study.name} has no preset {name!r}, expected one of {', '.join(study.presets)}: name one of these"
+        )
+    return study.presets[name]

@@ -1,0 +1,1 @@
+"""Studies of curvature, averages and gradient noise."""

@@ -1,0 +1,1 @@
+"""Scale-invariant nets on a sphere."""

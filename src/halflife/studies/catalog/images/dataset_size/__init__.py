@@ -1,0 +1,1 @@
+"""One budget of samples, data sets of several sizes."""

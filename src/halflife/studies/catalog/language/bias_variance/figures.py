@@ -1,0 +1,137 @@
+"""The points that the study `bias-variance` draws, and its numbers beside the paper's."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.studies.catalog.language.bias_variance.synthetic import FLIP, LINE_RATES, toy_spec
+from halflife.studies.catalog.language.bias_variance.text import Split, over_blocks
+from halflife.studies.catalog.language.settings import LAMS, key_of
+from halflife.studies.catalog.theory.least_squares import expected, paper_bound, stationary_risk
+from halflife.studies.evidence.claims import PointRow
+from halflife.studies.evidence.optimum import lam_of, text_spec
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, seed_interval
+
+__all__ = [
+    "averaging_gains",
+    "floor_against_rate",
+    "ranking_along_the_run",
+    "risk_along_the_run",
+    "split_against_lam",
+    "split_along_the_run",
+    "variances",
+]
+
+DRAWN = (LINE_RATES[0], LINE_RATES[2], LINE_RATES[-1])
+APART = 1.3  # a simulated point is drawn at the next step that is this much later
+
+
+def _point(series: str, x: float, interval: Interval) -> PointRow:
+    return PointRow(series=series, x=x, y=interval.estimate, low=interval.low, high=interval.high)
+
+
+def _risk(series: str, x: float, risk_S: NDArray[np.float64]) -> PointRow:
+    """Its interval is that of the logarithm, as the axis is, so that it lies above 0 with few seeds, too."""
+    return _point(series, x, seed_interval(np.log(risk_S)).exp())
+
+
+def _line(series: str, x: float, y: float) -> PointRow:
+    return PointRow(series=series, x=x, y=y, style="line")
+
+
+def _along(results: Results, key: str, series: str) -> list[PointRow]:
+    """Simulated risks as points, about evenly on a logarithmic axis, and their expectations as a line."""
+    rows, drawn = [], 0
+    for step, values in expected(toy_spec(results, key)).items():
+        if not step:
+            continue
+        rows.append(_line(series, step, values["risk"]))
+        if step >= APART * drawn:
+            rows.append(_risk(series, step, results.at_step(key, "risk", step, results.main_size)))
+            drawn = step
+    return rows
+
+
+def risk_along_the_run(results: Results) -> list[PointRow]:
+    """Excess risk against the step in one dimension: simulation, exact expectation, and the paper's bound."""
+    rows = [row for lr in DRAWN for row in _along(results, f"line-{lr:g}", f"lr {lr:g}")]
+    for lr in DRAWN:
+        spec = toy_spec(results, f"line-{lr:g}")
+        steps = [step for step in expected(spec) if 0 < step <= (spec.drop_step or spec.num_steps)]
+        rows += [_line(f"bound, lr {lr:g}", step, paper_bound(spec, step)) for step in steps]
+    return rows
+
+
+def floor_against_rate(results: Results) -> list[PointRow]:
+    """The floor and the risk of the average against the learning rate, with their formulas."""
+    rows = []
+    for lr in LINE_RATES:
+        key, spec = f"line-{lr:g}", toy_spec(results, f"line-{lr:g}")
+        assert spec.drop_step is not None
+        theory = expected(spec)[spec.drop_step]
+        for series, metric in (("last iterate", "tail/risk"), ("average of the iterates", "average/risk")):
+            rows.append(_risk(series, lr, results.at_step(key, metric, spec.drop_step, results.main_size)))
+            rows.append(_line(series, lr, stationary_risk(spec) if metric == "tail/risk" else theory[metric]))
+        rows.append(_line("bound, lr sigma^2", lr, lr * spec.noise_std**2))
+    return rows
+
+
+def ranking_along_the_run(results: Results) -> list[PointRow]:
+    """Excess risk against the step with a spectrum and one sample a step, at two learning rates."""
+    return [row for key in FLIP for row in _along(results, key, f"lr {toy_spec(results, key).lr:g}")]
+
+
+def _lam(results: Results, name: str) -> float:
+    """The coefficient that a name stands for at the main size."""
+    return lam_of(text_spec(results, key_of("constant", name), results.main_size))
+
+
+def split_along_the_run(results: Results) -> list[PointRow]:
+    """Bias and variance of each lam against the step."""
+    split, rows = Split(results, results.main_size), []
+    for lam in LAMS:
+        for share in split.shares:
+            for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
+                rows.append(_point(f"{part}, lam {_lam(results, lam):g}", split.step(share), over_blocks(values)))
+    lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
+    return sorted([*rows, *lines], key=lambda row: row.series)
+
+
+def split_against_lam(results: Results) -> list[PointRow]:
+    """Bias and variance against lam, at the first and at the last branch."""
+    split, rows = Split(results, results.main_size), []
+    for share in (split.shares[0], split.shares[-1]):
+        for lam in LAMS:
+            for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
+                rows.append(_point(f"{part} at {share} %", _lam(results, lam), over_blocks(values)))
+    lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
+    return sorted([*rows, *lines], key=lambda row: row.series)
+
+
+def variances(results: Results) -> str:
+    """What the tiny-lr branch takes off at the last step, each lam."""
+    split = Split(results, results.main_size)
+    return " / ".join(_short(over_blocks(split.variance(lam, split.shares[-1]))) for lam in LAMS)
+
+
+def averaging_gains(results: Results) -> str:
+    """What the moving average takes off at the last step with large decay."""
+    split = Split(results, results.main_size)
+    share = split.shares[-1]
+    return _short(over_blocks(split.loss(LAMS[-1], share) - split.loss(LAMS[-1], share, "ema-0.99/")))
+
+
+def bound_over_floor(results: Results) -> str:
+    """The bound over the simulated floor at the smallest learning rate."""
+    key = f"line-{LINE_RATES[-1]:g}"
+    spec = toy_spec(results, key)
+    assert spec.drop_step is not None
+    tail_S = results.at_step(key, "tail/risk", spec.drop_step, results.main_size)
+    ratio = seed_interval(np.log(spec.lr * spec.noise_std**2 / tail_S)).exp()
+    return f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+
+
+def _short(interval: Interval) -> str:
+    return f"{interval.estimate:.3f} ± {interval.high - interval.estimate:.3f}"

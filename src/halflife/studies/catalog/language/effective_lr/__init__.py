@@ -1,0 +1,1 @@
+"""Decay as a learning rate."""

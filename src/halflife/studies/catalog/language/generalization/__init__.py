@@ -1,0 +1,1 @@
+"""The gap between training and validation."""

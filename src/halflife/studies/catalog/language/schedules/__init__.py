@@ -1,0 +1,1 @@
+"""Constant and decayed learning rates."""

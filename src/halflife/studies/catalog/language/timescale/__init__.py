@@ -1,0 +1,1 @@
+"""The best decay against batch, data and width."""

@@ -1,0 +1,172 @@
+"""What a study's figures show: curves along runs, points, grids. All of it is data, drawn by `halflife.studies.report`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from halflife.studies.evidence.results import Results
+
+__all__ = ["AnyPanel", "Cell", "HeatPanel", "Panel", "PointRow", "PointsPanel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One figure of curves: a quantity along the runs, one line an arm, the spread over seeds as a band.
+
+    Args:
+        metric: Name of the reading.
+        title: What the figure shows.
+        y_label: The axis, with unit.
+        log: Whether the axis is logarithmic.
+        factor: The reading is multiplied by this (100 for per cent).
+        source_figure: The paper's figure that it corresponds to.
+        x: Against ``"epoch"`` or ``"step"``.
+        arms: Keys of the arms to draw, in the legend's order (``None``: all of the main size).
+        slug: Names the figure's file within a study and preset (empty: made from the metric). Panels of one study that
+            share a metric need one each.
+        note: A sentence added to the caption.
+        start: Draw only what was read after this part of the longest run, in [0, 1): a first loss far above all others would
+            leave no height to what follows. The caption says so.
+    """
+
+    metric: str
+    title: str
+    y_label: str
+    log: bool = False
+    factor: float = 1.0
+    source_figure: str = ""
+    x: Literal["epoch", "step"] = "epoch"
+    arms: tuple[str, ...] | None = None
+    slug: str = ""
+    note: str = ""
+    start: float = 0.0
+
+    @property
+    def file_slug(self) -> str:
+        """The slug, made from the metric where none is given."""
+        return self.slug or re.sub(r"[^a-z0-9.]+", "-", self.metric.lower())
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """One point of a `PointsPanel`.
+
+    Args:
+        series: The legend's name; rows of one series share a colour.
+        x: Where it stands.
+        y: Its height.
+        low: Lower end of its interval or range (``None``: no bar).
+        high: Upper end.
+        style: ``"point"``; ``"line"``: such rows of one series are joined in the order of x; or ``"path"``: joined in the
+            order in which they stand, for the boundary of a region, say.
+    """
+
+    series: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    style: Literal["point", "line", "path"] = "point"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsPanel:
+    """Any other figure: the study computes its points from the results.
+
+    It is drawn when at least two seeds are finished in every arm of the main size and no run was cut.
+
+    Args:
+        slug: Names the figure's file within a study and preset.
+        title: What the figure shows.
+        x_label: The horizontal axis, with unit.
+        y_label: The vertical axis, with unit.
+        rows: The points, in the legend's order.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical one is.
+        source_figure: The paper's figure that it corresponds to.
+        note: What points and bars are, in one sentence or more; the caption.
+        equal: Whether the figure shows a plane: one unit is as long on both axes, which must be linear. Each series has a
+            shape of its own, no line marks 0, and points at one place are not moved apart.
+    """
+
+    slug: str
+    title: str
+    x_label: str
+    y_label: str
+    rows: Callable[[Results], list[PointRow]]
+    log_x: bool = False
+    log_y: bool = False
+    source_figure: str = ""
+    note: str = ""
+    equal: bool = False
+
+    def __post_init__(self) -> None:
+        assert not (self.equal and (self.log_x or self.log_y)), f"{self.slug}: a plane has linear axes"
+
+    @property
+    def file_slug(self) -> str:
+        """The slug."""
+        return self.slug
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of a `HeatPanel`.
+
+    Args:
+        x: Its column: a number, or a name. All cells of a panel have the same kind.
+        y: Its row, likewise.
+        value: What its colour shows.
+        text: What is written in it (empty: the value, with three digits, or four where all are nearly the same).
+    """
+
+    x: str | float
+    y: str | float
+    value: float
+    text: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatPanel:
+    """A quantity over a grid, one coloured cell a place with its value written in it. Several quantities are several panels.
+
+    The places are drawn at equal distances, whatever lies between them, so that 0 has a place beside the others. Numbers
+    grow to the right and upwards; names stand in the order in which they come, from the left and from the top.
+
+    It is drawn when at least two seeds are finished in every arm of the main size and no run was cut.
+
+    Args:
+        slug: Names the figure's file within a study and preset.
+        title: What the figure shows.
+        x_label: What the columns are, with unit.
+        y_label: What the rows are, with unit.
+        value_label: What the colours show, with unit.
+        cells: The cells, each place at most once; a place of the grid without one stays empty, and the caption says so.
+        log_value: Whether the scale of colours is logarithmic.
+        factor: The values are multiplied by this (100 for per cent).
+        source_figure: The paper's figure that it corresponds to.
+        note: What the values are, in one sentence or more; the caption.
+    """
+
+    slug: str
+    title: str
+    x_label: str
+    y_label: str
+    value_label: str
+    cells: Callable[[Results], list[Cell]]
+    log_value: bool = False
+    factor: float = 1.0
+    source_figure: str = ""
+    note: str = ""
+
+    @property
+    def file_slug(self) -> str:
+        """The slug."""
+        return self.slug
+
+
+AnyPanel = Panel | PointsPanel | HeatPanel

@@ -1,0 +1,329 @@
+"""What a store holds of one study and preset: readings as a table, per-example outcomes as arrays, verdicts.
+
+Shapes: S seeds, N test examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.errors import StoreError, UserError
+from halflife.studies.evidence.claims import Finding, Study, Verdict
+from halflife.studies.evidence.readings import RunReadings, last_of, stacked, values_of
+from halflife.studies.specs.base import RunSpec, spec_from_json
+from halflife.studies.store.store import Store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Results", "sheets_of"]
+
+MIN_SEEDS = 2
+
+
+class Results:
+    """The finished runs of one study and preset, as its sheet in the store lists them.
+
+    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired.
+
+    Args:
+        store: The store.
+        study: The study.
+        sheet: The study's sheet.
+
+    Raises:
+        StoreError: The sheet was written by another version of the study.
+    """
+
+    def __init__(self, store: Store, study: Study, sheet: Mapping[str, Any]) -> None:
+        self.study, self.sheet = study, sheet
+        self.preset_name: str = sheet["preset"]
+        if self.preset_name not in study.presets:
+            raise StoreError(
+                f"the store {store.path} holds {study.name} at a preset {self.preset_name!r} that this halflife does not know:"
+                " use the halflife that wrote it"
+            )
+        self.arms: list[Mapping[str, Any]] = list(sheet["arms"])
+        self.main_size: int = sheet["main_size"]
+        self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
+        self.headers: dict[str, dict[str, Any]] = {}
+        self._readings: dict[str, RunReadings] = {}
+        for arm in self.arms:
+            for identity in arm["runs"].values():
+                folder = store.run(identity)
+                self.headers[identity] = folder.header()
+                if self.headers[identity].get("status") == "finished":
+                    self._readings[identity] = RunReadings(identity, folder.readings())
+
+    @property
+    def num_planned(self) -> int:
+        """Runs in the plan, each once however many arms share it."""
+        return len({identity for arm in self.arms for identity in arm["runs"].values()})
+
+    @property
+    def num_finished(self) -> int:
+        """Runs that reached their end."""
+        return len(self._readings)
+
+    @property
+    def failures(self) -> list[str]:
+        """Why runs failed, one sentence each."""
+        return [header["failure"] for header in self.headers.values() if header.get("status") == "failed"]
+
+    def seeds(self, size: int) -> list[int]:
+        """The seeds for which every arm of this size is finished, in order."""
+        arms = [arm for arm in self.arms if arm["size"] == size]
+        planned = {int(seed) for arm in arms for seed in arm["runs"]}
+        return sorted(s for s in planned if all(arm["runs"].get(str(s)) in self._readings for arm in arms))
+
+    def _runs(self, key: str, size: int) -> list[str]:
+        for arm in self.arms:
+            if arm["key"] == key and arm["size"] == size:
+                return [arm["runs"][str(seed)] for seed in self.seeds(size)]
+        raise StoreError(
+            f"the sheet of {self.study.name} has no arm {key!r} at size {size}: it was written by another version of the"
+            " study, run it again"
+        )
+
+    def spec(self, key: str, size: int) -> RunSpec:
+        """The spec of an arm's first finished seed.
+
+        Args:
+            key: The arm.
+            size: Its size.
+
+        Returns:
+            The spec; all seeds of an arm differ in their seed alone.
+
+        Raises:
+            StoreError: No seed is finished.
+        """
+        runs = self._runs(key, size)
+        if not runs:
+            raise StoreError(f"no seed of {self.study.name} is finished at size {size}: run it first")
+        return spec_from_json(self.headers[runs[0]]["spec"])
+
+    def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
+        """One reading per seed at one epoch, shape (S,).
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            epoch: The epoch, which must have been read.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A reading is missing.
+        """
+        return values_of(key, metric, [run.at_epoch(epoch) for run in self._of(key, size)], f"epoch {epoch}")
+
+    def at_step(self, key: str, metric: str, step: int, size: int) -> NDArray[np.float64]:
+        """One reading per seed at one step, shape (S,).
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            step: The step, which must have been read; a branch counts from 0.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A reading is missing.
+        """
+        return values_of(key, metric, [run.at_step(step) for run in self._of(key, size)], f"step {step}")
+
+    def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
+        """The last reading of a quantity per seed, shape (S,); it stands at the same step in every seed.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            The values in the order of `seeds`.
+
+        Raises:
+            StoreError: A run has no such reading, or stops earlier than another seed.
+        """
+        return np.array(
+            [reading.values[metric] for _, reading in last_of(self._of(key, size), key, metric)], dtype=np.float64
+        )
+
+    def per_example(self, key: str, name: str, epoch: int, size: int) -> NDArray[np.float64]:
+        """One value per seed and test example at one epoch, shape (S, N).
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            epoch: The epoch at which it was kept.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: An array is missing.
+        """
+        runs = self._of(key, size)
+        return stacked(key, name, [run.array(run.at_epoch(epoch), name, f"epoch {epoch}") for run in runs])
+
+    def array_at_step(self, key: str, name: str, step: int, size: int) -> NDArray[np.float64]:
+        """One value per seed and example or block at one step, shape (S, N).
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            step: The step at which it was kept; a branch counts from 0.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: An array is missing.
+        """
+        runs = self._of(key, size)
+        return stacked(key, name, [run.array(run.at_step(step), name, f"step {step}") for run in runs])
+
+    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
+        """The last array of a name per seed, shape (S, N); it stands at the same step in every seed.
+
+        Losses by block are means over up to 64 longer blocks (`halflife.studies.evidence.readings.pooled`).
+
+        Args:
+            key: The arm.
+            name: The array's name.
+            size: The size.
+
+        Returns:
+            0 or 1 for arrays of bits.
+
+        Raises:
+            StoreError: A run has no such array, or stops earlier than another seed.
+        """
+        return stacked(
+            key, name, [run.array(reading, name, "") for run, reading in last_of(self._of(key, size), key, name)]
+        )
+
+    def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each seed the epochs at which a quantity was read, and its values.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            One pair of arrays of equal length per seed.
+        """
+        return [run.series(metric, "epoch") for run in self._of(key, size)]
+
+    def series_by_step(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each seed the steps at which a quantity was read, and its values.
+
+        Args:
+            key: The arm.
+            metric: The reading's name.
+            size: The size.
+
+        Returns:
+            One pair of arrays of equal length per seed.
+        """
+        return [run.series(metric, "step") for run in self._of(key, size)]
+
+    def _of(self, key: str, size: int) -> list[RunReadings]:
+        return [self._readings[identity] for identity in self._runs(key, size)]
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """All readings of paired seeds, one row a run and epoch.
+
+        Columns: arm, label, size, seed, run, step, epoch, then one column a quantity (null where it was not read).
+        """
+        import polars as pl  # here, because verdicts do without it and its import takes a second
+
+        rows: list[dict[str, Any]] = []
+        for arm in self.arms:
+            for seed in self.seeds(arm["size"]):
+                identity = arm["runs"][str(seed)]
+                head = {"arm": arm["key"], "label": arm["label"], "size": arm["size"], "seed": seed, "run": identity}
+                rows += [
+                    {**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity].readings
+                ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def verdicts(self) -> list[Verdict]:
+        """Each claim's verdict, decided at the main size, with the same measured along the ladder.
+
+        Returns:
+            One verdict per claim of the study.
+        """
+        return [
+            Verdict(
+                study=self.study.name,
+                preset=self.preset_name,
+                claim=claim,
+                finding=self._finding(claim.measure, self.main_size),
+                by_size={size: self._finding(claim.measure, size) for size in self.sizes},
+            )
+            for claim in self.study.claims
+        ]
+
+    def _finding(self, measure: Callable[[Results, int], Finding], size: int) -> Finding:
+        if self.sheet.get("max_steps") is not None:
+            return Finding("inconclusive", None, f"runs were cut at {self.sheet['max_steps']} steps by --max-steps")
+        found = len(self.seeds(size))
+        if found < MIN_SEEDS:
+            planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
+            return Finding(
+                "inconclusive",
+                None,
+                f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
+            )
+        finding = measure(self, size)
+        if finding.effect is not None and not math.isfinite(finding.effect.estimate):
+            raise UserError(
+                f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
+            )
+        if not self.study.presets[self.preset_name].decides:
+            return replace(
+                finding, outcome="inconclusive", reason=f"too small to decide, only a test; {finding.reason}"
+            )
+        return finding
+
+
+def sheets_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The store's sheets of the named studies (all when none is named), newest preset last.
+
+    Args:
+        store: The store.
+        names: Study names.
+
+    Returns:
+        The sheets.
+
+    Raises:
+        UserError: A named study has no sheet, or the store has none at all.
+    """
+    sheets = [sheet for sheet in store.sheets() if not names or sheet["study"] in names]
+    missing = [name for name in names if all(sheet["study"] != name for sheet in sheets)]
+    if missing or not sheets:
+        what = f"no runs of {missing[0]}" if missing else "no runs"
+        wanted = missing[0] if missing else "stabilization"
+        raise UserError(
+            f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store"
+        )
+    return sheets

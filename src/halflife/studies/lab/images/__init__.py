@@ -1,0 +1,1 @@
+"""Image classifiers: data, models, the loop, what is read along a run."""

@@ -1,0 +1,201 @@
+"""The state of one run on images, and what a training step does with it.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from halflife.errors import RunFailedError
+from halflife.groups.build import param_groups
+from halflife.optim.attaching import attach
+from halflife.rules.basic import Decoupled
+from halflife.rules.norms import Sphere
+from halflife.studies.lab.images.data import image_tensors, noisy_labels, shuffled_batches
+from halflife.studies.lab.images.ensemble import SnapshotEnsemble
+from halflife.studies.lab.images.models import build_model
+from halflife.studies.lab.images.sources import read_source
+from halflife.studies.lab.images.state import named_tensors, read_state, start_from
+from halflife.studies.lab.precision import autocast_to
+from halflife.studies.lab.tensor_files import readable, write_tensors
+from halflife.studies.specs.images import ImageRun
+
+__all__ = ["ImageLoop", "weight_norm"]
+
+
+class ImageLoop:
+    """The model, its averages and the optimizer of one run, and what an epoch does with them.
+
+    Args:
+        spec: The run.
+        device: Where it is trained.
+        data_folder: Where a data set that is not shipped lies.
+        run: The digest of the whole run's spec, a branch's for example, which stands in what it writes.
+        start: The file of weights to start from, which of them, and the digest of the run that wrote it (``None``:
+            initial weights).
+
+    Raises:
+        RunFailedError: There are fewer images than one batch, or nothing where it is to start from.
+    """
+
+    def __init__(
+        self,
+        spec: ImageRun,
+        device: torch.device,
+        data_folder: str | None,
+        *,
+        run: str,
+        start: tuple[Path, str, str] | None = None,
+    ) -> None:
+        self.spec, self.device, self.run = spec, device, run
+        source = read_source(spec.data, data_folder)
+        self.train_set, self.test_set = image_tensors(
+            source,
+            num_train=spec.num_train,
+            num_test=spec.num_test,
+            downsample=spec.downsample,
+            device=device,
+        )
+        self.num_classes = source.num_classes
+        if spec.label_noise and not spec.fresh_label_noise:
+            self.train_set = replace(self.train_set, y_N=self.noisy_labels())
+        self.steps_per_epoch = len(self.train_set) // spec.batch_size
+        if self.steps_per_epoch == 0:
+            raise RunFailedError(
+                f"{len(self.train_set)} training images make no batch of {spec.batch_size}: lower batch_size"
+            )
+        whole = spec.num_epochs * self.steps_per_epoch
+        self.num_steps = whole if spec.max_steps is None else min(spec.max_steps, whole)
+        self.num_epochs = math.ceil(self.num_steps / self.steps_per_epoch)
+        self.step = 0
+        model = build_model(
+            spec.model,
+            width=spec.width,
+            blocks=spec.blocks,
+            in_channels=source.train.shape[0],
+            num_classes=source.num_classes,
+            seed=spec.seed,
+            image_size=(self.train_set.x_NCHW.shape[2], self.train_set.x_NCHW.shape[3]),
+        )
+        # torch's annotations of Module.to do not know memory_format, which its documentation does.
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if start is not None:
+            path, weights, parent = start
+            start_from(path, weights, self.model, run=parent)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # The papers' code decays every parameter, BatchNorm's gains and the biases included.
+        groups = param_groups(self.model, policy="everything", weight_decay=spec.lam)
+        self.optimizer = torch.optim.SGD(groups, lr=spec.lr, fused=True)
+        self.decay = attach(self.optimizer, Decoupled(), peak_lr=spec.lr) if spec.lam > 0 else None
+        if spec.sphere > 0:
+            with torch.no_grad():
+                torch._foreach_mul_(self.trained, spec.sphere / weight_norm(self.trained))
+            attach(self.optimizer, Sphere(spec.sphere), select="all")
+        self.averages = {f"ema-{decay:g}": _average(self.model, decay) for decay in spec.ema}
+        self.ensemble: SnapshotEnsemble | None = None
+        if spec.ensemble_every:
+            self.ensemble = SnapshotEnsemble(len(self.test_set), self.num_classes, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
+
+    def noisy_labels(self, epoch: int | None = None) -> Tensor:
+        """The training labels with noise, of one epoch or (``None``) of all."""
+        spec = self.spec
+        return noisy_labels(self.train_set.y_N, spec.label_noise, self.num_classes, seed=spec.seed, epoch=epoch)
+
+    def one_epoch(self, epoch: int) -> float:
+        """Train for one epoch; returns its mean training loss."""
+        lr = self.spec.lr if epoch < self.spec.drop_epoch else self.spec.lr_after_drop
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        num_batches = 0
+        for x_BCHW, y_B in self.batches(epoch):
+            if self.step == self.num_steps:
+                break
+            with self.autocast():
+                logits_BK = self.model(x_BCHW)
+                loss = functional.cross_entropy(logits_BK, y_B, label_smoothing=self.spec.label_smoothing)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(self.scaler.scale(loss))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            for average in self.averages.values():
+                average.update_parameters(self.model)
+            # Readings are of the cross-entropy itself, so that runs with and without smoothing compare.
+            plain = loss if not self.spec.label_smoothing else functional.cross_entropy(logits_BK.float(), y_B)
+            total += plain.detach()
+            num_batches += 1
+            self.step += 1
+        return total.item() / num_batches
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The training batches of an epoch. Everything else reads the images as they are."""
+        spec = self.spec
+        train_set = self.train_set
+        if spec.fresh_label_noise:
+            train_set = replace(train_set, y_N=self.noisy_labels(epoch))
+        return shuffled_batches(train_set, spec.batch_size, seed=spec.seed, epoch=epoch, augmentation=spec.augmentation)
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Autocast to the run's precision; nothing in float32."""
+        return autocast_to(self.spec.precision, self.device)
+
+    def kept_epochs(self, epoch: int) -> list[int]:
+        """The names under which the weights after this many epochs are kept; those of epochs that a cut run lacks, too."""
+        last = epoch == self.num_epochs
+        return [at for at in self.spec.keep_at if at == epoch or (last and at > epoch)]
+
+    def keep(self, folder: Path, epoch: int) -> None:
+        """Keep the weights and their averages for runs that start from them."""
+        for at in self.kept_epochs(epoch):
+            tensors = named_tensors(self.model, self.averages)
+            write_tensors(folder / f"epoch-{at}.safetensors", tensors, {"epoch": epoch}, run=self.run)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return named_tensors(self.model, self.averages) | ({} if self.ensemble is None else self.ensemble.tensors())
+
+    def save(self, path: Path, epoch: int) -> None:
+        """Write the checkpoint."""
+        values = {"epoch": epoch, "step": self.step, "scaler": self.scaler.state_dict()}
+        write_tensors(path, self._tensors(), values, run=self.run)
+
+    def load(self, path: Path) -> int:
+        """Go on from the checkpoint; returns the epochs done, 0 when there is none."""
+        state = read_state(path, self._tensors(), run=self.run)
+        if state is None:
+            return 0
+        with readable(path):
+            self.step, epoch = int(state["step"]), int(state["epoch"])
+            if state["scaler"]:
+                self.scaler.load_state_dict(state["scaler"])
+        return epoch
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel:
+    ema = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no annotations for it
+    return AveragedModel(model, multi_avg_fn=ema)
+
+
+def weight_norm(weights: Iterable[Tensor]) -> float:
+    """The l2 norm of several tensors together.
+
+    Args:
+        weights: The tensors.
+
+    Returns:
+        The norm.
+    """
+    # In float64, so that the sum of squares is the same to the last digit shown on every machine.
+    squares = [weight.detach().double().square().sum() for weight in weights]
+    return math.sqrt(torch.stack(squares).sum().item())

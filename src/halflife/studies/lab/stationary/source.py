@@ -1,0 +1,25 @@
+"""Where the examples of a stationary run come from, for its header; no torch."""
+
+from __future__ import annotations
+
+import os
+
+from halflife.studies.lab.images.sources import SHIPPED_SHA256, SHIPPED_TITLE, DataDescription
+from halflife.studies.specs.stationary import StationaryRun
+
+__all__ = ["describe"]
+
+
+def describe(spec: StationaryRun, data_folder: str | os.PathLike[str] | None = None) -> DataDescription:
+    """What a run's header says of its data.
+
+    Args:
+        spec: The run.
+        data_folder: Not used: everything is shipped or drawn.
+
+    Returns:
+        The description; empty where examples are drawn.
+    """
+    if spec.data == "fashion-mnist-5k":
+        return DataDescription(spec.data, SHIPPED_TITLE, SHIPPED_SHA256)
+    return DataDescription("none", "none", "")

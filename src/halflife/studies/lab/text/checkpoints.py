@@ -1,0 +1,171 @@
+"""Checkpoints as files: of one process one safetensors file, of several a folder of parts.
+
+    checkpoint.safetensors          tensors, and plain values in its header
+    checkpoint/values.json          plain values, the shapes of the tensors, and the name of the folder that holds them
+    checkpoint/a/                   tensors, one safetensors file a process
+
+Either is read by any number of processes, whether they hold whole tensors or parts. Files are written aside and renamed;
+a folder of parts counts from the moment at which ``values.json`` names it. A checkpoint in one form replaces that in the
+other.
+
+The parts are written and read by torch.distributed.checkpoint, which cuts and joins tensors, with its storage of
+safetensors: its usual one has a pickle as index, which can run code when it is read, and this one has none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from halflife.errors import UserError
+from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
+from halflife.studies.lab.text.world import World
+from halflife.studies.store.files import named_in, read_object, said_plainly, write_whole
+
+__all__ = ["found", "read", "write_file", "write_folder"]
+
+
+def _file(path: Path) -> Path:
+    return path.with_name(path.name + ".safetensors")
+
+
+def write_file(path: Path, tensors: dict[str, Tensor], values: Values, *, run: str) -> None:
+    """Write whole tensors.
+
+    Args:
+        path: Without suffix.
+        tensors: The tensors.
+        values: JSON values.
+        run: The digest of the spec of the run that writes.
+    """
+    write_tensors(_file(path), tensors, values, run=run)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def write_folder(path: Path, tensors: dict[str, Tensor], values: Values, world: World, *, run: str) -> None:
+    """Write what each process holds; all of them call it, and see the same file system.
+
+    Args:
+        path: The folder.
+        tensors: The tensors, sharded or the same in all processes.
+        values: JSON values, of which those of the first process count.
+        world: The processes.
+        run: The digest of the spec of the run that writes.
+    """
+    about = path / "values.json"
+    # Only the first process looks: a file that has just been renamed may look old to another machine.
+    taken = world.rank == 0 and about.exists() and read_object(about).get("folder") == "a"
+    name = "b" if world.any(taken) else "a"
+    if world.rank == 0:
+        shutil.rmtree(path / name, ignore_errors=True)
+        with said_plainly(path):
+            path.mkdir(parents=True, exist_ok=True)
+    world.any(False)  # nobody writes before it is gone
+    try:
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path / name), save_distributed=True))
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        with said_plainly(path):
+            raise cause from error
+    if world.rank == 0:
+        shapes = {key: list(value.shape) for key, value in tensors.items()}
+        write_whole(about, json.dumps({"folder": name, "run": run, "values": values, "shapes": shapes}))
+        shutil.rmtree(path / ("a" if name == "b" else "b"), ignore_errors=True)
+        _file(path).unlink(missing_ok=True)
+    world.any(False)  # nobody goes on, and perhaps ends, before it counts
+
+
+def found(path: Path) -> bool:
+    """Whether there is a checkpoint in either form."""
+    return _file(path).exists() or (path / "values.json").exists()
+
+
+def read(
+    path: Path, mine: Callable[[], dict[str, Tensor]], wanted: Callable[[str], bool], *, run: str
+) -> tuple[dict[str, Tensor], Values] | None:
+    """Read a checkpoint, the later one where a crash has left both forms.
+
+    Args:
+        path: Without suffix.
+        mine: The tensors as this process holds them, which says who gets which part.
+        wanted: Which tensors to read, by name.
+        run: The digest of the spec of the run that must have written it.
+
+    Returns:
+        Tensors, sharded as ``mine`` are, and plain values; ``None`` where there is no checkpoint.
+
+    Raises:
+        UserError: It cannot be read, or another run wrote it.
+    """
+    one = header_of(_file(path), run=run)
+    many = _index(path, run)
+    with readable(path):
+        if many is not None and (one is None or many["values"]["step"] > one["step"]):
+            return _read_folder(path, many, mine(), wanted), many["values"]
+    whole = read_tensors(_file(path), run=run, wanted=wanted)
+    return None if whole is None else (_parted(whole[0], mine), whole[1])
+
+
+def _index(path: Path, run: str) -> Values | None:
+    """What says what is in a folder of parts."""
+    old = next(path.glob("*/.metadata"), None)
+    if old is not None:
+        raise UserError(
+            f"the checkpoint {path} has an index that can run code when it is read ({old.name}), expected safetensors alone:"
+            " remove that folder and run again"
+        )
+    about = path / "values.json"
+    if not about.exists():
+        return None
+    index = read_object(about)
+    check_run(path, index.get("run"), run)
+    return index
+
+
+def _parted(tensors: dict[str, Tensor], mine: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Give whole tensors the sharding of mine, without a word to other processes: each has read all of them."""
+    if not torch.distributed.is_initialized():
+        return tensors
+    cut = {
+        name: distribute_tensor(tensors[name].to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+        for name, own in mine().items()
+        if isinstance(own, DTensor) and name in tensors
+    }
+    return tensors | cut
+
+
+def _read_folder(
+    path: Path, index: Values, mine: dict[str, Tensor], wanted: Callable[[str], bool]
+) -> dict[str, Tensor]:
+    folder = named_in(path, index["folder"], "[ab]", what="the folder of a checkpoint", expected="a or b")
+    with readable(folder, CheckpointException):
+        reader = HuggingFaceStorageReader(str(folder))
+        known = reader.read_metadata().state_dict_metadata
+        tensors: dict[str, Tensor] = {}
+        for name in filter(wanted, index["shapes"]):
+            about, shape = known[name], torch.Size(index["shapes"][name])
+            assert isinstance(about, TensorStorageMetadata)  # this storage has no other
+            if about.size != shape or sum(math.prod(part.sizes) for part in about.chunks) != shape.numel():
+                raise ValueError(f"parts of {name} are missing")
+            own = mine.get(name)
+            if own is not None and own.shape == shape:
+                tensors[name] = torch.empty_like(own)
+            else:
+                tensors[name] = torch.empty(shape, dtype=about.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # which is what is meant
+            load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    return tensors

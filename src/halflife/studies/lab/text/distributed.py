@@ -1,0 +1,96 @@
+"""Several processes that train one model: each holds all of it (DDP), or a part of every tensor (FSDP2).
+
+The batch of a step is that of one process, cut into equal slices, and all that is read is read of the whole. So a run is
+the same run on any number of processes, but for the order in which numbers are added, and for dropout's masks, which each
+process draws for its slice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from halflife.studies.lab.text.world import World
+
+__all__ = ["DataParallel", "Sharded"]
+
+
+class DataParallel(World):
+    """All processes of the default group, each with the whole model, by `DistributedDataParallel`.
+
+    Args:
+        device: Where this process computes.
+    """
+
+    form: ClassVar[str] = "ddp"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def wrap(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        """The model in its wrapper; evaluations and checkpoints use the model itself."""
+        devices = None if self.device.type == "cpu" else [self.device]
+        self.wrapped = DistributedDataParallel(model, device_ids=devices)
+        return self.wrapped
+
+    def gradient_sync(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients of earlier parts of a batch stay in the process until the last part."""
+        return contextlib.nullcontext() if now else self.wrapped.no_sync()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over processes, elementwise."""
+        return self.sum(values) / self.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes, elementwise."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; all of them wait here for each other."""
+        # A tensor of the host goes through gloo, so that no accelerator is waited for.
+        found = torch.tensor([int(flag)])
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return bool(found)
+
+
+class Sharded(DataParallel):
+    """All processes of the default group, each with a part of every tensor, by FSDP2 (`fully_shard`).
+
+    Args:
+        device: Where this process computes.
+    """
+
+    form: ClassVar[str] = "fsdp"
+
+    def wrap(self, model: nn.Module, blocks: Sequence[nn.Module]) -> nn.Module:
+        """The model itself, whose parameters are parts from now on: block by block, and the rest together."""
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        self.root = fully_shard(model, mesh=mesh)
+        return model
+
+    def gradient_sync(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients of earlier parts of a batch stay whole in the process until the last part."""
+        self.root.set_requires_gradient_sync(now)
+        return contextlib.nullcontext()
+
+    def forget_gathered(self) -> None:
+        """The outermost weights stay gathered after a forward pass, and would outlive a change of the parts."""
+        self.root.reshard()
+
+    def plain(self, value: Tensor) -> Tensor:
+        """What torch computed from sharded tensors: all of it."""
+        return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,0 +1,127 @@
+"""A GPT in the form of GPT-2 and nanoGPT, at any width and depth, with or without biases and learnable gains.
+
+Shapes: B batch, T tokens, H heads, K channels per head, D width (H K), V vocabulary.
+
+Source: D'Angelo et al., "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B, which trains nanoGPT's
+GPT-2 (github.com/karpathy/nanoGPT, ``model.py``).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from halflife.studies.lab.text.layers import ACTIVATIONS, RMSNORM_EPS, make_norm
+from halflife.studies.specs.text import TextRun
+
+__all__ = ["GPT", "Attention", "FeedForward", "GPTBlock"]
+
+
+class Attention(nn.Module):
+    """Causal self-attention; queries, keys and values come from one matrix.
+
+    With ``qk_norm``, queries and keys are normalized by RMSNorm without gain, over the channels of a head.
+
+    Args:
+        spec: The run; dropout is on the attention weights and on the output.
+    """
+
+    def __init__(self, spec: TextRun) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.qk_norm = spec.qk_norm
+        self.dropout = spec.dropout
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.bias)
+        self.output = nn.Linear(spec.width, spec.width, bias=spec.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the residual branch, (B, T, D)."""
+        q_BHTK, k_BHTK, v_BHTK = (
+            part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part_BTD in self.qkv(x_BTD).chunk(3, dim=-1)
+        )
+        if self.qk_norm:
+            q_BHTK = functional.rms_norm(q_BHTK, q_BHTK.shape[-1:], eps=RMSNORM_EPS)
+            k_BHTK = functional.rms_norm(k_BHTK, k_BHTK.shape[-1:], eps=RMSNORM_EPS)
+        dropout = self.dropout if self.training else 0.0
+        mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
+        out_BTD = self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+        return functional.dropout(out_BTD, self.dropout, self.training)
+
+
+class FeedForward(nn.Module):
+    """``down(activation(up(x)))``, four times as wide inside.
+
+    Args:
+        spec: The run; dropout is on the output.
+    """
+
+    def __init__(self, spec: TextRun) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.dropout = spec.dropout
+        self.up = nn.Linear(spec.width, 4 * spec.width, bias=spec.bias)
+        self.down = nn.Linear(4 * spec.width, spec.width, bias=spec.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the residual branch, (B, T, D)."""
+        return functional.dropout(self.down(self.activation(self.up(x_BTD))), self.dropout, self.training)
+
+
+class GPTBlock(nn.Module):
+    """Attention, then the feed-forward layer, each after a norm and around a shortcut.
+
+    Args:
+        spec: The run.
+    """
+
+    def __init__(self, spec: TextRun) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(spec, spec.width, final=False)
+        self.attention = Attention(spec)
+        self.feed_forward_norm = make_norm(spec, spec.width, final=False)
+        self.feed_forward = FeedForward(spec)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Return the block's output, (B, T, D)."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        out: Tensor = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        return out
+
+
+class GPT(nn.Module):
+    """Token and position embeddings, pre-norm blocks, a last norm, a head without bias, tied or not.
+
+    GPT-2 (124 M parameters) is width 768, depth 12, heads 12, vocabulary 50,257, tied, with biases; medium is
+    1024, 24, 16, large 1280, 36, 20. nanoGPT pads the vocabulary to 50,304, for speed, and has no biases by default.
+
+    Args:
+        spec: The run.
+
+    Attributes:
+        blocks: The residual blocks.
+    """
+
+    def __init__(self, spec: TextRun) -> None:
+        super().__init__()
+        self.tied = spec.tied
+        self.dropout = spec.dropout
+        self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
+        self.position_embedding = nn.Embedding(spec.context, spec.width)
+        self.blocks = nn.ModuleList(GPTBlock(spec) for _ in range(spec.depth))
+        self.final_norm = make_norm(spec, spec.width, final=True)
+        self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+        self.tie_head()
+
+    def tie_head(self) -> None:
+        """Make the head's matrix the token embedding, if it is tied; again after what replaces parameters."""
+        if self.tied:
+            self.head.weight = self.token_embedding.weight
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Return the logits of the token after each one, (B, T, V), from token ids, (B, T), T at most ``context``."""
+        x_BTD = self.token_embedding(ids_BT) + self.position_embedding.weight[: ids_BT.shape[1]]
+        x_BTD = functional.dropout(x_BTD, self.dropout, self.training)
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        logits_BTV: Tensor = self.head(self.final_norm(x_BTD))
+        return logits_BTV

@@ -1,0 +1,312 @@
+"""One optimizer step of a language model, and what is read between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from halflife.errors import UserError
+from halflife.optim.norms import squared_norms
+from halflife.studies.lab.cost import Costs
+from halflife.studies.lab.precision import autocast_to
+from halflife.studies.lab.seeds import seed_of
+from halflife.studies.lab.text.averages import averages_of
+from halflife.studies.lab.text.courses import Course
+from halflife.studies.lab.text.evaluate import block_means, even_windows, on_its_way, window_losses, windows_at
+from halflife.studies.lab.text.models import build_text_model
+from halflife.studies.lab.text.optimizers import training_of
+from halflife.studies.lab.text.order import WindowOrder
+from halflife.studies.lab.text.probes import check_probes, probe
+from halflife.studies.lab.text.replay import Matcher, trace_row, write_trace
+from halflife.studies.lab.text.state import State
+from halflife.studies.lab.text.tokens import load_tokens
+from halflife.studies.lab.text.world import World
+from halflife.studies.store.records import Array, Reading
+
+__all__ = ["TextLoop"]
+
+SMALLEST_SCALE = 2.0**-20  # of float16's gradient scaler, which begins at 2^16: below, every step is skipped
+
+
+class TextLoop:
+    """The state of one run, and the few things that are done with it.
+
+    Args:
+        course: What the run does.
+        seed: Of the initial weights and the order of the data.
+        device: A torch device.
+        data_folder: Where data that are not shipped lie.
+        world: The processes that train together.
+    """
+
+    def __init__(
+        self, course: Course, *, seed: int, device: str, data_folder: str | None, world: World | None = None
+    ) -> None:
+        self.course, self.spec, self.seed = course, course.base, seed
+        self.device = torch.device(device)
+        self.world = world or World(self.device)
+        spec = self.spec
+        if spec.batch_size % (self.world.size * spec.accumulate):
+            raise UserError(
+                f"batch_size is {spec.batch_size} on {self.world.size} processes in {spec.accumulate} parts, expected a"
+                " multiple of processes times parts: take another number of processes"
+            )
+        check_probes(spec, self.world)
+        data = load_tokens(spec, data_folder)
+        self.tokens, self.last_only = data.train, spec.model == "mlp"
+        targets = 1 if self.last_only else spec.context
+        self.tokens_per_step = spec.batch_size * targets
+        self.order = WindowOrder(
+            num_tokens=len(self.tokens),
+            context=spec.context,
+            targets_per_window=targets,
+            batch_size=spec.batch_size,
+            seed=seed,
+            order=spec.order,
+        )
+        self.order.check(course.first_batch + course.num_steps)
+        self.num_eval_windows = math.ceil(spec.num_eval_tokens / targets)
+        starts = even_windows(len(data.val), spec.context + 1, self.num_eval_windows)
+        self.val_WT = windows_at(data.val, starts, spec.context + 1)
+        model = build_text_model(spec, seed).to(self.device)
+        self.model = model
+        wrapped = self.world.wrap(model, list(model.blocks))
+        self.forward = torch.compile(wrapped) if spec.compile else wrapped
+        training = training_of(
+            spec, self.model, decay=course.decay, tokens_per_step=self.tokens_per_step, split=course.replay is not None
+        )
+        self.optimizer, self.decay, self.decayed = training.optimizer, training.decay, training.decayed
+        self.parameters = list(self.model.parameters())
+        self.averages = averages_of(self.parameters, course.ema, course.average_from)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "float16")
+        self.state = State(
+            model=model,
+            training=training,
+            averages=self.averages,
+            scaler=self.scaler,
+            tokens_digest=data.digest,
+            world=self.world,
+            run=course.run,
+        )
+        self.matcher = None
+        if course.replay is not None and course.norms is not None:
+            self.matcher = Matcher(course.norms, course.replay, self.parameters, self.decayed, run=course.parent)
+        self.lr = course.lr(0)
+        self.grad_norm = torch.zeros((), device=self.device)
+        self.costs = Costs()
+        self.last_norms = "no good reading before"
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.state.step
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training tokens."""
+        return (self.course.first_batch + self.step) * self.tokens_per_step / len(self.tokens)
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the losses on both splits are read after so many steps."""
+        return step % self.course.eval_every == 0 or step in self.course.arrays_at
+
+    def reads_at(self, step: int) -> bool:
+        """Whether the cheap quantities are read after so many steps."""
+        return step % self.spec.log_every == 0
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights and the optimizer's state from a parent's checkpoint.
+
+        Args:
+            path: Without suffix.
+
+        Raises:
+            UserError: It is not there.
+        """
+        if not self.state.load(path, parent=self.course.parent):
+            raise UserError(
+                f"the checkpoint {path} is gone: remove the parent's folder, the parent is then trained again"
+            )
+
+    @contextlib.contextmanager
+    def random_state(self) -> Iterator[None]:
+        """The global random state is used by dropout alone, and given back as it was.
+
+        Yields:
+            Nothing.
+        """
+        if self.spec.dropout == 0:
+            yield
+            return
+        with torch.random.fork_rng():
+            yield
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Autocast to the run's precision; nothing in float32."""
+        return autocast_to(self.spec.precision, self.device)
+
+    def one_step(self) -> None:
+        """Forward, backward, clip, step; nothing waits for the device."""
+        spec, optimizer = self.spec, self.optimizer
+        self._set_lr()
+        if self.course.trace_norms:
+            self.state.trace.append(trace_row(self.parameters, 0.0))
+        if spec.dropout > 0:
+            torch.manual_seed(seed_of(f"dropout/{self.seed}/{self.course.first_batch + self.step}/{self.world.rank}"))
+        starts = self.order.starts(self.course.first_batch + self.step)
+        if self.world.size > 1:
+            starts = starts[self.world.rank :: self.world.size]
+        windows_BT = on_its_way(windows_at(self.tokens, starts, spec.context + 1), self.device)
+        total: Tensor | None = None
+        for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate) if spec.accumulate > 1 else (windows_BT,)):
+            with self.world.gradient_sync(index == spec.accumulate - 1):
+                loss = self._loss(part_BT)
+                if spec.accumulate > 1:
+                    loss = loss / spec.accumulate
+                torch.autograd.backward(self.scaler.scale(loss) if self.scaler.is_enabled() else loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        self.state.losses.append(total)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
+        if self.course.loss_penalty > 0:
+            with torch.no_grad():
+                pairs = [(p.grad, p) for p in self.decayed if p.grad is not None]
+                torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.course.loss_penalty)
+        if spec.clip is not None:
+            self.grad_norm = self.world.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
+        elif self.reads_at(self.step + 1) or self.evaluates_at(self.step + 1):
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            self.grad_norm = self.world.plain(torch.nn.utils.get_total_norm(gradients))
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        else:
+            optimizer.step()
+        optimizer.zero_grad()
+        if self.course.trace_norms and self.decay is not None:
+            self.state.trace[-1][-1] = max(self.decay.fractions())
+        self.state.step += 1
+        for average in self.averages:
+            average.update(self.state.step)
+
+    def _loss(self, windows_BT: Tensor) -> Tensor:
+        with self.autocast():
+            logits = self.forward(windows_BT[:, :-1])
+            y = windows_BT[:, -1] if self.last_only else windows_BT[:, 1:].flatten()
+            logits = logits if self.last_only else logits.flatten(0, 1)
+            return functional.cross_entropy(logits.float(), y, label_smoothing=self.spec.label_smoothing)
+
+    def _set_lr(self) -> None:
+        self.lr = self.course.lr(self.step)
+        if self.matcher is None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+            return
+        factor_of = dict(zip(map(id, self.parameters), self.matcher.factors(self.step), strict=True))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor_of[id(group["params"][0])]
+
+    def first_bad(self) -> int | None:
+        """The first step since the last reading whose loss is NaN or infinite; the last one if it broke anything else."""
+        finite = self.world.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
+        if not all(finite):
+            return self.step - len(finite) + finite.index(False) + 1
+        # float16 gradients overflow now and then: the scaler skips the step and halves its factor.
+        scaled = self.scaler.is_enabled()
+        whole = self.scaler.get_scale() >= SMALLEST_SCALE if scaled else bool(torch.isfinite(self.grad_norm))
+        return None if whole and math.isfinite(self.weight_norm()) else self.step
+
+    def weight_norm(self) -> float:
+        """The norm of all weights."""
+        return math.sqrt(squared_norms(self.parameters).sum().item())
+
+    def take_running_loss(self) -> float:
+        """The mean loss of the steps since the last reading, over all processes."""
+        mean = self.world.mean(torch.stack(self.state.losses).double().mean())
+        self.state.losses.clear()
+        return float(mean)
+
+    def reading(self, running_loss: float | None, **more: float) -> Reading:
+        """What is read after this step.
+
+        Args:
+            running_loss: The mean loss since the last reading (``None`` before the first step).
+            more: Further values.
+
+        Returns:
+            The reading.
+        """
+        norm, lr = self.weight_norm(), self.lr
+        if running_loss is not None:
+            self.last_norms = (
+                f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm"
+                f" {float(self.grad_norm):.3g}"
+            )
+        values = {"weight_norm": norm}
+        if self.matcher is not None:
+            values["lr_factor"] = max(group["lr"] for group in self.optimizer.param_groups) / lr if lr > 0 else 1.0
+            lr *= values["lr_factor"]
+        values["lr"] = lr
+        if self.course.replay != "per-tensor":  # there each tensor has its own
+            values["effective_lr"] = lr / norm
+        if running_loss is not None:
+            fractions = self.decay.fractions() if self.decay is not None else [0.0]
+            values |= {
+                "train/running_loss": running_loss,
+                "grad_norm": float(self.grad_norm),
+                "fraction": max(fractions),
+            }
+        arrays: dict[str, Array] = {}
+        if self.evaluates_at(self.step):
+            with self.costs.of("evaluation"):
+                self._evaluate("", values, arrays)
+                for average in self.averages:
+                    if average.count:
+                        with average.in_place():
+                            self._evaluate(f"{average.name}/", values, arrays)
+        if self.scaler.is_enabled() and not math.isfinite(values.get("grad_norm", 0.0)):
+            del values["grad_norm"]  # of a step that was skipped
+        return Reading(step=self.step, epoch=self.epoch, values=values | more, arrays=arrays)
+
+    def _evaluate(self, prefix: str, values: dict[str, float], arrays: dict[str, Array]) -> None:
+        seen = self.order.seen(self.course.first_batch + self.step, self.num_eval_windows)
+        parts = {"val": self.val_WT}
+        if len(seen):
+            parts["train"] = windows_at(self.tokens, seen, self.spec.context + 1)
+        for name, windows_WT in parts.items():
+            losses_W = window_losses(self.model, windows_WT, self.autocast, self.world, last_only=self.last_only)
+            values[f"{prefix}{name}/loss"] = losses_W.double().mean().item()
+            if name == "val" and self.step in self.course.arrays_at:
+                blocks = block_means(losses_W).cpu().numpy().astype("<f4")
+                arrays[f"{prefix}val/loss_blocks"] = Array("<f4", len(blocks), blocks.tobytes())
+        if self.spec.probes and self.step in self.course.arrays_at:
+            starts = self.order.seen(self.course.first_batch + self.step, self.spec.probe_windows)
+            found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
+            values |= {f"{prefix}{name}": value for name, value in found.items()}
+
+    def keep(self, folder: Path) -> None:
+        """Write a checkpoint that branches start from."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state.save(folder / f"step-{self.step}")
+
+    def keep_trace(self, path: Path) -> None:
+        """Write the norms that replays follow."""
+        if self.world.rank == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trace(path, self.state.trace, run=self.course.run)
+
+    def norms_in_words(self) -> str:
+        """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""
+        named = list(self.model.named_parameters())
+        norms = squared_norms([parameter for _, parameter in named]).sqrt().tolist()
+        # NaN compares with nothing, so it is put first.
+        largest = sorted(zip(norms, named, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))[:3]
+        words = ", ".join(f"{name} {norm:.3g}" for norm, (name, _) in largest)
+        return f"gradient norm {float(self.grad_norm):.3g}, largest weight norms: {words}; {self.last_norms}"

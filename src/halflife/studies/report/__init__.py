@@ -1,0 +1,145 @@
+"""The report: self-contained pages, or the same figures as files. Everything in it is read from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from halflife.errors import StoreError, UserError
+from halflife.studies.catalog import STUDIES, get_study
+from halflife.studies.catalog.papers import PAPERS
+from halflife.studies.evidence.results import Results, sheets_of
+from halflife.studies.store.files import write_whole
+from halflife.studies.store.store import Store
+
+if TYPE_CHECKING:
+    from halflife.studies.report.pages.page import Problem
+
+__all__ = ["build_report"]
+
+FORMATS = ("html", "svg", "pdf")
+
+
+def build_report(
+    store: Store,
+    names: Sequence[str] = (),
+    *,
+    fmt: Literal["html", "svg", "pdf"] = "html",
+    out: Path | None = None,
+    notice: Callable[[str], None] = lambda words: None,
+) -> list[Path]:
+    """Write the report of the store's studies.
+
+    A sheet of a preset that is made for tests is shown only for a study that has no other. A study whose runs are damaged or
+    lack readings is named as a problem, and the others are shown.
+
+    Args:
+        store: Where the runs are.
+        names: Studies to show (none: all).
+        fmt: ``"html"`` for pages that need nothing else: one with all studies, and beside it one for every paper that has
+            a study among them, ``paper-<key>.html``. ``"svg"`` or ``"pdf"`` for one file per figure.
+        out: The page with all studies, or the folder for the figures; ``<store>/report.html`` or ``<store>/figures`` by
+            default.
+        notice: Is told which study cannot be shown, and why.
+
+    Returns:
+        The files that were written, the page with all studies first.
+
+    Raises:
+        UserError: The format is not known, a study has no runs, or ``out`` cannot be written.
+        StoreError: No study can be shown; the message is that of the first.
+    """
+    if fmt not in FORMATS:
+        raise UserError(f"the format is {fmt!r}, expected one of {', '.join(FORMATS)}: choose one of these")
+    # Altair and the pages are imported here: `halflife.studies.report.pages.tables` serves the terminal without them.
+    from halflife.studies.report.pages.page import Problem
+
+    problems: list[Problem] = []
+
+    def trouble(study: str, preset: str, error: UserError) -> None:
+        problems.append(Problem(study, preset, str(error)))
+        notice(f"{study}, preset {preset}, cannot be shown: {error}")
+
+    results = _results(store, names, trouble)
+    contents: dict[str, str | bytes] = {}
+    if fmt == "html":
+        path = out or store.path / "report.html"
+        path = path / "report.html" if path.is_dir() else path
+        folder = path.parent
+        contents = _pages(results, names, path.name, problems, trouble)
+    else:
+        from halflife.studies.report.files import render_files
+
+        folder = out or store.path / "figures"
+        for one in results:
+            try:
+                contents |= render_files([one], fmt)
+            except UserError as error:
+                trouble(one.study.name, one.preset_name, error)
+    if not contents:
+        raise StoreError(problems[0].words)
+    _make_folder(folder)
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _pages(
+    many: Sequence[Results],
+    names: Sequence[str],
+    report: str,
+    problems: list[Problem],
+    trouble: Callable[[str, str, UserError], None],
+) -> dict[str, str | bytes]:
+    """The pages by their file names; none where nothing can be shown."""
+    from halflife.studies.report.pages.guide import walk
+    from halflife.studies.report.pages.page import paper_file, render_page, render_paper
+    from halflife.studies.report.pages.sections import section_of
+
+    shown: list[Results] = []
+    sections: list[dict[str, Any]] = []
+    for results in many:
+        try:
+            sections.append(section_of(results))
+        except UserError as error:
+            trouble(results.study.name, results.preset_name, error)
+        else:
+            shown.append(results)
+    if not shown:
+        return {}
+    walks = {paper.key: [s for s in walk(paper, shown) if not names or s.study.name in names] for paper in PAPERS}
+    papers = [paper for paper in PAPERS if any(step.results is not None for step in walks[paper.key])]
+    pages: dict[str, str | bytes] = {report: render_page(shown, sections=sections, problems=problems, papers=papers)}
+    for paper in papers:
+        pages[paper_file(paper)] = render_paper(
+            paper, walks[paper.key], sections, report=report, problems=problems, papers=papers
+        )
+    return pages
+
+
+def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, UserError], None]) -> list[Results]:
+    """The results of all sheets to show, in the order of studies and presets."""
+    found = []
+    for sheet in sheets_of(store, names):
+        try:
+            found.append(Results(store, get_study(sheet["study"]), sheet))
+        except UserError as error:
+            trouble(sheet["study"], sheet["preset"], error)
+    serious = {results.study.name for results in found if _decides(results)}
+    shown = [results for results in found if _decides(results) or results.study.name not in serious]
+    studies = list(STUDIES)
+    return sorted(shown, key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
+
+
+def _decides(results: Results) -> bool:
+    return results.study.presets[results.preset_name].decides
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder} cannot be made ({error.strerror}), expected a folder that you may write to: choose another --out"
+        ) from error

@@ -1,0 +1,1 @@
+"""Figures: one chart serves the page and the files."""

@@ -1,0 +1,49 @@
+"""The paper's numbers beside ours. They decide nothing; a reader sees how far this setting is from the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halflife.studies.evidence.results import MIN_SEEDS, Results
+
+__all__ = ["HEADER", "beside_markdown", "beside_rows"]
+
+HEADER = ("quantity", "paper", "where", "here")
+HOW = {"text": "", "fig-read": " (read off the figure)", "notebook": " (from the published notebook)"}
+
+
+def beside_rows(results: Results) -> list[tuple[str, str, str, str]]:
+    """The paper's numbers and ours, as text.
+
+    Args:
+        results: What the store holds of the study.
+
+    Returns:
+        Quantity, the paper's number (marked where it was read off a figure), where it stands, ours; none when the study
+        names no numbers.
+    """
+    seeds = len(results.seeds(results.main_size))
+    ready = seeds >= MIN_SEEDS and results.sheet.get("max_steps") is None
+    return [
+        (
+            item.quantity,
+            f"{item.published}{HOW[item.how]}",
+            item.where,
+            item.ours(results) if ready else "not measured yet",
+        )
+        for item in results.study.published
+    ]
+
+
+def beside_markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    """The same as a Markdown table.
+
+    Args:
+        rows: From `beside_rows`, at least one.
+
+    Returns:
+        Lines of Markdown.
+    """
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
+    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

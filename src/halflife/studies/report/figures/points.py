@@ -1,0 +1,98 @@
+"""Points that a study computes from its results: any figure that is no curve along a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from halflife.errors import StoreError
+from halflife.studies.evidence.claims import PointRow, PointsPanel
+from halflife.studies.evidence.results import Results
+from halflife.studies.report.figures.charts import points_chart
+from halflife.studies.report.figures.fields import sentence_start, size_name
+from halflife.studies.report.figures.figure import Figure
+from halflife.studies.report.figures.theme import STROKE, series_styles
+
+__all__ = ["points_figure"]
+
+
+def points_figure(results: Results, panel: PointsPanel) -> Figure:
+    """Points with their intervals, and lines, as the study computes them.
+
+    Args:
+        results: What the store holds of the study, at least two seeds finished in every arm.
+        panel: What to draw.
+
+    Returns:
+        The figure.
+
+    Raises:
+        StoreError: There are no points, one is not finite, or one lies where a logarithmic axis has no place.
+    """
+    rows = panel.rows(results)
+    if not rows:
+        raise StoreError(f"the figure {panel.title!r} of {results.study.name} has no points: run the study again")
+    for row in rows:
+        _check(panel, row)
+    styles = series_styles(list(dict.fromkeys(row.series for row in rows)), own_shapes=panel.equal)
+    drawn = {row.series for row in rows if row.style == "point"}
+    if drawn:
+        styles = [style if style.label in drawn else replace(style, shape=STROKE) for style in styles]
+    data = [_plain(row) for row in rows]
+    caption = panel.note
+    caption += (
+        f" {sentence_start(size_name(results))} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
+    )
+    if panel.source_figure:
+        caption += f" Corresponds to {panel.source_figure} of the paper."
+    listed = [row for row in rows if row.style == "point"] or rows
+    table = tuple(
+        (row.series, f"{row.x:.4g}", f"{row.y:.4g}", "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}")
+        for row in listed
+    )
+    first = "; ".join(f"{line[0]} at {line[1]}: {line[2]}" for line in table[:12])
+    return Figure(
+        slug=panel.slug,
+        title=panel.title,
+        caption=caption.strip(),
+        description=f"{panel.title}: {panel.y_label} against {panel.x_label}, {len(styles)} series. {first}"
+        + ("; and so on." if len(table) > 12 else "."),
+        charts=(
+            (
+                "",
+                points_chart(
+                    data,
+                    styles=styles,
+                    x_label=panel.x_label,
+                    y_label=panel.y_label,
+                    log_x=panel.log_x,
+                    log_y=panel.log_y,
+                    equal=panel.equal,
+                ),
+            ),
+        ),
+        header=("series", panel.x_label, panel.y_label, "interval"),
+        rows=table,
+        fixed=panel.equal,
+    )
+
+
+def _check(panel: PointsPanel, row: PointRow) -> None:
+    where = f"the point of {row.series!r} at {row.x:g} of the figure {panel.title!r}"
+    bar = [row.low, row.high]
+    if (row.low is None) != (row.high is None):
+        raise StoreError(f"{where} has one end of its interval, expected both or none: run the study again")
+    numbers = [row.x, row.y, *(value for value in bar if value is not None)]
+    if not all(map(math.isfinite, numbers)):
+        raise StoreError(f"{where} is not finite: a reading is damaged, run the study again")
+    heights = numbers[1:]
+    if (panel.log_x and row.x <= 0) or (panel.log_y and min(heights) <= 0):
+        raise StoreError(f"{where} is not above 0, so its logarithmic axis would draw less: run the study again")
+
+
+def _plain(row: PointRow) -> dict[str, Any]:
+    """A row for the chart; its numbers are what the tooltip shows."""
+    numbers = {"x": row.x, "y": row.y, "low": row.low, "high": row.high}
+    short = {name: float(f"{value:.5g}") for name, value in numbers.items() if value is not None}
+    return {"series": row.series, **short, "style": row.style}

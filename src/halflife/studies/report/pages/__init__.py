@@ -1,0 +1,1 @@
+"""Pages: the report, and a guide through each paper."""

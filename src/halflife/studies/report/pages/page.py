@@ -1,0 +1,187 @@
+"""The pages: HTML files that need no network, drawn from the store. One shows all studies, and one a paper walks through it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import jinja2
+import vl_convert
+
+from halflife import __version__
+from halflife.studies.catalog.papers import Paper
+from halflife.studies.evidence.results import Results
+from halflife.studies.report.figures.beside import HEADER
+from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
+from halflife.studies.report.pages.guide import Step
+from halflife.studies.report.pages.sections import counts_of, not_drawn, section_of
+from halflife.studies.report.pages.tables import SYMBOLS
+
+__all__ = ["Problem", "paper_file", "render_page", "render_paper"]
+
+BRIEF_FACTS = ("preset", "runs", "seeds", "started", "wall time", "data")  # of how a study was run, on a paper's page
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A study that cannot be shown.
+
+    Args:
+        study: The study's name.
+        preset: The preset.
+        words: Why, in one sentence.
+    """
+
+    study: str
+    preset: str
+    words: str
+
+
+def paper_file(paper: Paper) -> str:
+    """The file of a paper's page, beside the report.
+
+    Args:
+        paper: The paper.
+
+    Returns:
+        The name.
+    """
+    return f"paper-{paper.key}.html"
+
+
+def render_page(
+    many: Sequence[Results],
+    *,
+    sections: Sequence[Section] | None = None,
+    problems: Sequence[Problem] = (),
+    papers: Sequence[Paper] = (),
+) -> str:
+    """The page of these studies.
+
+    Args:
+        many: One per sheet, in the order of the page.
+        sections: From `halflife.studies.report.pages.sections.section_of`, where they were computed before.
+        problems: Studies that cannot be shown.
+        papers: The papers that have a page beside this one.
+
+    Returns:
+        The whole HTML document.
+    """
+    sections = [section_of(results) for results in many] if sections is None else sections
+    return _rendered(
+        "report.html.j2",
+        sections=sections,
+        problems=problems,
+        papers=[(paper_file(paper), paper) for paper in papers],
+        drawn_charts=any(section["figures"] for section in sections),
+    )
+
+
+def render_paper(
+    paper: Paper,
+    steps: Sequence[Step],
+    sections: Sequence[Section],
+    *,
+    report: str,
+    problems: Sequence[Problem] = (),
+    papers: Sequence[Paper] = (),
+) -> str:
+    """The page of a paper: its claims in its own order, each with verdict, numbers and figures.
+
+    Args:
+        paper: The paper.
+        steps: From `halflife.studies.report.pages.guide.walk`.
+        sections: From `halflife.studies.report.pages.sections.section_of`, of all sheets that the steps show.
+        report: File of the page with all studies.
+        problems: Studies that cannot be shown.
+        papers: All papers that have a page, this one among them.
+
+    Returns:
+        The whole HTML document.
+    """
+    by_name = {section["id"]: section for section in sections}
+    shown = [_step(step, by_name, problems) for step in steps]
+    return _rendered(
+        "paper.html.j2",
+        paper=paper,
+        address=_address(paper.reference),
+        steps=shown,
+        report=report,
+        papers=[(paper_file(other), other) for other in papers],
+        drawn_charts=any(step["figures"] for step in shown),
+    )
+
+
+def _step(step: Step, by_name: dict[str, Section], problems: Sequence[Problem]) -> dict[str, Any]:
+    """What the template shows of one step."""
+    shown: dict[str, Any] = {
+        "number": step.number,
+        "told": step.told,
+        "study": step.study,
+        "section": None,
+        "problems": [problem for problem in problems if problem.study == step.study.name],
+        "figures": [],
+        "summary": [],
+        "rows": [],
+    }
+    if step.results is None:
+        return shown
+    section = by_name[f"{step.study.name}-{step.results.preset_name}"]
+    slugs = {panel.file_slug for panel in step.panels}
+    rows = [row for row in section["rows"] if step.has_claim(row["claim"])]
+    return shown | {
+        "section": section,
+        "rows": rows,
+        "summary": counts_of(rows),
+        "figures": [item for item in section["figures"] if item["figure"].slug in slugs],
+        "not_drawn": not_drawn(step.results, step.panels),
+        "facts": [fact for fact in section["run"].facts if fact[0] in BRIEF_FACTS],
+        "others": [f"{step.study.name}-{other.preset_name}" for other in step.others],
+    }
+
+
+def _address(text: str) -> str | None:
+    """Where the first paper on arXiv that a text names can be read."""
+    found = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", text)
+    return f"https://arxiv.org/abs/{found[1]}" if found else None
+
+
+def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("halflife.studies.report", "pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # tooltips show a row in its own order
+    environment.filters["typeset"] = _typeset
+    environment.filters["address"] = _address
+    # Macros that are imported see globals, and not the values of the page.
+    environment.globals |= {"symbols": SYMBOLS, "beside_header": HEADER}
+    return environment.get_template(template).render(
+        version=__version__,
+        config=chart_config(PAGE_COLOURS, PAGE_FONT),
+        bundle=_bundle() if drawn_charts else "",
+        **values,
+    )
+
+
+def _typeset(text: str) -> str:
+    """Real minus signs, and intervals that are not broken over two lines."""
+    text = re.sub(r"(?<![\w.^])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"\[[^][]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+    # Inside a script element these two sequences alone would end or suspend the script.
+    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")

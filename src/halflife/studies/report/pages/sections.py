@@ -1,0 +1,121 @@
+"""What the pages show of one sheet, as plain values: computed once, and shown by every page that needs it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from halflife.studies.evidence.panels import AnyPanel
+from halflife.studies.evidence.results import Results
+from halflife.studies.report.figures.beside import beside_rows
+from halflife.studies.report.figures.fields import size_name
+from halflife.studies.report.figures.figure import Figure
+from halflife.studies.report.figures.ladder import DRAWN_UNITS, ladder_figure
+from halflife.studies.report.figures.panels import panel_figures, why_not_drawn
+from halflife.studies.report.pages.provenance import banners, provenance_of
+from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_rows
+
+__all__ = ["counts_of", "not_drawn", "section_of"]
+
+
+def section_of(results: Results) -> dict[str, Any]:
+    """What the pages show of one sheet.
+
+    Args:
+        results: What the store holds of the study.
+
+    Returns:
+        Values for the templates.
+
+    Raises:
+        StoreError: A reading is missing; the message names the run.
+    """
+    study = results.study
+    name = f"{study.name}-{results.preset_name}"
+    verdicts = results.verdicts()
+    rows = verdict_rows(verdicts)
+    ladder = ladder_figure(results, verdicts)
+    return {
+        "id": name,
+        "study": study,
+        "size": f"{size_name(results)} {results.main_size}",
+        "preset": results.preset_name,
+        "banners": banners(results),
+        "summary": counts_of(rows),
+        "rows": rows,
+        "numbers": {
+            verdict.claim.key: numbers(verdict.finding.effect, verdict.claim.unit)
+            for verdict in verdicts
+            if verdict.finding.effect is not None
+        },
+        "marks": _marks(rows),
+        "beside": beside_rows(results),
+        "not_drawn": not_drawn(results, study.panels),
+        "figures": [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)],
+        "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
+        "run": provenance_of(results),
+    }
+
+
+def counts_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
+    """How many claims ended how.
+
+    Args:
+        rows: Their verdicts, from `halflife.studies.report.pages.tables.verdict_rows`.
+
+    Returns:
+        Outcome and number, for those outcomes that there are.
+    """
+    counts = Counter(row["outcome"] for row in rows)
+    return [(outcome, counts[outcome]) for outcome in SYMBOLS if counts[outcome]]
+
+
+def not_drawn(results: Results, panels: Sequence[AnyPanel]) -> str:
+    """Which panels wait for more runs.
+
+    Args:
+        results: What the store holds of the study.
+        panels: The panels to ask for.
+
+    Returns:
+        One sentence without its stop; nothing when all can be drawn.
+    """
+    reasons: dict[str, list[str]] = {}
+    for panel in panels:
+        if reason := why_not_drawn(results, panel):
+            reasons.setdefault(reason, []).append(panel.title)
+    return "; ".join(f"{', '.join(titles)}: {reason}" for reason, titles in reasons.items())
+
+
+def _marks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Where interval, estimate and zero lie, in per cent of one scale that all effects in one unit share."""
+    marks = {}
+    for unit in DRAWN_UNITS:
+        own = [row for row in rows if row["unit"] == unit and row["estimate"] is not None]
+        low: float = min((row["low"] for row in own), default=0.0)
+        high: float = max((row["high"] for row in own), default=0.0)
+        ends = min(0.0, low), max(0.0, high)
+        for row in own:
+            marks[row["claim"]] = {
+                "zero": _at(0, *ends),
+                **{name: _at(row[name], *ends) for name in ("low", "estimate", "high")},
+            }
+    return marks
+
+
+def _at(value: float, low: float, high: float) -> float:
+    return round(4 + 92 * (value - low) / ((high - low) or 1.0), 2)
+
+
+def _figure(identity: str, figure: Figure) -> dict[str, Any]:
+    charts = []
+    for index, (heading, chart) in enumerate(figure.charts):
+        spec = (chart if figure.fixed else chart.properties(width="container")).to_dict()
+        # The page has one configuration for all charts, and no address of a schema.
+        for key in ("$schema", "config"):
+            spec.pop(key, None)
+        if not figure.fixed:
+            spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+        charts.append({"id": f"{identity}-{index}".replace(".", "-"), "heading": heading, "spec": spec})
+    return {"id": identity.replace(".", "-"), "figure": figure, "charts": charts}

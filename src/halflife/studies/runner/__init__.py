@@ -1,0 +1,1 @@
+"""From a study to finished runs: the plan, worker processes, several processes on one run, progress."""

@@ -1,0 +1,149 @@
+"""What a study's preset consists of: runs with names, and the sheet that lists them in the store."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from halflife.errors import UserError
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.lab.images.sources import DataDescription
+from halflife.studies.specs.base import RunSpec
+from halflife.studies.store.machine import describe_machine, now
+from halflife.studies.store.store import run_id
+
+__all__ = ["Plan", "PlannedRun", "describe_data", "make_plan"]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a plan: its name, its spec, where it belongs, and the run that must be finished before it."""
+
+    id: str
+    spec: RunSpec
+    arm: Arm
+    seed: int
+    parent_id: str | None = None
+    helps: bool = False
+    """It is no arm's run, and only what an arm's run starts from."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study at a preset consists of."""
+
+    study: Study
+    preset_name: str
+    preset: Preset
+    runs: tuple[PlannedRun, ...]
+    max_steps: int | None
+    command: str
+
+    @property
+    def needed(self) -> list[PlannedRun]:
+        """The runs, each once however many arms share it, parents first."""
+        found: dict[str, PlannedRun] = {}
+        for run in self.runs:
+            found.setdefault(run.id, run)
+        return list(found.values())
+
+    def sheet(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The study's sheet for the store.
+
+        Args:
+            workers: Worker processes used.
+            earlier: The sheet that is there already; its start and its seconds are kept if it lists the same runs.
+
+        Returns:
+            JSON values.
+        """
+        arms: dict[tuple[str, int], dict[str, Any]] = {}
+        for run in (run for run in self.runs if not run.helps):
+            head = {"key": run.arm.key, "label": run.arm.label, "size": run.arm.size, "runs": {}}
+            arms.setdefault((run.arm.key, run.arm.size), head)["runs"][str(run.seed)] = run.id
+        sheet = {
+            "study": self.study.name,
+            "preset": self.preset_name,
+            "main_size": self.preset.main_size,
+            "max_steps": self.max_steps,
+            "command": self.command,
+            "started": now(),
+            "seconds": 0.0,
+            "workers": workers,
+            "seeds": sorted({run.seed for run in self.runs}),
+            "machine": describe_machine(),
+            "arms": list(arms.values()),
+        }
+        if earlier is not None and earlier.get("arms") == sheet["arms"]:
+            sheet |= {"started": earlier["started"], "seconds": earlier["seconds"]}
+        return sheet
+
+
+def make_plan(
+    study: Study,
+    preset_name: str,
+    preset: Preset,
+    *,
+    num_seeds: int | None = None,
+    max_steps: int | None = None,
+    data_folder: str | None = None,
+) -> Plan:
+    """The runs of a study at a preset, the main size first, seed by seed, so that an early stop leaves whole seeds.
+
+    Args:
+        study: The study.
+        preset_name: The preset's name.
+        preset: The preset.
+        num_seeds: Seeds per arm instead of the preset's, at every size.
+        max_steps: Cut every run at so many steps, for trying.
+        data_folder: Where a data set that is not shipped lies.
+
+    Returns:
+        The plan.
+
+    Raises:
+        UserError: A number of seeds or steps below 1, or data that cannot be read.
+    """
+    if num_seeds is not None and num_seeds < 1:
+        raise UserError(f"--seeds is {num_seeds}, expected an integer >= 1: a verdict needs at least 2")
+    runs: list[PlannedRun] = []
+    arms = sorted(preset.arms, key=lambda arm: arm.size != preset.main_size)
+    for size in dict.fromkeys(arm.size for arm in arms):
+        planned = preset.num_seeds if size == preset.main_size else preset.num_ladder_seeds
+        for seed in range(num_seeds if num_seeds is not None else planned):
+            for arm in arms:
+                if arm.size == size:
+                    runs += _with_parents(arm.build(seed).cut(max_steps), arm, seed, data_folder)
+    options = "" if num_seeds is None else f" --seeds {num_seeds}"
+    options += "" if max_steps is None else f" --max-steps {max_steps}"
+    command = f"halflife study run {study.name} --preset {preset_name}{options}"
+    return Plan(study, preset_name, preset, tuple(runs), max_steps, command)
+
+
+def _with_parents(spec: RunSpec, arm: Arm, seed: int, data_folder: str | None) -> Iterator[PlannedRun]:
+    """A run, after the runs that it starts from."""
+    parent_id = None
+    if spec.parent is not None:
+        *_, parent = found = list(_with_parents(spec.parent, arm, seed, data_folder))
+        parent_id = parent.id
+        yield from (replace(run, helps=True) for run in found)
+    identity = run_id(spec.digest(), str(spec.trainer), describe_data(spec, data_folder).sha256)
+    yield PlannedRun(identity, spec, arm, seed, parent_id)
+
+
+def describe_data(spec: RunSpec, data_folder: str | None) -> DataDescription:
+    """What a run is trained on.
+
+    Args:
+        spec: The run.
+        data_folder: Where data that are not shipped lie.
+
+    Returns:
+        Name, title and digest; empty where nothing is read.
+    """
+    if not spec.data_module:
+        return DataDescription("none", "none", "")
+    description: DataDescription = importlib.import_module(spec.data_module).describe(spec, data_folder)
+    return description

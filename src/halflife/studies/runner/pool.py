@@ -1,0 +1,251 @@
+"""Runs a plan in local worker processes: one thread each, one run at a time, each resumable.
+
+The parent hands out runs and listens. A worker trains and writes its run's folder (`halflife.studies.runner.worker`). A worker
+that dies takes down its run alone; a parent that dies takes its workers along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Literal
+
+from halflife.errors import UserError
+from halflife.studies.runner.plan import Plan, PlannedRun
+from halflife.studies.runner.worker import Task, work
+from halflife.studies.store.machine import available_cores
+from halflife.studies.store.store import Store
+
+__all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "sheet_kept"]
+
+STOP_SECONDS = 300.0  # for the checkpoint of a run that is asked to stop
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+EventKind = Literal["started", "progress", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a run, and on which worker."""
+
+    what: EventKind
+    worker: int
+    run: PlannedRun
+    step: int = 0
+    num_steps: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+    message: str = ""
+
+
+def default_workers() -> int:
+    """One worker an accelerator where there is one, else one a core."""
+    import torch
+
+    return torch.accelerator.device_count() or available_cores()
+
+
+def execute(
+    store: Store,
+    plan: Plan,
+    missing: Sequence[PlannedRun],
+    *,
+    workers: int,
+    listen: Callable[[Event], None],
+    data_folder: str | None = None,
+    notice: Callable[[str], object] = lambda text: None,
+) -> list[str]:
+    """Do what is missing of a plan. The store must be held by this process.
+
+    Args:
+        store: The store.
+        plan: The plan.
+        missing: Its runs that are not finished yet, in the order to do them.
+        workers: Worker processes.
+        listen: Told what workers report.
+        data_folder: Where a data set that is not shipped lies.
+        notice: Told that checkpoints are being written when the user stops it.
+
+    Returns:
+        Why runs failed, one sentence each.
+
+    Raises:
+        UserError: A worker met a mistake of the user's or a full disk; the other runs stop, too.
+        KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
+    """
+    pool = _Pool(store, data_folder)
+    with sheet_kept(store, plan, workers):
+        try:
+            with _terminated_like_interrupted():
+                return pool.work(deque(missing), workers, listen)
+        except KeyboardInterrupt:
+            notice("stopping: runs in progress write checkpoints first; Ctrl-C again does not wait for them")
+            raise
+        finally:
+            pool.stop()
+
+
+@contextlib.contextmanager
+def sheet_kept(store: Store, plan: Plan, workers: int) -> Iterator[None]:
+    """Write a plan's sheet, and once its runs are done, or not, how long it took.
+
+    Args:
+        store: The store.
+        plan: The plan.
+        workers: Worker processes.
+
+    Yields:
+        Nothing.
+    """
+    name = f"{plan.study.name}-{plan.preset_name}"
+    earlier = next(
+        (s for s in store.sheets() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
+    )
+    sheet = plan.sheet(workers, earlier)
+    store.write_sheet(name, sheet)
+    began, spent = time.perf_counter(), float(sheet["seconds"])
+    try:
+        yield
+    finally:
+        store.write_sheet(name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+
+
+def orphaned(run: PlannedRun) -> str:
+    """Why a run was not started whose parent failed."""
+    return f"{run.arm.label}, seed {run.seed}, was not started: the run {run.parent_id}, from which it starts, failed"
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does: checkpoints are written, then all end."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Pool:
+    """Worker processes, and what each is doing."""
+
+    def __init__(self, store: Store, data_folder: str | None) -> None:
+        self.store, self.data_folder = store, data_folder
+        self.context = multiprocessing.get_context("spawn")
+        self.workers: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
+        self.busy: dict[Connection, PlannedRun] = {}
+
+    def work(self, missing: deque[PlannedRun], workers: int, listen: Callable[[Event], None]) -> list[str]:
+        failures: list[str] = []
+        for index in range(min(workers, len(missing))):
+            self.start(index)
+        idle = list(self.workers)
+        failed: set[str] = set()
+        while missing or self.busy:
+            for orphan in [run for run in missing if run.parent_id in failed]:
+                missing.remove(orphan)
+                failed.add(orphan.id)
+                listen(Event("failed", -1, orphan, message=orphaned(orphan)))
+            while idle and (run := self.next_of(missing)) is not None:
+                link = idle.pop()
+                self.busy[link] = run
+                with contextlib.suppress(BrokenPipeError):  # a worker that died while starting is met below
+                    link.send(Task(run.id, run.spec, run.parent_id))
+                listen(Event("started", self.workers[link][0], run))
+            if not self.busy:  # whatever was left could not be started
+                break
+            for ready in multiprocessing.connection.wait(list(self.busy)):
+                assert isinstance(ready, Connection)
+                index, process = self.workers[ready]
+                run = self.busy[ready]
+                try:
+                    what, payload = ready.recv()
+                except (EOFError, ConnectionResetError):
+                    process.join()
+                    what = "died"
+                    payload = {"message": _obituary(run, process.exitcode)}
+                if what == "refused":
+                    raise UserError(payload["message"])
+                if what == "progress":
+                    listen(Event("progress", index, run, **payload))
+                    continue
+                del self.busy[ready]
+                if what == "died":
+                    del self.workers[ready]
+                    if missing:
+                        idle.append(self.start(index))
+                else:
+                    idle.append(ready)
+                if what != "finished":
+                    failures.append(payload["message"])
+                    failed.add(run.id)
+                listen(Event("finished" if what == "finished" else "failed", index, run, **payload))
+        return failures
+
+    def next_of(self, missing: deque[PlannedRun]) -> PlannedRun | None:
+        """Take out the first run whose parent, if it has one, is not still to be done."""
+        undone = {run.id for run in missing} | {run.id for run in self.busy.values()}
+        for run in missing:
+            if run.parent_id not in undone:
+                missing.remove(run)
+                return run
+        return None
+
+    def start(self, index: int) -> Connection:
+        here, there = self.context.Pipe()
+        process = self.context.Process(
+            target=work, args=(there, index, str(self.store.path), self.data_folder), daemon=True
+        )
+        # Read by the math libraries when they are loaded, so it has to be there before the process is.
+        kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+        try:
+            process.start()
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+        there.close()
+        self.workers[here] = (index, process)
+        return here
+
+    def stop(self) -> None:
+        for _, process in self.workers.values():
+            process.terminate()  # a run in progress writes a checkpoint first
+        patience = time.monotonic() + STOP_SECONDS
+        try:
+            for _, process in self.workers.values():
+                process.join(max(0.0, patience - time.monotonic()))
+        finally:  # a second Ctrl-C does not wait
+            for link, (_, process) in self.workers.items():
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                link.close()
+
+
+def _obituary(run: PlannedRun, exitcode: int | None) -> str:
+    cause = f"signal {signal.Signals(-exitcode).name}" if exitcode is not None and exitcode < 0 else f"code {exitcode}"
+    return (
+        f"the worker of run {run.id} ({run.arm.label}, seed {run.seed}) ended with {cause}, perhaps for want of memory:"
+        " run the same command again, it goes on from the last checkpoint"
+    )

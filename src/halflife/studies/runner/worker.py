@@ -1,0 +1,206 @@
+"""The life of a worker process: take a spec, train it, report, until the parent closes the link."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from halflife.errors import HalflifeError, RunFailedError, RunStoppedError
+from halflife.studies.runner.plan import describe_data
+from halflife.studies.specs.base import RunSpec
+from halflife.studies.store.machine import describe_commit, describe_machine, describe_versions, now
+from halflife.studies.store.store import RunFolder, Store
+
+if TYPE_CHECKING:
+    from halflife.studies.lab.text.world import World
+
+__all__ = ["Task", "header_of", "train_run", "work"]
+
+
+class Task(NamedTuple):
+    """What a worker is told: the run's name, what it is, and the name of the run that it starts from."""
+
+    id: str
+    spec: RunSpec
+    parent_id: str | None
+
+
+def work(link: Connection, index: int, store_path: str, data_folder: str | None) -> None:
+    """The life of a worker process: take a spec, train it, report, until the parent closes the link."""
+    # Ctrl-C reaches the whole terminal; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    device = _device(index)
+    store = Store(store_path)
+    stop = _Stop()
+
+    def progress(step: int, num_steps: int, loss: float) -> None:
+        link.send(("progress", {"step": step, "num_steps": num_steps, "loss": loss}))
+
+    while not stop.asked:  # asked in a run that could not heed it, on a full disk for example
+        try:
+            run: Task = link.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        try:
+            with stop.heeded():
+                train_run(store, run, progress=progress, device=device, data_folder=data_folder, stop=stop)
+        except RunStoppedError:
+            return
+        except RunFailedError as error:
+            link.send(("failed", {"message": f"run {run.id} failed: {error}"}))
+        except HalflifeError as error:
+            link.send(("refused", {"message": str(error)}))
+        except Exception:  # a bug must not look like a finished run, nor take the other runs down
+            folder = store.run(run.id)
+            (folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            last = traceback.format_exc().strip().splitlines()[-1]
+            message = f"run {folder.id} stopped at an unexpected error ({last}): see {folder.path / 'traceback.txt'}"
+            link.send(("failed", {"message": message}))
+        else:
+            link.send(("finished", {"seconds": time.perf_counter() - began}))
+
+
+def _leave_with(sentinel: int) -> None:
+    """End this process when the parent has ended, however it ended."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _device(index: int) -> str:
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return "cpu"
+    torch.backends.cudnn.deterministic = True  # resume to the same bits holds on an accelerator only so
+    return f"{accelerator.type}:{index % torch.accelerator.device_count()}"
+
+
+class _Stop:
+    """SIGTERM: a run that trains writes a checkpoint first, a worker that waits ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = self.training = False
+        signal.signal(signal.SIGTERM, self.hear)
+
+    def hear(self, _signal: int, _frame: object) -> None:
+        self.asked = True
+        if not self.training:
+            raise SystemExit(0)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextlib.contextmanager
+    def heeded(self) -> Iterator[None]:
+        self.training = True
+        try:
+            yield
+        finally:
+            self.training = False
+
+
+def header_of(
+    run: RunFolder, spec: RunSpec, device: str, data_folder: str | None, parent: str | None
+) -> dict[str, Any]:
+    """What ``run.json`` says of a run that starts.
+
+    Args:
+        run: Its folder.
+        spec: What it is.
+        device: Where it is trained.
+        data_folder: Where data that are not shipped lie.
+        parent: The run that it starts from.
+
+    Returns:
+        JSON values.
+    """
+    data = describe_data(spec, data_folder)
+    header: dict[str, Any] = {
+        "id": run.id,
+        "status": "running",
+        "spec": spec.to_json(),
+        "spec_digest": spec.digest(),
+        "trainer": {"name": spec.trainer.name, "version": spec.trainer.version},
+        "data": {"name": data.name, "title": data.title, "sha256": data.sha256},
+        "versions": describe_versions(),
+        "commit": describe_commit(),
+        "machine": {**describe_machine(), "device": device},
+        "started": now(),
+    }
+    return header if parent is None else header | {"parent": parent}
+
+
+def train_run(
+    store: Store,
+    run: Task,
+    *,
+    progress: Callable[[int, int, float], None],
+    device: str,
+    data_folder: str | None,
+    stop: Callable[[], bool],
+    world: World | None = None,
+) -> None:
+    """Train a run and write its folder; of several processes that train it together, the first one writes.
+
+    Args:
+        store: Where its folder is.
+        run: What to train.
+        progress: Told the steps done, the steps in all and the loss.
+        device: Where it is trained.
+        data_folder: Where data that are not shipped lie.
+        stop: Whether it is to write a checkpoint and end.
+        world: The processes that train it together (``None``: this one alone).
+
+    Raises:
+        RunFailedError: It failed, as its folder says, too.
+    """
+    spec, folder = run.spec, store.run(run.id)
+    train = partial(
+        importlib.import_module(spec.trainer.module).train,
+        spec,
+        folder=folder.path,
+        data_folder=data_folder,
+        device=device,
+        parent=None if run.parent_id is None else store.run(run.parent_id).kept,
+        stop=stop,
+        **({} if world is None else {"world": world}),
+    )
+    if world is not None and world.rank > 0:
+        train(sink=lambda _reading: None)
+        return
+    with folder.locked():
+        if folder.finished:
+            return
+        header = header_of(folder, spec, device, data_folder, run.parent_id)
+        if world is not None:
+            header["world"] = {"size": world.size, "form": world.form}
+        folder.write_header(header)
+        began = time.perf_counter()
+        try:
+            cost = train(sink=folder.append, progress=progress)
+        except RunFailedError as error:
+            folder.write_header(header | {"status": "failed", "failure": str(error)})
+            raise
+        seconds = round(time.perf_counter() - began, 2)
+        folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds, "cost": cost})
+        # The checkpoint served to get here; the readings are the result.
+        folder.discard_checkpoint()

@@ -1,0 +1,27 @@
+"""Run specs: frozen, plain descriptions of one training run. A run is named by its spec, its trainer's version and its data."""
+
+from __future__ import annotations
+
+from halflife.studies.specs.base import RunSpec, spec_from_json
+from halflife.studies.specs.branches import TextBranch, TextReplay
+from halflife.studies.specs.exponential import ExponentialRun
+from halflife.studies.specs.images import ImageBranch, ImageRun
+from halflife.studies.specs.least_squares import LeastSquaresRun
+from halflife.studies.specs.stationary import StationaryRun
+from halflife.studies.specs.text import TextRun
+from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
+
+__all__ = [
+    "ExponentialRun",
+    "ImageBranch",
+    "ImageRun",
+    "LeastSquaresRun",
+    "ReluRegressionRun",
+    "RunSpec",
+    "SeparableRun",
+    "StationaryRun",
+    "TextBranch",
+    "TextReplay",
+    "TextRun",
+    "spec_from_json",
+]

@@ -1,0 +1,143 @@
+"""What every run spec has: a kind, a seed, JSON in and out, and a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from halflife.errors import StoreError, UserError
+from halflife.studies.specs.trainers import Trainer
+
+__all__ = ["RunSpec", "check_at_least", "check_number", "spec_from_json"]
+
+_KINDS: dict[str, Callable[..., RunSpec]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One training run, described by plain values. Subclasses are final and add their fields.
+
+    Args:
+        seed: Seeds the initial weights and the order of the data.
+        max_steps: Stop after this many optimizer steps (``None``: run to the end), for trying a set-up.
+    """
+
+    kind: ClassVar[str]
+    """Names the type in JSON."""
+    trainer: ClassVar[Trainer]
+    """What trains it; its name and version are part of the run's name."""
+    data_module: ClassVar[str] = ""
+    """The module of the lab whose ``describe(spec, data_folder)`` names the data, without torch (empty: none)."""
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a later release added. At their defaults they are left out of the JSON, so that runs made before
+    keep their names."""
+
+    seed: int = 0
+    max_steps: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        _KINDS[cls.kind] = cls
+
+    @property
+    def parent(self) -> RunSpec | None:
+        """The run that must be finished before this one, because it starts from what that one kept."""
+        return None
+
+    @property
+    def parent_file(self) -> str:
+        """What it starts from: a file of the parent's `kept` folder."""
+        return ""
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return False
+
+    def cut(self, max_steps: int | None) -> Self:
+        """The same run with at most so many steps, for trying a set-up; a parent is cut alike."""
+        return dataclasses.replace(self, max_steps=max_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, with the kind first."""
+        values: dict[str, Any] = {"kind": self.kind}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in self.added_later and value == field.default:
+                continue
+            values[field.name] = value.to_json() if isinstance(value, RunSpec) else json.loads(json.dumps(value))
+        return values
+
+    def digest(self) -> str:
+        """sha256 of the spec's canonical JSON, in hexadecimal."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def spec_from_json(value: Mapping[str, Any]) -> RunSpec:
+    """The spec that `RunSpec.to_json` wrote.
+
+    Args:
+        value: The JSON object.
+
+    Returns:
+        The spec, of the type that its ``kind`` names.
+
+    Raises:
+        StoreError: The kind is not known here, or the fields are not those of this version.
+    """
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    if kind not in _KINDS:
+        raise StoreError(
+            f"a run of kind {kind!r} was found and this version of halflife knows {', '.join(sorted(_KINDS))}: "
+            "upgrade halflife to read it"
+        )
+    try:
+        return _KINDS[kind](**{name: _from_json(v) for name, v in fields.items()})
+    except TypeError as error:
+        raise StoreError(f"a run of kind {kind!r} has other fields than this version of halflife: {error}") from error
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return spec_from_json(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def check_number(name: str, value: float, *, above: float | None = None, at_most: float = math.inf) -> None:
+    """Refuse a number that is NaN, infinite, negative, not above ``above`` or above ``at_most``.
+
+    Args:
+        name: What the number is, for the message.
+        value: The number.
+        above: A bound that the number must exceed (``None``: it must be >= 0).
+        at_most: The largest allowed value.
+
+    Raises:
+        UserError: The number is outside.
+    """
+    low_ok = value >= 0 if above is None else value > above
+    if not (math.isfinite(value) and low_ok and value <= at_most):
+        low = ">= 0" if above is None else f"> {above:g}"
+        high = "" if at_most == math.inf else f" and <= {at_most:g}"
+        raise UserError(f"{name} is {value}, expected a finite number {low}{high}: change {name}")
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an integer below ``least``.
+
+    Args:
+        name: What the number is, for the message.
+        value: The number.
+        least: The smallest allowed value.
+
+    Raises:
+        UserError: The number is below.
+    """
+    if value < least:
+        raise UserError(f"{name} is {value}, expected an integer >= {least}: change {name}")

@@ -1,0 +1,292 @@
+"""The specs of image classifiers' runs: constant learning rate, one drop, averages, probes; and runs that go on from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from halflife.errors import UserError
+from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.trainers import IMAGES, Trainer
+
+__all__ = ["ImageBranch", "ImageRun", "fine_tune_branch"]
+
+MODELS = ("resnet", "vgg", "scale-invariant", "resnet-plain", "mlp")
+PROBES = (
+    "hessian-trace",
+    "gauss-newton-trace",
+    "top-eigenvalue",
+    "jacobian-norm",
+    "noise-scale",
+    "gradient-norm",
+    "gradient-noise",
+    "alignment",
+)
+SHIPPED = ("fashion-mnist-5k", "fashion-mnist-views")
+DATASETS = (*SHIPPED, "fashion-mnist", "cifar10")
+PRECISIONS = ("float32", "bfloat16", "float16")
+AUGMENTATIONS = ("none", "flip-crop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRun(RunSpec):
+    """An image classifier trained by plain SGD (momentum 0), learning rate dropped once.
+
+    Source: "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B.
+
+    Args:
+        data: A name of `halflife.studies.lab.images.data`.
+        num_train: Training images used, from the start of the set (``None``: all).
+        num_test: Test images used (``None``: all).
+        downsample: Images are averaged over squares of this side first.
+        model: ``"resnet"`` (pre-activation, BatchNorm), ``"vgg"`` (no normalization), ``"scale-invariant"`` (a ResNet
+            whose every trained weight is followed by normalization, the rest fixed), ``"resnet-plain"`` (a ResNet
+            without normalization) or ``"mlp"`` (ReLU).
+        width: Channels of the first stage; units of a hidden layer of the MLP.
+        blocks: Blocks (ResNet) or convolutions (VGG) per stage; the MLP has one hidden layer for each entry.
+        lr: Learning rate before the drop.
+        lr_after_drop: Learning rate after the drop.
+        drop_at: Fraction of the epochs after which the learning rate drops.
+        lam: Decoupled weight decay: each step removes the fraction r = lr * lam of every weight.
+        num_epochs: Passes over the training images.
+        batch_size: Images per step; a last smaller batch is left out.
+        ema: Decays per step of the moving averages of the weights; each is evaluated beside the weights.
+        eval_every: Evaluate on both sets every so many epochs, and always at the drop and at the end.
+        precision: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"`` (with gradient scaling).
+        augmentation: Of training batches: ``"none"``, as in the paper, or ``"flip-crop"``: each image is flipped
+            with probability 1/2 and moved by up to an eighth of its side, black coming in, anew in each epoch.
+        label_smoothing: Of the training loss; readings are always without.
+        label_noise: Share of the training labels that are replaced by one drawn evenly from all classes, the right one
+            included. Readings of the training set are with these labels.
+        fresh_label_noise: Draw which, and what, anew in each epoch, for training alone; readings are then with the
+            right labels.
+        sphere: After each step the trained weights are taken together and projected on the sphere of this radius
+            (0: they are not). Without decay alone.
+        ensemble_every: Average the class probabilities on the test set over the weights after every so many epochs,
+            up to the drop (0: do not): the ensemble of snapshots, a mean in function space.
+        keep_at: Epochs after which the weights and their averages are kept for runs that start from them.
+        probes: What to measure of the weights and of each average, besides losses (`halflife.probes`): see `PROBES`.
+        probe_every: Probe after every so many epochs (0: only at the drop and at the end, where it is always done).
+        probe_examples: Probe on so many training images, from the start of the set, with their right labels unless
+            ``label_noise`` replaced them for good.
+        probe_vectors: Matrix-vector products of a trace estimate.
+    """
+
+    kind: ClassVar[str] = "images"
+    trainer: ClassVar[Trainer] = IMAGES
+    data_module: ClassVar[str] = "halflife.studies.lab.images.sources"
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {
+            "augmentation",
+            "label_smoothing",
+            "label_noise",
+            "fresh_label_noise",
+            "sphere",
+            "ensemble_every",
+            "keep_at",
+            "probes",
+            "probe_every",
+            "probe_examples",
+            "probe_vectors",
+        }
+    )
+
+    data: str = "fashion-mnist-5k"
+    num_train: int | None = None
+    num_test: int | None = None
+    downsample: int = 2
+    model: str = "resnet"
+    width: int = 8
+    blocks: tuple[int, ...] = (1, 1, 1)
+    lr: float
+    lr_after_drop: float = 1e-3
+    drop_at: float = 0.5
+    lam: float
+    num_epochs: int
+    batch_size: int = 128
+    ema: tuple[float, ...] = (0.999,)
+    eval_every: int = 10
+    precision: str = "float32"
+    augmentation: str = "none"
+    label_smoothing: float = 0.0
+    label_noise: float = 0.0
+    fresh_label_noise: bool = False
+    sphere: float = 0.0
+    ensemble_every: int = 0
+    keep_at: tuple[int, ...] = ()
+    probes: tuple[str, ...] = ()
+    probe_every: int = 0
+    probe_examples: int = 500
+    probe_vectors: int = 24
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=0)
+        check_number("lr_after_drop", self.lr_after_drop, above=0)
+        check_number("lam", self.lam)
+        check_number("drop_at", self.drop_at, above=0, at_most=1)
+        check_number("label_smoothing", self.label_smoothing, at_most=0.9)
+        check_number("label_noise", self.label_noise, at_most=1)
+        check_number("sphere", self.sphere)
+        if self.sphere > 0 and self.lam > 0:
+            raise UserError(
+                f"sphere is {self.sphere:g} and lam is {self.lam:g}: on a sphere there is nothing to decay, set one to 0"
+            )
+        for decay in self.ema:
+            check_number("ema", decay, at_most=1)
+        for epoch in self.keep_at:
+            check_at_least("keep_at", epoch, 1)
+            if epoch > self.num_epochs:
+                raise UserError(f"keep_at has {epoch}, expected at most num_epochs {self.num_epochs}: change keep_at")
+        for probe in self.probes:
+            if probe not in PROBES:
+                raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
+        traces = {"hessian-trace", "gauss-newton-trace"} & set(self.probes)
+        if traces and (self.probe_vectors < 6 or self.probe_vectors % 2):
+            raise UserError(
+                f"probe_vectors is {self.probe_vectors}, expected an even integer >= 6, which the trace estimator needs: change"
+                " probe_vectors"
+            )
+        if max(self.lr, self.lr_after_drop) * self.lam >= 1:
+            raise UserError(
+                f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction of the"
+                " weight removed at each step): lower lr or lam"
+            )
+        for name, value, known in (
+            ("model", self.model, MODELS),
+            ("data", self.data, DATASETS),
+            ("precision", self.precision, PRECISIONS),
+            ("augmentation", self.augmentation, AUGMENTATIONS),
+        ):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
+        for name, count in (
+            ("num_train", self.num_train),
+            ("num_test", self.num_test),
+            ("max_steps", self.max_steps),
+        ):
+            if count is not None:
+                check_at_least(name, count, 1)
+        for name in (
+            "downsample",
+            "width",
+            "num_epochs",
+            "batch_size",
+            "eval_every",
+            "probe_examples",
+            "probe_vectors",
+        ):
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("ensemble_every", "probe_every"):
+            check_at_least(name, getattr(self, name), 0)
+        if not self.blocks or min(self.blocks) < 1:
+            raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.data not in SHIPPED
+
+    @property
+    def drop_epoch(self) -> int:
+        """The last epoch at the first learning rate."""
+        return round(self.num_epochs * self.drop_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBranch(RunSpec):
+    """A run that starts from the weights that another one kept.
+
+    Only weights are taken over (SGD without momentum has no other state): averages, ensembles and the order of the data
+    start anew, epochs count from 0.
+
+    Args:
+        of: The parent; `ImageRun.keep_at` must hold ``at``.
+        at: The parent's epoch after which it starts.
+        then: The run itself. Its seed and its model are the parent's.
+        weights: What to start from: ``"last"``, or an average of the parent as ``"ema-0.999"``, with the BatchNorm
+            statistics that were computed for it.
+    """
+
+    kind: ClassVar[str] = "image-branch"
+    trainer: ClassVar[Trainer] = IMAGES
+    data_module: ClassVar[str] = "halflife.studies.lab.images.sources"
+
+    of: ImageRun
+    at: int
+    then: ImageRun
+    weights: str = "last"
+
+    def __post_init__(self) -> None:
+        # The parent's seed is the branch's: the name of one says the other.
+        if self.seed != self.of.seed:
+            object.__setattr__(self, "seed", self.of.seed)
+        if self.then.seed != self.of.seed:
+            object.__setattr__(self, "then", replace(self.then, seed=self.of.seed))
+        if self.at not in self.of.keep_at:
+            raise UserError(f"a branch starts at epoch {self.at}, which the parent does not keep: add it to keep_at")
+        for name in ("model", "width", "blocks", "downsample", "data"):
+            if getattr(self.then, name) != getattr(self.of, name):
+                raise UserError(
+                    f"{name} of a branch is {getattr(self.then, name)!r} and its parent's is {getattr(self.of, name)!r}:"
+                    " a branch goes on with the same model on the same images"
+                )
+        known = ("last", *(f"ema-{decay:g}" for decay in self.of.ema))
+        if self.weights not in known:
+            raise UserError(f"weights is {self.weights!r}, expected one of {', '.join(known)}: change weights")
+
+    @property
+    def parent(self) -> RunSpec | None:
+        """The run that it starts from."""
+        return self.of
+
+    @property
+    def parent_file(self) -> str:
+        """The weights."""
+        return f"epoch-{self.at}.safetensors"
+
+    @property
+    def reads_folder(self) -> bool:
+        """Whether its data lie in the folder that ``--data`` names."""
+        return self.of.reads_folder
+
+    def cut(self, max_steps: int | None) -> Self:
+        """The same branch of the same parent, both with at most so many steps."""
+        return replace(self, of=self.of.cut(max_steps), then=self.then.cut(max_steps), max_steps=max_steps)
+
+
+def fine_tune_branch(of: ImageRun, at: int, *, lr: float, num_epochs: int) -> ImageBranch:
+    """The tiny-learning-rate branch: lr small, lam = 0, from the parent's weights after epoch ``at``.
+
+    What the noise of a large learning rate hides, it uncovers: one of the two ways to take "the mean of the process", the
+    other being `ImageRun.ema`.
+
+    Source: "Why Do We Need Weight Decay in Modern Deep Learning?", section 2.2 and figure 5.
+
+    Args:
+        of: The parent.
+        at: The epoch, one of its ``keep_at``.
+        lr: The small learning rate; the paper: 1e-3.
+        num_epochs: How long; the paper: 100.
+
+    Returns:
+        The branch. It evaluates and probes at its end only.
+
+    Examples:
+        >>> run = ImageRun(lr=0.1, lam=0.01, num_epochs=20, keep_at=(10,))
+        >>> fine_tune_branch(run, 10, lr=1e-3, num_epochs=5).then.lam
+        0.0
+    """
+    then = replace(
+        of,
+        lr=lr,
+        lr_after_drop=lr,
+        drop_at=1.0,
+        lam=0.0,
+        num_epochs=num_epochs,
+        eval_every=num_epochs,
+        ema=(),
+        ensemble_every=0,
+        keep_at=(),
+        probe_every=0,
+    )
+    return ImageBranch(of=of, at=at, then=then, max_steps=of.max_steps)

@@ -1,0 +1,1 @@
+"""Runs on disk: records, the store that holds them, and what names a run."""

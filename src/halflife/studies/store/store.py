@@ -1,0 +1,304 @@
+"""The store: a folder of runs and study sheets that is readable after a crash at any byte.
+
+    halflife-runs/
+      store.json                     the schema version
+      sheets/<study>-<preset>.json   which runs a study consists of, and how it was started
+      runs/<id>/run.json             spec, versions, hashes, status
+      runs/<id>/readings.jsonl       append-only, one reading a line
+      runs/<id>/checkpoint.safetensors   until the run is finished; checkpoint/ of several processes
+      runs/<id>/kept/                what other runs start from: checkpoints, norms
+
+Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
+never parsed. One process writes a store at a time.
+
+A store may come from somebody else: names in it are checked before they become paths, and it holds folders and regular
+files, no links.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from halflife.errors import StoreError
+from halflife.studies.store.files import check_regular, check_tree, named_in, read_object, said_plainly, write_whole
+from halflife.studies.store.records import Reading
+
+__all__ = ["LARGEST_READINGS", "RUN_NAME", "SHEET_NAME", "RunFolder", "Store", "run_id"]
+
+SCHEMA = 1
+ID_LENGTH = 16
+RUN_NAME = "[0-9a-f]{16}"
+SHEET_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+LARGEST_READINGS = 1 << 30  # bytes
+
+
+def run_id(spec_digest: str, trainer: str, data_digest: str) -> str:
+    """The name of a run: a digest of what it is, of what trains it in which version, and of its data.
+
+    Args:
+        spec_digest: `halflife.studies.specs.RunSpec.digest`.
+        trainer: Name and version, such as ``"images-1"`` (`halflife.studies.specs.trainers`).
+        data_digest: The digest of the data set's files.
+
+    Returns:
+        Sixteen hexadecimal digits.
+    """
+    return hashlib.sha256(f"{spec_digest}\0{trainer}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: The folder; its name is the run's id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self._file: FileIO | None = None
+        self._last_step = -1
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's checkpoint lies, if it has one."""
+        return self.path / "checkpoint.safetensors"
+
+    def discard_checkpoint(self) -> None:
+        """Remove the run's checkpoint, in the form of one process or of several."""
+        self.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    @property
+    def kept(self) -> Path:
+        """Where lies what other runs start from: checkpoints, norms."""
+        return self.path / "kept"
+
+    def header(self) -> dict[str, Any]:
+        """What ``run.json`` says; empty when the run was never started.
+
+        Returns:
+            Spec, hashes, versions, and ``status``: ``"running"``, ``"finished"`` or ``"failed"``.
+        """
+        path = self.path / "run.json"
+        return read_object(path) if path.exists() else {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run reached its end."""
+        return self.header().get("status") == "finished"
+
+    def write_header(self, header: dict[str, Any]) -> None:
+        """Replace ``run.json``.
+
+        Args:
+            header: Its new content.
+        """
+        with said_plainly(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
+
+    def readings(self) -> list[Reading]:
+        """All readings in the order of their steps; a torn last line is dropped with a warning.
+
+        Returns:
+            The readings.
+
+        Raises:
+            StoreError: A line that is not the last cannot be read.
+        """
+        path = self.path / "readings.jsonl"
+        if not path.exists():
+            return []
+        check_regular(path, LARGEST_READINGS)
+        *lines, tail = path.read_bytes().split(b"\n")
+        if tail:
+            warnings.warn(f"{path}: dropped a torn last line of {len(tail)} bytes", stacklevel=2)
+        try:
+            return [Reading.from_line(line.decode("utf-8")) for line in lines]
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}): remove the folder {self.path} and run again") from error
+
+    def append(self, reading: Reading) -> None:
+        """Add one reading, if its step was not read before.
+
+        A resumed run repeats the steps since its last checkpoint, to the same bits, so what is there already stays.
+
+        Args:
+            reading: The reading.
+        """
+        if self._file is None:
+            self._open()
+        assert self._file is not None
+        if reading.step <= self._last_step:
+            return
+        line = memoryview(reading.to_line().encode() + b"\n")
+        try:
+            with said_plainly(self.path):
+                while line:  # unbuffered, so that a full disk leaves nothing to be written at close
+                    line = line[self._file.write(line) :]
+                # A checkpoint follows, and must never be on the disk before the readings that it stands for.
+                os.fsync(self._file.fileno())
+        except BaseException:
+            self.close()  # whoever goes on opens it again and cuts off the torn line
+            raise
+        self._last_step = reading.step
+
+    def _open(self) -> None:
+        readings = self.readings()
+        self._last_step = readings[-1].step if readings else -1
+        path = self.path / "readings.jsonl"
+        with said_plainly(self.path):
+            self._file = path.open("ab", buffering=0)
+        # A torn line is cut off before anything is added behind it.
+        whole = path.read_bytes().rfind(b"\n") + 1
+        self._file.truncate(whole)
+
+    def close(self) -> None:
+        """Close the readings' file; what was appended is on the disk."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = 30.0) -> Iterator[None]:
+        """Hold the run for this process: a worker that outlives its command ends its epoch first.
+
+        Args:
+            timeout: Seconds to wait for another process to let go.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: The other process did not let go.
+        """
+        with said_plainly(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise StoreError(
+                f"another process still works on the run {self.id}: wait until it ends, or stop it"
+            ) from error
+        for left in (*self.path.glob(".*.aside"), *self.kept.glob(".*.aside")):
+            left.unlink()  # of a process that was killed while it wrote
+        try:
+            yield
+        finally:
+            self.close()
+            lock.release()
+
+
+class Store:
+    """A folder of runs and study sheets.
+
+    Args:
+        path: The folder; made when something is first written.
+
+    Raises:
+        StoreError: It was written by another schema version, is no folder, or its parts are links.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"the store {self.path} is a file, expected a folder: choose another with --store")
+        for part in ("runs", "sheets", "figures", ".lock"):
+            if (self.path / part).is_symlink():
+                raise StoreError(
+                    f"{self.path / part} is a link, expected a part of the store itself: remove it, or name the folder that"
+                    " holds the whole store with --store"
+                )
+        version = self.path / "store.json"
+        if version.exists():
+            found = read_object(version).get("schema")
+            if found != SCHEMA:
+                raise StoreError(
+                    f"the store {self.path} has schema version {found}, and this halflife writes {SCHEMA}: choose another"
+                    " folder with --store, or use the halflife that wrote it"
+                )
+
+    def create(self) -> None:
+        """Make the folder, if it is not there."""
+        with said_plainly(self.path):
+            (self.path / "runs").mkdir(parents=True, exist_ok=True)
+            (self.path / "sheets").mkdir(exist_ok=True)
+        if not (self.path / "store.json").exists():
+            write_whole(self.path / "store.json", json.dumps({"schema": SCHEMA, "made_by": "halflife"}) + "\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store for this process; reading it stays possible for others.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            StoreError: Another process holds it.
+        """
+        self.create()
+        with said_plainly(self.path):
+            lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its"
+                " own folder with --store"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def run(self, identity: str) -> RunFolder:
+        """The folder of one run, whether it exists or not.
+
+        Args:
+            identity: The run's id.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StoreError: The id is none, or the folder holds something that is neither a folder nor a regular file.
+        """
+        path = named_in(
+            self.path / "runs", identity, RUN_NAME, what="the id of a run", expected="16 hexadecimal digits"
+        )
+        check_tree(path)
+        return RunFolder(path)
+
+    def write_sheet(self, name: str, sheet: dict[str, Any]) -> None:
+        """Write which runs a study consists of.
+
+        Args:
+            name: ``<study>-<preset>``.
+            sheet: JSON values.
+        """
+        self.create()
+        words = "letters, digits, dots and dashes"
+        path = named_in(self.path / "sheets", name, SHEET_NAME, what="the name of a sheet", expected=words)
+        write_whole(path.with_name(f"{name}.json"), json.dumps(sheet, indent=1) + "\n")
+
+    def sheets(self) -> list[dict[str, Any]]:
+        """All study sheets, by name.
+
+        Returns:
+            One JSON object a study and preset.
+        """
+        folder = self.path / "sheets"
+        return [read_object(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []

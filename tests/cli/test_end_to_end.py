@@ -1,0 +1,368 @@
+"""The command line as a user meets it: a study runs, is stopped, is killed, goes on, and wrong input gets a sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from halflife.studies.specs.trainers import IMAGES
+from halflife.studies.store.store import Store
+from tests import ROOT
+from tests.studies.synthetic import make_store
+
+SMOKE = ("study", "run", "stabilization", "--preset", "smoke")
+NUM_RUNS = 8
+
+
+def environment(**extra: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HALFLIFE_")}
+    return {**inherited, "COLUMNS": "100", **extra}
+
+
+def halflife(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-m", "halflife", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=200, env=environment(**extra)
+    )
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command in a process group of its own, so that Ctrl-C can be sent as a terminal sends it: to all of it."""
+    command = [sys.executable, "-u", "-m", "halflife", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def wait_for_runs(process: subprocess.Popen[str], count: int) -> None:
+    """Read the output until so many runs are finished."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"{count}/"):
+            return
+    raise AssertionError(f"the command ended before {count} runs were finished")
+
+
+def readings_of(store: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(store.glob("runs/*/readings.jsonl"))}
+
+
+def finished(store: Path) -> int:
+    return sum(json.loads(path.read_text())["status"] == "finished" for path in store.glob("runs/*/run.json"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A smoke study that was never disturbed, in the default store of its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = halflife(*SMOKE, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return folder, done.stdout
+
+
+def test_a_study_ends_with_verdicts_and_a_report(whole: tuple[Path, str]) -> None:
+    folder, said = whole
+    store = folder / "halflife-runs"
+    assert f"{NUM_RUNS} runs, 0 finished before" in said
+    assert f"{NUM_RUNS}/{NUM_RUNS} " in said
+    for key in ("a", "b", "c", "d", "e"):
+        assert f" {key} " in said
+    assert said.count("inconclusive") >= 6  # smoke never decides
+    assert f"report: {store / 'report.html'}" in said
+    page = (store / "report.html").read_text()
+    assert "Loss stabilization in a ResNet with BatchNorm" in page
+    assert finished(store) == NUM_RUNS
+    assert not list(store.glob("runs/*/checkpoint*"))
+    header = json.loads(next(iter(store.glob("runs/*/run.json"))).read_text())
+    assert {"spec", "data", "versions", "commit", "machine", "seconds"} <= set(header)
+    assert header["trainer"] == {"name": "images", "version": IMAGES.version}
+    sheet = Store(store).sheets()[0]
+    assert sheet["command"] == "halflife study run stabilization --preset smoke"
+    assert sheet["seconds"] > 0
+
+
+def test_a_finished_study_is_not_run_again(whole: tuple[Path, str]) -> None:
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("halflife-runs/runs/*/*")}
+    done = halflife(*SMOKE, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{NUM_RUNS} runs, {NUM_RUNS} finished before" in done.stdout
+    after = {path: path.stat().st_mtime_ns for path in folder.glob("halflife-runs/runs/*/*")}
+    assert {path: time_ns for path, time_ns in after.items() if path.name != ".lock"} == {
+        path: time_ns for path, time_ns in before.items() if path.name != ".lock"
+    }
+
+
+def test_verdicts_as_json_are_one_document(whole: tuple[Path, str]) -> None:
+    done = halflife("study", "verdicts", "stabilization", "--json", cwd=whole[0])
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert [row["claim"] for row in rows] == ["a", "b", "c", "d", "e", "e-short"]
+    listed = json.loads(halflife("study", "list", "--json", cwd=whole[0]).stdout)
+    assert [study["name"] for study in listed][:3] == ["stabilization", "stabilization-vgg", "lm-schedules"]
+    assert "inconclusive" in halflife("study", "verdicts", cwd=whole[0]).stdout
+
+
+def test_figures_for_a_paper(whole: tuple[Path, str], tmp_path: Path) -> None:
+    for fmt, magic in (("svg", b"<svg"), ("pdf", b"%PDF")):
+        done = halflife("report", "--format", fmt, "--out", str(tmp_path / fmt), cwd=whole[0])
+        assert done.returncode == 0, done.stderr
+        files = [Path(line) for line in done.stdout.split()]
+        assert len(files) >= 6
+        assert all(file.read_bytes().startswith(magic) for file in files)
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(whole: tuple[Path, str], tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
+    wait_for_runs(process, 4)
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "runs are finished and kept in halflife-runs; the same command goes on where it stopped" in " ".join(
+        errors.split()
+    )
+    assert "Traceback" not in errors
+    assert "Ctrl-C again does not wait" in " ".join(said.split())
+    kept = finished(tmp_path / "halflife-runs")
+    assert 4 <= kept < NUM_RUNS
+    partly = halflife("study", "verdicts", cwd=tmp_path)
+    assert partly.returncode == 0, partly.stderr
+    assert f"{kept} of {NUM_RUNS} runs finished" in partly.stdout
+    report = halflife("report", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    done = halflife(*SMOKE, cwd=tmp_path)
+    assert f"{NUM_RUNS} runs, {kept} finished before" in done.stdout
+    assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
+
+
+def children_of(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+def test_a_killed_command_takes_its_workers_along_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path) -> None:
+    process = start(*SMOKE, cwd=tmp_path)
+    wait_for_runs(process, 3)
+    workers = children_of(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its command"
+        time.sleep(0.1)
+    assert len(workers) >= 2
+    done = halflife(*SMOKE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
+
+
+def test_a_worker_that_dies_fails_its_run_alone(tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", "--seeds", "1", cwd=tmp_path)
+    wait_for_runs(process, 1)
+    for worker in children_of(process.pid):
+        os.kill(worker, signal.SIGKILL)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "1 run failed" in errors
+    assert "ended with signal SIGKILL, perhaps for want of memory: run the same command again" in " ".join(
+        errors.split()
+    )
+    assert "Traceback" not in errors
+    assert finished(tmp_path / "halflife-runs") == 3, said
+    assert halflife(*SMOKE, "--seeds", "1", cwd=tmp_path).returncode == 0
+    assert finished(tmp_path / "halflife-runs") == 4
+
+
+@pytest.mark.parametrize("limit", [3, 16], ids=["readings", "checkpoint"])
+def test_a_full_disk_stops_the_study_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path, limit: int) -> None:
+    """The kernel's limit on a file's size (in KiB) stands in for a full disk."""
+    command = f"ulimit -f {limit}; exec {sys.executable} -B -m halflife {' '.join(SMOKE)}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: the disk of halflife-runs/runs/")
+    assert (
+        "is full, and everything written so far is kept: free some space and run the same command again" in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+    assert halflife(*SMOKE, cwd=tmp_path).returncode == 0
+    assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
+
+
+def test_a_trial_of_a_few_steps_gives_no_verdict(tmp_path: Path) -> None:
+    done = halflife(
+        "study", "run", "stabilization-vgg", "--preset", "smoke", "--max-steps", "2", "--seeds", "2", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "runs were cut at 2 steps by --max-steps" in " ".join(done.stdout.split())
+
+
+# ---- wrong input: one sentence on standard error, exit code 2, no traceback
+
+
+def _other_schema(folder: Path) -> None:
+    Store(folder / "old").create()
+    (folder / "old/store.json").write_text('{"schema": 0}')
+
+
+WRONG: list[tuple[tuple[str, ...], str]] = [
+    (
+        ("study", "run", "stabilisation"),
+        "there is no study 'stabilisation', expected one of stabilization, stabilization-vgg",
+    ),
+    (
+        ("study", "run", "stabilization", "--preset", "day"),
+        "has no preset 'day', expected one of smoke, laptop, night, paper",
+    ),
+    ((*SMOKE, "--workers", "0"), "--workers is 0, expected an integer >= 1"),
+    ((*SMOKE, "--seeds", "0"), "--seeds is 0, expected an integer >= 1"),
+    ((*SMOKE, "--max-steps", "0"), "max_steps is 0, expected an integer >= 1"),
+    ((*SMOKE, "--data", "empty"), "--data is empty, and no run of stabilization at smoke reads a folder"),
+    (("study", "run", "lm-schedules", "--preset", "paper"), "openwebtext needs train.bin and val.bin"),
+    ((*SMOKE, "--fsdp"), "torchrun"),
+    ((*SMOKE, "--store", "old"), "the store old has schema version 0, and this halflife writes 1"),
+    ((*SMOKE, "--store", "file"), "the store file is a file, expected a folder"),
+    ((*SMOKE, "--store", "file/inside"), "cannot be written (Not a directory)"),
+    (("study", "run", "stabilization", "--preset", "paper"), "cifar10 needs CIFAR-10's binary version"),
+    (("study", "run", "stabilization", "--preset", "paper", "--data", "empty"), "empty has no data_batch_1.bin"),
+    (("study", "run", "stabilization", "--preset", "paper", "--data", "gone"), "gone is no folder, expected one with"),
+    (("study", "verdicts"), "there is no store at halflife-runs: run `halflife study run stabilization` first"),
+    (("study", "verdicts", "stabilization-vgg", "--store", "made"), "has no runs of stabilization-vgg"),
+    (("report", "--store", "made", "--format", "png"), "--format is 'png', expected html, svg or pdf"),
+    (("report", "nothing", "--store", "made"), "there is no study 'nothing'"),
+    (("report", "--store", "empty"), "the store empty has no runs"),
+]
+
+
+@pytest.fixture(scope="module")
+def wrong_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wrong")
+    _other_schema(folder)
+    (folder / "file").write_text("")
+    (folder / "empty").mkdir()
+    make_store(folder / "made")
+    return folder
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(arguments)[-40:] for arguments, _ in WRONG])
+def test_wrong_input_is_one_sentence(
+    wrong_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: Any,
+    message: str,
+) -> None:
+    from halflife.cli import main as cli
+
+    monkeypatch.chdir(wrong_folder)
+    for name in ("HALFLIFE_STORE", "HALFLIFE_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["halflife", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err + said.out
+
+
+@pytest.mark.parametrize("missing", ["typer", "numpy", "altair"])
+def test_a_missing_extra_is_one_sentence(tmp_path: Path, missing: str) -> None:
+    make_store(tmp_path / "made")
+    program = f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = ['report', '--store', 'made']\n"
+    program += "from halflife.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: this command needs {missing}, which is not installed: pip install 'torch-hal"
+    )
+    assert "Traceback" not in done.stderr
+
+
+WITHOUT_STUDY = ("numpy", "scipy", "polars", "safetensors", "filelock", "jinja2", "altair", "vl_convert")
+
+
+def test_the_extra_of_a_command_is_all_that_it_needs() -> None:
+    """``audit`` and a reference of `Toward` with torch, typer and rich alone, and nothing said of numpy."""
+    program = f"""
+import sys
+sys.modules |= dict.fromkeys({WITHOUT_STUDY!r})
+from halflife.__main__ import main
+sys.argv[1:] = ["audit", "examples/audit_in_ci.py:make_optimizer", "--expect", "*=decoupled:0.1"]
+try:
+    main()
+except SystemExit as stop:
+    assert stop.code == 1, stop.code
+import torch, halflife
+tensors = halflife.rules.appliers.Tensors([torch.arange(6.0)[::2], torch.zeros(0), torch.tensor([1 + 2j])])
+print(tensors.digest)
+"""
+    root = ROOT
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    said, digest = done.stderr.splitlines()  # what follows an audit goes to standard error as well
+    assert said.startswith("does not hold: everything else: expected decoupled:0.1, but 5 of 7 differ.")
+    found = hashlib.sha256(b"0 (3,) " + struct.pack("<3d", 0, 2, 4) + b"1 (0,) 2 (1,) " + struct.pack("<2d", 1, 2))
+    assert digest == found.hexdigest()[:16]
+
+
+def test_typer_comes_with_the_smaller_extra() -> None:
+    program = "import sys; sys.modules['typer'] = None; sys.argv[1:] = ['audit', 'train.py:make']\n"
+    program += "from halflife.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 2
+    assert "pip install 'torch-halflife[cli]'" in done.stderr
+
+
+def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "halflife-runs").locked():
+        done = halflife(*SMOKE, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: another halflife process is writing the store halflife-runs: wait until it ends"
+    )
+    assert done.stdout == ""
+
+
+def test_the_store_comes_from_the_environment(tmp_path: Path) -> None:
+    make_store(tmp_path / "made")
+    done = halflife("study", "verdicts", cwd=tmp_path, HALFLIFE_STORE="made")
+    assert "stabilization (laptop)" in done.stdout
+
+
+def test_words_that_the_command_does_not_know_are_the_users_mistake(tmp_path: Path) -> None:
+    for arguments in (("stud",), ("study", "run"), ("study", "run", "stabilization", "--workers", "two")):
+        done = halflife(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,108 @@
+"""docs/optimizers.md: written by its tool, and true."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from halflife.laws import identify
+from tests import ROOT
+
+TEXT = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
+# One of each kind: a formula, a penalty, a silent one, shapes that differ, an adapter, what cannot be probed.
+SOME = [
+    ("torch.optim", "AdamW", ""),
+    ("torch.optim", "SGD", "momentum=0.9, nesterov=True"),
+    ("torch.optim", "Muon", ""),
+    ("torch.optim", "LBFGS", ""),
+    ("torch-optimi", "AdamW", "decouple_lr=True"),
+    ("torchao", "AdamW8bit", ""),
+    ("pytorch-optimizer", "AdaBelief", "weight_decouple=True, fixed_decay=True"),
+    ("pytorch-optimizer", "AdamC", "weight_decouple=True, normalized=True in the group"),
+    ("pytorch-optimizer", "Grams", "weight_decouple=False"),
+    ("pytorch-optimizer", "MARS", "weight_decouple=True"),
+    ("pytorch-optimizer", "Muon", "weight_decouple=False, use_muon=False in the group"),
+    ("pytorch-optimizer", "Adan", "weight_decouple=False"),
+    ("pytorch-optimizer", "Prodigy", "weight_decouple=True"),
+]
+
+
+@cache
+def tool() -> Any:
+    spec = importlib.util.spec_from_file_location("optimizer_laws", ROOT / "tools" / "optimizer_laws.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def section(name: str) -> list[str]:
+    """The table rows of a section of the page."""
+    lines = TEXT.split(f"\n## {name}\n")[1].split("\n## ")[0].splitlines()
+    return [line for line in lines if line.startswith("| `")]
+
+
+@pytest.mark.parametrize(("where", "name", "settings"), SOME, ids=["-".join(each[1:]) for each in SOME])
+def test_rows_are_what_the_tool_writes(where: str, name: str, settings: str) -> None:
+    rows = [row for row in tool().SECTIONS[where]() if (row.name, row.setting_text) == (name, settings)]
+    assert len(rows) == 1
+    assert tool().table_row(rows[0], identify(rows[0].make)) in section(where)
+
+
+def test_every_row_is_on_the_page_in_order() -> None:
+    for where, rows in tool().SECTIONS.items():
+        expected = [(f"`{row.name}`", f"`{row.setting_text}`" if row.setting_text else "") for row in rows()]
+        cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in section(where)]
+        assert [tuple(each) for each in cells] == expected, where
+
+
+def test_the_page_covers_what_it_promises() -> None:
+    import torch
+
+    names = {line.split("`")[1] for line in section("torch.optim")}
+    kinds = {name for name, kind in vars(torch.optim).items() if isinstance(kind, type)} - {"Optimizer"}
+    assert kinds <= names
+    probed = {line.split("`")[1] for line in section("pytorch-optimizer") if "| not probed |" not in line}
+    assert len(probed) >= 60
+    assert str(len(probed)) in TEXT
+
+
+def test_every_disagreement_has_a_reproducer_and_a_true_quote() -> None:
+    table = TEXT.split("## Where documentation and behaviour disagree")[1].split("###")[0]
+    listed = set(re.findall(r"^\| `([\w.]+)\.(\w+)` \|", table, re.MULTILINE))
+    assert listed == {name for reproducer in tool().REPRODUCERS for name in reproducer.names}
+    for reproducer in tool().REPRODUCERS:
+        assert reproducer.code.strip() in TEXT
+        assert "halflife" not in reproducer.code
+    for line in table.splitlines():
+        if found := re.match(r'^\| `([\w.]+)\.(\w+)` \| .*? \| "(.*?)" \|', line):
+            package, name, quote = found.groups()
+            assert tool().Row(package, name).says(quote), line
+
+
+def test_a_quote_that_is_not_there_is_noticed() -> None:
+    assert not tool().Row("torch.optim", "AdamW").says("weight_decay (float, optional): weight decay (L2 penalty)")
+
+
+def test_claims_are_compared() -> None:
+    for decouple in (True, False):
+        row = tool().po_row("Grams", {"weight_decouple": decouple})
+        assert row.claim.agrees(identify(row.make)) is decouple
+    for name, settings, agrees in [
+        ("Lion", {"weight_decouple": False}, True),
+        ("Adan", {"weight_decouple": False}, False),
+    ]:
+        row = tool().po_row(name, settings)
+        assert row.claim.agrees(identify(row.make)) is agrees, name
+
+
+@pytest.mark.slow
+def test_the_whole_page_is_what_the_tool_writes() -> None:
+    assert tool().without_date(tool().page("today")) == tool().without_date(TEXT)

@@ -1,0 +1,75 @@
+"""torch.compile(optimizer.step) under every rule: how many graphs it costs, and that the numbers are eager's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+from halflife.rules import Decoupled, Stable, Toward
+from tests.oracles.every_rule import CASES, LAM, Case, name_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+
+# Their fraction is 0 from step 5 or 6 on, and torch's optimizers branch at weight_decay == 0: one graph more.
+REACH_ZERO = {"until", "per-group"}
+STEADY, STEPS = 8, 12  # steps at one learning rate, and in all
+REFERENCES = [torch.full((3, 2), 0.5), torch.full((2,), 0.25)]
+TENSORS = {"toward-tensors": Toward(Decoupled(3.0), REFERENCES), "toward-stable": Toward(Stable(0.1), REFERENCES)}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def train(case: Case, *, attached: bool, compiled: bool, **settings: bool) -> tuple[list[Tensor], list[int]]:
+    """Take steps, the last of them at learning rates that fall; return weights, and the graphs after each step."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(reference.shape, generator=generator)) for reference in REFERENCES]
+    groups = [{"params": [parameter], "weight_decay": LAM} for parameter in parameters]
+    optimizer = case.optimizer(groups, **settings)
+    if attached:
+        if case.name in TENSORS:  # the case's own are another model's
+            case = Case(case.name, lambda: TENSORS[case.name], case.numbers)
+        case.attach(optimizer)
+    counter = CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter) if compiled else optimizer.step
+    graphs = []
+    for number in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.03 / (1 + max(0, number - STEADY + 1))
+        for parameter in parameters:
+            parameter.grad = 0.7 * (parameter.detach() + 0.4)
+        step()
+        optimizer.state_dict()  # a checkpoint costs no graph
+        graphs.append(counter.frame_count)
+    return [parameter.detach() for parameter in parameters], graphs
+
+
+@cache
+def graphs_without_a_rule(sgd: bool) -> tuple[int, int]:
+    """After the first steps, and after all."""
+    case = next(case for case in CASES if case.sgd is sgd)
+    _, graphs = train(case, attached=False, compiled=True)
+    torch._dynamo.reset()
+    return graphs[STEADY - 1], graphs[-1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=name_of)
+def test_graphs_and_numbers(case: Case) -> None:
+    """At a steady learning rate a rule's own number may cost one graph, and a second where it becomes 0."""
+    steady, falling = graphs_without_a_rule(case.sgd)
+    values, graphs = train(case, attached=True, compiled=True)
+    expected, _ = train(case, attached=True, compiled=False)
+    for ours, theirs in zip(values, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    more = 2 if case.name in REACH_ZERO else 1
+    assert 0 < graphs[STEADY - 1] <= steady + more
+    assert graphs[-1] <= falling + more

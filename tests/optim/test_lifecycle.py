@@ -1,0 +1,472 @@
+"""What happens to optimizers under a rule: copies, new groups, closures, exceptions, company, threads, and detaching."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from halflife.errors import UserError
+from halflife.optim.attaching import attach, handle_of
+from halflife.rules import Applier, Cautious, Constant, Decoupled, NormTarget, Rule, Sphere, Stable, Toward
+from tests.optim.test_precision import assert_follows_adam
+from tests.oracles.cases import own_pass_only
+from tests.oracles.every_rule import (
+    BY_NAME,
+    CASES,
+    FACTORS,
+    HALF,
+    LAM,
+    PEAKS,
+    STEPS,
+    Case,
+    Net,
+    assert_same,
+    backward,
+    groups_of,
+    name_of,
+    reference,
+    set_lr,
+    train,
+    weights,
+)
+
+by_rule = pytest.mark.parametrize("case", CASES, ids=name_of)
+of_adamw = pytest.mark.parametrize("case", [case for case in CASES if not case.sgd], ids=name_of)
+
+
+def started(case: Case, *, attached: bool = True, steps: int = 0) -> tuple[Net, Optimizer]:
+    model = Net()
+    optimizer = case.optimizer(groups_of(model))
+    if attached:
+        case.attach(optimizer)
+    train(model, optimizer, range(steps))
+    return model, optimizer
+
+
+def keys_of(optimizer: Optimizer) -> list[set[str]]:
+    return [set(group) for group in optimizer.param_groups] + [set(state) for state in optimizer.state.values()]
+
+
+# ---- copies
+
+
+@by_rule
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_a_copy_runs_on_without_the_rule(case: Case, duplicate: Callable[[Any], Any]) -> None:
+    """By the optimizer's own decay, with what the rule has left in it doing nothing."""
+    model, optimizer = started(case, steps=HALF)
+    other, copied = duplicate((model, optimizer))
+    assert handle_of(copied) is None
+    plain_model = Net()
+    plain_model.load_state_dict(model.state_dict())
+    plain = case.optimizer(groups_of(plain_model))
+    plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, stepped in ((other, copied), (plain_model, plain)):
+        train(net, stepped, range(HALF, STEPS))
+    assert_same(weights(other), weights(plain_model))
+    assert copied.state_dict()["param_groups"][0].get("halflife_step") == -1
+
+
+@by_rule
+def test_a_copy_takes_the_rule_again(case: Case) -> None:
+    """It goes on as the original does, except for what only its checkpoints keep: `Case.lost`."""
+    model, optimizer = started(case, steps=HALF)
+    other, copied = copy.deepcopy((model, optimizer))
+    complete = case.lost in {None, "peak_lr", "reference"}  # the groups keep the peak, the state the reference
+    with contextlib.nullcontext() if complete else pytest.warns(UserWarning, match="is a copy of one under a rule"):
+        case.attach(copied)
+    for net, stepped in ((model, optimizer), (other, copied)):
+        train(net, stepped, range(HALF, STEPS))
+    if complete:
+        for ours, theirs in zip(weights(other), weights(model), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    if case.name == "stable":
+        assert_follows_adam(copied)
+
+
+# ---- new groups
+
+
+@by_rule
+def test_a_group_that_joins_starts_by_itself(case: Case) -> None:
+    """The same as if it had been there from the start without gradients; to the last bit."""
+
+    def run(*, late: bool) -> tuple[list[Tensor], Optimizer]:
+        model = Net()
+        extra = nn.Parameter(torch.linspace(-1, 1, 6).reshape(3, 2))
+        group = {"params": [("extra", extra)], "weight_decay": LAM, "lr": PEAKS[0], "initial_lr": PEAKS[0]}
+        if case.name in {"per-group", "toward-tensors", "toward-stable"}:  # they have nothing for it
+            group["weight_decay"] = 0.0
+        optimizer = case.optimizer([*groups_of(model), *([] if late else [group])])
+        handle = case.attach(optimizer)
+        for step in range(STEPS):
+            if late and step == HALF:
+                optimizer.add_param_group(group)
+                assert len(handle.fractions()) == 4
+            set_lr(optimizer, step)
+            backward(model, optimizer, step)
+            if step >= HALF:
+                extra.grad = 0.7 * (extra.detach() + 0.4)
+                optimizer.param_groups[3]["lr"] = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+        return [*weights(model), extra.detach()], optimizer
+
+    (joined, optimizer), (expected, _) = run(late=True), run(late=False)
+    assert_same(joined, expected)
+    if case.name == "stable":
+        assert_follows_adam(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("per-group", "PerGroup has 3 rules, but parameter group 3 decays too"),
+        ("toward-tensors", "no reference for the decaying parameter extra"),
+        ("toward-stable", "11 reference tensors, but parameter 11 of the optimizer decays"),
+    ],
+)
+def test_a_group_for_which_the_rule_has_nothing_is_refused(name: str, message: str) -> None:
+    model, optimizer = started(BY_NAME[name], steps=2)
+    extra = nn.Parameter(torch.ones(2, 2))
+    optimizer.add_param_group({"params": [("extra", extra)], "weight_decay": LAM})
+    set_lr(optimizer, 2)
+    backward(model, optimizer, 2)
+    extra.grad = torch.ones(2, 2)
+    before = weights(model)
+    with pytest.raises(UserError, match=message):
+        optimizer.step()
+    assert_same(weights(model), before)
+    assert torch.equal(extra.detach(), torch.ones(2, 2))
+
+
+# ---- closures and exceptions
+
+
+def run_with_closures(case: Case, *, broken_at: int | None = None) -> list[Tensor]:
+    model, optimizer = started(case)
+    for step in range(STEPS):
+        set_lr(optimizer, step)
+        if step == broken_at:
+            before = weights(model)
+
+            def broken(step: int = step) -> float:
+                backward(model, optimizer, step)
+                raise RuntimeError("out of memory")
+
+            with pytest.raises(RuntimeError, match="out of memory"):
+                optimizer.step(broken)
+            assert_same(weights(model), before)
+            saved = optimizer.state_dict()["param_groups"]
+            assert [group["weight_decay"] for group in saved] == [LAM, LAM, 0.0]
+        # Gradients of another step lie there: the rule must wait for those that the closure makes.
+        backward(model, optimizer, (step + 3) % STEPS)
+
+        def closure(step: int = step) -> float:
+            return backward(model, optimizer, step).item()
+
+        optimizer.step(closure)
+    return weights(model)
+
+
+@by_rule
+def test_a_closure_makes_the_gradients(case: Case) -> None:
+    model, _ = started(case, steps=STEPS)
+    if any(isinstance(part, Stable) for part in case.rule().parts()) and not case.sgd:
+        # The optimizer's own decay cannot serve answers that are not known before the closure: other roundings.
+        for ours, theirs in zip(run_with_closures(case), weights(model), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    else:
+        assert_same(run_with_closures(case), weights(model))
+
+
+@by_rule
+def test_an_exception_in_a_closure_leaves_no_trace(case: Case) -> None:
+    assert_same(run_with_closures(case, broken_at=3), run_with_closures(case))
+
+
+@pytest.mark.parametrize("name", ["norm", "sphere", "toward", "average", "cautious"])
+def test_lbfgs_under_rules_that_act_on_tensors(name: str) -> None:
+    """Its step asks the closure many times: the rule acts once, on what the whole step did."""
+    weight = nn.Parameter(torch.linspace(-1, 1, 8))
+    goal = torch.linspace(2, -1, 8)
+    start = weight.detach().clone()
+    optimizer = torch.optim.LBFGS([weight], lr=0.5, max_iter=4)
+    made: dict[str, Rule | Applier] = {
+        "norm": NormTarget(1.5),
+        "sphere": Sphere(1.5),
+        "toward": Toward(Constant(0.25), [goal]),
+        "average": Toward(Constant(0.25)),
+        "cautious": Cautious(Constant(0.25)),
+    }
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        optimizer.zero_grad()
+        loss = (weight - goal).square().sum() * 0.1
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        return loss
+
+    attach(optimizer, made[name], select="all")
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it without types
+    assert calls > 2
+
+    bare = nn.Parameter(start.clone())
+    plain = torch.optim.LBFGS([bare], lr=0.5, max_iter=4)
+    count = 0
+
+    def by_hand() -> Tensor:
+        nonlocal count
+        plain.zero_grad()
+        loss = (bare - goal).square().sum() * 0.1
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        count += 1
+        if count == 1 and name == "toward":
+            with torch.no_grad():
+                bare.lerp_(goal, 0.25)
+        return loss
+
+    plain.step(by_hand)  # type: ignore[no-untyped-call]  # torch leaves it without types
+    expected = bare.detach()
+    if name in {"norm", "sphere"}:
+        expected = expected / expected.norm() * 1.5
+    if name == "cautious":
+        expected = torch.where((start - expected) * start >= 0, expected - 0.25 * start, expected)
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_stable_refuses_lbfgs() -> None:
+    optimizer = torch.optim.LBFGS([nn.Parameter(torch.ones(2))])
+    with pytest.raises(UserError, match=r"Stable knows SGD and the Adam family of torch .*, got LBFGS"):
+        attach(optimizer, Stable(0.1), select="all")
+
+
+class Mine(torch.optim.AdamW):
+    """Calls the step of its base class; torch then runs the hooks of both."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@of_adamw
+def test_a_subclass_that_calls_its_base(case: Case) -> None:
+    if case.name in {"l2-first", "l2-second"}:
+        pytest.skip("for torch's own classes only")
+    model = Net()
+    optimizer = Mine(groups_of(model), lr=PEAKS[0], betas=(0.9, 0.95))
+    case.attach(optimizer)
+    train(model, optimizer)
+    with own_pass_only():
+        expected, _ = started(case, steps=STEPS)
+    if isinstance(case.rule(), Cautious):  # where the sign of the update is not known beforehand: other roundings
+        for ours, theirs in zip(weights(model), weights(expected), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    else:
+        assert_same(weights(model), weights(expected))
+
+
+# ---- company
+
+
+def split(model: Net) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The matrices of the block for Muon, the rest for AdamW."""
+    groups = groups_of(model)
+    return groups[:1], groups[1:]
+
+
+def train_both(model: Net, optimizers: list[Optimizer], steps: range = range(STEPS)) -> None:
+    for step in steps:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * FACTORS[step]
+        backward(model, optimizers[0], step)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+REFUSED_TOGETHER = {
+    "stable": "Stable cannot be attached to Muon",
+    "stable-beta2": "Stable cannot be attached to Muon",
+    "stable-sgd": "Stable cannot be attached to Muon",
+    "cautious-stable": "Stable cannot be attached to Muon",
+    "toward-stable": "references in order for 2 optimizers",
+    "per-group": "Stable cannot be attached to Muon",
+    "sphere-net": "projects one net, but 2 optimizers step at different times",
+    "sphere-net-first": "projects one net, but 2 optimizers step at different times",
+    "l2-first": "expected torch's Adam or AdamW",
+    "l2-second": "expected torch's Adam or AdamW",
+}
+
+
+@by_rule
+def test_several_optimizers_train_one_model(case: Case) -> None:
+    """Together they do what they would do with a handle each; and each resumes from its own checkpoint."""
+
+    def made(model: Net) -> list[Optimizer]:
+        first, rest = split(model)
+        return [torch.optim.Muon(first, lr=0.02), torch.optim.AdamW(rest, lr=0.02)]
+
+    if case.name in REFUSED_TOGETHER:
+        with pytest.raises(UserError, match=REFUSED_TOGETHER[case.name]):
+            attach(made(Net()), case.rule(), **case.numbers)  # type: ignore[arg-type]  # floats only
+        return
+    together, apart, resumed = Net(), Net(), Net(seed=99)
+    optimizers = made(together)
+    handle = attach(optimizers, case.rule(), **case.numbers)  # type: ignore[arg-type]  # floats only
+    train_both(together, optimizers, range(HALF))
+    states = copy.deepcopy([together.state_dict(), *(optimizer.state_dict() for optimizer in optimizers)])
+    train_both(together, optimizers, range(HALF, STEPS))
+    assert len(handle.fractions()) == 3
+
+    alone = made(apart)
+    for optimizer in alone:
+        case.attach(optimizer)
+    train_both(apart, alone)
+    assert_same(weights(together), weights(apart))
+
+    fresh = made(resumed)
+    attach(fresh, case.rule(), **case.numbers)  # type: ignore[arg-type]  # floats only
+    resumed.load_state_dict(states[0])
+    for optimizer, state in zip(fresh, states[1:], strict=True):
+        optimizer.load_state_dict(state)
+    train_both(resumed, fresh, range(HALF, STEPS))
+    assert_same(weights(resumed), weights(together))
+
+
+def test_references_in_order_need_one_optimizer() -> None:
+    """Both would take the first tensors of the list."""
+    model = Net()
+    first, rest = split(model)
+    optimizers = [torch.optim.SGD(first, lr=0.1), torch.optim.SGD(rest, lr=0.1)]
+    with pytest.raises(UserError, match=r"references in order .* 2 optimizers.* by name"):
+        attach(optimizers, Toward(Constant(0.1), [parameter.detach() for parameter in model.parameters()]))
+    attach(optimizers, Toward(Constant(0.1), reference()))
+
+
+def test_hooks_of_others_run_in_the_order_of_registration() -> None:
+    """What changes gradients before a step has to be registered before the rule, which then sees the change."""
+    model = Net()
+    optimizer = BY_NAME["stable"].optimizer(groups_of(model))
+
+    def tenfold(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad *= 10.0
+
+    optimizer.register_step_pre_hook(tenfold)
+    handle = BY_NAME["stable"].attach(optimizer)
+    after: list[list[float]] = []
+    optimizer.register_step_post_hook(lambda *args: after.append(handle.fractions()))
+    train(model, optimizer)
+    assert_follows_adam(optimizer)
+    assert after[-1] == handle.fractions()
+    handle.detach()
+    assert len(optimizer._optimizer_step_pre_hooks) == len(optimizer._optimizer_step_post_hooks) == 1
+
+
+def test_optimizers_in_threads_do_not_meet() -> None:
+    names = ["stable", "cautious", "toward-average", "norm-target-first", "until", "l2-second"]
+    results: dict[str, list[Tensor]] = {}
+
+    def run(name: str) -> None:
+        model, _ = started(BY_NAME[name], steps=STEPS)
+        results[name] = weights(model)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name in names:
+        assert_same(results[name], weights(started(BY_NAME[name], steps=STEPS)[0]))
+
+
+@by_rule
+def test_a_second_rule_is_refused(case: Case) -> None:
+    model, optimizer = started(case, steps=1)
+    handle = handle_of(optimizer)
+    with pytest.raises(UserError, match="a rule is already attached"):
+        case.attach(optimizer)
+    assert handle_of(optimizer) is handle
+    train(model, optimizer, range(1, STEPS))
+    assert_same(weights(model), weights(started(case, steps=STEPS)[0]))
+
+
+# ---- references that are the weights themselves
+
+
+def test_the_models_own_state_as_reference_is_what_it_was() -> None:
+    """state_dict() has the live tensors: the reference must not follow the weights, not after loading either."""
+    model = Net()
+    optimizer = torch.optim.SGD(groups_of(model), lr=0.1, momentum=0.9)
+    start = copy.deepcopy(model.state_dict())
+    attach(optimizer, Toward(Constant(0.5), model.state_dict()))
+    train(model, optimizer, range(1, 3))
+    optimizer.load_state_dict(optimizer.state_dict())  # references are looked up anew
+    optimizer.state.clear()
+    before = model.position.detach().clone()
+    optimizer.zero_grad()
+    model.position.grad = torch.zeros_like(before)
+    optimizer.step()
+    torch.testing.assert_close(model.position.detach(), before + 0.5 * (start["position"] - before))
+
+
+# ---- detaching
+
+
+@by_rule
+def test_detach_gives_the_optimizer_back(case: Case) -> None:
+    model, optimizer = started(case, steps=HALF)
+    plain_model, plain = started(case, attached=False, steps=HALF)
+    handle = handle_of(optimizer)
+    assert handle is not None
+    handle.detach()
+    assert handle_of(optimizer) is None
+    assert handle.fractions() == []
+    assert keys_of(optimizer) == keys_of(plain)
+    assert optimizer.defaults == plain.defaults
+    for group, other in zip(optimizer.param_groups, plain.param_groups, strict=True):
+        assert {key: group[key] for key in group if key != "params"} == {
+            key: other[key] for key in other if key != "params"
+        }
+    assert vars(optimizer).keys() == vars(plain).keys()
+    for name, value in vars(optimizer).items():
+        if name.endswith("_hooks"):
+            assert not value
+    plain_model.load_state_dict(model.state_dict())
+    plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, stepped in ((model, optimizer), (plain_model, plain)):
+        train(net, stepped, range(HALF, STEPS))
+    assert_same(weights(model), weights(plain_model))
+
+
+@of_adamw
+def test_rules_take_turns(case: Case) -> None:
+    """After detach the next rule starts anew, with nothing left of the last one."""
+    model, optimizer = started(case, steps=HALF)
+    handle = handle_of(optimizer)
+    assert handle is not None
+    handle.detach()
+    attach(optimizer, Decoupled(LAM))
+    train(model, optimizer, range(HALF, STEPS))
+    before = handle_of(optimizer)
+    assert before is not None
+    before.detach()
+    case.attach(optimizer)
+    train(model, optimizer, range(STEPS - 1, STEPS))
+    assert optimizer.state_dict()["param_groups"][0]["halflife_step"] == 1
+    if case.name == "stable":
+        assert_follows_adam(optimizer)

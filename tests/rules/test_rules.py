@@ -1,0 +1,153 @@
+"""The rules as functions of plain numbers: formula, range, description, refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halflife.errors import UserError
+from halflife.rules import (
+    L2,
+    Constant,
+    Corrected,
+    Decoupled,
+    HalfLife,
+    Independent,
+    PerGroup,
+    Rule,
+    Scheduled,
+    StepInfo,
+    law_text,
+)
+from halflife.schedules import constant, join, until, warmup
+from halflife.units import check_fraction
+from tests.oracles.cases import RULES, RuleCase
+
+
+@pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)
+@given(
+    peak=st.floats(min_value=1e-6, max_value=0.3),
+    share=st.floats(min_value=1e-6, max_value=1.0),
+    own=st.floats(min_value=1e-6, max_value=0.4),
+    step=st.integers(min_value=0, max_value=20),
+    group=st.integers(min_value=0, max_value=1),
+)
+def test_a_rule_answers_its_formula(
+    case: RuleCase, peak: float, share: float, own: float, step: int, group: int
+) -> None:
+    lr = peak * share
+    info = StepInfo(lr=lr, lam=own, step=step, peak_lr=peak, group=group, **case.numbers)
+    r = case.rule.fraction(info)
+    assert r == pytest.approx(case.formula(lr, peak, own, step, group), rel=1e-12, abs=1e-300)
+    assert 0.0 <= r < 1.0
+
+
+@pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)
+def test_a_rule_reads_only_what_it_says(case: RuleCase) -> None:
+    """A number that is not in ``needs`` may be unknown (NaN, or any step) without changing the answer."""
+    full = {"lam": 0.2, "peak_lr": 0.5, "step": 2, "steps_per_epoch": 4.5, "tokens_per_step": 10.0}
+    needed = {name: value for name, value in full.items() if name in case.rule.needs}
+    assert case.rule.needs <= full.keys()
+    given_all = case.rule.fraction(StepInfo(lr=0.1, **full))  # type: ignore[arg-type]  # the names are its fields
+    given_needed = case.rule.fraction(StepInfo(lr=0.1, **needed))  # type: ignore[arg-type]  # the names are its fields
+    assert given_all == given_needed
+    if not isinstance(case.rule, PerGroup):
+        for name in needed.keys() - {"step"}:
+            without = {key: value for key, value in needed.items() if key != name}
+            with pytest.raises(UserError):  # from the rule, or from the check of the NaN that it answers
+                check_fraction(case.rule.fraction(StepInfo(lr=0.1, **without)))  # type: ignore[arg-type]  # the names are its fields
+
+
+def test_laws_are_plain_and_comparable() -> None:
+    rule = Scheduled(Decoupled(0.1), join((warmup(5), until(10)), (20,)))
+    assert rule.law() == {
+        "name": "Scheduled",
+        "inner": {"name": "Decoupled", "lam": 0.1},
+        "schedule": {
+            "name": "join",
+            "schedules": [{"name": "warmup", "steps": 5}, {"name": "until", "step": 10}],
+            "boundaries": [20],
+        },
+    }
+    assert law_text(rule.law()) == (
+        "Scheduled(inner=Decoupled(lam=0.1), "
+        "schedule=join(schedules=[warmup(steps=5), until(step=10)], boundaries=[20]))"
+    )
+    texts = [law_text(case.rule.law()) for case in RULES]
+    assert len(set(texts)) == len(texts)
+
+
+def halve(step: int) -> float:
+    return 0.5
+
+
+def test_a_schedule_of_the_user_is_known_by_its_name() -> None:
+    rule = Scheduled(Decoupled(0.1), halve)
+    assert rule.fraction(StepInfo(lr=0.1)) == pytest.approx(0.005)
+    assert law_text(rule.law()) == f"Scheduled(inner=Decoupled(lam=0.1), schedule={__name__}.halve)"
+
+
+def test_equal_numbers_make_equal_laws() -> None:
+    assert law_text(Decoupled(1).law()) == law_text(Decoupled(1.0).law()) == "Decoupled(lam=1.0)"
+    assert law_text(HalfLife(steps=5).law()) == "HalfLife(steps=5.0, epochs=None, tokens=None)"
+
+
+def test_l2_answers_a_coefficient() -> None:
+    info = StepInfo(lr=0.1, lam=0.3, step=4)
+    assert L2(0.2).coefficient(info) == 0.2
+    assert L2().coefficient(info) == 0.3
+    assert L2(0.2, until(4)).coefficient(info) == 0.0
+    assert L2(schedule=constant(0.5)).coefficient(info) == 0.15
+    assert L2().needs == {"lam"}
+    assert L2(0.1, until(4)).needs == {"step"}
+    assert not isinstance(L2(0.1), Rule)
+
+
+def test_rules_print_as_they_are_written() -> None:
+    assert repr(Decoupled(0.1)) == "Decoupled(lam=0.1)"
+    assert eval(repr(HalfLife(steps=3)), {"HalfLife": HalfLife}) == HalfLife(steps=3)
+
+
+LAM_RULES: list[Callable[[float], object]] = [Decoupled, Independent, Constant, Corrected, L2]
+
+
+@pytest.mark.parametrize("make", LAM_RULES)
+@pytest.mark.parametrize("lam", [-0.1, math.nan, math.inf])
+def test_a_bad_lam_is_refused(make: Callable[[float], object], lam: float) -> None:
+    with pytest.raises(UserError, match=f"lam must be a finite number >= 0, got {lam}"):
+        make(lam)
+
+
+@pytest.mark.parametrize("make", [Independent, Constant])
+def test_a_lam_that_is_a_fraction_stays_below_one(make: Callable[[float], object]) -> None:
+    make(math.nextafter(1.0, 0.0))
+    with pytest.raises(UserError, match=r"is a fraction of the weight per step and must be < 1, got 1\.0"):
+        make(1.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: HalfLife(epochs=-1), "the half-life in epochs must be > 0"),
+        (lambda: HalfLife(tokens=math.nan), "the half-life in tokens must be > 0, got nan"),
+        (lambda: HalfLife(steps=0.001), "erases the weight in one step"),
+        (HalfLife, r"exactly one of steps=, epochs= and tokens=, got none"),
+        (lambda: HalfLife(steps=1, tokens=2), r"exactly one of .* got steps, tokens"),
+        (lambda: Scheduled(L2(0.1), until(3)), r"Scheduled wraps a rule, got L2.*takes a schedule itself"),  # type: ignore[arg-type]  # on purpose
+        (lambda: Scheduled(Decoupled(0.1), 0.5), r"expected a schedule, got 0\.5"),  # type: ignore[arg-type]  # on purpose
+        (lambda: L2(0.1, 0.5), r"expected a schedule, got 0\.5"),  # type: ignore[arg-type]  # on purpose
+        (lambda: PerGroup([]), "one rule per parameter group, got none"),
+        (lambda: PerGroup([Decoupled(0.1), 0.2]), r"PerGroup wraps a rule such as .*got 0\.2"),  # type: ignore[list-item]  # on purpose
+        (
+            lambda: PerGroup([Decoupled(0.1)]).fraction(StepInfo(lr=0.1, group=1)),
+            "PerGroup has 1 rules, but parameter group 1 decays too",
+        ),
+    ],
+)  # fmt: skip
+def test_refusals(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()

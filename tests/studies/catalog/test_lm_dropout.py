@@ -1,0 +1,258 @@
+"""Decay beside dropout, smoothing and augmentation: each rule on made-up losses whose answer is known, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from halflife.studies.catalog.images import augmentation
+from halflife.studies.catalog.images.augmentation import AUGMENTATION
+from halflife.studies.catalog.language.dropout import quantities as rules
+from halflife.studies.catalog.language.dropout.study import LAMS, LM_DROPOUT
+from halflife.studies.evidence.claims import Finding, PointsPanel, Study
+from halflife.studies.evidence.optimum import lam_of
+from halflife.studies.evidence.results import Results
+from halflife.studies.specs.base import RunSpec
+from halflife.studies.specs.images import ImageRun
+from halflife.studies.specs.text import TextRun
+from tests.studies.catalog.made_up_losses import NUM_SEEDS, MadeUpLosses
+
+LAPTOP = LM_DROPOUT.presets["laptop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """How decay and dropout act in a made-up world. Losses without either are 2.5 on repeated text and 2 on fresh.
+
+    Args:
+        gain: Of the best lam on repeated text, without dropout and smoothing.
+        beside: The same with dropout.
+        smoothed: The same with label smoothing.
+        best: The best lam without dropout, and with the high one.
+        dropout: What dropout gains on repeated text without decay.
+        fresh_cost: Of the low dropout on fresh text, for each lam.
+        fresh_gain: Of the best lam on fresh text without dropout, and with the high one.
+    """
+
+    gain: float = 0.1
+    beside: float = 0.04
+    smoothed: float = 0.09
+    best: tuple[float, float] = (1.2, 0.6)
+    dropout: float = 0.04
+    fresh_cost: tuple[float, ...] = (0.03, 0.03, 0.03, 0.03)
+    fresh_gain: tuple[float, float] = (0.05, 0.05)
+
+    def loss(self, key: str, spec: RunSpec) -> float:
+        assert isinstance(spec, TextRun)
+        lam, index = lam_of(spec), int(key[-1])
+        if spec.order == "one-pass":
+            gain = self.fresh_gain[spec.dropout > 0.15] if lam else 0.0
+            cost = self.fresh_cost[index] * (2 if spec.dropout > 0.15 else 1) if spec.dropout else 0.0
+            return 2 + cost - gain * self._part(lam, 0.25)
+        gain = self.smoothed if spec.label_smoothing else self.beside if spec.dropout else self.gain
+        best = self.best[1] if spec.dropout else self.best[0]
+        return 2.5 - (self.dropout if spec.dropout else 0.0) - gain * self._part(lam, best)
+
+    @staticmethod
+    def _part(lam: float, best: float) -> float:
+        """1 at the best lam, less around it."""
+        return 0.0 if lam == 0 else 1 - 0.05 * float(np.log(lam / best)) ** 2
+
+
+def made_up(world: World, jitter: float = 1e-4) -> Results:
+    return cast("Results", MadeUpLosses(LAPTOP.arms, world.loss, jitter))
+
+
+def measure(key: str, study: Study = LM_DROPOUT) -> Callable[[Results, int], Finding]:
+    return next(claim.measure for claim in study.claims if claim.key == key)
+
+
+CASES: list[tuple[str, World, float, str, float]] = [
+    ("decay", World(), 1e-4, "reproduced", -0.06),
+    ("decay", World(gain=0.0, beside=-0.05), 1e-4, "not reproduced", 0.04),
+    ("decay", World(gain=0.0, beside=0.005), 1e-4, "reproduced", -0.005),
+    ("decay", World(gain=0.0, beside=0.005), 0.02, "inconclusive", -0.005),
+    ("dropout", World(gain=0.0, beside=0.0), 1e-4, "reproduced", -0.04),
+    ("dropout", World(gain=0.1, beside=0.0), 1e-4, "not reproduced", 0.06),
+    ("dropout", World(gain=0.1, beside=0.059), 0.02, "inconclusive", 0.0),
+    ("overlap", World(), 1e-4, "reproduced", 0.06),
+    ("overlap", World(gain=0.02), 1e-4, "not reproduced", -0.02),
+    ("overlap", World(gain=0.04), 0.02, "inconclusive", 0.0),
+    ("smaller-lam", World(), 1e-4, "reproduced", 2.0),
+    ("smaller-lam", World(best=(0.6, 1.2)), 1e-4, "not reproduced", 0.5),
+    ("smaller-lam", World(best=(0.8, 0.8)), 7e-4, "inconclusive", 1.0),
+    ("smoothing", World(), 1e-4, "reproduced", 0.04),
+    ("smoothing", World(smoothed=0.02), 1e-4, "not reproduced", -0.03),
+    ("smoothing", World(smoothed=0.055), 1e-2, "inconclusive", 0.0),
+    ("smoothing", World(gain=-0.1), 1e-4, "inconclusive", 0.13),
+    ("one-pass-dropout", World(), 1e-4, "reproduced", 0.03),
+    ("one-pass-dropout", World(fresh_cost=(0.03, 0.03, 0.03, -0.02)), 1e-4, "not reproduced", -0.02),
+    ("one-pass-dropout", World(fresh_cost=(0.03, 0.03, 0.03, 0.0)), 1e-2, "inconclusive", 0.0),
+    ("one-pass-gain", World(), 1e-4, "reproduced", 0.0),
+    ("one-pass-gain", World(fresh_gain=(0.05, 0.02)), 1e-4, "not reproduced", 0.03),
+    ("one-pass-gain", World(fresh_gain=(0.05, 0.04)), 5e-3, "inconclusive", 0.01),
+    ("one-pass-gain", World(fresh_gain=(-0.05, -0.05)), 1e-4, "inconclusive", 0.0),
+    ("one-pass-gain", World(fresh_gain=(0.008, 0.008)), 1e-4, "inconclusive", 0.0),  # less than the margin
+    ("one-pass-gain", World(fresh_gain=(0.008, 0.03)), 1e-4, "not reproduced", -0.022),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "world", "jitter", "outcome", "effect"), CASES)
+def test_a_claim_is_decided_as_its_rule_says(
+    key: str, world: World, jitter: float, outcome: str, effect: float
+) -> None:
+    finding = measure(key)(made_up(world, jitter), 32)
+    assert finding.outcome == outcome, finding.reason
+    assert finding.effect is not None
+    # No arm has the best lam itself, so that a gain falls short by a few per cent.
+    assert finding.effect.estimate == pytest.approx(effect, abs=0.004 + 2 * jitter, rel=0.05)
+    assert finding.effect.num_seeds == NUM_SEEDS
+    assert finding.effect.example_name == "blocks"
+
+
+def test_a_best_lam_at_an_edge_is_left_open() -> None:
+    finding = measure("smaller-lam")(made_up(World(best=(20.0, 0.6))), 32)
+    assert (finding.outcome, finding.effect) == ("inconclusive", None)
+    assert finding.reason == "the lowest loss of dropout 0 is at lam 5, an edge of its grid"
+
+
+def test_best_against_best_has_no_bias_from_the_number_of_arms() -> None:
+    """Nothing acts and every arm has noise: a choice on the same seeds would favour the side with more arms."""
+    world = World(gain=0.0, beside=0.0, smoothed=0.0, dropout=0.0)
+    finding = measure("decay")(made_up(world, 0.02), 32)
+    assert finding.effect is not None
+    assert finding.effect.low < 0 < finding.effect.high
+    sides: list[NDArray[Any]] = []
+    results = made_up(world, 0.02)
+    for decay in (True, False):
+        keys = rules.keys_of(rules.REPEATED, rules.DROPOUTS, decay=decay)
+        sides.append(np.min([results.last(key, "val/loss", 32) for key in keys], axis=0))
+    assert float((sides[0] - sides[1]).mean()) < -0.01  # the naive choice of 12 arms against 3
+
+
+def test_rules_in_words_hold_the_bounds() -> None:
+    texts = {claim.key: claim.rule for claim in LM_DROPOUT.claims}
+    assert f"an improvement of {rules.SMALLEST_EFFECT} nats" in texts["decay"]
+    assert f"within {rules.SMALLEST_EFFECT} nats of 0" in texts["one-pass-gain"]
+    assert rules.SMALLEST_EFFECT == 0.01
+    assert "an improvement of 0.5 points" in {claim.key: claim.rule for claim in AUGMENTATION.claims}["helps"]
+
+
+# ---- images
+
+
+def images(errors: dict[str, tuple[float, ...]], jitter: float = 0.003) -> Results:
+    """Errors of the augmentations for each lam, as fractions."""
+    preset = AUGMENTATION.presets["laptop"]
+    return cast(
+        "Results", MadeUpLosses(preset.arms, lambda key, _: errors[key.rsplit("-", 1)[0]][int(key[-1])], jitter)
+    )
+
+
+FLAT = (0.15,) * 4
+GOOD = (0.15, 0.14, 0.12, 0.14)
+BAD = (0.15, 0.17, 0.17, 0.17)
+
+
+@pytest.mark.parametrize(
+    ("key", "errors", "jitter", "outcome", "effect"),
+    [
+        ("shrinks", {"none": GOOD, "flip-crop": FLAT}, 1e-4, "reproduced", 3.0),
+        ("shrinks", {"none": FLAT, "flip-crop": GOOD}, 1e-4, "not reproduced", -3.0),
+        ("shrinks", {"none": GOOD, "flip-crop": GOOD}, 3e-3, "inconclusive", 0.0),
+        ("helps", {"none": FLAT, "flip-crop": GOOD}, 1e-4, "reproduced", -3.0),
+        ("helps", {"none": FLAT, "flip-crop": BAD}, 1e-4, "not reproduced", 2.0),
+        ("helps", {"none": FLAT, "flip-crop": FLAT}, 1e-2, "inconclusive", 0.0),
+    ],
+)
+def test_augmentation_is_decided_as_its_rule_says(
+    key: str, errors: dict[str, tuple[float, ...]], jitter: float, outcome: str, effect: float
+) -> None:
+    finding = measure(key, AUGMENTATION)(images(errors, jitter), 8)
+    assert finding.outcome == outcome, finding.reason
+    assert finding.effect is not None
+    assert finding.effect.estimate == pytest.approx(effect, abs=0.05 + 200 * jitter)
+
+
+def test_figures_draw_each_sweep_and_a_point_without_decay() -> None:
+    panel = AUGMENTATION.panels[0]
+    assert isinstance(panel, PointsPanel)
+    rows = panel.rows(images({"none": GOOD, "flip-crop": FLAT}, 1e-5))
+    drawn_y = np.array([row.y for row in rows if row.series == "none" and row.style == "line"])
+    assert drawn_y - drawn_y[0] == pytest.approx([0, -2, 0], abs=0.01)
+    lams = list(augmentation.LAMS[1:])
+    assert [row.x for row in rows if row.series == "none" and row.style == "line"] == lams
+    assert [row.x for row in rows if row.series == "none" and row.style == "point"] == pytest.approx(
+        [lams[0] / 3, *lams]
+    )
+    assert {row.series for row in rows} == {"none", "flip-crop"}
+    for panel, runs, level in zip(LM_DROPOUT.panels[:2], (4, 3), (2.5, 2.0), strict=True):
+        assert isinstance(panel, PointsPanel)
+        drawn = panel.rows(made_up(World()))
+        assert len({row.series for row in drawn}) == runs
+        plain = [row for row in drawn if row.series == "dropout 0" and row.style == "point"]
+        assert plain[0].y == pytest.approx(level, abs=0.2)
+        assert plain[0].y - min(row.y for row in plain) == pytest.approx(0.1 if runs == 4 else 0.05, abs=0.002)
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize("name", ["smoke", "laptop", "night", "paper"])
+def test_arms_differ_in_what_their_keys_say(name: str) -> None:
+    preset = LM_DROPOUT.presets[name]
+    always = {"decay", "dropout", "label_smoothing", "order", "num_train_tokens"}
+    for size in {arm.size for arm in preset.arms}:
+        specs = {arm.key: cast("TextRun", arm.build(0)) for arm in preset.arms if arm.size == size}
+        assert len(specs) == 5 * 3 + 5 + 4 * 3
+        first = specs[rules.key_of(rules.REPEATED, "none", 0)]
+        for key, spec in specs.items():
+            differing = {f.name for f in dataclasses.fields(spec) if getattr(spec, f.name) != getattr(first, f.name)}
+            assert differing <= always
+            assert (spec.order == "epochs") == key.startswith(rules.REPEATED)
+            assert (spec.label_smoothing == 0.1) == ("smoothed" in key)
+            assert (lam_of(spec) == 0) == key.endswith("-0")
+            if spec.order == "epochs":
+                targets = spec.context if spec.model == "gpt" else 1
+                assert (spec.num_train_tokens or 0) * 8 == spec.num_steps * spec.batch_size * targets
+        for dropout, value in zip(rules.DROPOUTS, (0.0, 0.1, 0.2), strict=True):
+            assert specs[rules.key_of(rules.FRESH, dropout, 1)].dropout == value
+    assert [lam > 0 for lam in LAMS[rules.FRESH]] == [False, True, True, True]
+    assert len(LAMS[rules.REPEATED]) == rules.NUM_LAMS[rules.REPEATED]
+
+
+def test_presets_keep_to_their_budgets() -> None:
+    """The model of the time of the time-scale study; an image takes 0.11 ms at width 8, and in proportion to it."""
+
+    def seconds(name: str) -> float:
+        preset, total = LM_DROPOUT.presets[name], 0.0
+        for arm in preset.arms:
+            spec = cast("TextRun", arm.build(0))
+            parameters = 96 * 8 + 48 * spec.width + 8 * spec.width**2 + spec.width + 96 * spec.width
+            flop = 6 * parameters * spec.num_steps * spec.batch_size
+            seeds = preset.num_seeds if arm.size == preset.main_size else preset.num_ladder_seeds
+            total += seeds * (spec.num_steps * 1.05e-3 + flop / 3.3e10 + 0.2 * 5)
+        return total
+
+    assert seconds("laptop") / 2 < 600
+    assert seconds("night") / 2 < 5_400
+    for name, minutes in (("laptop", 10), ("night", 90)):
+        preset = AUGMENTATION.presets[name]
+        total = 0.0
+        for arm in preset.arms:
+            seeds = preset.num_seeds if arm.size == preset.main_size else preset.num_ladder_seeds
+            spec = cast("ImageRun", arm.build(0))
+            total += seeds * spec.num_epochs * (spec.num_train or 5_000) * 1.1e-4 * max(arm.size / 8, 0.75)
+        assert total / 2 < 60 * minutes
+    for study in (LM_DROPOUT, AUGMENTATION):
+        assert len({arm.size for arm in study.presets["night"].arms}) == 3
+        for preset in study.presets.values():
+            specs = [arm.build(seed) for arm in preset.arms for seed in range(2)]
+            assert len({spec.digest() for spec in specs}) == len(specs)
+    assert LAPTOP.num_seeds >= 5
+    assert AUGMENTATION.presets["laptop"].num_seeds >= 5
