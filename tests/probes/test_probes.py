@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from halflife import probes
 from halflife.probes import Problem, examples
-from halflife.probes.dense import dense_covariance, dense_gauss_newton, dense_hessian
 from halflife.probes.operators import matrix_product
 from tests import ROOT
+from tests.oracles.dense import dense_covariance, dense_gauss_newton, dense_hessian
 from tests.probes.probe_nets import NUM_CLASSES, ConvNet, conv_problem, mlp_problem, problems, split_batches
 
 PROBLEMS = problems()

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from halflife import probes
 from halflife.probes import Problem
-from halflife.probes.dense import dense_covariance, dense_gauss_newton, dense_hessian
 from halflife.probes.estimators import hutch_plus_plus, hutchinson, xtrace
 from halflife.probes.operators import Product, random_vectors
+from tests.oracles.dense import dense_covariance, dense_gauss_newton, dense_hessian
 from tests.probes.probe_nets import conv_problem, mlp_problem
 from tests.probes.test_probes import jacobian_by_torch
 

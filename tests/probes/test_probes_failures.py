@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from halflife import probes
 from halflife.errors import RunFailedError, UserError
 from halflife.probes import Problem
-from halflife.probes.dense import dense_covariance, dense_gauss_newton, dense_hessian
 from tests.probes.probe_nets import ConvNet, mlp_problem
 from tests.probes.test_probes_refusals import BATCHES, CE, MSE, X, Y, after, filled, net
 
@@ -102,9 +101,6 @@ ALL: dict[str, Callable[[Problem], Any]] = {
     "gradient_noise": probes.gradient_noise,
     "gradient_noise, decoupled": lambda p: probes.gradient_noise(p, decoupled=True),
     "alignment": lambda p: probes.alignment(p, num_vectors=2),
-    "dense_hessian": dense_hessian,
-    "dense_gauss_newton": dense_gauss_newton,
-    "dense_covariance": dense_covariance,
 }
 
 

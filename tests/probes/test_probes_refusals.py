@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from halflife import probes
 from halflife.errors import UserError
 from halflife.probes import Problem
-from halflife.probes.dense import dense_hessian
 from tests.probes.probe_nets import conv_problem, mlp_problem
 
 X, Y = torch.arange(24.0).view(8, 3) / 10, torch.arange(8) % 2
@@ -266,7 +265,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "negative lr": (lambda: probes.sharpness(mlp_problem(), lr=-0.1), "lr is -0.1; expected a finite learning rate"),
     "no lr": (lambda: probes.sharpness(mlp_problem(), lr=None), "lr is None; expected a finite learning rate"),  # type: ignore[arg-type]
     "lam": (lambda: probes.gradient_norm(mlp_problem(), lam="1"), "lam is '1'; expected a finite decay"),  # type: ignore[arg-type]
-    "dense": (lambda: dense_hessian(Problem(nn.Linear(3, 2000), CE, BATCHES)), "has 8,000 weights .* fewer than 5,000"),
 }
 
 

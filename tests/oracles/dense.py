@@ -1,4 +1,4 @@
-"""The matrices themselves, for models of under 5,000 weights: what the other probes are tested against.
+"""Dense curvature and covariance matrices of small models, which the probes are compared with.
 
 Written with plain reverse-mode autograd, row by row, and without curvlinops.
 
@@ -12,22 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from halflife.errors import UserError
-from halflife.probes.arguments import check_problem
-from halflife.probes.problem import Problem
+from halflife.probes import Problem
 
 __all__ = ["dense_covariance", "dense_gauss_newton", "dense_hessian"]
-
-MAX_PARAMETERS = 5_000
-
-
-def _refuse_large(problem: Problem) -> None:
-    check_problem(problem)
-    if problem.num_parameters >= MAX_PARAMETERS:
-        raise UserError(
-            f"The model has {problem.num_parameters:,} weights and a dense matrix is for fewer than {MAX_PARAMETERS:,}; "
-            "use hessian_trace, top_eigenvalues or gradient_noise."
-        )
 
 
 def _flat_grad(output: Tensor, parameters: tuple[Tensor, ...], *, create_graph: bool = False) -> Tensor:
@@ -60,7 +47,6 @@ def dense_hessian(problem: Problem) -> Tensor:
     Returns:
         h_PP, symmetric up to rounding.
     """
-    _refuse_large(problem)
     with problem.measuring():
         weights, total = _weights(problem), _zeros(problem)
         for x, y, share in _batches(problem):
@@ -84,7 +70,6 @@ def dense_gauss_newton(problem: Problem) -> Tensor:
     Returns:
         g_PP.
     """
-    _refuse_large(problem)
     with problem.measuring():
         weights, total = _weights(problem), _zeros(problem)
         for x, y, share in _batches(problem):
@@ -107,7 +92,6 @@ def dense_covariance(problem: Problem, decoupled: bool = False) -> Tensor:
     Returns:
         sigma_PP: centered; with ``decoupled`` (s^2 / N) sum_i J_i^T J_i.
     """
-    _refuse_large(problem)
     problem.refuse_batch_statistics("The covariance of gradients")
     with problem.measuring():
         weights = _weights(problem)
