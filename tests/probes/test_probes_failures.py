@@ -173,14 +173,32 @@ def test_without_curvlinops_the_sentence_says_how_to_install_it(monkeypatch: pyt
 
 
 def test_a_part_without_forward_derivatives_gives_a_sentence() -> None:
-    problem = mlp_problem()
+    class Square(torch.autograd.Function):
+        generate_vmap_rule = True
 
-    def fail(*_: Any) -> None:
-        raise NotImplementedError("Trying to use forward AD with this that does not support it.")
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x * x
 
-    problem.model.register_forward_pre_hook(fail)
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Tensor], _: Tensor) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, slope: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            found: Tensor = 2 * slope * x
+            return found
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = Square.apply(x)  # type: ignore[no-untyped-call]
+            return out
+
+    problem = Problem(net(Layer()), CE, BATCHES)
     with pytest.raises(UserError, match=r"needs forward-mode derivatives .* write that part in elementary operations"):
         probes.gauss_newton_trace(problem, num_products=6)
+    assert probes.gradient_norm(problem) > 0
 
 
 def test_weights_that_are_not_finite_give_nan() -> None:

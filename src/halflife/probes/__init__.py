@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from halflife.probes.alignments import alignment
 from halflife.probes.eigenvalues import sharpness, top_eigenvalues
-from halflife.probes.estimate import Estimate
+from halflife.probes.estimators import Estimate
 from halflife.probes.gradients import gradient_norm, mean_loss, noise_scale
 from halflife.probes.jacobians import jacobian_norm
 from halflife.probes.noise import GradientNoise, gradient_noise

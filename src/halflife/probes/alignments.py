@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from halflife.probes.arguments import check_problem, check_whole
-from halflife.probes.estimate import Estimate
+from halflife.probes.checks import check_whole
+from halflife.probes.estimators import Estimate
 from halflife.probes.examples import example_gradients, row_blocks
 from halflife.probes.gradients import mean_gradient
 from halflife.probes.operators import matrix_product, random_vectors
-from halflife.probes.problem import Problem
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["PAIRS", "alignment"]
 
@@ -61,7 +61,7 @@ def alignment(problem: Problem, *, num_vectors: int = 20, seed: int = 0) -> dict
         UserError: If there are fewer than two vectors, BatchNorm is on batch statistics, or memory runs out.
     """
     check_problem(problem)
-    num_vectors, seed = check_whole("num_vectors", num_vectors, 2), check_whole("seed", seed)
+    num_vectors = check_whole("num_vectors", num_vectors, 2)
     problem.refuse_batch_statistics("The covariance of gradients")
     with problem.measuring():
         v_PV = random_vectors(problem, num_vectors, seed, "normal")

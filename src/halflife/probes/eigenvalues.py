@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from halflife.errors import UserError
-from halflife.probes.arguments import check_number, check_problem, check_whole
-from halflife.probes.operators import Matrix, Product, matrix_product
-from halflife.probes.problem import Problem
+from halflife.numbers import check_non_negative
+from halflife.probes.checks import check_whole
+from halflife.probes.operators import Matrix, Product, matrix_product, seeded
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["sharpness", "top_eigenvalues"]
 
@@ -39,7 +40,7 @@ def _lanczos(product: Product, problem: Problem, count: int, seed: int) -> list[
 
     make: Callable[..., Any] = LinearOperator
     operator = make((size, size), matvec=matvec, dtype=dtype)
-    start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy().astype(dtype)
+    start = torch.randn(size, generator=seeded(seed), dtype=torch.float64).numpy().astype(dtype)
     try:
         values = eigsh(
             operator, k=count, which="LA", v0=start, tol=TOLERANCE, maxiter=MAX_RESTARTS, return_eigenvectors=False
@@ -75,9 +76,8 @@ def top_eigenvalues(problem: Problem, *, count: int = 1, matrix: Matrix = "hessi
     """
     check_problem(problem)
     size = problem.num_parameters
-    count, seed = check_whole("count", count), check_whole("seed", seed)
-    if not 1 <= count <= size:
-        raise UserError(f"count is {count}; expected between 1 and the number of weights, {size}.")
+    if check_whole("count", count, 1) > size:
+        raise UserError(f"count is {count}; expected at most the number of weights, {size}.")
     with problem.measuring():
         product = matrix_product(problem, matrix)
         if size <= max(SMALL, count + 1):
@@ -114,5 +114,5 @@ def sharpness(problem: Problem, lr: float, *, seed: int = 0) -> float:
     Raises:
         UserError: If the learning rate is negative or not finite, or as in `top_eigenvalues`.
     """
-    lr = check_number("lr", lr, "a finite learning rate >= 0", least=0.0)
+    lr = check_non_negative("lr", lr)
     return float(top_eigenvalues(problem, seed=seed)[0]) * lr / 2

@@ -1,4 +1,4 @@
-"""Traces of symmetric matrices that are known by products only, with a standard error.
+"""Estimates with a standard error, and those of the trace of a symmetric matrix that is known by products only.
 
 Shapes: P weights, M random vectors. Every estimator takes Rademacher vectors.
 The products come from curvlinops; its own estimators return the estimate alone, and the standard errors need the parts
@@ -8,24 +8,44 @@ it is made of, so the three are written out here. The tests compare them with cu
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from halflife.probes.operators import Product
 
-__all__ = ["hutch_plus_plus", "hutchinson", "mean_and_error", "xtrace"]
+__all__ = ["Estimate", "hutch_plus_plus", "hutchinson", "mean_and_error", "xtrace"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that was estimated from random vectors, or computed exactly.
+
+    Args:
+        value: The number.
+        standard_error: Its standard error; 0.0 where the number is exact up to rounding.
+        num_products: How many products with the matrix it took (for a Jacobian: per example).
+
+    Examples:
+        >>> Estimate(2.0, 0.1, 24).relative_error
+        0.05
+    """
+
+    value: float
+    standard_error: float
+    num_products: int
+
+    @property
+    def relative_error(self) -> float:
+        """The standard error over the size of the value; ``inf`` for a value of 0 with an error, 0 for an exact one."""
+        if self.standard_error == 0:
+            return 0.0
+        return self.standard_error / abs(self.value) if self.value else float("inf")
 
 
 def mean_and_error(samples_M: Tensor) -> tuple[float, float]:
-    """The mean of samples and its standard error, if they are independent.
-
-    Args:
-        samples_M: At least two.
-
-    Returns:
-        Mean, and standard deviation / sqrt(M).
-    """
+    """The mean of at least two independent samples, and its standard error: standard deviation / sqrt(M)."""
     return float(samples_M.mean()), float(samples_M.std() / math.sqrt(len(samples_M)))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from halflife.probes.arguments import check_number, check_problem
-from halflife.probes.problem import Problem
+from halflife.errors import UserError
+from halflife.numbers import as_number
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["gradient_norm", "mean_gradient", "mean_loss", "noise_scale", "output_gradients"]
 
@@ -85,7 +88,9 @@ def gradient_norm(problem: Problem, *, lam: float = 0.0) -> float:
             runs out.
     """
     check_problem(problem)
-    lam = check_number("lam", lam, "a finite decay, 0 for the loss alone")
+    lam = as_number("lam", lam)
+    if not math.isfinite(lam):
+        raise UserError(f"lam is {lam}; expected a finite decay, 0 for the loss alone.")
     with problem.measuring():
         gradient = mean_gradient(problem)
         if lam:

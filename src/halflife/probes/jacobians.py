@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from halflife.probes.arguments import check_problem, check_whole
-from halflife.probes.estimate import Estimate
+from halflife.probes.checks import check_whole
+from halflife.probes.estimators import Estimate
 from halflife.probes.examples import example_products, jacobian_parts
-from halflife.probes.problem import Problem
+from halflife.probes.operators import seeded
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["jacobian_norm"]
 
@@ -97,7 +98,7 @@ def jacobian_norm(problem: Problem, *, num_vectors: int | None = None, seed: int
         with problem.measuring():
             return _exact(problem)
     num_vectors = check_whole("num_vectors", num_vectors, 2, ", or None for the exact norm")
-    generator = torch.Generator().manual_seed(check_whole("seed", seed))
+    generator = seeded(seed)
     with problem.measuring():
         draw = _whole_batches if problem.batch_norm == "batch" else _per_example
         mean, error = draw(problem, num_vectors, generator)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halflife.probes.arguments import check_problem
 from halflife.probes.examples import example_gradients, example_jacobians, gram_eigenvalues, row_blocks
 from halflife.probes.gradients import mean_gradient, output_gradients
-from halflife.probes.problem import Problem
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["GradientNoise", "gradient_noise"]
 

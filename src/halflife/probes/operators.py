@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from halflife.errors import UserError
+from halflife.probes.checks import check_whole
 from halflife.probes.problem import Problem
 
-__all__ = ["Matrix", "Product", "matrix_product", "random_vectors", "require_curvlinops"]
+__all__ = ["Matrix", "Product", "matrix_product", "random_vectors", "require_curvlinops", "seeded"]
 
 Matrix = Literal["hessian", "gauss-newton"]
 Product = Callable[[Tensor], Tensor]
@@ -148,6 +149,11 @@ def matrix_product(problem: Problem, matrix: Matrix) -> Product:
     return product
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator of a probe's own, on the CPU: the same numbers on every device, and the global ones are left alone."""
+    return torch.Generator().manual_seed(check_whole("seed", seed))
+
+
 def random_vectors(
     problem: Problem, count: int, seed: int, distribution: Literal["rademacher", "normal"] = "rademacher"
 ) -> Tensor:
@@ -162,7 +168,7 @@ def random_vectors(
     Returns:
         v_PV.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     shape = (count, problem.num_parameters)
     if distribution == "normal":
         v_VP = torch.randn(shape, generator=generator, dtype=problem.dtype)

@@ -1,4 +1,4 @@
-"""What is probed: a model, a loss and data, checked once."""
+"""What is probed: the mean loss of a model on data."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from halflife.errors import UserError
-from halflife.probes.data_checks import check_data
-from halflife.probes.refusals import check_batch_norm, check_dropout, check_loss, check_model, check_parameters
-from halflife.probes.scope import measuring
+from halflife.probes.checks import (
+    check_batch_norm,
+    check_data,
+    check_loss,
+    check_model,
+    check_parameters,
+)
+from halflife.probes.scope import check_mode, evaluating, surroundings
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "check_problem"]
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -37,11 +42,11 @@ class Problem:
             are part of what is measured). Has to be said if the model has BatchNorm.
 
     Raises:
-        UserError: If dropout is active, ``batch_norm`` is missing or does not fit, no parameter requires a gradient,
-            parameters differ in device or dtype, are not float32 or float64, or not finite, the loss is not a mean
-            over examples, the data do not go through the model and the loss, or the data or the model give something
-            else at the second pass. Every probe raises it if the model has other parameters than when the problem was
-            made.
+        UserError: If ``batch_norm`` is missing or does not fit, no parameter requires a gradient, parameters differ in
+            device or dtype, are not float32 or float64, or not finite, the loss is not a mean over examples, the data
+            do not go through the model and the loss, or the data are not the same at the second reading. At this and
+            at every probe: if the model is random, is in training mode and gives other outputs there than in
+            evaluation mode (dropout), or has other parameters than when the problem was made.
 
     Examples:
         >>> import torch
@@ -61,18 +66,19 @@ class Problem:
         batch_norm: Literal["eval", "batch"] | None = None,
     ) -> None:
         # What torch.compile wraps; transforms of torch.func do not go through compiled code.
-        plain: nn.Module = getattr(model, "_orig_mod", model)
-        check_model(plain)
-        check_dropout(plain)
-        check_batch_norm(plain, batch_norm)
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.loss, self.batches, self.batch_norm = loss, batches, batch_norm
+        check_model(self.model)
+        check_batch_norm(self.model, batch_norm)
         check_loss(loss)
-        named = _trained(plain)
+        named = _trained(self.model)
         self.device, self.dtype = check_parameters(named)
-        self.model, self.loss, self.batches, self.batch_norm = plain, loss, batches, batch_norm
         self.names, self.parameters = tuple(named), tuple(named.values())
         self.sizes = tuple(p.numel() for p in self.parameters)
+        with self._surroundings(), self._evaluating():
+            self.num_examples, self._some_x = check_data(self.model, loss, batches, self.device, self.dtype)
         with self.measuring():
-            self.num_examples = check_data(self.model, self.loss, self.batches, self.device, self.dtype)
+            pass  # a model that this refuses is not to be a problem at all
 
     def __repr__(self) -> str:
         return (
@@ -85,6 +91,13 @@ class Problem:
         """How many numbers the weights are."""
         return sum(self.sizes)
 
+    def _surroundings(self) -> contextlib.AbstractContextManager[None]:
+        generator: Any = getattr(self.batches, "generator", None)
+        return surroundings(self.device, generator)
+
+    def _evaluating(self) -> contextlib.AbstractContextManager[None]:
+        return evaluating(self.model.modules(), self.batch_norm == "batch")
+
     @contextlib.contextmanager
     def measuring(self) -> Iterator[None]:
         """Set what a measurement needs, and put everything back at the end.
@@ -93,15 +106,18 @@ class Problem:
             Nothing.
 
         Raises:
-            UserError: If the model has other parameters than when the problem was made, or memory runs out.
+            UserError: If the model is not the one that the problem was made of, is random, or is in training mode and
+                gives other outputs there than in evaluation mode; or if memory runs out.
         """
-        self._refuse_other_parameters()
-        generator: Any = getattr(self.batches, "generator", None)
-        with measuring(self.model, self.device, batch_statistics=self.batch_norm == "batch", generator=generator):
-            yield
+        check_batch_norm(self.model, self.batch_norm)
+        self._check_parameters()
+        with self._surroundings():
+            check_mode(self.model, self._some_x, self.batch_norm == "batch", self.device)
+            with self._evaluating():
+                yield
 
-    def _refuse_other_parameters(self) -> None:
-        """The outputs are those of the weights that were found at first: of a new layer's they would know nothing."""
+    def _check_parameters(self) -> None:
+        """Refuse parameters other than those of the start: `outputs` would take a new layer for a constant."""
         now, made = _trained(self.model), dict(zip(self.names, self.parameters, strict=True))
         changed = [name for name in now | made if now.get(name) is not made.get(name)]
         # Parameters stay the same objects when a model is moved or cast.
@@ -140,16 +156,18 @@ class Problem:
         return tuple(p.detach() for p in self.parameters)
 
     def refuse_batch_statistics(self, what: str) -> None:
-        """Refuse a quantity of single examples where an example's output depends on its whole batch.
-
-        Args:
-            what: The quantity.
-
-        Raises:
-            UserError: If BatchNorm uses the statistics of the batch.
-        """
+        """Refuse a quantity (``what``) of single examples where an example's output depends on its whole batch."""
         if self.batch_norm == "batch":
             raise UserError(
                 f"{what} is made of single examples, which do not exist under batch_norm='batch', where an example's "
                 "output depends on its whole batch; use batch_norm='eval'."
             )
+
+
+def check_problem(problem: object) -> None:
+    """Refuse anything but a `Problem`, such as the model itself."""
+    if not isinstance(problem, Problem):
+        raise UserError(
+            f"problem is {type(problem).__name__}; expected a halflife.probes.Problem, made by "
+            "Problem(model, loss, batches)."
+        )

@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp, vmap
 
 from halflife.errors import UserError
-from halflife.probes.arguments import check_problem, check_whole
-from halflife.probes.estimate import Estimate
-from halflife.probes.estimators import hutch_plus_plus, hutchinson, mean_and_error, xtrace
+from halflife.probes.checks import check_whole
+from halflife.probes.estimators import Estimate, hutch_plus_plus, hutchinson, mean_and_error, xtrace
 from halflife.probes.examples import jacobian_parts
 from halflife.probes.operators import BLOCK, Matrix, Product, matrix_product, random_vectors
-from halflife.probes.problem import Problem
+from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["gauss_newton_trace", "hessian_trace"]
 
@@ -33,9 +32,8 @@ METHODS: dict[str, tuple[Callable[[Product, Tensor], tuple[float, float]], int, 
 
 
 def _refuse_number(num_products: int, method: str, multiple: int, least: int) -> None:
-    if check_whole("num_products", num_products) < least or num_products % multiple:
-        even = f", and a multiple of {multiple}" if multiple > 1 else ""
-        raise UserError(f"num_products is {num_products}; {method} needs at least {least}{even}.")
+    if check_whole("num_products", num_products, least, f" for {method}") % multiple:
+        raise UserError(f"num_products is {num_products}; {method} needs a multiple of {multiple}.")
 
 
 def _trace(problem: Problem, matrix: Matrix, num_products: int, method: str, seed: int) -> Estimate:
@@ -139,7 +137,6 @@ def hessian_trace(
             statistics, curvlinops is missing, or memory runs out.
     """
     check_problem(problem)
-    seed = check_whole("seed", seed)
     if method == "split":
         return _split(problem, num_products, seed)
     if method not in METHODS:
@@ -170,7 +167,6 @@ def gauss_newton_trace(
         UserError: As in `hessian_trace`; ``"exact"`` under batch statistics.
     """
     check_problem(problem)
-    seed = check_whole("seed", seed)
     if method == "exact":
         problem.refuse_batch_statistics("The exact trace of the Gauss-Newton matrix")
         with problem.measuring():
