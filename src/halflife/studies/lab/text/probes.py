@@ -81,10 +81,12 @@ def probe(spec: TextRun, model: nn.Module, windows_WT: Tensor) -> Values:
         (part_BT[:, :-1].contiguous(), (part_BT[:, -1] if last_only else part_BT[:, 1:]).contiguous())
         for part_BT in torch.split(windows_WT, per_batch)
     ]
-    problem = probes.Problem(_ClassesSecond(model), nn.CrossEntropyLoss(), batches)
+    training = model.training
+    problem = probes.Problem(_ClassesSecond(model.eval()), nn.CrossEntropyLoss(), batches)
     values: Values = {}
     for name in spec.probes:
         values |= _PROBES[name](spec, problem, targets_per_window)
+    model.train(training)
     return values
 
 
