@@ -30,8 +30,7 @@ def _weights(problem: Problem) -> tuple[Tensor, ...]:
 
 def _batches(problem: Problem) -> Iterator[tuple[Tensor, Tensor, float]]:
     for x, y in problem.data():
-        if len(x):
-            yield x, y, len(x) / problem.num_examples
+        yield x, y, len(x) / problem.num_examples
 
 
 def _zeros(problem: Problem) -> Tensor:

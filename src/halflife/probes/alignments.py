@@ -25,7 +25,7 @@ PAIRS = (
     ("gauss-newton", "residual"),
     ("hessian", "residual"),
 )
-# A residual so many roundings of the Hessian is nothing but rounding, and has no direction.
+# A residual of at most so many roundings of the Hessian is rounding, and has no direction.
 ROUNDINGS = 32
 
 

@@ -26,10 +26,9 @@ def mean_gradient(problem: Problem) -> Tensor:
     parameters = tuple(p.requires_grad_() for p in problem.detached())
     total = torch.zeros(problem.num_parameters, dtype=problem.dtype, device=problem.device)
     for x, y in problem.data():
-        if len(x):
-            loss = problem.loss(problem.outputs(parameters, x), y)
-            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-            total += torch.cat([g.reshape(-1) for g in grads]) * (len(x) / problem.num_examples)
+        loss = problem.loss(problem.outputs(parameters, x), y)
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        total += torch.cat([g.reshape(-1) for g in grads]) * (len(x) / problem.num_examples)
     return total
 
 
@@ -66,7 +65,7 @@ def mean_loss(problem: Problem) -> float:
     """
     check_problem(problem)
     with problem.measuring(), torch.no_grad():
-        parts = [problem.loss(problem.outputs(problem.detached(), x), y) * len(x) for x, y in problem.data() if len(x)]
+        parts = [problem.loss(problem.outputs(problem.detached(), x), y) * len(x) for x, y in problem.data()]
         return float(torch.stack(parts).double().sum()) / problem.num_examples
 
 
@@ -119,6 +118,5 @@ def noise_scale(problem: Problem) -> float:
     with problem.measuring():
         total = 0.0
         for x, y in problem.data():
-            if len(x):
-                total += float(output_gradients(problem, x, y).flatten(1).norm(dim=1).double().sum())
+            total += float(output_gradients(problem, x, y).flatten(1).norm(dim=1).double().sum())
         return total / problem.num_examples

@@ -34,8 +34,6 @@ def _per_example(problem: Problem, num_vectors: int, generator: torch.Generator)
     products = example_products(problem)
     total = variance = 0.0
     for x, _ in problem.data():
-        if not len(x):
-            continue
         with torch.no_grad():
             h = problem.outputs(problem.detached(), x).flatten(1)
         draws = [products(x, _signs(h.shape, h, generator)) for _ in range(num_vectors)]
@@ -52,8 +50,6 @@ def _whole_batches(problem: Problem, num_vectors: int, generator: torch.Generato
     parameters = tuple(p.requires_grad_() for p in problem.detached())
     draws = torch.zeros(num_vectors, dtype=torch.float64)
     for x, _ in problem.data():
-        if not len(x):
-            continue
         h = problem.outputs(parameters, x)
         for index in range(num_vectors):
             grads = torch.autograd.grad(

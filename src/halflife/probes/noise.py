@@ -35,17 +35,10 @@ class GradientNoise:
     eigenvalues: Tensor
 
 
-def _num_outputs(problem: Problem) -> int:
-    for x, _ in problem.data():
-        if len(x):
-            with torch.no_grad():
-                return problem.outputs(problem.detached(), x[:1]).numel()
-    return 0
-
-
 def _decoupled(problem: Problem) -> GradientNoise:
-    squares = [output_gradients(problem, x, y).double().square().sum() for x, y in problem.data() if len(x)]
-    num_outputs = _num_outputs(problem)
+    squares = [output_gradients(problem, x, y).double().square().sum() for x, y in problem.data()]
+    with torch.no_grad():
+        num_outputs = problem.outputs(problem.detached(), problem.some_x[:1]).numel()
     per_output = float(torch.stack(squares).sum()) / problem.num_examples / num_outputs
     jacobians = example_jacobians(problem)
     # (1 / N) sum_i J_i^T J_i is K times the mean over the N K rows.

@@ -54,20 +54,20 @@ def require_curvlinops() -> Any:
 
 
 class _Data:
-    """The batches of a problem, as often as they are asked for."""
+    """The batches of a problem: curvlinops passes over them many times."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((x, y) for x, y in self.problem.data() if len(x))
+        return self.problem.data()
 
 
 def _hessian_of_batch(problem: Problem, x: Tensor, y: Tensor, v: list[Tensor]) -> list[Tensor]:
     """Products of a batch's Hessian with the columns of v, given and returned per weight tensor (..., V).
 
     By reverse mode twice, on one graph for all columns. curvlinops' own products differentiate the backward pass
-    forwards, which in torch 2.13 is wrong without a word for BatchNorm on batch statistics, LayerNorm and InstanceNorm
+    forwards, which in torch 2.13 is silently wrong for BatchNorm on batch statistics, LayerNorm and InstanceNorm
     (its derivative takes saved statistics for constants) and not implemented for GroupNorm.
 
     Args:

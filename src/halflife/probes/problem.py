@@ -76,7 +76,7 @@ class Problem:
         self.names, self.parameters = tuple(named), tuple(named.values())
         self.sizes = tuple(p.numel() for p in self.parameters)
         with self._surroundings(), self._evaluating():
-            self.num_examples, self._some_x = check_data(self.model, loss, batches, self.device, self.dtype)
+            self.num_examples, self.some_x = check_data(self.model, loss, batches, self.device, self.dtype)
         with self.measuring():
             pass  # a model that this refuses is not to be a problem at all
 
@@ -112,7 +112,7 @@ class Problem:
         check_batch_norm(self.model, self.batch_norm)
         self._check_parameters()
         with self._surroundings():
-            check_mode(self.model, self._some_x, self.batch_norm == "batch", self.device)
+            check_mode(self.model, self.some_x, self.batch_norm == "batch", self.device)
             with self._evaluating():
                 yield
 
@@ -129,25 +129,14 @@ class Problem:
             )
 
     def data(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, on the device of the weights.
-
-        Yields:
-            Pairs x_B..., y_B....
-        """
+        """The batches x_B..., y_B... that are not empty, on the device of the weights."""
         for x, y in self.batches:
-            # What inference mode made cannot take part in a gradient; a copy made outside of it can.
-            yield tuple(t.to(self.device).clone() if t.is_inference() else t.to(self.device) for t in (x, y))  # type: ignore[misc]
+            if len(x):
+                # What inference mode made cannot take part in a gradient; a copy made outside of it can.
+                yield tuple(t.to(self.device).clone() if t.is_inference() else t.to(self.device) for t in (x, y))  # type: ignore[misc]
 
     def outputs(self, parameters: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        """The model's outputs at other weights.
-
-        Args:
-            parameters: In the order of `parameters`.
-            x: A batch.
-
-        Returns:
-            h_B....
-        """
+        """The model's outputs h_B... for a batch, at other weights, given in the order of `parameters`."""
         out: Tensor = functional_call(self.model, dict(zip(self.names, parameters, strict=True)), (x,))
         return out
 
@@ -159,8 +148,8 @@ class Problem:
         """Refuse a quantity (``what``) of single examples where an example's output depends on its whole batch."""
         if self.batch_norm == "batch":
             raise UserError(
-                f"{what} is made of single examples, which do not exist under batch_norm='batch', where an example's "
-                "output depends on its whole batch; use batch_norm='eval'."
+                f"{what} is made of single examples, and under batch_norm='batch' an example's output depends on its "
+                "whole batch; use batch_norm='eval'."
             )
 
 

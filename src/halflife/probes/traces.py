@@ -71,8 +71,6 @@ def _gauss_newton_quadratic(problem: Problem, w_PM: Tensor) -> Tensor:
     weights = problem.detached()
     total_M = torch.zeros(w_PM.shape[1], dtype=problem.dtype, device=problem.device)
     for x, y in problem.data():
-        if not len(x):
-            continue
 
         def along(*w: Tensor, x: Tensor = x) -> Tensor:
             slope: Tensor = jvp(lambda *at: problem.outputs(at, x), weights, w)[1]
