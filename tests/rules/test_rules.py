@@ -137,7 +137,6 @@ def test_a_lam_that_is_a_fraction_stays_below_one(make: Callable[[float], object
         (lambda: HalfLife(steps=0.001), "erases the weight in one step"),
         (HalfLife, r"exactly one of steps=, epochs= and tokens=, got none"),
         (lambda: HalfLife(steps=1, tokens=2), r"exactly one of .* got steps, tokens"),
-        (lambda: Scheduled(L2(0.1), until(3)), r"Scheduled wraps a rule, got L2.*takes a schedule itself"),  # type: ignore[arg-type]  # on purpose
         (lambda: Scheduled(Decoupled(0.1), 0.5), r"expected a schedule, got 0\.5"),  # type: ignore[arg-type]  # on purpose
         (lambda: L2(0.1, 0.5), r"expected a schedule, got 0\.5"),  # type: ignore[arg-type]  # on purpose
         (lambda: PerGroup([]), "one rule per parameter group, got none"),

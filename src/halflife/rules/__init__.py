@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halflife.rules.appliers import Cautious, MovingAverage, Toward
-from halflife.rules.base import Applier, LamRule, Penalty, Rule, StepInfo, law_text
+from halflife.rules.base import Applier, LamRule, Part, Penalty, Rule, StepInfo, law_text
 from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent, Normalized
 from halflife.rules.norms import NormTarget, Sphere
 from halflife.rules.parse import rule_from
@@ -24,6 +24,7 @@ __all__ = [
     "MovingAverage",
     "NormTarget",
     "Normalized",
+    "Part",
     "Penalty",
     "PerGroup",
     "Rule",

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halflife.errors import UserError
+from halflife.rules.grammar import REFUSED
 from halflife.units import check_non_negative
 
 if TYPE_CHECKING:  # rules compute with tensors that they are given, but never make one
     from torch import Tensor
 
-__all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_rule", "law_text"]
+    from halflife.schedules.composed import Schedule, tied_to_lr
+
+__all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_inside", "law_text"]
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: that would quadruple the time to make one
@@ -70,12 +73,48 @@ class Part:
         """The coefficient it imposes on every group alike, or None if it imposes none."""
         return None
 
+    @property
+    def kind(self) -> str:
+        """What it is to a part around it: a row and column of the table in `halflife.rules.grammar`."""
+        return type(self).__name__
+
+    def inside(self) -> tuple[Part, ...]:
+        """The parts that it is made of, without what those are made of."""
+        inner = getattr(self, "inner", None)
+        return (*([] if inner is None else [inner]), *getattr(self, "rules", ()))
+
     def parts(self) -> Iterator[Part]:
         """Yield itself, and what it is made of, and what that is made of."""
         yield self
-        inner = getattr(self, "inner", None)
-        for part in (*([] if inner is None else [inner]), *getattr(self, "rules", ())):
+        for part in self.inside():
             yield from part.parts()
+
+    def for_group(self, index: int) -> Part:
+        """Return the part that acts on one parameter group.
+
+        Args:
+            index: Number of the group, counted through all attached optimizers.
+
+        Returns:
+            A rule, `Cautious` or `Toward` around a rule, or a penalty: each `PerGroup` inside is replaced by the rule
+            of the group, and each `Scheduled` stands directly around what it multiplies.
+
+        Raises:
+            UserError: If a `PerGroup` inside has no rule for the group.
+        """
+        return self
+
+    def check_groups(self, num_groups: int) -> None:
+        """Refuse a `PerGroup` with another number of rules than there are parameter groups.
+
+        Args:
+            num_groups: The number of groups of all attached optimizers.
+
+        Raises:
+            UserError: If one inside has more or fewer.
+        """
+        for part in self.inside():
+            part.check_groups(num_groups)
 
     def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
         """Yield the parts that the groups of one optimizer meet.
@@ -95,6 +134,11 @@ class Part:
 class Rule(Part, ABC):
     """Answers one question: which fraction of the weight is removed at this step."""
 
+    @property
+    def kind(self) -> str:
+        """``"rule"``, or ``"norm"`` and ``"net norm"`` for those that set a norm after the step."""
+        return "net norm" if "net_norm" in self.needs else "norm" if "weight_norm" in self.needs else "rule"
+
     @abstractmethod
     def fraction(self, info: StepInfo) -> float | Tensor:
         """Return ``r`` of ``w <- (1 - r) * w``, with ``0 <= r < 1``, for one group at one step."""
@@ -108,13 +152,19 @@ class Applier(Part, ABC):
         inner: The rule that says which fraction.
 
     Raises:
-        UserError: If ``inner`` is not a rule.
+        UserError: If ``inner`` is not a rule whose fraction is known before the step.
     """
 
     inner: Rule
 
     def __post_init__(self) -> None:
-        check_rule(type(self).__name__, self.inner)
+        check_inside(type(self).__name__, self.inner)
+
+    def for_group(self, index: int) -> Part:
+        """Return the applier around the rule of the group."""
+        inner = self.inner.for_group(index)
+        assert isinstance(inner, Rule)  # as checked when it was made
+        return self if inner is self.inner else dataclasses.replace(self, inner=inner)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -129,6 +179,19 @@ class Applier(Part, ABC):
 
 class Penalty(Part, ABC):
     """Adds a multiple of the weight to the gradient, before the optimizer sees it."""
+
+    @property
+    def kind(self) -> str:
+        """``"penalty"``."""
+        return "penalty"
+
+    def times(self, schedule: Schedule | tied_to_lr) -> Penalty:
+        """Return this penalty with its coefficient multiplied by a schedule of the step.
+
+        Raises:
+            UserError: If it cannot be scheduled.
+        """
+        raise UserError(f"{self!r} cannot be scheduled: it has no times(schedule) that returns the scheduled penalty")
 
     @abstractmethod
     def coefficient(self, info: StepInfo) -> float:
@@ -167,27 +230,26 @@ class LamRule(Rule):
         return info.lam if self.lam is None else self.lam
 
 
-def check_rule(wrapper: str, inner: object) -> None:
-    """Refuse to wrap what is not a rule.
+def check_inside(wrapper: str, part: object) -> None:
+    """Refuse a part that ``wrapper`` cannot hold.
 
     Args:
-        wrapper: What wraps it, for the message.
-        inner: What the user gave.
+        wrapper: The name of the class of the wrapper.
+        part: What the user gave.
 
     Raises:
-        UserError: If it is not a rule whose fraction is known before the step.
+        UserError: If it is no part, or of a kind that `halflife.rules.grammar` refuses there.
     """
-    if isinstance(inner, Penalty):
-        raise UserError(f"{wrapper} wraps a rule, got {inner!r}; a penalty takes a schedule itself: L2(lam, s)")
-    if isinstance(inner, Applier):
-        name = type(inner).__name__
-        raise UserError(f"{wrapper} wraps a rule, got {inner!r}; put {wrapper} inside: {name}({wrapper}(...))")
-    if not isinstance(inner, Rule):
-        raise UserError(f"{wrapper} wraps a rule such as Decoupled(0.1), got {inner!r}")
-    if inner.needs & {"weight_norm", "net_norm"}:
-        raise UserError(
-            f"{wrapper} cannot wrap {inner!r}, which sets the norm of the weights after the step; attach it alone"
-        )
+    if not isinstance(part, Part):
+        raise UserError(f"{wrapper} wraps a rule such as Decoupled(0.1), got {part!r}")
+    refused = REFUSED.get(wrapper, {})
+    kinds = [part.kind, *("PerGroup" for inner in part.parts() if inner.kind == "PerGroup")]
+    for kind in kinds:
+        if kind in refused:
+            raise UserError(f"{wrapper} cannot wrap {part!r}: {refused[kind]}")
+    if part.kind == "PerGroup":
+        for rule in part.inside():
+            check_inside(wrapper, rule)
 
 
 def _describe(value: Any) -> Any:

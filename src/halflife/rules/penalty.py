@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from halflife.errors import UserError
 from halflife.rules.base import Penalty, StepInfo
-from halflife.schedules.composed import Schedule, check_schedule, tied_to_lr
+from halflife.schedules.composed import Schedule, check_schedule, product, tied_to_lr
 from halflife.units import check_non_negative
 
 __all__ = ["L2"]
@@ -55,9 +55,7 @@ class L2(Penalty):
         if self.lam is not None:
             object.__setattr__(self, "lam", check_non_negative("lam", self.lam))
         if self.schedule is not None:
-            check_schedule(self.schedule)
-        if isinstance(self.schedule, tied_to_lr):
-            raise UserError("L2 takes a schedule of the step, got tied_to_lr: the term is multiplied by lr as it is")
+            _of_step(self.schedule)
         if self.into not in {"both", "first", "second"}:
             raise UserError(f'into must be "both", "first" or "second", got {self.into!r}')
 
@@ -75,3 +73,15 @@ class L2(Penalty):
         """Return ``lam * schedule(step)``."""
         lam = info.lam if self.lam is None else self.lam
         return lam if self.schedule is None else lam * self.schedule(info.step)
+
+    def times(self, schedule: Schedule | tied_to_lr) -> L2:
+        """Return the penalty with ``lam * schedule(step)``, after the schedule that it has already."""
+        added = _of_step(schedule)
+        return replace(self, schedule=added if self.schedule is None else product((self.schedule, added)))
+
+
+def _of_step(schedule: Schedule | tied_to_lr) -> Schedule:
+    check_schedule(schedule)
+    if isinstance(schedule, tied_to_lr):
+        raise UserError("L2 takes a schedule of the step, got tied_to_lr: the term is multiplied by lr as it is")
+    return schedule

@@ -1,13 +1,13 @@
-"""Rules made of rules."""
+"""Parts made of parts: multiplied by a schedule, or one for each parameter group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from halflife.errors import UserError
-from halflife.rules.base import Part, Rule, StepInfo, check_rule
+from halflife.rules.base import Applier, Part, Penalty, Rule, StepInfo, check_inside
 from halflife.schedules.composed import Schedule, check_schedule, tied_to_lr
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ __all__ = ["PerGroup", "Scheduled"]
 
 @dataclass(frozen=True)
 class Scheduled(Rule):
-    """Multiply another rule's fraction by a schedule of the step: ``r = inner * schedule(t)``.
+    """Multiply what another part removes by a schedule of the step: ``r = inner * schedule(t)``.
+
+    ``Scheduled(Cautious(rule), s)`` and ``Scheduled(Toward(rule), s)`` multiply the fraction of the rule inside,
+    ``Scheduled(L2(lam), s)`` the coefficient of the penalty, and ``Scheduled(PerGroup(rules), s)`` each rule's.
 
     ``t`` counts the optimizer's steps from the first step after ``attach`` (0 there) and is kept in
     ``optimizer.state_dict()``, so that a resumed run continues where it stopped.
@@ -34,12 +37,13 @@ class Scheduled(Rule):
     Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
-        inner: The rule to multiply.
+        inner: What to multiply; see the table in `halflife.rules.grammar`.
         schedule: Called with the step, answers a multiplier >= 0; see `halflife.schedules`. Or
             ``tied_to_lr(power)``, which needs the peak.
 
     Raises:
-        UserError: If ``inner`` is not a rule or ``schedule`` cannot be called.
+        UserError: If ``inner`` is not a part or holds a norm, ``schedule`` cannot be called, or it is
+            ``tied_to_lr`` around a penalty.
 
     Examples:
         >>> from halflife.rules import Decoupled
@@ -49,12 +53,29 @@ class Scheduled(Rule):
         (0.0001, 0.0)
     """
 
-    inner: Rule
+    inner: Part
     schedule: Schedule | tied_to_lr
 
     def __post_init__(self) -> None:
-        check_rule("Scheduled", self.inner)
+        check_inside("Scheduled", self.inner)
         check_schedule(self.schedule)
+        for part in self.inner.parts():
+            if isinstance(part, Penalty):
+                part.times(self.schedule)  # refuses tied_to_lr
+
+    @property
+    def kind(self) -> str:
+        """That of what it multiplies."""
+        return self.inner.kind
+
+    def for_group(self, index: int) -> Part:
+        """Return the part of the group, with the schedule directly around its rule, or in its penalty."""
+        inner = self.inner.for_group(index)
+        if isinstance(inner, Applier):
+            return replace(inner, inner=Scheduled(inner.inner, self.schedule))
+        if isinstance(inner, Penalty):
+            return inner.times(self.schedule)
+        return self if inner is self.inner else Scheduled(inner, self.schedule)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -67,27 +88,40 @@ class Scheduled(Rule):
         return self.inner.explicit_lam
 
     def fraction(self, info: StepInfo) -> float | Tensor:
-        """Return ``inner * schedule(step)``."""
+        """Return ``inner * schedule(step)``.
+
+        Args:
+            info: The group and its numbers.
+
+        Returns:
+            The fraction.
+
+        Raises:
+            UserError: If the part inside is no rule.
+        """
+        fraction = _as_rule(self, self.inner).fraction(info)
         if isinstance(self.schedule, tied_to_lr):
-            return self.inner.fraction(info) * self.schedule.multiplier(info.lr, info.peak_lr)
-        return self.inner.fraction(info) * self.schedule(info.step)
+            return fraction * self.schedule.multiplier(info.lr, info.peak_lr)
+        return fraction * self.schedule(info.step)
 
 
 @dataclass(frozen=True)
 class PerGroup(Rule):
-    """Give each parameter group a rule of its own; groups are counted through all attached optimizers.
+    """Give each parameter group a part of its own; groups are counted through all attached optimizers.
 
-    Groups that do not decay (``weight_decay == 0``) take a place in the count too; their rule is not asked.
+    Groups that do not decay (``weight_decay == 0``) take a place in the count too; their rule is not asked. A group
+    that is added after ``attach`` has no rule: the next step is refused.
 
     Source: halflife's own. Unit: that of the rules.
 
     Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
-        rules: One rule per group, in the order of ``optimizer.param_groups``.
+        rules: One rule, applier or penalty per group, in the order of ``optimizer.param_groups``.
 
     Raises:
-        UserError: If there is no list of rules, no rule in it, or one of them is not a rule.
+        UserError: If there is no list of parts, no part in it, or one of them is not a part, a `PerGroup`, or a
+            `Sphere` over the whole net.
 
     Examples:
         >>> from halflife.rules import Constant, Decoupled
@@ -96,7 +130,7 @@ class PerGroup(Rule):
         (0.001, 0.0001)
     """
 
-    rules: Sequence[Rule]
+    rules: Sequence[Part]
 
     def __post_init__(self) -> None:
         if not isinstance(self.rules, Sequence):
@@ -105,12 +139,49 @@ class PerGroup(Rule):
         if not self.rules:
             raise UserError("PerGroup needs one rule per parameter group, got none")
         for rule in self.rules:
-            check_rule("PerGroup", rule)
+            check_inside("PerGroup", rule)
+
+    @property
+    def kind(self) -> str:
+        """``"PerGroup"``: what the parts are to a wrapper is asked one by one."""
+        return "PerGroup"
 
     @property
     def needs(self) -> frozenset[str]:
-        """What any of the rules needs."""
+        """What any of the parts needs."""
         return frozenset().union(*(rule.needs for rule in self.rules))
+
+    def for_group(self, index: int) -> Part:
+        """Return the part of the group.
+
+        Args:
+            index: Number of the group.
+
+        Returns:
+            Its part.
+
+        Raises:
+            UserError: If there are more groups than parts.
+        """
+        if index >= len(self.rules):
+            raise UserError(
+                f"PerGroup has {len(self.rules)} rules, but parameter group {index} decays too; give one rule per group"
+            )
+        return self.rules[index].for_group(index)
+
+    def check_groups(self, num_groups: int) -> None:
+        """Refuse another number of groups than there are parts.
+
+        Args:
+            num_groups: The number of groups of all attached optimizers.
+
+        Raises:
+            UserError: If it is not the number of parts.
+        """
+        if num_groups != len(self.rules):
+            raise UserError(
+                f"PerGroup has {len(self.rules)} rules and the optimizers have {num_groups} groups: give one per group"
+            )
 
     def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
         """Yield itself and the parts of the rules of the optimizer's groups."""
@@ -130,11 +201,13 @@ class PerGroup(Rule):
             The fraction.
 
         Raises:
-            UserError: If there are more groups than rules.
+            UserError: If there are more groups than parts, or the part of the group is no rule.
         """
-        if info.group >= len(self.rules):
-            raise UserError(
-                f"PerGroup has {len(self.rules)} rules, but parameter group {info.group} decays too; "
-                "give one rule per group"
-            )
-        return self.rules[info.group].fraction(info)
+        return _as_rule(self, self.for_group(info.group)).fraction(info)
+
+
+def _as_rule(whole: Part, part: Part) -> Rule:
+    """Return the part; refuse one that is no rule, because it has no fraction that describes all that it does."""
+    if not isinstance(part, Rule):
+        raise UserError(f"{whole!r} has no fraction of its own: ask whole.for_group(index) which part acts on a group")
+    return part

@@ -15,7 +15,7 @@ Examples:
 
 from __future__ import annotations
 
-from halflife.schedules.composed import Schedule, join, piecewise, tied_to_lr, warmup_stable_decay
+from halflife.schedules.composed import Schedule, join, piecewise, product, tied_to_lr, warmup_stable_decay
 from halflife.schedules.shapes import after, constant, cosine, linear, restarts, until, warmup
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "join",
     "linear",
     "piecewise",
+    "product",
     "restarts",
     "tied_to_lr",
     "until",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from halflife.errors import UserError
 from halflife.schedules.shapes import check_steps, constant, linear, warmup
 from halflife.units import check_non_negative
 
-__all__ = ["Schedule", "check_schedule", "join", "piecewise", "tied_to_lr", "warmup_stable_decay"]
+__all__ = ["Schedule", "check_schedule", "join", "piecewise", "product", "tied_to_lr", "warmup_stable_decay"]
 
 Schedule = Callable[[int], float]
 
@@ -114,10 +115,7 @@ class join:
     def __post_init__(self) -> None:
         object.__setattr__(self, "schedules", tuple(self.schedules))
         object.__setattr__(self, "boundaries", _check_increasing("boundaries", self.boundaries))
-        for schedule in self.schedules:
-            check_schedule(schedule)
-            if isinstance(schedule, tied_to_lr):
-                raise UserError("join takes schedules of the step, got tied_to_lr: wrap the rule in it instead")
+        _check_of_step("join", self.schedules)
         if len(self.schedules) != len(self.boundaries) + 1:
             raise UserError(
                 f"join needs one schedule more than boundaries, got {len(self.schedules)} schedules "
@@ -128,6 +126,40 @@ class join:
         """Return the multiplier at ``step``."""
         index = bisect.bisect_right(self.boundaries, step)
         return self.schedules[index](step - (self.boundaries[index - 1] if index else 0))
+
+
+@dataclass(frozen=True)
+class product:
+    """Schedules at the same time: ``s(t) = schedules[0](t) * schedules[1](t) * ...``.
+
+    Args:
+        schedules: The schedules, at least one.
+
+    Examples:
+        >>> from halflife.schedules.shapes import until
+        >>> both = product((warmup(4), until(3)))
+        >>> [both(t) for t in (0, 1, 2, 3)]
+        [0.0, 0.25, 0.5, 0.0]
+    """
+
+    schedules: Sequence[Schedule]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        _check_of_step("product", self.schedules)
+        if not self.schedules:
+            raise UserError("product needs at least one schedule, got none")
+
+    def __call__(self, step: int) -> float:
+        """Return the multiplier at ``step``."""
+        return math.prod(schedule(step) for schedule in self.schedules)
+
+
+def _check_of_step(name: str, schedules: Sequence[Schedule]) -> None:
+    for schedule in schedules:
+        check_schedule(schedule)
+        if isinstance(schedule, tied_to_lr):
+            raise UserError(f"{name} takes schedules of the step, got tied_to_lr: wrap the rule in it instead")
 
 
 def warmup_stable_decay(warm: int, stable: int, decay: int, end: float = 0.0) -> join:

@@ -6,7 +6,7 @@ from typing import cast
 
 from halflife.errors import UserError
 from halflife.expressions import build
-from halflife.schedules.composed import Schedule, join, piecewise, tied_to_lr, warmup_stable_decay
+from halflife.schedules.composed import Schedule, join, piecewise, product, tied_to_lr, warmup_stable_decay
 from halflife.schedules.shapes import after, constant, cosine, linear, restarts, until, warmup
 
 __all__ = ["SCHEDULES", "schedule_from"]
@@ -20,6 +20,7 @@ SCHEDULES = {
         join,
         linear,
         piecewise,
+        product,
         restarts,
         tied_to_lr,
         until,

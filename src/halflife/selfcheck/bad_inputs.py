@@ -226,16 +226,11 @@ BAD_INPUTS = [
     BadInput("into", lambda: L2(0.1, into="third"), 'into must be "both", "first" or "second"'),  # type: ignore[arg-type]  # on purpose
     BadInput("L2 tied to lr", lambda: L2(0.1, tied_to_lr()), "L2 takes a schedule of the step"),  # type: ignore[arg-type]  # on purpose
     BadInput("L2 of a number", lambda: L2(0.1, 0.5), "expected a schedule, got 0.5"),  # type: ignore[arg-type]  # on purpose
-    BadInput("scheduled penalty", lambda: Scheduled(L2(0.1), until(3)), "a penalty takes a schedule itself"),  # type: ignore[arg-type]  # on purpose
+    BadInput("scheduled penalty", lambda: Scheduled(L2(0.1), tied_to_lr()), "L2 takes a schedule of the step"),
     BadInput("no schedule", lambda: Scheduled(A, 0.5), "expected a schedule, got 0.5"),  # type: ignore[arg-type]  # on purpose
-    BadInput(
-        "scheduled mask",
-        lambda: Scheduled(Cautious(A), until(3)),  # type: ignore[arg-type]  # on purpose
-        "put Scheduled inside: Cautious(Scheduled(...))",
-    ),
-    BadInput("cautious pull", lambda: Cautious(Toward(A)), "put Cautious inside: Toward(Cautious(...))"),  # type: ignore[arg-type]  # on purpose
+    BadInput("cautious pull", lambda: Cautious(Toward(A)), "which of the two signs would count is not defined"),  # type: ignore[arg-type]  # on purpose
     BadInput("cautious sphere", lambda: Cautious(Sphere(1.0)), "sets the norm of the weights after the step"),
-    BadInput("scheduled norm", lambda: Scheduled(NormTarget(1.0), until(3)), "sets the norm of the weights"),
+    BadInput("scheduled norm", lambda: Scheduled(NormTarget(1.0), until(3)), "it holds a norm"),
     BadInput("no rules", lambda: PerGroup([]), "one rule per parameter group, got none"),
     BadInput("rules of numbers", lambda: PerGroup([A, 0.2]), "PerGroup wraps a rule such as"),  # type: ignore[list-item]  # on purpose
     BadInput("joined, tied", lambda: join((until(1), tied_to_lr()), (5,)), "join takes schedules of the step"),  # type: ignore[arg-type]  # on purpose
