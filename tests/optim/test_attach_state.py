@@ -139,7 +139,7 @@ def test_what_a_checkpoint_holds() -> None:
     assert (fresh["halflife_step"], fresh["halflife_peak_lr"]) == (0, 0.0)
     problem.run(optimizer, steps=range(2))
     group = saved_and_loaded(optimizer.state_dict())["param_groups"][1]
-    assert group["halflife_law"] == "Scheduled(inner=Independent(lam=0.3), schedule=until(step=3))"
+    assert group["halflife_law"] == "Scheduled(Independent(lam=0.3), until(3))"
     assert group["halflife_step"] == 2
     assert group["halflife_peak_lr"] == 0.03
     assert group["initial_weight_decay"] == LAM

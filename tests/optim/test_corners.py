@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from halflife.errors import UserError
+from halflife.expressions import spell
 from halflife.optim import evaluate
 from halflife.optim.attaching import attach
 from halflife.rules import (
@@ -28,7 +29,6 @@ from halflife.rules import (
     Stable,
     StepInfo,
     Toward,
-    law_text,
 )
 from halflife.schedules import until
 
@@ -112,7 +112,7 @@ def test_a_run_under_a_plain_class_resumes() -> None:
 
 
 def test_a_rule_may_hold_a_mapping() -> None:
-    assert law_text(Table({0: 0.5, 1: 0.25}).law()) == "Table(shares=[[0, 0.5], [1, 0.25]])"
+    assert spell(Table({0: 0.5, 1: 0.25})) == "Table({0: 0.5, 1: 0.25})"
 
 
 # ---- steps that do not end

@@ -24,8 +24,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.expressions import spell
 from halflife.optim.attaching import attach, handle_of
-from halflife.rules import Constant, Decoupled, NormTarget, Rule, Stable, Toward, law_text
+from halflife.rules import Constant, Decoupled, NormTarget, Rule, Stable, Toward
 from tests import ROOT
 from tests.optim.test_precision import assert_follows_adam
 from tests.oracles.every_rule import (
@@ -57,7 +58,7 @@ def started(case: Case, *, steps: int = HALF, plain: bool = False) -> tuple[Net,
 
 
 def law_of(case: Case) -> str:
-    return law_text(case.rule().law())
+    return spell(case.rule())
 
 
 # ---- a new process
@@ -182,7 +183,7 @@ def test_other_reference_tensors_are_another_law() -> None:
     state = started(BY_NAME["toward-tensors"])[1].state_dict()
     optimizer = torch.optim.AdamW(groups_of(Net()))
     attach(optimizer, Toward(Decoupled(3.0), reference(scale=1.0001)))
-    digests = r"Tensors\([0-9a-f]{16}\)"
+    digests = r"Tensors\('[0-9a-f]{16}'\)"
     with pytest.raises(UserError, match=f"reference={digests}.*, but attached is .*reference={digests}"):
         optimizer.load_state_dict(state)
 

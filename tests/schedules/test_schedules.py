@@ -49,7 +49,7 @@ def test_values_at_the_boundaries(schedule: Callable[[int], float], expected: di
 
 def test_a_schedule_is_written_as_the_call_that_makes_it() -> None:
     early = join((warmup(2), cosine(1, 0.5, 7)), [10])
-    expected = "join(schedules=(warmup(steps=2), cosine(start=1.0, end=0.5, steps=7)), boundaries=(10,))"
+    expected = "join([warmup(2), cosine(1.0, 0.5, 7)], [10])"
     assert repr(early) == expected
     assert eval(expected, vars(schedules)) == early
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.expressions import spell
 from halflife.groups.policies import kind_of, uses_of
 from halflife.laws.copies import peaks_in, unwrapped
 from halflife.laws.law import Law
@@ -21,7 +22,7 @@ from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, laws_of
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
 from halflife.rules import PerGroup
-from halflife.rules.base import Part, law_text
+from halflife.rules.base import Part
 from halflife.units import half_life
 
 __all__ = ["Group", "Row", "groups_of", "rows_of"]
@@ -161,7 +162,7 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
                     index=index,
                     settings=settings,
                     law=law,
-                    rule=law_text(_given(rule.law())) if rule is not None else None,
+                    rule=spell(rule) if rule is not None else None,
                     weight_decay=weight_decay,
                     lam=lam,
                     lr=lr,
@@ -175,13 +176,6 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
 def _without_rule_note(law: Law) -> Law:
     """Leave out the note that names the attached rule: the group has it with its numbers."""
     return replace(law, notes=tuple(note for note in law.notes if not note.endswith("of halflife is attached")))
-
-
-def _given(law: Any) -> Any:
-    """Leave out of a rule's description what was not given."""
-    if isinstance(law, dict):
-        return {name: _given(value) for name, value in law.items() if value is not None}
-    return law
 
 
 def _rule_of(optimizer: Optimizer, index: int) -> Part | None:

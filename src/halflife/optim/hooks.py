@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from halflife.expressions import spell
 from halflife.optim import refusals
 from halflife.optim.actions import action_for
 from halflife.optim.apply import Answer, Decay, StepCount
 from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, STEP, Terms
 from halflife.optim.evaluate import Asker
-from halflife.rules.base import Penalty, law_text
+from halflife.rules.base import Penalty
+from halflife.rules.registry import same_law
 
 __all__ = ["Attachment"]
 
@@ -39,7 +41,7 @@ class Attachment:
         self._asker = Asker(terms, optimizer)
         self._keeper = self._asker.moment or self._action  # of numbers per parameter that checkpoints hold
         self._count = StepCount()
-        self._law = law_text(terms.rule.law())
+        self._law = spell(terms.rule)
         self._remembers = "initial_norm" in terms.rule.needs or self._asker.moment is not None
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._is_copy = any(LAW in group and group.get(STEP) == ELSEWHERE for group in optimizer.param_groups)
@@ -134,7 +136,8 @@ class Attachment:
         self._users = values
 
     def _check_law(self, saved: dict[str, Any]) -> None:
-        if not self._terms.allow_other_law and saved.get(STEP, ELSEWHERE) != ELSEWHERE:
+        loaded = saved.get(STEP, ELSEWHERE) != ELSEWHERE
+        if loaded and not self._terms.allow_other_law and not same_law(saved[LAW], self._terms.rule):
             refusals.check_law(self._law, saved[LAW], "law")
 
     # ---- a step

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from halflife.rules.appliers import Cautious, MovingAverage, Toward
-from halflife.rules.base import Applier, LamRule, Part, Penalty, Rule, StepInfo, law_text
+from halflife.rules.base import Applier, LamRule, Part, Penalty, Rule, StepInfo
 from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent, Normalized
 from halflife.rules.norms import NormTarget, Sphere
-from halflife.rules.parse import rule_from
 from halflife.rules.penalty import L2
+from halflife.rules.registry import rule_from
 from halflife.rules.stable import Stable
 from halflife.rules.wrappers import PerGroup, Scheduled
 
@@ -33,6 +33,5 @@ __all__ = [
     "Stable",
     "StepInfo",
     "Toward",
-    "law_text",
     "rule_from",
 ]

@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from halflife.errors import UserError
+from halflife.expressions import Spelled, spell
+from halflife.numbers import check_share
 from halflife.rules.base import Applier
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Cautious", "MovingAverage", "Tensors", "Toward"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cautious(Applier):
     """Decay only where the update goes towards zero too: elementwise, ``w <- w - r * w`` where ``u * w >= 0``.
 
@@ -47,12 +49,12 @@ class Cautious(Applier):
     Examples:
         >>> from halflife.rules import Decoupled
         >>> Cautious(Decoupled(0.1))
-        Cautious(inner=Decoupled(lam=0.1))
+        Cautious(Decoupled(lam=0.1))
     """
 
 
-@dataclass(frozen=True)
-class MovingAverage:
+@dataclass(frozen=True, repr=False)
+class MovingAverage(Spelled):
     """A reference for `Toward`: the exponential moving average of the weights, ``a <- beta * a + (1 - beta) * w``.
 
     It starts at the weights before the first step, and moves after each step in which its parameter has a
@@ -69,8 +71,7 @@ class MovingAverage:
     beta: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.beta < 1.0:
-            raise UserError(f"beta must satisfy 0 <= beta < 1, got {self.beta!r}")
+        object.__setattr__(self, "beta", check_share("beta", self.beta))
 
 
 class Tensors:
@@ -82,7 +83,7 @@ class Tensors:
         values: A mapping such as ``model.state_dict()``, or a sequence.
 
     Raises:
-        UserError: If a sequence holds something else than tensors.
+        UserError: If a sequence holds something else than tensors, or a tensor is on the meta device.
     """
 
     def __init__(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
@@ -94,6 +95,10 @@ class Tensors:
             if others:
                 raise UserError(f"the references of Toward must be tensors, got {others[0]!r} among them")
             self.values = [value.detach().clone() for value in values]
+        held = self.values.items() if isinstance(self.values, dict) else enumerate(self.values)
+        empty = next((name for name, value in held if value.is_meta), None)
+        if empty is not None:
+            raise UserError(f"the reference {empty!r} of Toward is on the meta device and has no values: load it first")
 
     @cached_property
     def digest(self) -> str:
@@ -110,7 +115,7 @@ class Tensors:
         return found.hexdigest()[:16]
 
     def __repr__(self) -> str:
-        return f"Tensors({self.digest})"
+        return spell(self)
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
@@ -118,7 +123,7 @@ def _bytes_of(tensor: Tensor) -> bytes:
     return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.numel() else b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Toward(Applier):
     """Decay towards a reference instead of zero: ``w <- w - r * (w - reference)``, before the update.
 
@@ -144,7 +149,7 @@ class Toward(Applier):
     Examples:
         >>> from halflife.rules import Decoupled
         >>> Toward(Decoupled(0.1), "init")
-        Toward(inner=Decoupled(lam=0.1), reference='init')
+        Toward(Decoupled(lam=0.1))
     """
 
     reference: str | MovingAverage | Tensors | Mapping[str, Tensor] | Sequence[Tensor] = "init"

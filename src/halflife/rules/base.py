@@ -12,18 +12,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from halflife.errors import UserError
+from halflife.expressions import Spelled
+from halflife.numbers import check_non_negative
 from halflife.rules.grammar import REFUSED
-from halflife.units import check_non_negative
 
 if TYPE_CHECKING:  # rules compute with tensors that they are given, but never make one
     from torch import Tensor
 
     from halflife.schedules.composed import Schedule, tied_to_lr
 
-__all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_inside", "law_text"]
+__all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_inside"]
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: that would quadruple the time to make one
@@ -60,8 +61,8 @@ class StepInfo:
     initial_norm: float | Tensor = math.nan
 
 
-class Part:
-    """What rules, appliers and penalties share: what they need, and their description as plain values."""
+class Part(Spelled):
+    """What rules, appliers and penalties share: what they need, and what they are made of."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -125,11 +126,6 @@ class Part:
         """
         yield from self.parts()
 
-    def law(self) -> dict[str, Any]:
-        """Return a description of itself in nested plain values; two parts with equal laws act alike."""
-        law: dict[str, Any] = _describe(self)
-        return law
-
 
 class Rule(Part, ABC):
     """Answers one question: which fraction of the weight is removed at this step."""
@@ -144,7 +140,7 @@ class Rule(Part, ABC):
         """Return ``r`` of ``w <- (1 - r) * w``, with ``0 <= r < 1``, for one group at one step."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Applier(Part, ABC):
     """Acts on tensors: removes another rule's fraction, but not of the whole weight.
 
@@ -198,7 +194,7 @@ class Penalty(Part, ABC):
         """Return ``c`` of ``g <- g + c * w`` for one group at one step, >= 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LamRule(Rule):
     """Base of the rules with one coefficient.
 
@@ -212,7 +208,7 @@ class LamRule(Rule):
     lam: float | None = None
 
     def __post_init__(self) -> None:
-        if self.lam is not None:  # a plain float, so that equal laws have equal text
+        if self.lam is not None:  # a plain float, so that equal rules have equal text
             object.__setattr__(self, "lam", check_non_negative("lam", self.lam))
 
     @property
@@ -250,42 +246,3 @@ def check_inside(wrapper: str, part: object) -> None:
     if part.kind == "PerGroup":
         for rule in part.inside():
             check_inside(wrapper, rule)
-
-
-def _describe(value: Any) -> Any:
-    """Return parts, schedules and numbers as nested dicts, lists and plain values."""
-    if hasattr(value, "digest") and not isinstance(value, type):  # tensors, told apart by a hash
-        return f"{type(value).__name__}({value.digest})"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"name": type(value).__name__, **fields}
-    if isinstance(value, Part):  # a user's own rule need not be a dataclass; its repr may tell its place in memory
-        return {"name": type(value).__name__, **{name: _describe(held) for name, held in vars(value).items()}}
-    if isinstance(value, list | tuple):
-        return [_describe(item) for item in value]
-    if isinstance(value, dict):  # as pairs: a dict stands for a part
-        return [[_describe(key), _describe(held)] for key, held in value.items()]
-    if callable(value):  # a user's own schedule: its name is all there is to compare
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    return value
-
-
-def law_text(law: Any) -> str:
-    """Write a law as one line, the form that checkpoints keep and error messages show.
-
-    Args:
-        law: The answer of ``law()``.
-
-    Returns:
-        An expression such as ``Scheduled(inner=Decoupled(lam=0.1), schedule=until(step=1000))``.
-
-    Examples:
-        >>> law_text({"name": "Decoupled", "lam": 0.1})
-        'Decoupled(lam=0.1)'
-    """
-    if isinstance(law, dict):
-        fields = ", ".join(f"{name}={law_text(value)}" for name, value in law.items() if name != "name")
-        return f"{law['name']}({fields})"
-    if isinstance(law, list):
-        return "[" + ", ".join(law_text(item) for item in law) + "]"
-    return law if isinstance(law, str) else repr(law)

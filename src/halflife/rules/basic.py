@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 
 from halflife.errors import UserError
+from halflife.numbers import check_at_least, check_positive
 from halflife.rules.base import LamRule, Rule, StepInfo
-from halflife.schedules.shapes import check_steps, restart_at
-from halflife.units import check_positive, epochs_to_steps, fraction_from_half_life, tokens_to_steps
+from halflife.schedules.shapes import restart_at
+from halflife.units import epochs_to_steps, fraction_from_half_life, tokens_to_steps
 
 __all__ = ["Constant", "Corrected", "Decoupled", "HalfLife", "Independent", "Normalized"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decoupled(LamRule):
     """Remove the fraction ``r = lr * lam``: the decay follows the learning rate, peak included.
 
@@ -41,7 +42,7 @@ class Decoupled(LamRule):
         return info.lr * self.lam_of(info)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Independent(LamRule):
     """Remove the fraction ``r = (lr / peak_lr) * lam``: the decay follows the schedule, not the peak.
 
@@ -77,7 +78,7 @@ class Independent(LamRule):
         return info.lr / info.peak_lr * self.lam_of(info)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Constant(LamRule):
     """Remove the fraction ``r = lam`` at every step, whatever the learning rate.
 
@@ -109,7 +110,7 @@ class Constant(LamRule):
         return self.lam_of(info)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corrected(LamRule):
     """Remove the fraction ``r = (lr^2 / peak_lr) * lam``: the decay fades faster than the learning rate.
 
@@ -143,7 +144,7 @@ class Corrected(LamRule):
         return info.lr * (info.lr / info.peak_lr) * self.lam_of(info)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class HalfLife(Rule):
     """Remove ``r = 1 - 2^(-1/h)``: an untouched weight halves in ``h`` steps. The time scale is the setting.
 
@@ -174,6 +175,26 @@ class HalfLife(Rule):
     epochs: float | None = None
     tokens: float | None = None
 
+    def __new__(cls, *args: object, **kwargs: object) -> HalfLife:
+        """Refuse a half-life without its unit.
+
+        Args:
+            *args: None are expected.
+            **kwargs: What ``__init__`` takes.
+
+        Returns:
+            A rule that is not initialized yet.
+
+        Raises:
+            UserError: If a number is given by position.
+        """
+        if args:
+            given = ", ".join(map(repr, args))
+            raise UserError(
+                f"HalfLife got {given} without a unit: write HalfLife(steps=...), (epochs=...) or (tokens=...)"
+            )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
@@ -202,7 +223,7 @@ class HalfLife(Rule):
         return fraction_from_half_life(tokens_to_steps(self.tokens, info.tokens_per_step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Normalized(LamRule):
     """Remove ``r = (lr / peak_lr) * lam / sqrt(T)`` with ``T`` the steps of the run: one lam for every length.
 
@@ -222,7 +243,7 @@ class Normalized(LamRule):
 
     Args:
         lam: The normalized coefficient, >= 0; None takes each group's own ``weight_decay``.
-        steps: Steps of the run, or of its first restart, >= 1.
+        steps: Steps of the run, or of its first restart, >= 1; ``b / (B * T)`` of the paper need not be whole.
         factor: By how much each restart is longer than the one before, >= 1; None if there are no restarts:
             steps after the last planned one are then decayed like it.
 
@@ -236,14 +257,15 @@ class Normalized(LamRule):
         0.0025
     """
 
-    steps: int = 0
+    steps: float = 0
     factor: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "steps", check_steps("steps", self.steps, minimum=1))
-        if self.factor is not None and not 1.0 <= self.factor < math.inf:
-            raise UserError(f"factor must be a finite number >= 1, got {self.factor!r}")
+        steps = check_at_least("steps", self.steps, 1.0)
+        object.__setattr__(self, "steps", int(steps) if steps.is_integer() else steps)
+        if self.factor is not None:
+            object.__setattr__(self, "factor", check_at_least("factor", self.factor, 1.0))
 
     @property
     def needs(self) -> frozenset[str]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from halflife.errors import UserError
+from halflife.numbers import check_positive
 from halflife.rules.base import Rule, StepInfo
-from halflife.units import check_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["NormTarget", "Sphere"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NormTarget(Rule):
     """Hold the norm of every decaying tensor: the decay is whatever brings it back, and may be negative.
 
@@ -52,7 +52,7 @@ class NormTarget(Rule):
 
     def __post_init__(self) -> None:
         if self.norm is not None:
-            object.__setattr__(self, "norm", _check_length("norm", self.norm))
+            object.__setattr__(self, "norm", check_positive("norm", self.norm, finite=True))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -64,7 +64,7 @@ class NormTarget(Rule):
         return 1.0 - (info.initial_norm if self.norm is None else self.norm) / info.weight_norm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sphere(Rule):
     """Project onto a sphere after every step: ``w <- radius * w / ||w||``.
 
@@ -96,7 +96,7 @@ class Sphere(Rule):
 
     def __post_init__(self) -> None:
         if self.radius is not None:
-            object.__setattr__(self, "radius", _check_length("radius", self.radius))
+            object.__setattr__(self, "radius", check_positive("radius", self.radius, finite=True))
         if self.per not in {"net", "tensor"}:
             raise UserError(f'per must be "net" or "tensor", got {self.per!r}')
 
@@ -109,10 +109,3 @@ class Sphere(Rule):
     def fraction(self, info: StepInfo) -> float | Tensor:
         """Return ``1 - radius / ||w||``; with ``per="net"`` both norms are those of the whole net."""
         return 1.0 - (info.initial_norm if self.radius is None else self.radius) / info.weight_norm
-
-
-def _check_length(name: str, value: float) -> float:
-    length = check_positive(name, value)
-    if length == float("inf"):
-        raise UserError(f"{name} must be a finite number > 0, got {length!r}")
-    return length

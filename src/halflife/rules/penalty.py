@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from halflife.errors import UserError
+from halflife.numbers import check_non_negative
 from halflife.rules.base import Penalty, StepInfo
 from halflife.schedules.composed import Schedule, check_schedule, product, tied_to_lr
-from halflife.units import check_non_negative
 
 __all__ = ["L2"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class L2(Penalty):
     """Add ``lam * w`` to the gradient, as the gradient of ``lam / 2 * ||w||^2`` in the loss would.
 

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from halflife.errors import UserError
+from halflife.numbers import check_non_negative, check_share
 from halflife.rules.base import LamRule, StepInfo
-from halflife.units import check_non_negative
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Stable"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stable(LamRule):
     """Remove a fraction in proportion to the effective learning rate of the optimizer (AdamS, SGDS).
 
@@ -72,8 +71,8 @@ class Stable(LamRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "floor", check_non_negative("floor", self.floor))
-        if self.beta2 is not None and not 0.0 <= self.beta2 < 1.0:
-            raise UserError(f"beta2 must satisfy 0 <= beta2 < 1, got {self.beta2!r}")
+        if self.beta2 is not None:
+            object.__setattr__(self, "beta2", check_share("beta2", self.beta2))
 
     @property
     def needs(self) -> frozenset[str]:

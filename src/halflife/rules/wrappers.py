@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["PerGroup", "Scheduled"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scheduled(Rule):
     """Multiply what another part removes by a schedule of the step: ``r = inner * schedule(t)``.
 
@@ -105,7 +105,7 @@ class Scheduled(Rule):
         return fraction * self.schedule(info.step)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerGroup(Rule):
     """Give each parameter group a part of its own; groups are counted through all attached optimizers.
 

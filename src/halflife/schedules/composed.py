@@ -9,16 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from halflife.errors import UserError
-from halflife.schedules.shapes import check_steps, constant, linear, warmup
-from halflife.units import check_non_negative
+from halflife.expressions import Spelled
+from halflife.numbers import check_non_negative, check_steps
+from halflife.schedules.shapes import constant, linear, warmup
 
 __all__ = ["Schedule", "check_schedule", "join", "piecewise", "product", "tied_to_lr", "warmup_stable_decay"]
 
 Schedule = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class tied_to_lr:
+@dataclass(frozen=True, repr=False)
+class tied_to_lr(Spelled):
     """Follow the learning rate: ``s = (lr / peak_lr)^power``, whatever schedule makes the learning rate.
 
     Not a function of the step: only ``Scheduled(rule, tied_to_lr())`` can use it. With `Constant` it makes
@@ -43,7 +44,7 @@ class tied_to_lr:
 
 
 def check_schedule(schedule: object) -> None:
-    """Refuse what cannot be called with a step.
+    """Refuse a value that cannot be called with a step.
 
     Args:
         schedule: What the user gave as a schedule.
@@ -67,8 +68,8 @@ def _check_increasing(name: str, steps: Sequence[int]) -> tuple[int, ...]:
     return checked
 
 
-@dataclass(frozen=True)
-class piecewise:
+@dataclass(frozen=True, repr=False)
+class piecewise(Spelled):
     """Constant pieces: ``values[i]`` while ``boundaries[i - 1] <= t < boundaries[i]``.
 
     Args:
@@ -98,8 +99,8 @@ class piecewise:
         return self.values[bisect.bisect_right(self.boundaries, step)]
 
 
-@dataclass(frozen=True)
-class join:
+@dataclass(frozen=True, repr=False)
+class join(Spelled):
     """Schedules one after the other; each sees the steps since its own start.
 
     ``s(t) = schedules[i](t - boundaries[i - 1])`` while ``boundaries[i - 1] <= t < boundaries[i]``.
@@ -128,8 +129,8 @@ class join:
         return self.schedules[index](step - (self.boundaries[index - 1] if index else 0))
 
 
-@dataclass(frozen=True)
-class product:
+@dataclass(frozen=True, repr=False)
+class product(Spelled):
     """Schedules at the same time: ``s(t) = schedules[0](t) * schedules[1](t) * ...``.
 
     Args:

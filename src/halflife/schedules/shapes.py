@@ -5,33 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from halflife.errors import UserError
-from halflife.numbers import as_number, check_non_negative
+from halflife.expressions import Spelled
+from halflife.numbers import check_at_least, check_non_negative, check_steps
 
-__all__ = ["after", "check_steps", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
-
-
-def check_steps(name: str, value: int, *, minimum: int) -> int:
-    """Return ``value`` as an int if it is a whole number of steps.
-
-    Args:
-        name: What the value is called in the message.
-        value: The number of steps.
-        minimum: The least that is allowed.
-
-    Returns:
-        The number.
-
-    Raises:
-        UserError: If it is not whole, below ``minimum``, infinite or NaN.
-    """
-    if not as_number(name, value).is_integer() or value < minimum:  # also refuses NaN and infinity
-        raise UserError(f"{name} must be a whole number of steps >= {minimum}, got {value!r}")
-    return int(value)
+__all__ = ["after", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
 
 
-@dataclass(frozen=True)
-class constant:
+@dataclass(frozen=True, repr=False)
+class constant(Spelled):
     """The same multiplier at every step: ``s(t) = value``.
 
     Args:
@@ -48,8 +29,8 @@ class constant:
         return self.value
 
 
-@dataclass(frozen=True)
-class linear:
+@dataclass(frozen=True, repr=False)
+class linear(Spelled):
     """A straight line: ``s(t) = start + (end - start) * min(t, steps) / steps``.
 
     Args:
@@ -78,8 +59,8 @@ class linear:
         return self.start + (self.end - self.start) * step / self.steps
 
 
-@dataclass(frozen=True)
-class cosine:
+@dataclass(frozen=True, repr=False)
+class cosine(Spelled):
     """Half a cosine: ``s(t) = end + (start - end) * (1 + cos(pi * min(t, steps) / steps)) / 2``.
 
     Args:
@@ -109,8 +90,8 @@ class cosine:
         return self.end + (self.start - self.end) * (1.0 + math.cos(math.pi * step / self.steps)) / 2.0
 
 
-@dataclass(frozen=True)
-class until:
+@dataclass(frozen=True, repr=False)
+class until(Spelled):
     """On at first, then off: 1 while ``t < step``, else 0.
 
     Source: Golatkar et al. 2019 and Bjorck et al. 2021 remove the decay after the early phase of a run.
@@ -129,8 +110,8 @@ class until:
         return 1.0 if step < self.step else 0.0
 
 
-@dataclass(frozen=True)
-class after:
+@dataclass(frozen=True, repr=False)
+class after(Spelled):
     """Off at first, then on: 1 once ``t >= step``, else 0.
 
     Args:
@@ -147,8 +128,8 @@ class after:
         return 1.0 if step >= self.step else 0.0
 
 
-@dataclass(frozen=True)
-class warmup:
+@dataclass(frozen=True, repr=False)
+class warmup(Spelled):
     """A ramp from 0 to 1: ``s(t) = min(1, t / steps)``; the first step has none.
 
     Args:
@@ -165,8 +146,8 @@ class warmup:
         return min(1.0, step / self.steps)
 
 
-@dataclass(frozen=True)
-class restarts:
+@dataclass(frozen=True, repr=False)
+class restarts(Spelled):
     """Half a cosine that starts again, each time longer: ``s = end + (start - end) * (1 + cos(pi * t_i / T_i)) / 2``.
 
     ``T_0 = steps``, ``T_i = factor * T_(i-1)``; ``t_i`` counts from the last restart.
@@ -193,8 +174,7 @@ class restarts:
         object.__setattr__(self, "steps", check_steps("steps", self.steps, minimum=1))
         object.__setattr__(self, "start", check_non_negative("start", self.start))
         object.__setattr__(self, "end", check_non_negative("end", self.end))
-        if not 1.0 <= self.factor < math.inf:
-            raise UserError(f"factor must be a finite number >= 1, got {self.factor!r}")
+        object.__setattr__(self, "factor", check_at_least("factor", self.factor, 1.0))
 
     def __call__(self, step: int) -> float:
         """Return the multiplier at ``step``."""
@@ -202,7 +182,7 @@ class restarts:
         return self.end + (self.start - self.end) * (1.0 + math.cos(math.pi * since / length)) / 2.0
 
 
-def restart_at(step: int, steps: int, factor: float) -> tuple[float, float]:
+def restart_at(step: int, steps: float, factor: float) -> tuple[float, float]:
     """Find the period of a schedule with restarts that a step is in.
 
     Args:

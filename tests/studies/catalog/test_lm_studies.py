@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halflife.schedules.parse import schedule_from
+from halflife.rules.registry import schedule_from
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.language import quantities as rules
 from halflife.studies.catalog.language.ablations import quantities as ablations

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from halflife.errors import UserError
-from halflife.schedules.parse import schedule_from
+from halflife.rules.registry import schedule_from
 from halflife.studies.specs.base import RunSpec, check_at_least, check_number
 from halflife.studies.specs.trainers import TEXT, Trainer
 

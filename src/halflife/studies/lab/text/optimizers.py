@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from halflife.groups.build import param_groups
 from halflife.optim.attaching import Handle, attach
-from halflife.rules.parse import rule_from
+from halflife.rules.registry import rule_from
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["Training", "training_of"]
