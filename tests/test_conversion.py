@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halflife import convert, rules, units
-from halflife.conversion import LAWS
+from halflife.conversion import _UNDEFINED, LAWS
 from halflife.errors import UserError
 from halflife.rules import Rule, StepInfo
+from halflife.rules.registry import law_names
 from halflife.schedules import cosine, linear, warmup
 
 NUMBERS: dict[str, Any] = {"peak_lr": 6e-4, "momentum": 0.9, "dampening": 0.2, "total_steps": 5000}
@@ -49,6 +50,7 @@ def value_for(law: str, r: float, numbers: dict[str, Any]) -> float:
 
 def test_every_law_is_covered() -> None:
     assert set(LAWS) == {*FRACTIONS, "l2"}
+    assert set(law_names()) == set(LAWS) - {"timescale"} | {law for law in _UNDEFINED if law != "l2-preconditioned"}
 
 
 @pytest.mark.parametrize(("source", "target"), PAIRS)
@@ -138,6 +140,10 @@ def test_known_values() -> None:
     assert convert(0.025, from_="normalized", to="independent", total_steps=steps) == pytest.approx(1.265e-4, rel=1e-3)
     # SWD: lam 5e-4 at sqrt(v) = 1e-3 is an AdamW of 0.5.
     assert convert(5e-4, from_="stable", to="decoupled", peak_lr=1e-3, grad_rms=1e-3) == pytest.approx(0.5)
+    for rms in (1e-200, 1e200):  # their squares are no floats
+        assert convert(rms, from_="stable", to="decoupled", peak_lr=1e-3, grad_rms=rms) == pytest.approx(1.0)
+    # Laws that follow lr in the same power need no schedule's length.
+    assert convert(0.5, from_="stable", to="decoupled", peak_lr=0.5, momentum=0.0, schedule=cosine(1, 0, 5)) == 0.5
     assert convert(0.0, from_="decoupled", to="half-life", peak_lr=1e-3) == math.inf
     assert convert(math.inf, from_="half-life", to="decoupled", peak_lr=1e-3) == 0.0
     assert convert(0.3, from_="decoupled", to="decoupled", peak_lr=1e-3) == 0.3
@@ -156,6 +162,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"lam": 0.1, "from_": "cautious", "to": "decoupled", "peak_lr": 0.1}, r"convert the lam of the rule inside it"),
     ({"lam": 0.1, "from_": "scheduled", "to": "decoupled"}, r"changes with the step"),
     ({"lam": 0.1, "from_": "toward", "to": "decoupled"}, r"the distance to a reference"),
+    ({"lam": 0.1, "from_": "per-group", "to": "decoupled"}, r"each parameter group has a rule of its own"),
+    ({"lam": True, "from_": "constant", "to": "decoupled"}, r"lam must be a number, got True"),
     ({"lam": 0.1, "from_": "normalized", "to": "constant"}, r"needs total_steps="),
     ({"lam": 0.1, "from_": "normalized", "to": "constant", "total_steps": 0.5}, r"total_steps must be >= 1, got 0\.5"),
     ({"lam": 0.1, "from_": "decoupled", "to": "constant", "peak_lr": 0.0}, r"peak_lr must be > 0, got 0\.0"),

@@ -1,6 +1,7 @@
 """``convert``: the same decay under another convention.
 
-Every convention is a formula for the fraction ``r`` that a step removes, so that a value is translated by way of ``r``.
+Each rule of `halflife.rules` with a coefficient says which fraction ``r`` a step removes, so that a value is translated by
+way of ``r``.
 
 Examples:
     >>> round(convert(0.1, from_="decoupled", to="independent", peak_lr=6e-4), 12)
@@ -12,107 +13,36 @@ Examples:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from halflife.errors import UserError
-from halflife.numbers import as_number
-from halflife.units import (
-    check_fraction,
-    check_non_negative,
-    check_positive,
-    fraction_from_half_life,
-    fraction_from_timescale,
-    half_life,
-    timescale,
-)
+from halflife.numbers import as_number, check_fraction, check_non_negative, check_positive
+from halflife.rules.base import LamRule, StepInfo
+from halflife.rules.basic import Normalized
+from halflife.rules.registry import law_name, part_classes
+from halflife.rules.stable import Stable
+from halflife.units import fraction_from_half_life, fraction_from_timescale, half_life, timescale
 
 __all__ = ["LAWS", "convert"]
 
-Numbers = Mapping[str, float | None]
+_Numbers = dict[str, float | None]
+
 LARGEST_SCHEDULE = 10_000_000  # steps; a schedule is summed step by step
 
+_RULES: dict[str, type[LamRule]]
+_RULES = {law_name(made): made for made in part_classes().values() if issubclass(made, LamRule)}
+_RULES["l2"] = _RULES["stable"]  # under SGD, after the lag of the momentum, both remove the same fraction
+_TIMES = {"half-life": (fraction_from_half_life, half_life), "timescale": (fraction_from_timescale, timescale)}
+LAWS = (*_RULES, *_TIMES)
 
-@dataclass(frozen=True)
-class _Convention:
-    """One convention: the fraction at the peak, and the power of the schedule multiplier that it follows.
-
-    ``per_unit(numbers)`` is the fraction at the peak per unit of the value; None for a time scale in steps, which
-    ``to_r`` and ``from_r`` translate.
-    """
-
-    power: int
-    per_unit: Callable[[Numbers], float] | None = None
-    to_r: Callable[[float], float] | None = None
-    from_r: Callable[[float], float] | None = None
-
-    def fraction(self, value: float, numbers: Numbers) -> float:
-        """Return the fraction at the peak."""
-        if self.per_unit is not None:
-            return check_non_negative("lam", value) * self.per_unit(numbers)
-        assert self.to_r is not None
-        return self.to_r(value)
-
-    def value(self, r: float, numbers: Numbers) -> float:
-        """Return the value whose fraction at the peak is ``r``."""
-        if self.per_unit is not None:
-            return check_fraction(r) / self.per_unit(numbers)
-        assert self.from_r is not None
-        return self.from_r(r)
-
-
-def _number(numbers: Numbers, name: str, why: str) -> float:
-    value = numbers[name]
-    if value is None:
-        raise UserError(f"this conversion needs {name}=, {why}")
-    return value
-
-
-def _peak_lr(numbers: Numbers) -> float:
-    return _number(numbers, "peak_lr", "the largest learning rate of the run")
-
-
-def _momentum_gain(numbers: Numbers) -> float:
-    """Return (1 - d) / (1 - mu): how much larger SGD's steps are in the long run than its learning rate says."""
-    momentum = _number(
-        numbers, "momentum", "that of SGD, 0 without momentum (under Adam, no fraction describes an L2 penalty)"
-    )
-    return (1.0 - (numbers["dampening"] or 0.0)) / (1.0 - momentum) if momentum else 1.0  # torch: no momentum, no d
-
-
-def _stable(numbers: Numbers) -> float:
-    if (numbers["grad_rms"] is None) == (numbers["momentum"] is None):
-        raise UserError(
-            "stable decay depends on the gradients: give grad_rms=, the root of the mean second moment of all gradients, "
-            "for the Adam family, or momentum= for SGD, and not both"
-        )
-    gain = 1.0 / numbers["grad_rms"] if numbers["grad_rms"] is not None else _momentum_gain(numbers)
-    return _peak_lr(numbers) * gain
-
-
-def _normalized(numbers: Numbers) -> float:
-    return 1.0 / math.sqrt(_number(numbers, "total_steps", "the number of optimizer steps of the run"))
-
-
-_CONVENTIONS = {
-    "decoupled": _Convention(1, _peak_lr),
-    "independent": _Convention(1, lambda numbers: 1.0),
-    "constant": _Convention(0, lambda numbers: 1.0),
-    "corrected": _Convention(2, _peak_lr),
-    "normalized": _Convention(1, _normalized),
-    "stable": _Convention(1, _stable),
-    "l2": _Convention(1, lambda numbers: _peak_lr(numbers) * _momentum_gain(numbers)),
-    "half-life": _Convention(0, to_r=fraction_from_half_life, from_r=half_life),
-    "timescale": _Convention(0, to_r=fraction_from_timescale, from_r=timescale),
-}
-LAWS = tuple(_CONVENTIONS)
-
+_INSIDE = "convert the lam of the rule inside it"
 _UNDEFINED = {
     "l2-preconditioned": "Adam divides lam * w by the size of the gradient, coordinate by coordinate, so that no one "
     'number describes it; "stable" with grad_rms= is the convention with one such size for all coordinates',
-    "cautious": "which elements decay changes from step to step; convert the lam of the rule inside it",
-    "scheduled": "its fraction changes with the step; convert the lam of the rule inside it",
-    "toward": "it decays the distance to a reference; convert the lam of the rule inside it",
+    "cautious": f"which elements decay changes from step to step; {_INSIDE}",
+    "scheduled": f"its fraction changes with the step; {_INSIDE}",
+    "per-group": f"each parameter group has a rule of its own; {_INSIDE}",
+    "toward": f"it decays the distance to a reference; {_INSIDE}",
     "norm-target": "its fraction is whatever holds the norm, and it has no coefficient",
     "sphere": "it projects the weights, and it has no coefficient",
 }
@@ -154,6 +84,8 @@ def convert(
     Source: Loshchilov and Hutter 2019 (arXiv 1711.05101) for ``"normalized"``; Xie et al. 2023 (arXiv 2011.11152) for
     ``"stable"``; the rules of `halflife.rules` otherwise.
 
+    The fractions are those of `halflife.rules`.
+
     Args:
         lam: The value to translate, in the unit of ``from_``: a coefficient, or steps for the two time scales.
         from_: The law that it is given in.
@@ -182,56 +114,79 @@ def convert(
         0.133
     """
     for name in (from_, to):
-        _check_law(name)
-    numbers = _checked(peak_lr, momentum, dampening, grad_rms, total_steps)
-    source, target = _CONVENTIONS[from_], _CONVENTIONS[to]
+        if name in _UNDEFINED:
+            raise UserError(f"{name!r} cannot be converted: {_UNDEFINED[name]}")
+        if name not in LAWS:
+            raise UserError(f"unknown law {name!r}; expected one of {', '.join(LAWS)}")
+    numbers: _Numbers = {}
+    for name, value in {"peak_lr": peak_lr, "grad_rms": grad_rms, "total_steps": total_steps}.items():
+        numbers[name] = None if value is None else check_positive(name, check_non_negative(name, value))
+    for name, value in {"momentum": momentum, "dampening": dampening}.items():
+        numbers[name] = None if value is None else check_non_negative(name, value)
+        if (numbers[name] or 0.0) >= 1.0:
+            raise UserError(f"{name} must be below 1, got {numbers[name]!r}")
+    if (numbers["total_steps"] or 1.0) < 1.0:
+        raise UserError(f"total_steps must be >= 1, got {numbers['total_steps']!r}")
     lam = as_number("lam", lam)
-    r = check_fraction(source.fraction(lam, numbers))
+    if from_ in _TIMES:
+        r = _TIMES[from_][0](lam)
+    else:
+        r = check_fraction(check_non_negative("lam", lam) * _fraction_at_peak(from_, numbers))
     if from_ == to:
         return lam
-    if schedule is not None and source.power != target.power:
-        r *= _mean_power(schedule, numbers, source.power) / _mean_power(schedule, numbers, target.power)
-    return target.value(r, numbers)
+    if schedule is not None and _share(from_, 0.5) != _share(to, 0.5):  # they follow lr in different powers
+        r *= _mean_share(from_, schedule, numbers) / _mean_share(to, schedule, numbers)
+    return _TIMES[to][1](r) if to in _TIMES else check_fraction(r) / _fraction_at_peak(to, numbers)
 
 
-def _check_law(name: str) -> None:
-    if name in _CONVENTIONS:
-        return
-    if name in _UNDEFINED:
-        raise UserError(f"{name!r} cannot be converted: {_UNDEFINED[name]}")
-    raise UserError(f"unknown law {name!r}; expected one of {', '.join(LAWS)}")
+def _rule(law: str, steps: float) -> LamRule:
+    if law == "normalized":
+        return Normalized(steps=steps)
+    return Stable(floor=0.0) if law in {"stable", "l2"} else _RULES[law]()
 
 
-def _checked(
-    peak_lr: float | None,
-    momentum: float | None,
-    dampening: float | None,
-    grad_rms: float | None,
-    total_steps: float | None,
-) -> Numbers:
-    """Return the numbers as finite floats in their ranges."""
-    positive = {"peak_lr": peak_lr, "grad_rms": grad_rms, "total_steps": total_steps}
-    below_one = {"momentum": momentum, "dampening": dampening}
-    numbers: dict[str, float | None] = {**positive, **below_one}
-    for name, value in positive.items():
-        if value is not None:
-            numbers[name] = check_positive(name, check_non_negative(name, value))
-    for name, value in below_one.items():
-        if value is not None:
-            numbers[name] = check_non_negative(name, value)
-            if float(value) >= 1.0:
-                raise UserError(f"{name} must be below 1, got {float(value)!r}")
-    if total_steps is not None and float(total_steps) < 1.0:
-        raise UserError(f"total_steps must be >= 1, got {float(total_steps)!r}")
-    return numbers
+def _fraction_at_peak(law: str, numbers: _Numbers) -> float:
+    """The fraction that the rule of a law removes at the peak, at ``lam = 1``."""
+    rms, momentum = numbers["grad_rms"], numbers["momentum"]
+    if law == "stable" and (rms is None) == (momentum is None):
+        raise UserError(
+            "stable decay depends on the gradients: give grad_rms=, the root of the mean second moment of all gradients,"
+            " for the Adam family, or momentum= for SGD, and not both"
+        )
+    info = StepInfo(lr=1.0, peak_lr=1.0, lam=1.0)  # for the rules that follow lr only as a multiple of its peak
+    if law not in {"independent", "constant", "normalized"}:
+        info.lr = info.peak_lr = _given(numbers, "peak_lr", "the largest learning rate of the run")
+    if law == "stable" and rms is not None:
+        info.second_moment = 1.0  # divided by rms below: its square may be too small or too large for a float
+    elif law in {"stable", "l2"}:
+        why = "that of SGD, 0 without momentum (under Adam, no fraction describes an L2 penalty)"
+        info.momentum, info.dampening = _given(numbers, "momentum", why), numbers["dampening"] or 0.0
+    steps = 1.0
+    if law == "normalized":
+        steps = _given(numbers, "total_steps", "the number of optimizer steps of the run")
+    r = float(_rule(law, steps).fraction(info))
+    return r / rms if law == "stable" and rms is not None else r
 
 
-def _mean_power(schedule: Callable[[int], float], numbers: Numbers, power: int) -> float:
-    """Return the mean of ``schedule(t) ** power`` over the run."""
-    steps = int(_number(numbers, "total_steps", "the number of steps that the schedule is for"))
+def _share(law: str, multiple: float) -> float:
+    """The fraction of a law where lr is this multiple of its peak, divided by the fraction at the peak."""
+    if law in _TIMES:
+        return 1.0
+    return float(_rule(law, 1.0).fraction(StepInfo(lr=multiple, peak_lr=1.0, lam=1.0, second_moment=1.0)))
+
+
+def _mean_share(law: str, schedule: Callable[[int], float], numbers: _Numbers) -> float:
+    """The mean of `_share` over the run."""
+    steps = int(_given(numbers, "total_steps", "the number of steps that the schedule is for"))
     if steps > LARGEST_SCHEDULE:
         raise UserError(f"a schedule is summed step by step, and {steps} steps are too many; scale the schedule down")
-    if power == 0:
-        return 1.0
-    mean = math.fsum(check_non_negative("the schedule", schedule(step)) ** power for step in range(steps)) / steps
+    multiples = (check_non_negative("the schedule", schedule(step)) for step in range(steps))
+    mean = math.fsum(_share(law, multiple) for multiple in multiples) / steps
     return check_positive("the sum of the schedule over the run", mean)
+
+
+def _given(numbers: _Numbers, name: str, why: str) -> float:
+    value = numbers[name]
+    if value is None:
+        raise UserError(f"this conversion needs {name}=, {why}")
+    return value
