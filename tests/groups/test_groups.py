@@ -8,10 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from halflife import attach, param_groups
+from halflife import attach, explain, param_groups
 from halflife.errors import UserError
 from halflife.groups.build import Policy, decide
-from halflife.rules import Constant, Decoupled, HalfLife, PerGroup
+from halflife.rules import (
+    L2,
+    Cautious,
+    Constant,
+    Decoupled,
+    HalfLife,
+    NormTarget,
+    Part,
+    PerGroup,
+    Scheduled,
+    Sphere,
+    Stable,
+    Toward,
+)
+from halflife.schedules import until
 
 
 class Net(nn.Module):
@@ -225,6 +239,77 @@ def test_patterns_bring_rules() -> None:
     assert handle.fractions() == [0.5, 0.25, 0.0]
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        HalfLife(steps=2),
+        Scheduled(HalfLife(epochs=1), until(3)),
+        NormTarget(),
+        Sphere(2.0, per="tensor"),
+        Toward(HalfLife(steps=3)),
+    ],
+    ids=repr,
+)
+def test_a_rule_that_reads_no_lam_needs_no_weight_decay(part: Part) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    groups = param_groups(model, [("*.bias", False), (nn.Linear, part), ("*", False)])
+    assert [group["param_names"] for group in groups] == [["0.weight"], ["0.bias", "1.weight", "1.bias"]]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.0]
+    assert groups.rule == PerGroup([part, Decoupled()])
+    given = param_groups(model, [("*.bias", False), (nn.Linear, part), ("*", False)], weight_decay=0.3)
+    assert [group["weight_decay"] for group in given] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize("part", [Cautious(Decoupled(0.1)), L2(0.1), Scheduled(L2(0.1), until(3)), Toward(Stable(0.1))])
+def test_any_part_for_a_group_may_be_an_answer(part: Part) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    groups = param_groups(model, [(nn.Linear, part), ("*", False)])
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert groups.rule == PerGroup([part, Decoupled()])
+
+
+def test_a_half_life_from_groups_acts_once_it_is_attached() -> None:
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4, bias=False))
+    groups = param_groups(model, [(nn.Linear, HalfLife(steps=1)), ("*", False)])
+    assert groups.rule is not None
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    weight, gain = model.parameters()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    first = weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(weight, first)  # without the rule nothing decays, at an invented value least of all
+    handle = attach(optimizer, groups.rule)
+    shown = [(row.decays, row.half_life) for row in explain(model, optimizer).parameters]
+    assert shown == [(True, pytest.approx(1.0)), (False, None)]
+    resumed = torch.optim.AdamW(param_groups(model, [(nn.Linear, HalfLife(steps=1)), ("*", False)]), lr=0.1)
+    optimizer.step()
+    assert torch.equal(weight, first / 2)
+    assert torch.equal(gain, torch.ones(4))
+    assert handle.fractions() == [0.5, 0.0]
+    attach(resumed, groups.rule).optimizers[0].load_state_dict(optimizer.state_dict())
+    resumed.step()
+    assert torch.equal(weight, first / 4)
+    handle.detach()
+    optimizer.step()
+    assert torch.equal(weight, first / 4)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (PerGroup([Decoupled(0.1)]), "PerGroup cannot wrap PerGroup.*: the groups are counted once"),
+        (Sphere(1.0), r"PerGroup cannot wrap Sphere\(radius=1\.0\): its norm runs over all groups"),
+        (Decoupled(), r"pattern '\*' says Decoupled\(\), which needs a value: pass weight_decay"),
+        (Cautious(Stable()), r"says Cautious\(Stable\(\)\), which needs a value: pass weight_decay"),
+    ],
+)
+def test_a_rule_that_a_group_cannot_have(answer: Part, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        param_groups(nn.Linear(2, 2), [("*", answer)])
+
+
 def test_no_rule_where_no_pattern_brings_one() -> None:
     assert param_groups(nn.Linear(2, 2), weight_decay=0.1).rule is None
 
@@ -256,7 +341,6 @@ def test_decisions_have_reasons() -> None:
         ("matrix", 0.1, "unknown policy 'matrix'; expected one of matrices, everything, nanogpt, transformers"),
         ([("*", "matrix")], 0.1, "unknown policy 'matrix'"),
         ([("*", "matrices")], None, r"pattern '\*' says 'matrices', which needs a value"),
-        ([("*", HalfLife(steps=3))], None, r"pattern '\*' says HalfLife\(steps=3.*, which needs a value"),
         ([("*", torch)], 0.1, r"pattern '\*' says <module 'torch'.*; expected True, False, a number, a rule"),
         ([(nn.Conv1d, True), ("*", False)], 0.1, "pattern Conv1d matches no parameter"),
         ([((nn.Conv1d, nn.GRU), True), ("*", False)], 0.1, r"pattern \(Conv1d, GRU\) matches no parameter"),

@@ -16,6 +16,7 @@ Examples:
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import EllipsisType
@@ -26,13 +27,14 @@ from torch.nn.parameter import UninitializedParameter
 
 from halflife.errors import UserError
 from halflife.groups.policies import POLICIES, Use, uses_of
-from halflife.rules import Decoupled, PerGroup, Rule
-from halflife.units import check_non_negative
+from halflife.numbers import check_non_negative
+from halflife.rules import Decoupled, Part, PerGroup
+from halflife.rules.base import check_inside
 
 __all__ = ["Decision", "Groups", "Policy", "decide", "param_groups"]
 
 Pattern = str | type[nn.Module] | tuple[type[nn.Module], ...] | tuple[int | EllipsisType | None, ...]
-Answer = bool | float | str | Rule
+Answer = bool | float | str | Part
 Policy = str | Sequence[tuple[Pattern, Answer]]
 
 
@@ -43,7 +45,7 @@ class Decision:
     Attributes:
         name: The parameter's first name in the model.
         parameter: The parameter.
-        lam: The weight decay that it gets; 0 for none.
+        lam: The weight decay that it gets; 0 for none, NaN where its rule reads none and none is given.
         reason: Why, in a few words.
         rule: The rule that its pattern brought, if any.
     """
@@ -52,7 +54,7 @@ class Decision:
     parameter: nn.Parameter
     lam: float
     reason: str
-    rule: Rule | None = None
+    rule: Part | None = None
 
 
 class Groups(list[dict[str, Any]]):
@@ -62,7 +64,8 @@ class Groups(list[dict[str, Any]]):
 
     Attributes:
         rule: What to give to ``halflife.attach`` with the optimizer made of these groups: each group's rule, and
-            `Decoupled` at the group's own value for groups without one. None if the policy brought no rule.
+            `Decoupled` at the group's own value for groups without one (those without decay have a place in the list,
+            too, but are not asked). None if the policy brought no rule.
     """
 
     rule: PerGroup | None = None
@@ -89,9 +92,12 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
       vectors, ``(50257, None)``, ``(None, None, ...)`` for two or more dimensions.
 
     An answer is True (``weight_decay``), False (no decay), a number, the name of a policy that then decides, or a
-    rule of `halflife.rules`. So ``[(nn.Embedding, True), ("*", "matrices")]`` lets embeddings decay as well. With
-    rules, attach what the groups ask for: ``halflife.attach(optimizer, groups.rule)``. Until then a group has the
-    rule's ``lam`` as its ``weight_decay``, or ``weight_decay`` where the rule has none.
+    rule, applier or penalty of `halflife.rules`, as `PerGroup` takes them. So
+    ``[(nn.Embedding, True), ("*", "matrices")]`` lets embeddings decay as well. With rules, attach what the groups ask
+    for: ``halflife.attach(optimizer, groups.rule)``. Until then a group has the rule's ``lam`` as its
+    ``weight_decay``, or the argument ``weight_decay`` where the rule has none. A rule that reads no lam, such as
+    ``HalfLife(steps=1000)``, needs neither: the ``weight_decay`` of its group is then 0, and
+    ``initial_weight_decay``, NaN, tells ``attach`` that the group decays.
 
     A weight that is tied (an embedding that is also the output head) is listed once, under its first name. Under
     ``"matrices"`` it decays if any of its uses does; a pattern may match any of its uses. Frozen parameters are
@@ -100,7 +106,8 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
     Args:
         model: The model, after the last change of its parameters. Its values are not looked at.
         policy: A policy's name, or pairs such as ``[("head.*", False), (nn.Linear, True), ("*", False)]``.
-        weight_decay: The value for what decays, >= 0. Needed unless every pair brings its own.
+        weight_decay: The value for what decays, >= 0. Needed unless every pair brings its own, or a rule that reads
+            none.
 
     Returns:
         One dict per weight decay and rule with ``params``, ``param_names`` and ``weight_decay``; parameters
@@ -119,10 +126,12 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
         0.0 ['0.bias', '1.weight', '1.bias']
     """
     groups: dict[tuple[float, int], dict[str, Any]] = {}
-    rules: dict[tuple[float, int], Rule | None] = {}
+    rules: dict[tuple[float, int], Part | None] = {}
     for decision in decide(model, policy, weight_decay):
         key = (decision.lam, id(decision.rule))
         fresh: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": decision.lam}
+        if math.isnan(decision.lam):
+            fresh |= {"weight_decay": 0.0, "initial_weight_decay": math.nan}
         group = groups.setdefault(key, fresh)
         rules[key] = decision.rule
         group["params"].append(decision.parameter)
@@ -202,7 +211,7 @@ class _Pair:
 
     def __init__(self, pattern: Pattern, answer: Answer, lam: float | None) -> None:
         self.pattern, self.answer = pattern, answer
-        self.rule = answer if isinstance(answer, Rule) else None
+        self.rule = answer if isinstance(answer, Part) else None
         self.text = repr(pattern) if isinstance(pattern, str) else _text(pattern)
         if not isinstance(pattern, str) and not _is_types(pattern) and not _is_shape(pattern):
             raise UserError(
@@ -217,9 +226,13 @@ class _Pair:
             return 0.0
         if isinstance(answer, str):
             _check_policy(answer)
-        if isinstance(answer, Rule) and answer.explicit_lam is not None:
-            return answer.explicit_lam
-        if answer is True or isinstance(answer, str | Rule):
+        if isinstance(answer, Part):
+            check_inside("PerGroup", answer)
+            if answer.explicit_lam is not None:
+                return answer.explicit_lam
+            if lam is None and "lam" not in answer.needs:
+                return math.nan
+        if answer is True or isinstance(answer, str | Part):
             if lam is None:
                 raise UserError(f"pattern {self.text} says {answer!r}, which needs a value: pass weight_decay=...")
             return lam

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -149,6 +150,7 @@ class _Family:
         if attached and rule is not None:
             matters = rule.explicit_lam is not None or "lam" in rule.needs
             lam = float(group.get(INITIAL, lam)) if rule.explicit_lam is None else rule.explicit_lam
+            lam = 0.0 if math.isnan(lam) else lam  # NaN: param_groups was told none, because the rule reads none
             peaks = [*([self.handle._terms.numbers.get("peak_lr", 0.0)] if self.handle else []), *peaks]
         peaks = [peak for peak in peaks if peak > 0.0] or [lr]
         return Slot(index, kind, shape, lr, lam, tuple(peaks), attached=attached, lam_matters=matters and lam != 0.0)
