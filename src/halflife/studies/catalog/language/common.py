@@ -13,8 +13,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.schedules.composed import join
-from halflife.schedules.shapes import constant, cosine, linear, warmup
 from halflife.studies.evidence.claims import Arm
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
@@ -129,17 +127,22 @@ def small_gpt(width: int = 32, **changes: Any) -> dict[str, Any]:
 
 def constant_lr(warm: int = WARMUP) -> str:
     """Warm-up, then the full rate to the end, as text for `TextRun.lr_schedule`."""
-    return repr(join((warmup(warm), constant(1.0)), (warm,)))
+    return _after_warmup(warm, "constant(value=1.0)")
 
 
 def linear_lr(num_steps: int, warm: int = WARMUP) -> str:
     """Warm-up, then a straight line, as text for `TextRun.lr_schedule`: 0 after the last step, which has a small rate."""
-    return repr(join((warmup(warm), linear(1.0, 0.0, num_steps - warm)), (warm,)))
+    return _after_warmup(warm, f"linear(start=1.0, end=0.0, steps={num_steps - warm})")
 
 
 def cosine_lr(num_steps: int, end: float, warm: int = WARMUP) -> str:
     """Warm-up, then half a cosine to ``end``, as text for `TextRun.lr_schedule`."""
-    return repr(join((warmup(warm), cosine(1.0, end, num_steps - warm)), (warm,)))
+    return _after_warmup(warm, f"cosine(start=1.0, end={float(end)!r}, steps={num_steps - warm})")
+
+
+def _after_warmup(warm: int, then: str) -> str:
+    """Written out: the text is part of a run's name, which must not change with the way in which schedules print."""
+    return f"join(schedules=(warmup(steps={warm}), {then}), boundaries=({warm},))"
 
 
 def decay(lam: float) -> str:
