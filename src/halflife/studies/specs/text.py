@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from halflife.errors import UserError
-from halflife.rules.registry import schedule_from
+from halflife.rules.registry import check_decay_text, schedule_from
 from halflife.studies.specs.base import RunSpec, check_at_least, check_number
 from halflife.studies.specs.trainers import TEXT, Trainer
 
@@ -150,6 +150,8 @@ class TextRun(RunSpec):
     def __post_init__(self) -> None:
         if not isinstance(self.decay, str):
             raise UserError(f"decay is {self.decay!r}, expected text such as 'Decoupled(lam=0.1)': change decay")
+        if self.decay:
+            check_decay_text(self.decay)
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}: change {name}")
