@@ -8,6 +8,7 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,11 +46,6 @@ def test_a_half_life_gives_a_fraction(steps: float) -> None:
     assert 0.0 <= units.fraction_from_half_life(steps) < 1.0
 
 
-@given(st.floats(min_value=0.0, max_value=10.0), st.floats(min_value=1e-9, max_value=0.09))
-def test_lam_inverts(lam: float, lr: float) -> None:
-    assert units.lam_from_fraction(units.fraction(lam, lr), lr) == pytest.approx(lam, rel=1e-15)
-
-
 @given(st.floats(min_value=0.0, max_value=1e9), st.floats(min_value=1e-3, max_value=1e9))
 def test_counts_invert(count: float, per: float) -> None:
     assert units.epochs_to_steps(units.steps_to_epochs(count, per), per) == pytest.approx(count, rel=1e-15)
@@ -80,8 +76,6 @@ def test_a_fraction_outside_its_range_is_refused(r: float) -> None:
             function(r)
     with pytest.raises(UserError, match=r"0 <= r < 1"):
         units.kept(r, 1)
-    with pytest.raises(UserError, match=r"0 <= r < 1"):
-        units.lam_from_fraction(r, 0.1)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
@@ -90,8 +84,6 @@ def test_a_bad_coefficient_or_rate_is_refused(value: float) -> None:
         units.fraction(value, 0.1)
     with pytest.raises(UserError, match="lr must be a finite number >= 0"):
         units.fraction(0.1, value)
-    with pytest.raises(UserError, match="lr must be a finite number >= 0"):
-        units.lam_from_fraction(0.1, value)
     with pytest.raises(UserError, match="steps must be a finite number >= 0"):
         units.kept(0.1, value)
 
@@ -110,9 +102,13 @@ def test_what_must_be_positive_is_checked(value: float) -> None:
             function(1.0, value)
 
 
+@pytest.mark.parametrize(("batch", "reference", "name"), [(math.inf, 1, "batch"), (1, math.inf, "reference_batch")])
+def test_batch_sizes_are_finite(batch: float, reference: float, name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name} must be a finite number > 0, got inf"):
+        units.batch_scaled(0.1, batch, reference)
+
+
 def test_the_boundaries() -> None:
-    with pytest.raises(UserError, match="lr must be > 0"):
-        units.lam_from_fraction(0.1, 0.0)
     with pytest.raises(UserError, match="erases the weight in one step"):
         units.fraction_from_half_life(0.01)
     with pytest.raises(UserError, match=r"a time scale must be > 1 step, got 1\.0"):
@@ -123,9 +119,9 @@ def test_the_boundaries() -> None:
         units.fraction(10.0, 0.1)
 
 
-@pytest.mark.parametrize("value", ["0.1", b"1", [0.1], None])
+@pytest.mark.parametrize("value", ["0.1", b"1", [0.1], None, True, False, torch.tensor(True)], ids=repr)
 def test_what_is_no_number_is_refused(value: Any) -> None:
-    named: Any = value or ""  # None is a setting of its own there
+    named: Any = "" if value is None else value  # None is a setting of its own there
     message = f"must be a number, got ({re.escape(repr(value))}|{re.escape(repr(named))})$"
     for call in (
         lambda: halflife.Constant(named),

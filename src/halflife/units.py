@@ -31,7 +31,6 @@ __all__ = [
     "fraction_from_timescale",
     "half_life",
     "kept",
-    "lam_from_fraction",
     "steps_to_epochs",
     "steps_to_tokens",
     "timescale",
@@ -58,23 +57,6 @@ def fraction(lam: float, lr: float) -> float:
     if r >= 1.0:
         raise UserError(f"lam * lr = {lam!r} * {lr!r} = {r!r} is not below 1: no such decay exists; lower lam")
     return r
-
-
-def lam_from_fraction(r: float, lr: float) -> float:
-    """Coefficient that makes torch's AdamW remove ``r`` at learning rate ``lr``: ``lam = r / lr``.
-
-    Args:
-        r: The fraction, ``0 <= r < 1``.
-        lr: The learning rate of the step, > 0 and finite.
-
-    Returns:
-        The coefficient ``lam``; unit: 1 / lr.
-
-    Raises:
-        UserError: If ``r`` is outside [0, 1) or ``lr`` is not a finite positive number.
-    """
-    rate = check_positive("lr", check_non_negative("lr", lr))
-    return check_fraction(r) / rate
 
 
 def half_life(r: float) -> float:
@@ -181,66 +163,22 @@ def kept(r: float, steps: float) -> float:
 
 
 def steps_to_epochs(steps: float, steps_per_epoch: float) -> float:
-    """Convert optimizer steps to epochs.
-
-    Args:
-        steps: A number of optimizer steps.
-        steps_per_epoch: Optimizer steps (not micro-batches) in one pass over the data, > 0.
-
-    Returns:
-        The number of epochs.
-
-    Raises:
-        UserError: If ``steps_per_epoch`` is not > 0.
-    """
+    """Convert optimizer steps to epochs; ``steps_per_epoch`` counts optimizer steps, not micro-batches, and is > 0."""
     return steps / check_positive("steps_per_epoch", steps_per_epoch)
 
 
 def epochs_to_steps(epochs: float, steps_per_epoch: float) -> float:
-    """Convert epochs to optimizer steps, the inverse of `steps_to_epochs`.
-
-    Args:
-        epochs: A number of epochs.
-        steps_per_epoch: Optimizer steps in one pass over the data, > 0.
-
-    Returns:
-        The number of steps; not rounded.
-
-    Raises:
-        UserError: If ``steps_per_epoch`` is not > 0.
-    """
+    """Convert epochs to optimizer steps, not rounded: the inverse of `steps_to_epochs`."""
     return epochs * check_positive("steps_per_epoch", steps_per_epoch)
 
 
 def steps_to_tokens(steps: float, tokens_per_step: float) -> float:
-    """Convert optimizer steps to tokens.
-
-    Args:
-        steps: A number of optimizer steps.
-        tokens_per_step: Tokens that one optimizer step consumes over all devices, > 0.
-
-    Returns:
-        The number of tokens.
-
-    Raises:
-        UserError: If ``tokens_per_step`` is not > 0.
-    """
+    """Convert optimizer steps to tokens; ``tokens_per_step`` is what one step consumes over all devices, > 0."""
     return steps * check_positive("tokens_per_step", tokens_per_step)
 
 
 def tokens_to_steps(tokens: float, tokens_per_step: float) -> float:
-    """Convert tokens to optimizer steps, the inverse of `steps_to_tokens`.
-
-    Args:
-        tokens: A number of tokens.
-        tokens_per_step: Tokens that one optimizer step consumes over all devices, > 0.
-
-    Returns:
-        The number of steps; not rounded.
-
-    Raises:
-        UserError: If ``tokens_per_step`` is not > 0.
-    """
+    """Convert tokens to optimizer steps, not rounded: the inverse of `steps_to_tokens`."""
     return tokens / check_positive("tokens_per_step", tokens_per_step)
 
 
@@ -269,7 +207,5 @@ def batch_scaled(lam: float, batch: float, reference_batch: float) -> float:
         >>> batch_scaled(5e-4, batch=1024, reference_batch=128)
         0.004
     """
-    sizes = [check_positive(name, value) for name, value in (("batch", batch), ("reference_batch", reference_batch))]
-    if math.inf in sizes:
-        raise UserError(f"batch sizes must be finite, got {batch!r} and {reference_batch!r}")
-    return check_non_negative("lam", lam) * (sizes[0] / sizes[1])
+    size = check_positive("batch", batch, finite=True)
+    return check_non_negative("lam", lam) * (size / check_positive("reference_batch", reference_batch, finite=True))

@@ -65,7 +65,7 @@ class Groups(list[dict[str, Any]]):
     Attributes:
         rule: What to give to ``halflife.attach`` with the optimizer made of these groups: each group's rule, and
             `Decoupled` at the group's own value for groups without one (those without decay have a place in the list,
-            too, but are not asked). None if the policy brought no rule.
+            too, but it is not evaluated). None if the policy brought no rule.
     """
 
     rule: PerGroup | None = None

@@ -1,4 +1,4 @@
-"""The rules: each answers which fraction of the weight is removed at a step (no torch needed here)."""
+"""The rules: each gives the fraction of the weight that a step removes. Nothing here needs torch."""
 
 from __future__ import annotations
 

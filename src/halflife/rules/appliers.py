@@ -1,4 +1,4 @@
-"""Appliers: they take the fraction of another rule, and act on tensors."""
+"""Appliers: the fraction of a rule is removed from some elements, or from the distance to a reference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Cautious(Applier):
         inner: The rule that says which fraction.
 
     Raises:
-        UserError: If ``inner`` is not a rule.
+        UserError: If ``inner`` is not a plain rule, as the table in `halflife.rules.grammar` says.
 
     Examples:
         >>> from halflife.rules import Decoupled
@@ -144,7 +144,8 @@ class Toward(Applier):
             in order.
 
     Raises:
-        UserError: If ``inner`` is not a rule or ``reference`` is none of these.
+        UserError: If ``inner`` is not a plain rule, as the table in `halflife.rules.grammar` says, or ``reference`` is
+            none of these.
 
     Examples:
         >>> from halflife.rules import Decoupled

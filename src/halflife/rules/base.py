@@ -1,8 +1,9 @@
-"""What a rule is: it answers which fraction of the weight a step removes.
+"""What rules, appliers and penalties are.
 
-A `Rule` sees a `StepInfo` (plain numbers) and answers ``r`` of ``w <- (1 - r) * w``; a
-`Penalty` answers a coefficient of the gradient instead, and is a type of its own because no fraction
-describes what it does. Neither touches a tensor: ``attach`` carries the answer out.
+A `Rule` computes from a `StepInfo` (plain numbers) the fraction ``r`` of ``w <- (1 - r) * w``. A `Penalty` computes a
+coefficient of the gradient, and is a type of its own because no fraction describes its effect. An `Applier` says that
+the fraction of a rule is to be removed from something else than the whole weight. None of them touches a tensor:
+``halflife.optim`` does.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ __all__ = ["Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "check_i
 
 @dataclass(slots=True, kw_only=True)  # not frozen: that would quadruple the time to make one
 class StepInfo:
-    """What a rule may know about one parameter group at one step; NaN where a number is not known.
+    """What is known about one parameter group at one step; NaN where a number is not known.
 
     Args:
-        lr: The group's learning rate at this step, > 0 (at ``lr == 0`` no rule is asked: nothing decays).
+        lr: The group's learning rate at this step, > 0 (at ``lr == 0`` nothing decays, and no rule is evaluated).
         lam: The group's own ``weight_decay`` as the user set it.
         step: Steps taken before this one: 0 at the first.
         peak_lr: The largest learning rate of the group's schedule.
@@ -118,7 +119,7 @@ class Part(Spelled):
             part.check_groups(num_groups)
 
     def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
-        """Yield the parts that the groups of one optimizer meet.
+        """Yield the parts for the groups of one optimizer.
 
         Args:
             num_groups: How many groups each optimizer has. Groups that are added later are the last one's.
@@ -128,7 +129,7 @@ class Part(Spelled):
 
 
 class Rule(Part, ABC):
-    """Answers one question: which fraction of the weight is removed at this step."""
+    """Computes the fraction of the weight that a step removes."""
 
     @property
     def kind(self) -> str:
@@ -142,7 +143,7 @@ class Rule(Part, ABC):
 
 @dataclass(frozen=True, repr=False)
 class Applier(Part, ABC):
-    """Acts on tensors: removes another rule's fraction, but not of the whole weight.
+    """Removes the fraction of a rule, but not of the whole weight: of some elements, or of a distance.
 
     Args:
         inner: The rule that says which fraction.

@@ -38,7 +38,7 @@ class Scheduled(Rule):
 
     Args:
         inner: What to multiply; see the table in `halflife.rules.grammar`.
-        schedule: Called with the step, answers a multiplier >= 0; see `halflife.schedules`. Or
+        schedule: Called with the step, returns a multiplier >= 0; see `halflife.schedules`. Or
             ``tied_to_lr(power)``, which needs the peak.
 
     Raises:
@@ -109,7 +109,7 @@ class Scheduled(Rule):
 class PerGroup(Rule):
     """Give each parameter group a part of its own; groups are counted through all attached optimizers.
 
-    Groups that do not decay (``weight_decay == 0``) take a place in the count too; their rule is not asked. A group
+    Groups that do not decay (``weight_decay == 0``) take a place in the count too; their rule is not evaluated. A group
     that is added after ``attach`` has no rule: the next step is refused.
 
     Source: halflife's own. Unit: that of the rules.
@@ -143,7 +143,7 @@ class PerGroup(Rule):
 
     @property
     def kind(self) -> str:
-        """``"PerGroup"``: what the parts are to a wrapper is asked one by one."""
+        """``"PerGroup"``: a wrapper checks its rules one by one."""
         return "PerGroup"
 
     @property
@@ -209,5 +209,5 @@ class PerGroup(Rule):
 def _as_rule(whole: Part, part: Part) -> Rule:
     """Return the part; refuse one that is no rule, because it has no fraction that describes all that it does."""
     if not isinstance(part, Rule):
-        raise UserError(f"{whole!r} has no fraction of its own: ask whole.for_group(index) which part acts on a group")
+        raise UserError(f"{whole!r} has no fraction of its own: use for_group(index), the part that acts on a group")
     return part

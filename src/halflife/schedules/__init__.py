@@ -1,7 +1,7 @@
 """Schedules: pure functions from the step to a multiplier of the decay.
 
 Each is a small frozen value that is called with the number of steps already taken (0 at the first step) and
-answers a multiplier >= 0. No state: a run resumes from one integer, and a schedule is plotted without
+returns a multiplier >= 0. There is no state: a run resumes from one integer, and a schedule is plotted without
 training. The classes are written in lower case because they are used as functions, and their ``repr`` is the
 expression that builds them, which is also how a checkpoint names them.
 
