@@ -146,8 +146,8 @@ def _call(node: ast.Call, known: Mapping[str, Callable[..., Any]], where: str, d
     name = node.func.id if isinstance(node.func, ast.Name) else "something that is no name"
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{where} calls {name}, expected one of {', '.join(sorted(known))}{hint}")
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
+        raise UserError(f"{where} calls {name}, which is not known: {hint}")
     keywords = [keyword.arg for keyword in node.keywords]
     if any(isinstance(argument, ast.Starred) for argument in node.args) or None in keywords:
         raise UserError(f"{where} unpacks arguments with a star, expected them one by one")

@@ -196,7 +196,7 @@ def test_tensors_print_a_digest_that_cannot_be_read_back() -> None:
     text = repr(Toward(Decoupled(0.1), [torch.ones(2)]))
     assert text == "Toward(Decoupled(lam=0.1), reference=Tensors('92b5b12cb1c7ace4'))"
     with pytest.raises(
-        UserError, match="references that are tensors print as a digest, from which they cannot be read"
+        UserError, match="has references that are tensors, which print as a digest and cannot be read back"
     ):
         rule_from(text)
 
@@ -326,9 +326,9 @@ BAD = [
     ("Scheduled(Decoupled(1), until(" + "9" * 4000 + "))", "step must be a number below 1.8e308"),
     ("Decoupled(" + " " * LONGEST + "1)", f"has {LONGEST + 12} characters, expected at most {LONGEST}"),
     ("Decoupled(1" + "+1" * 3000 + ")", "holds something else than calls|is no expression"),
-    ("Decopuled(0.1)", r"calls Decopuled, expected one of .*; did you mean Decoupled\?$"),
+    ("Decopuled(0.1)", r"calls Decopuled, which is not known: did you mean Decoupled\?$"),
     ("Scheduled(Decoupled(1), untill(3))", r"calls untill, .*did you mean until\?$"),
-    ("zzz(1)", "calls zzz, expected one of Cautious, Constant, .*warmup_stable_decay$"),
+    ("zzz(1)", "calls zzz, which is not known: expected one of Cautious, Constant, .*warmup_stable_decay$"),
     ("os.system('true')", "calls something that is no name"),
     ("Decoupled(*[1])", "unpacks arguments with a star"),
     ("Decoupled(**{})", "unpacks arguments with a star"),
@@ -360,7 +360,7 @@ def test_a_bad_text_is_one_sentence(text: Any, message: str) -> None:
 def test_a_schedule_is_a_function_of_the_step() -> None:
     with pytest.raises(UserError, match="expected a function of the step"):
         schedule_from("tied_to_lr(2)")
-    with pytest.raises(UserError, match=r"calls Decoupled, expected one of after"):
+    with pytest.raises(UserError, match=r"calls Decoupled, which is not known: expected one of after"):
         schedule_from("Decoupled(1)")
 
 

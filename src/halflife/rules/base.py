@@ -80,6 +80,12 @@ class Part(Spelled):
         """What it is to a part around it: a row and column of the table in `halflife.rules.grammar`."""
         return type(self).__name__
 
+    def fraction(self, info: StepInfo) -> float | Tensor:
+        """Refuse: only a `Rule` has a fraction of the whole weight."""
+        raise UserError(
+            f"{self!r} has no fraction of its own: it does not shrink the whole weight, as a plain rule does"
+        )
+
     def inside(self) -> tuple[Part, ...]:
         """The parts that it is made of, without what those are made of."""
         inner = getattr(self, "inner", None)

@@ -66,18 +66,17 @@ def rule_from(text: str) -> Part:
         >>> rule_from("Scheduled(Decoupled(0.1), until(1000))")
         Scheduled(Decoupled(lam=0.1), until(1000))
     """
+    if isinstance(text, str) and "Tensors(" in text:
+        raise UserError(
+            f"the decay {text!r} has references that are tensors, which print as a digest and cannot be read back: build"
+            " Toward(rule, tensors)"
+        )
     known: dict[str, Callable[..., Any]]
-    known = {**part_classes(), **SCHEDULES, "MovingAverage": MovingAverage, "Tensors": _refuse_tensors}
+    known = {**part_classes(), **SCHEDULES, "MovingAverage": MovingAverage}
     made = build(text, known, "the decay")
     if not isinstance(made, Part):
         raise UserError(f"the decay is {text!r}, expected one of {', '.join(sorted(part_classes()))}")
     return made
-
-
-def _refuse_tensors(*_: object) -> None:
-    raise UserError(
-        "references that are tensors print as a digest, from which they cannot be read back: build Toward(rule, tensors)"
-    )
 
 
 def check_decay_text(text: str) -> Part:

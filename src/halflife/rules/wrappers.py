@@ -88,18 +88,8 @@ class Scheduled(Rule):
         return self.inner.explicit_lam
 
     def fraction(self, info: StepInfo) -> float | Tensor:
-        """Return ``inner * schedule(step)``.
-
-        Args:
-            info: The group and its numbers.
-
-        Returns:
-            The fraction.
-
-        Raises:
-            UserError: If the part inside is no rule.
-        """
-        fraction = _as_rule(self, self.inner).fraction(info)
+        """Return ``inner * schedule(step)``."""
+        fraction = self.inner.fraction(info)
         if isinstance(self.schedule, tied_to_lr):
             return fraction * self.schedule.multiplier(info.lr, info.peak_lr)
         return fraction * self.schedule(info.step)
@@ -203,11 +193,4 @@ class PerGroup(Rule):
         Raises:
             UserError: If there are more groups than parts, or the part of the group is no rule.
         """
-        return _as_rule(self, self.for_group(info.group)).fraction(info)
-
-
-def _as_rule(whole: Part, part: Part) -> Rule:
-    """Return the part; refuse one that is no rule, because it has no fraction that describes all that it does."""
-    if not isinstance(part, Rule):
-        raise UserError(f"{whole!r} has no fraction of its own: use for_group(index), the part that acts on a group")
-    return part
+        return self.for_group(info.group).fraction(info)

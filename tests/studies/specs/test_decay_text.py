@@ -20,7 +20,7 @@ from tests.studies.lab.text_runs import MLP
         ("Cautious(Stable())", r"holds Stable\(\) without a lam"),
         ("Scheduled(Independent(), until(3))", r"holds Independent\(\) without a lam"),
         ("Decoupled(-1)", "lam must be a finite number >= 0, got -1"),
-        ("Decopuled(0.1)", r"calls Decopuled, expected one of .*; did you mean Decoupled\?"),
+        ("Decopuled(0.1)", r"calls Decopuled, which is not known: did you mean Decoupled\?"),
         ("Cautious(L2(0.1))", "a penalty enters the gradient and removes no fraction"),
         ("0.1", "is no call"),
         (" ", "is no expression"),
