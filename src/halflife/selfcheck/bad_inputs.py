@@ -212,7 +212,7 @@ BAD_INPUTS = [
     BadInput("half-life 0", lambda: HalfLife(steps=0), "the half-life in steps must be > 0"),
     BadInput("half-life too short", lambda: HalfLife(steps=0.001), "erases the weight in one step"),
     BadInput("half-life NaN", lambda: HalfLife(tokens=math.nan), "the half-life in tokens must be > 0"),
-    BadInput("normalized steps", lambda: Normalized(0.1), "steps must be a whole number of steps >= 1, got 0"),
+    BadInput("normalized steps", lambda: Normalized(0.1), "steps must be a finite number >= 1, got 0"),
     BadInput("normalized factor", lambda: Normalized(0.1, steps=3, factor=0.5), "factor must be a finite number >= 1"),
     BadInput("floor", lambda: Stable(0.1, floor=-1.0), "floor must be a finite number >= 0"),
     BadInput("beta2", lambda: Stable(0.1, beta2=1.0), "beta2 must satisfy 0 <= beta2 < 1, got 1.0"),
