@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife.errors import RunFailedError, RunStoppedError, UserError
-from halflife.studies.lab.tensor_files import write_tensors
 from halflife.rules.registry import schedule_from
+from halflife.studies.lab.tensor_files import write_tensors
 from halflife.studies.lab.text.averages import WeightAverage
 from halflife.studies.lab.text.evaluate import block_means, even_windows
 from halflife.studies.lab.text.loop import TextLoop

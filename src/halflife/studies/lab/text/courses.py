@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halflife.errors import UserError
-from halflife.studies.lab.tensor_files import kept_file
 from halflife.rules.registry import schedule_from
+from halflife.studies.lab.tensor_files import kept_file
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
 
