@@ -15,8 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 from halflife.errors import UserError
 from halflife.optim.attaching import attach
 from halflife.rules import L2, Cautious, Constant, Decoupled, Independent, MovingAverage, PerGroup, Toward
-from halflife.selfcheck.formulas import Update, adam_update, sgd_update
-from halflife.selfcheck.problem import Problem
+from tests.oracles.scalar import Problem, Update, adam_update, sgd_update
 
 LAM = 3.0
 

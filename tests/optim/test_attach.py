@@ -27,18 +27,10 @@ from halflife.rules import (
 )
 from halflife.schedules import until
 from halflife.selfcheck.bad_inputs import BAD_INPUTS, BadInput, answer, groups_of, toy
-from tests.oracles.cases import (
-    LAM,
-    OPTIMIZERS,
-    RULES,
-    OptimizerCase,
-    Problem,
-    RuleCase,
-    adam_update,
-    own_pass_only,
-    scalar_run,
-    sgd_update,
-)
+from halflife.selfcheck.optimizers import Variant
+from halflife.selfcheck.rules import FormulaCase
+from tests.oracles.cases import FORMULAS, OPTIMIZERS, own_pass_only
+from tests.oracles.scalar import LAM, Problem, adam_update, scalar_run, sgd_update
 
 IMPLEMENTATIONS: tuple[dict[str, Any], ...] = ({"foreach": False}, {"foreach": True}, {"fused": True})
 by_name: Callable[[Any], str] = lambda case: case.name  # noqa: E731  # a short name for pytest's ids
@@ -146,9 +138,9 @@ def test_l2_replaces_a_decoupled_decay_and_follows_its_schedule() -> None:
 # ---- every rule on every optimizer
 
 
-@pytest.mark.parametrize("rule", RULES, ids=by_name)
+@pytest.mark.parametrize("rule", FORMULAS, ids=by_name)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=by_name)
-def test_shrinks_by_the_oracle(rule: RuleCase, optimizer: OptimizerCase) -> None:
+def test_shrinks_by_the_oracle(rule: FormulaCase, optimizer: Variant) -> None:
     """With zero gradients nothing but decay moves a weight: its value is the product of 1 - r."""
     problem = Problem(own=rule.own)
     start = problem.values()
@@ -171,7 +163,7 @@ def test_shrinks_by_the_oracle(rule: RuleCase, optimizer: OptimizerCase) -> None
     assert_equal(problem.values()[3:], start[3:])
 
 
-@pytest.mark.parametrize("rule", RULES, ids=by_name)
+@pytest.mark.parametrize("rule", FORMULAS, ids=by_name)
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 @pytest.mark.parametrize(
     ("optimizer", "update"),
@@ -186,7 +178,7 @@ def test_shrinks_by_the_oracle(rule: RuleCase, optimizer: OptimizerCase) -> None
     ids=["sgd", "sgd-momentum", "adam", "adamw-loop", "adamw-foreach", "adamw-fused"],
 )
 def test_equals_scalar_oracle(
-    rule: RuleCase,
+    rule: FormulaCase,
     closure: bool,
     optimizer: Callable[[Any], Optimizer],
     update: Callable[[float, float, int, dict[str, float]], float],
@@ -200,11 +192,11 @@ def test_equals_scalar_oracle(
     assert_close(problem.values(), expected)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=by_name)
+@pytest.mark.parametrize("rule", FORMULAS, ids=by_name)
 @pytest.mark.parametrize(
     "optimizer", [case for case in OPTIMIZERS if case.native and not case.case.rereads], ids=by_name
 )
-def test_mechanisms_agree(rule: RuleCase, optimizer: OptimizerCase) -> None:
+def test_mechanisms_agree(rule: FormulaCase, optimizer: Variant) -> None:
     """Not for Adafactor: its step size depends on the weight, which the own pass would shrink first."""
     results = []
     for own_pass in (False, True):
@@ -298,9 +290,9 @@ def test_complex_weights_shrink() -> None:
 # ---- traps of hooks
 
 
-@pytest.mark.parametrize("rule", RULES, ids=by_name)
+@pytest.mark.parametrize("rule", FORMULAS, ids=by_name)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=by_name)
-def test_lr_zero_shrinks_nothing(rule: RuleCase, optimizer: OptimizerCase) -> None:
+def test_lr_zero_shrinks_nothing(rule: FormulaCase, optimizer: Variant) -> None:
     """Checkpoint libraries make such a step to create the optimizer's state."""
     problem = Problem()
     start = problem.values()
@@ -582,7 +574,7 @@ def test_select_all_serves_groups_at_zero_and_optimizers_without_the_setting() -
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=by_name)
-def test_detach_gives_everything_back(optimizer: OptimizerCase) -> None:
+def test_detach_gives_everything_back(optimizer: Variant) -> None:
     problem, untouched = Problem(), Problem()
     made, plain = optimizer.make(problem.groups), optimizer.make(untouched.groups)
     handle = attach(made, Independent(0.1))

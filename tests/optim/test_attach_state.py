@@ -23,7 +23,10 @@ from halflife.errors import UserError
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.rules import Constant, Corrected, Decoupled, Independent, Penalty, Rule, Scheduled
 from halflife.schedules import until
-from tests.oracles.cases import LAM, OPTIMIZERS, RULES, OptimizerCase, Problem, RuleCase
+from halflife.selfcheck.optimizers import Variant
+from halflife.selfcheck.rules import FormulaCase
+from tests.oracles.cases import FORMULAS, OPTIMIZERS
+from tests.oracles.scalar import LAM, Problem
 
 HALF = 4  # of the 8 steps of a Problem; the schedules of the table change before and after it
 
@@ -66,10 +69,10 @@ def started(rule: Rule | Penalty, make: Callable[[Problem], Optimizer] = adamw, 
 # ---- exact resume
 
 
-@pytest.mark.parametrize("rule", RULES, ids=by_name)
+@pytest.mark.parametrize("rule", FORMULAS, ids=by_name)
 @pytest.mark.parametrize("optimizer", [case for case in OPTIMIZERS if case.name != "Muon"], ids=by_name)
 @pytest.mark.parametrize("order", ["attach, load", "load, attach"])
-def test_resume_is_exact(rule: RuleCase, optimizer: OptimizerCase, order: str) -> None:
+def test_resume_is_exact(rule: FormulaCase, optimizer: Variant, order: str) -> None:
     """In float32: torch itself casts NAdam's mu_product to the type of the weight when it loads."""
     own = rule.own
 

@@ -16,8 +16,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from halflife.optim.attaching import attach
 from halflife.optim.norms import PIECE, squared_norms
 from halflife.rules import NormTarget, Rule, Sphere, StepInfo
-from halflife.selfcheck.formulas import Update, adam_update, sgd_update
-from halflife.selfcheck.problem import Problem
+from tests.oracles.scalar import Problem, Update, adam_update, sgd_update
 
 # ---- squared norms
 

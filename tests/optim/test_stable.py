@@ -32,9 +32,8 @@ from halflife.rules import (
     StepInfo,
 )
 from halflife.schedules import restarts, tied_to_lr
-from halflife.selfcheck.formulas import adam_update
-from halflife.selfcheck.problem import Problem
 from halflife.units import batch_scaled
+from tests.oracles.scalar import Problem, adam_update
 
 LAM = 0.05
 SHAPES = ((5, 4), (7,), (3, 3))

@@ -7,25 +7,12 @@ from contextlib import contextmanager
 from unittest import mock
 
 from halflife.optim import apply
-from halflife.selfcheck.formula_cases import FORMULAS as RULES
-from halflife.selfcheck.formula_cases import FormulaCase as RuleCase
-from halflife.selfcheck.formulas import adam_update, scalar_run, sgd_update
-from halflife.selfcheck.optimizers import Variant as OptimizerCase
 from halflife.selfcheck.optimizers import variants
-from halflife.selfcheck.problem import LAM, Problem
+from halflife.selfcheck.rules import RULES, FormulaCase
 
-__all__ = [
-    "LAM",
-    "OPTIMIZERS",
-    "RULES",
-    "OptimizerCase",
-    "Problem",
-    "RuleCase",
-    "adam_update",
-    "own_pass_only",
-    "scalar_run",
-    "sgd_update",
-]
+__all__ = ["FORMULAS", "OPTIMIZERS", "own_pass_only"]
+
+FORMULAS = [case for case in RULES if isinstance(case, FormulaCase)]
 
 # One form of each kind of optimizer, and all forms of the one that most people use; tests/selfcheck/test_conformance.py has
 # all of them.

@@ -25,11 +25,12 @@ from halflife.rules import (
     StepInfo,
 )
 from halflife.schedules import constant, until
+from halflife.selfcheck.rules import FormulaCase
 from halflife.units import check_fraction
-from tests.oracles.cases import RULES, RuleCase
+from tests.oracles.cases import FORMULAS
 
 
-@pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FORMULAS, ids=lambda case: case.name)
 @given(
     peak=st.floats(min_value=1e-6, max_value=0.3),
     share=st.floats(min_value=1e-6, max_value=1.0),
@@ -38,7 +39,7 @@ from tests.oracles.cases import RULES, RuleCase
     group=st.integers(min_value=0, max_value=1),
 )
 def test_a_rule_answers_its_formula(
-    case: RuleCase, peak: float, share: float, own: float, step: int, group: int
+    case: FormulaCase, peak: float, share: float, own: float, step: int, group: int
 ) -> None:
     lr = peak * share
     info = StepInfo(lr=lr, lam=own, step=step, peak_lr=peak, group=group, **case.numbers)
@@ -47,8 +48,8 @@ def test_a_rule_answers_its_formula(
     assert 0.0 <= r < 1.0
 
 
-@pytest.mark.parametrize("case", RULES, ids=lambda case: case.name)
-def test_a_rule_reads_only_what_it_says(case: RuleCase) -> None:
+@pytest.mark.parametrize("case", FORMULAS, ids=lambda case: case.name)
+def test_a_rule_reads_only_what_it_says(case: FormulaCase) -> None:
     """A number that is not in ``needs`` may be unknown (NaN, or any step) without changing the answer."""
     full = {"lam": 0.2, "peak_lr": 0.5, "step": 2, "steps_per_epoch": 4.5, "tokens_per_step": 10.0}
     needed = {name: value for name, value in full.items() if name in case.rule.needs}
@@ -64,7 +65,7 @@ def test_a_rule_reads_only_what_it_says(case: RuleCase) -> None:
 
 
 def test_every_rule_has_a_spelling_of_its_own() -> None:
-    texts = [repr(case.rule) for case in RULES]
+    texts = [repr(case.rule) for case in FORMULAS]
     assert len(set(texts)) == len(texts)
 
 

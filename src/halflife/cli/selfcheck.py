@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,25 +23,6 @@ __all__ = ["selfcheck_command"]
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 SHOWN = 20  # failures that are printed in full; --json has all
 
-# Two letters a column, so that the table fits 80 characters.
-CODES = {
-    "Decoupled": "De",
-    "Independent": "In",
-    "Constant": "Co",
-    "Corrected": "Cr",
-    "HalfLife": "Ha",
-    "Normalized": "No",
-    "Scheduled": "Sc",
-    "PerGroup": "Pe",
-    "Stable": "St",
-    "Stable(beta2=)": "Sb",
-    "NormTarget": "Nt",
-    "Sphere": "Sp",
-    "Cautious": "Ca",
-    "Toward": "To",
-    "L2": "L2",
-    "L2(into=)": "Li",
-}
 MARKS = {"ok": "ok", "refused": "[dim]-[/]", "FAILED": "[bold red]!![/]", "": ""}
 
 
@@ -107,6 +89,19 @@ def _document(report: Report) -> dict[str, Any]:
     }
 
 
+def _codes(families: Sequence[str]) -> dict[str, str]:
+    """Return two letters for each family of rules, so that the table fits 80 characters: no two are the same.
+
+    The second letter is the family's second, else one that begins a word in its name, else any of its letters.
+    """
+    found: dict[str, str] = {}
+    for name in families:
+        rest = name[1] + "".join(re.findall(r"[A-Z]|(?<=\W)[a-z]", name[1:])) + "".join(re.findall(r"\w", name[2:]))
+        codes = (name[0] + letter.lower() for letter in rest)
+        found[name] = next((code for code in codes if code not in found.values()), name)
+    return found
+
+
 def _plain(error: float) -> float | None:
     """Return a number that JSON has; None for NaN, where nothing was compared, and for infinity."""
     return error if abs(error) < float("inf") else None
@@ -116,14 +111,15 @@ def _print(report: Report, out: Console) -> None:
     from halflife.selfcheck.optimizers import OPTIMIZERS
     from halflife.selfcheck.table import FAMILIES, cell_of, versions
 
+    codes = _codes(FAMILIES)
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("", no_wrap=True)
     for family in FAMILIES:
-        table.add_column(CODES[family], justify="center", no_wrap=True)
+        table.add_column(codes[family], justify="center", no_wrap=True)
     for case in OPTIMIZERS:
         table.add_row(case.name, *(MARKS[cell_of(report.outcomes, case.name, family)] for family in FAMILIES))
     out.print(table)
-    legend = ", ".join(f"{CODES[family]} {family}" for family in FAMILIES)
+    legend = ", ".join(f"{codes[family]} {family}" for family in FAMILIES)
     out.print(
         f"\n{legend}\nok: as its reference; -: refused with a sentence, as documented; !!: FAILED", highlight=False
     )

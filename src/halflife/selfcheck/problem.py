@@ -6,15 +6,13 @@ to any weights and still takes the same step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-__all__ = ["FACTORS", "LAM", "PEAKS", "Layout", "Member", "Net", "Problem"]
+__all__ = ["FACTORS", "LAM", "PEAKS", "Layout", "Member", "Net"]
 
 LAM = 0.3  # large, so that a wrong factor, order or step shows
 
@@ -156,74 +154,3 @@ class Net:
             return drawn
         rows = torch.tensor([step % member.shape[0]], device=self.device)
         return torch.sparse_coo_tensor(rows[None], drawn[rows], member.shape, check_invariants=True)
-
-
-class Problem:
-    """Three groups that hold every kind of parameter a rule must treat right, and a loss that couples them to data.
-
-    Group 0: a matrix that decays, and a frozen one. Group 1: a matrix with another peak learning rate, and one that
-    never gets a gradient. Group 2: a parameter without decay. The gradient of each used weight is
-    ``curvature * (w - goal)``, so that decaying before the gradient, or after the update, gives other numbers.
-    """
-
-    peaks = PEAKS
-    curvature = 0.7
-    goal = -0.4
-    # Falls, rises, touches 0 (nothing may decay there) and never reaches the peak again.
-    factors = (0.5, 1.0, 0.9, 0.0, 0.6, 0.3, 0.35, 0.1)
-
-    def __init__(self, *, own: tuple[float, float] = (LAM, LAM), dtype: torch.dtype = torch.float64) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def parameter(*shape: int, trainable: bool = True) -> torch.nn.Parameter:
-            values = torch.randn(*shape, generator=generator, dtype=torch.float64)
-            return torch.nn.Parameter(values.to(dtype), requires_grad=trainable)
-
-        self.used = [parameter(2, 3), parameter(3, 2), parameter(1, 4)]
-        self.frozen, self.unused = parameter(2, 2, trainable=False), parameter(2, 2)
-        self.own = (*own, 0.0)
-        self.groups: list[dict[str, Any]] = [
-            {"params": [self.used[0], self.frozen], "weight_decay": own[0]},
-            {"params": [self.used[1], self.unused], "weight_decay": own[1]},
-            {"params": [self.used[2]], "weight_decay": 0.0},
-        ]
-        for group, peak in zip(self.groups, self.peaks, strict=True):
-            group.update(lr=peak, initial_lr=peak)
-
-    @property
-    def everything(self) -> list[torch.nn.Parameter]:
-        """All parameters, the used ones first."""
-        return [*self.used, self.frozen, self.unused]
-
-    def values(self) -> list[Tensor]:
-        """Return copies of all parameters."""
-        return [parameter.detach().clone() for parameter in self.everything]
-
-    def closure(self) -> Tensor:
-        """Compute the loss and the gradients."""
-        for parameter in self.used:
-            parameter.grad = None
-        loss = torch.stack([(weight - self.goal).square().sum() for weight in self.used]).sum() * self.curvature / 2
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
-        return loss
-
-    def set_lr(self, optimizer: Optimizer, step: int) -> None:
-        """Set each group's learning rate for a step."""
-        for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.factors[step]
-
-    def run(self, optimizer: Optimizer, *, closure: bool = False, steps: range | None = None) -> None:
-        """Take the steps, with the gradient made before the step or inside a closure."""
-        for step in steps or range(len(self.factors)):
-            self.set_lr(optimizer, step)
-            if closure:
-                optimizer.step(lambda: self.closure().item())
-            else:
-                self.closure()
-                optimizer.step()
-
-
-def lrs_at(step: int, num_groups: int) -> Iterator[float]:
-    """Yield each group's learning rate at a step of a `Net`."""
-    for peak in PEAKS[:num_groups]:
-        yield peak * FACTORS[step]

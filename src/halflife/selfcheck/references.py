@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halflife.selfcheck.formulas import Formula
-
 __all__ = [
     "AdamS",
     "AdamWithPenalty",
     "Around",
+    "Formula",
     "Fraction",
     "Fractions",
     "Masked",
@@ -29,6 +28,9 @@ __all__ = [
     "Seen",
 ]
 
+
+# lr, peak lr, the group's own weight decay, steps taken, number of the group -> fraction
+Formula = Callable[[float, float, float, int, int], float]
 
 Fractions = Callable[[Sequence["Seen"]], list[float]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,10 +14,15 @@ from halflife.rules import (
     L2,
     Applier,
     Cautious,
+    Constant,
+    Corrected,
     Decoupled,
+    HalfLife,
     Independent,
     MovingAverage,
+    Normalized,
     NormTarget,
+    PerGroup,
     Rule,
     Scheduled,
     Sphere,
@@ -26,15 +32,23 @@ from halflife.rules import (
 from halflife.rules import Penalty as PenaltyRule
 from halflife.schedules import (
     after,
+    cosine,
+    join,
+    linear,
+    piecewise,
+    restarts,
+    tied_to_lr,
     until,
+    warmup,
+    warmup_stable_decay,
 )
 from halflife.selfcheck import refused
-from halflife.selfcheck.formula_cases import ALIKE, FORMULAS, LAM, SHARE, SHARES, FormulaCase
 from halflife.selfcheck.optimizers import OptimizerCase
 from halflife.selfcheck.problem import Net
 from halflife.selfcheck.references import (
     AdamS,
     AdamWithPenalty,
+    Formula,
     Fraction,
     Fractions,
     Masked,
@@ -44,13 +58,18 @@ from halflife.selfcheck.references import (
     Rescaled,
     by_formula,
 )
+from halflife.units import batch_scaled
 
-__all__ = ["ROUNDINGS", "RULES", "RuleCase"]
+__all__ = ["ROUNDINGS", "RULES", "FormulaCase", "RuleCase"]
 
 # How often a weight is rounded: the factor 1 - r, its product with w, the sum with the update, and the same sum of
 # the twin. A difference from a reference, and its share, are two more; a norm, its root, a quotient and a product
 # are four more; Adam written out rounds its moments, their corrections, the root and the quotient.
 ROUNDINGS, PULLED, RESCALED, WRITTEN_OUT = 4, 6, 8, 12
+
+LAM = 3.0  # r up to 0.3, so that a wrong factor shows in bfloat16 too
+SHARE = 0.3  # where lam is the fraction itself
+ALIKE, UNLIKE, SHARES = (LAM, LAM), (LAM, 2.0), (SHARE, 0.2)
 
 Make = Callable[[Net], Rule | Applier | PenaltyRule]
 
@@ -86,18 +105,65 @@ class RuleCase:
     roundings: int = ROUNDINGS
 
 
-def _from_formula(case: FormulaCase) -> RuleCase:
-    return RuleCase(
-        type(case.rule).__name__,
-        case.name,
-        lambda net: case.rule,
-        lambda net, optimizer: Fraction(by_formula(case.formula)),
-        case.own,
-        case.numbers,
+@dataclass(frozen=True)
+class FormulaCase(RuleCase):
+    """A rule that depends on plain numbers only.
+
+    Args:
+        rule: The rule.
+        formula: What it must answer, from the paper.
+    """
+
+    rule: Rule = field(kw_only=True)
+    formula: Formula = field(kw_only=True)
+
+
+def of_numbers(
+    name: str,
+    rule: Rule,
+    formula: Formula,
+    own: tuple[float, float] = ALIKE,
+    numbers: dict[str, float] | None = None,
+    *,
+    everywhere: bool = False,
+) -> FormulaCase:
+    """Return the row of a rule that depends on plain numbers only.
+
+    Args:
+        name: A short name.
+        rule: The rule.
+        formula: What it must answer, from the paper.
+        own: The weight decay of the groups that decay; given where the rule reads it.
+        numbers: Further arguments of ``attach``.
+        everywhere: Whether it is run in float16 and bfloat16 too.
+
+    Returns:
+        The row.
+    """
+    return FormulaCase(
+        family=type(rule).__name__,
+        name=name,
+        make=lambda net: rule,
+        reference=lambda net, optimizer: Fraction(by_formula(formula)),
+        own=own,
+        numbers=numbers or {},
         fractions=True,
-        refused=refused.needs_own if "own" in case.name or "tied" in case.name else lambda optimizer: None,
-        everywhere=case.name in {"decoupled, own", "corrected", "per group"},
+        refused=refused.needs_own if own is not ALIKE else lambda optimizer: None,
+        everywhere=everywhere,
+        rule=rule,
+        formula=formula,
     )
+
+
+def _wave(share: float) -> float:
+    """Return half a cosine from 1 to 0, as the schedule multiplier of the AdamW paper has it."""
+    return 0.5 + 0.5 * math.cos(math.pi * share)
+
+
+def _period(t: int) -> tuple[int, int]:
+    """Return steps since the last restart, and the length of the period: the i-th begins at 2 * (2^i - 1)."""
+    i = (t // 2 + 1).bit_length() - 1
+    return t - 2 * (2**i - 1), 2 ** (i + 1)
 
 
 def _stable(lam: float | None, floor: float = 0.1) -> Callable[[OptimizerCase], Fractions]:
@@ -145,7 +211,81 @@ decoupled = by_formula(lambda lr, peak, own, t, group: lr * LAM)
 own_share = by_formula(lambda lr, peak, own, t, group: lr / peak * own)
 
 RULES = [
-    *map(_from_formula, FORMULAS),
+    of_numbers("decoupled", Decoupled(LAM), lambda lr, peak, own, t, group: lr * LAM),
+    of_numbers("decoupled, own", Decoupled(), lambda lr, peak, own, t, group: lr * own, UNLIKE, everywhere=True),
+    of_numbers("independent", Independent(SHARE), lambda lr, peak, own, t, group: lr / peak * SHARE),
+    of_numbers("independent, own", Independent(), lambda lr, peak, own, t, group: lr / peak * own, SHARES),
+    of_numbers("constant", Constant(SHARE / 2), lambda lr, peak, own, t, group: SHARE / 2),
+    of_numbers("corrected", Corrected(LAM), lambda lr, peak, own, t, group: lr * lr / peak * LAM, everywhere=True),
+    of_numbers("corrected, own", Corrected(), lambda lr, peak, own, t, group: lr * lr / peak * own, UNLIKE),
+    of_numbers("half-life, steps", HalfLife(steps=3), lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 3)),
+    of_numbers(
+        "half-life, epochs",
+        HalfLife(epochs=2),
+        lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 5),
+        numbers={"steps_per_epoch": 2.5},
+    ),
+    of_numbers(
+        "half-life, tokens",
+        HalfLife(tokens=70),
+        lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 7),
+        numbers={"tokens_per_step": 10},
+    ),
+    of_numbers(
+        "normalized", Normalized(0.9, steps=9), lambda lr, peak, own, t, group: lr / peak * 0.9 * math.sqrt(1 / 9)
+    ),
+    of_numbers(  # periods of 2, 4, 8 ... steps: AdamWR
+        "normalized, restarts",
+        Normalized(0.4, steps=2, factor=2),
+        lambda lr, peak, own, t, group: lr / peak * 0.4 / math.sqrt(_period(t)[1]),
+    ),
+    of_numbers(
+        "batch-scaled", Decoupled(batch_scaled(LAM, 32, 64)), lambda lr, peak, own, t, group: lr * LAM * 32 / 64
+    ),
+    of_numbers("until", Scheduled(Decoupled(LAM), until(2)), lambda lr, peak, own, t, group: lr * LAM * (t < 2)),
+    of_numbers("after", Scheduled(Decoupled(LAM), after(2)), lambda lr, peak, own, t, group: lr * LAM * (t >= 2)),
+    of_numbers(
+        "cosine",
+        Scheduled(Independent(SHARE), cosine(1.0, 0.2, 4)),
+        lambda lr, peak, own, t, group: lr / peak * SHARE * (0.2 + 0.8 * _wave(min(t, 4) / 4)),
+    ),
+    of_numbers(
+        "linear",
+        Scheduled(Decoupled(LAM), linear(0.0, 1.0, 4)),
+        lambda lr, peak, own, t, group: lr * LAM * min(t, 4) / 4,
+    ),
+    of_numbers(
+        "warm-up, then cosine",
+        Scheduled(Decoupled(LAM), join((warmup(2), cosine(1.0, 0.0, 4)), (2,))),
+        lambda lr, peak, own, t, group: lr * LAM * (t / 2 if t < 2 else _wave(min(t - 2, 4) / 4)),
+    ),
+    of_numbers(
+        "warm-up, stable, decay",
+        Scheduled(Decoupled(LAM), warmup_stable_decay(2, 2, 4)),
+        lambda lr, peak, own, t, group: lr * LAM * (t / 2 if t < 2 else 1.0 if t < 4 else max(0.0, (8 - t) / 4)),
+    ),
+    of_numbers(
+        "piecewise",
+        Scheduled(Decoupled(LAM), piecewise((1.0, 0.5, 0.8), (1, 4))),
+        lambda lr, peak, own, t, group: lr * LAM * (1.0 if t < 1 else 0.5 if t < 4 else 0.8),
+    ),
+    of_numbers(  # periods of 2, 4, 8 ... steps
+        "restarts",
+        Scheduled(Constant(SHARE), restarts(2, 2, 1.0, 0.5)),
+        lambda lr, peak, own, t, group: SHARE * (0.5 + 0.5 * _wave(_period(t)[0] / _period(t)[1])),
+    ),
+    of_numbers(
+        "tied to lr",
+        Scheduled(Decoupled(), tied_to_lr(2)),
+        lambda lr, peak, own, t, group: lr * own * (lr / peak) ** 2,
+        UNLIKE,
+    ),
+    of_numbers(
+        "per group",
+        PerGroup([Decoupled(LAM), Constant(0.1), Decoupled(9.0)]),
+        lambda lr, peak, own, t, group: (lr * LAM, 0.1, lr * 9.0)[group],
+        everywhere=True,
+    ),
     RuleCase(
         "Stable",
         "stable",
