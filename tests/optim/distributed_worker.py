@@ -134,7 +134,11 @@ def every_rule(wrap: Wrap, cases: Sequence[Case], checkpoints: Path | None = Non
 
 def flat_or_not(case: Case) -> tuple[bool, ...]:
     """Every rule nested; those that keep something per parameter flat, too."""
-    return (False, True) if case.name in {"stable", "norm-target-first", "toward-average", "per-group"} else (False,)
+    return (
+        (False, True)
+        if case.name in {"stable", "norm-target-first", "toward-an-average", "per-group-stable"}
+        else (False,)
+    )
 
 
 def state_of(model: Net, optimizer: Optimizer, flat: bool) -> dict[str, Any]:
@@ -266,7 +270,7 @@ def first_fsdp() -> dict[str, Any]:
     found = {}
     for use_orig_params in (False, True):
         model = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
-        for name in ("stable", "norm-target", "sphere-net", "cautious"):
+        for name in ("stable", "norm-target", "sphere", "cautious"):
             optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
             try:
                 BY_NAME[name].attach(optimizer)

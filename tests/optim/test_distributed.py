@@ -193,7 +193,7 @@ def test_attached_in_the_middle_of_a_sharded_run(two: list[dict[str, Any]]) -> N
     train(model, optimizer, range(HALF))
     case.attach(optimizer)
     train(model, optimizer, range(HALF, STEPS))
-    without = distance(two[0]["fsdp"]["bare adamw"][0], alone(BARE[0], attached=False)[0])
+    without = distance(two[0]["fsdp"][f"bare {BARE[0].name}"][0], alone(BARE[0], attached=False)[0])
     assert distance(two[0]["attached later"], weights(model)) <= 4 * without + FLOOR
 
 
@@ -210,7 +210,7 @@ def test_gradients_that_are_not_added_up_yet(name: str, placement: str, two: lis
 def test_norms_are_refused_under_the_first_fsdp(use_orig_params: bool, two: list[dict[str, Any]]) -> None:
     """Each process would measure its own part only, and shrink by another fraction."""
     found = two[0]["first fsdp"]
-    for name in ("stable", "norm-target", "sphere-net"):
+    for name in ("stable", "norm-target", "sphere"):
         assert "FullyShardedDataParallel shows each process its own part only" in found[f"{name} {use_orig_params}"]
     assert found[f"cautious {use_orig_params}"] == "taken"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from halflife.optim.attaching import Handle
+from halflife.optim.attaching import Handle, attach
 from halflife.rules import (
     L2,
     Applier,
@@ -128,7 +128,7 @@ def test_a_scaler_and_its_overflow_change_nothing(case: Case, fused: bool, unsca
         pytest.skip("torch's fused SGD starts its momentum from unset memory then, without any rule too (2.13)")
     train(expected, plain)
     model, optimizer, _ = run_scaled(case, fused=fused, unscale=unscale, overflow_before=overflow_before)
-    if case.name.startswith("l2") and fused and not unscale:
+    if case.row.family.startswith("L2") and fused and not unscale:
         # The term is multiplied by the scale before it is added: one rounding more.
         for ours, theirs in zip(weights(model), weights(expected), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -142,7 +142,10 @@ def test_a_scaler_and_its_overflow_change_nothing(case: Case, fused: bool, unsca
         assert_follows_adam(optimizer)
 
 
-@pytest.mark.parametrize("name", ["stable", "cautious-stable", "toward-stable", "per-group", "stable-beta2"])
+STABLE = ["stable", "cautious-stable", "toward-given-tensors-stable", "per-group-stable"]
+
+
+@pytest.mark.parametrize("name", [*STABLE, "stable-with-a-given-beta2"])
 def test_a_step_without_any_gradient(name: str) -> None:
     """Nothing is known of gradients then; torch's optimizers do nothing, so nothing may shrink or fail."""
     model, optimizer, handle = started(BY_NAME[name])
@@ -160,7 +163,7 @@ def test_a_step_without_any_gradient(name: str) -> None:
 # ---- clipping and accumulation
 
 
-@pytest.mark.parametrize("name", ["stable", "cautious-stable", "toward-stable", "per-group"])
+@pytest.mark.parametrize("name", STABLE)
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaler"])
 def test_a_norm_from_clipping_serves_as_the_measured_one(
     name: str, scaled: bool, monkeypatch: pytest.MonkeyPatch
@@ -282,7 +285,7 @@ def test_without_a_gradient_a_weight_rests(case: Case) -> None:
     assert not torch.equal(rests, before)
 
 
-DECAYS_ALONE = [case for case in CASES if not case.name.startswith(("norm-target", "sphere", "toward", "l2"))]
+DECAYS_ALONE = [case for case in CASES if case.row.family not in {"NormTarget", "Sphere", "Toward", "L2", "L2(into=)"}]
 
 
 @pytest.mark.parametrize("case", DECAYS_ALONE, ids=name_of)
@@ -350,7 +353,7 @@ def test_narrow_weights_are_rounded_once(name: str, dtype: torch.dtype) -> None:
     weight = nn.Parameter(values.clone())
     weight.grad = torch.zeros_like(weight)
     optimizer = torch.optim.SGD([weight], lr=SMALL * 0.1, weight_decay=1.0, momentum=0.9)
-    handle = Case(name, lambda: NARROW[name](values)).attach(optimizer)
+    handle = attach(optimizer, NARROW[name](values))
     optimizer.step()
     expected = (values.float() * (1 - SMALL)).to(dtype)
     wrong = (values * torch.tensor(1 - SMALL, dtype=dtype)).ne(expected).float().mean()
@@ -372,7 +375,7 @@ def test_penalties_on_narrow_weights(into: Any, dtype: torch.dtype) -> None:
         weight = nn.Parameter(values.float() if wide else values.clone())
         optimizer = torch.optim.Adam([weight], lr=0.125, betas=(0.5, 0.75), eps=1e-3, weight_decay=0.0)
         if attached:
-            Case("", lambda: L2(0.5, into=into)).attach(optimizer, select="all")
+            attach(optimizer, L2(0.5, into=into), select="all")
         for _ in range(3):
             weight.grad = gradient.float() if wide else gradient.clone()
             optimizer.step()

@@ -180,7 +180,7 @@ def test_another_law_is_refused_with_both_shown(case: Case, other: Case, attach_
 
 
 def test_other_reference_tensors_are_another_law() -> None:
-    state = started(BY_NAME["toward-tensors"])[1].state_dict()
+    state = started(BY_NAME["toward-a-checkpoint"])[1].state_dict()
     optimizer = torch.optim.AdamW(groups_of(Net()))
     attach(optimizer, Toward(Decoupled(3.0), reference(scale=1.0001)))
     digests = r"Tensors\('[0-9a-f]{16}'\)"
@@ -214,7 +214,7 @@ def test_every_law_may_be_left_for_another_on_request(case: Case, attach_first: 
     other, optimizer = go_on(NormTarget())
     norms = [p.detach().norm().item() for p in optimizer.param_groups[0]["params"]]
     train(other, optimizer, range(HALF, HALF + 1))
-    if case.name not in {"norm-target-first", "sphere-net-first"}:  # which kept the same thing
+    if case.name not in {"norm-target-first", "sphere-first"}:  # which kept the same thing
         assert [p.detach().norm().item() for p in optimizer.param_groups[0]["params"]] == pytest.approx(norms, rel=1e-5)
 
     other, optimizer = go_on(Constant(0.1))
@@ -227,9 +227,9 @@ def test_an_average_does_not_start_from_the_first_weights_of_another_law() -> No
     model, saved = started(BY_NAME["toward-init"])
     other = Net()
     other.load_state_dict(model.state_dict())
-    optimizer = BY_NAME["toward-average"].optimizer(groups_of(other))
+    optimizer = BY_NAME["toward-an-average"].optimizer(groups_of(other))
     optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))
-    BY_NAME["toward-average"].attach(optimizer, allow_other_law=True)
+    BY_NAME["toward-an-average"].attach(optimizer, allow_other_law=True)
     set_lr(optimizer, HALF)
     before = other.position.detach().clone()
     other.position.grad = torch.zeros_like(before)

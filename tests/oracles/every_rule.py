@@ -1,13 +1,15 @@
-"""Every rule and applier once, on a small transformer: what the tests of resume, precision, compiling, lifecycle and
-distributed training run through.
+"""The rules of `halflife.selfcheck.rules` on a small transformer: what the tests of resume, precision, compiling, lifecycle
+and distributed training run through.
 
-It says nothing about what a rule must answer: these tests compare a run with the same run done in another way.
+It says nothing about what a rule must answer: these tests compare a run with the same run done in another way. A new row
+of the table is run here by itself; only what it keeps in checkpoints, and what it measures, is listed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,27 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halflife.optim.attaching import Handle, attach
-from halflife.rules import (
-    L2,
-    Applier,
-    Cautious,
-    Constant,
-    Corrected,
-    Decoupled,
-    HalfLife,
-    Independent,
-    MovingAverage,
-    Normalized,
-    NormTarget,
-    Penalty,
-    PerGroup,
-    Rule,
-    Scheduled,
-    Sphere,
-    Stable,
-    Toward,
-)
-from halflife.schedules import cosine, until
+from halflife.rules import Applier, Penalty, Rule
+from halflife.selfcheck.rules import RULES, FormulaCase, RuleCase, goals
 
 LAM = 0.3  # large, so that a decay that is lost, doubled or late shows
 STEPS = 8
@@ -107,38 +90,80 @@ def groups_of(model: nn.Module, *, names: bool = True) -> list[dict[str, Any]]:
 
 
 def reference(scale: float = 1.0) -> dict[str, Tensor]:
-    """Return tensors to decay towards, by name."""
-    return {name: scale * parameter.detach() for name, parameter in Net(seed=7).named_parameters()}
+    """Return the tensors that the rows of the table decay towards, times a factor."""
+    return {name: scale * tensor for name, tensor in goals(dict(Net().named_parameters())).items()}
 
 
-def reference_in_order() -> list[Tensor]:
-    """Return the same in the order of the optimizer's parameters."""
-    return [tensor.detach() for group in groups_of(Net(seed=7), names=False) for tensor in group["params"]]
+# The rows that run on SGD with momentum, whose own decay is part of the gradient: beside AdamW, or in its place.
+ON_BOTH = {"decoupled", "stable", "toward an average", "l2, own, after"}
+ON_SGD = {"stable with a given beta2", "spheres"}
+
+# What is lost when a checkpoint without halflife is loaded, as the warning says it; of a formula see `lost_of`.
+LOST = {
+    "stable, at the floor, until": "step",
+    "stable with a given beta2": "second_moment",
+    "norm target, first": "initial_norm",
+    "sphere, first": "initial_norm",
+    "cautious independent, own": "peak_lr",
+    "per group, stable": "step",
+    "toward init": "reference",
+    "toward an average": "peak_lr and reference",
+    "l2, own, after": "step",
+}
+
+# Collectives under FSDP2 per step: where norms of gradients are measured, also at lr == 0; where weights are, at lr > 0,
+# and once more at the first such step for the norms to keep.
+GRADIENTS = {"stable", "stable, own, no floor", "stable, at the floor, until", "stable with a given beta2"}
+GRADIENTS |= {"per group, stable", "cautious stable", "toward given tensors, stable"}
+WEIGHTS = {"norm target", "norm target, first", "sphere", "sphere, first", "spheres"}
+FIRST = {"norm target, first", "sphere, first"}
+
+
+def lost_of(row: RuleCase) -> str | None:
+    """Return what a checkpoint must keep of a rule: the peak or the number of steps, if its formula depends on them."""
+    if not isinstance(row, FormulaCase):
+        return LOST.get(row.name)
+    peaks = {row.formula(0.01, peak, LAM, 3, 1) for peak in (0.01, 0.02)}
+    steps = {row.formula(0.01, 0.02, LAM, step, 1) for step in range(STEPS)}
+    return " and ".join(["peak_lr"] * (len(peaks) > 1) + ["step"] * (len(steps) > 1)) or None
 
 
 @dataclass(frozen=True)
 class Case:
-    """A rule, and how to run it.
+    """A row of the table of rules, and how to run it.
 
     Args:
-        name: For the test's id.
-        rule: Makes it.
-        numbers: Further arguments of `attach`.
+        row: The row.
         sgd: Whether it runs on SGD with momentum instead of AdamW.
-        collectives: What it costs under FSDP2, per step at lr > 0.
-        at_rest: The same at lr == 0.
-        first: What its first step at lr > 0 costs beyond that.
-        lost: What the warning says is lost when a checkpoint without halflife is loaded; None if nothing is.
     """
 
-    name: str
-    rule: Callable[[], Rule | Applier | Penalty]
-    numbers: dict[str, float] = field(default_factory=dict)
+    row: RuleCase
     sgd: bool = False
-    collectives: int = 0
-    at_rest: int = 0
-    first: int = 0
-    lost: str | None = None
+
+    @property
+    def name(self) -> str:
+        """For the test's id: the row's name with hyphens."""
+        return re.sub(r"\W+", "-", self.row.name) + "-sgd" * (self.sgd and self.row.name in ON_BOTH)
+
+    @property
+    def lost(self) -> str | None:
+        """What the warning says is lost when a checkpoint without halflife is loaded; None if nothing is."""
+        return lost_of(self.row)
+
+    @property
+    def collectives(self) -> int:
+        """What it costs under FSDP2, per step at lr > 0."""
+        return self.at_rest or int(self.row.name in WEIGHTS)
+
+    @property
+    def at_rest(self) -> int:
+        """The same at lr == 0. SGD's `Stable` is a formula."""
+        return int(self.row.name in GRADIENTS and not (self.sgd and self.row.name == "stable"))
+
+    @property
+    def first(self) -> int:
+        """What its first step at lr > 0 costs beyond that."""
+        return int(self.row.name in FIRST)
 
     def optimizer(self, groups: Sequence[dict[str, Any]], **settings: Any) -> Optimizer:
         """Return a new optimizer for these groups."""
@@ -146,53 +171,35 @@ class Case:
             return torch.optim.SGD(groups, lr=PEAKS[0], momentum=0.9, dampening=0.25, **settings)
         return torch.optim.AdamW(groups, lr=PEAKS[0], betas=(0.9, 0.95), **settings)
 
+    def rule(self, optimizer: Optimizer | None = None) -> Rule | Applier | Penalty:
+        """Return a new rule of this kind, for the parameters of an optimizer; default: those of a `Net`."""
+        named: dict[str, Tensor] = {}
+        for group in (optimizer or self.optimizer(groups_of(Net()))).param_groups:
+            numbers = map(str, range(len(named), len(named) + len(group["params"])))
+            named |= zip(group.get("param_names", numbers), group["params"], strict=True)
+        return self.row.make(named)
+
     def attach(self, optimizer: Optimizer, **arguments: Any) -> Handle:
         """Attach a new rule of this kind."""
-        return attach(optimizer, self.rule(), **{**self.numbers, **arguments})
+        return attach(optimizer, self.rule(optimizer), **{**self.row.numbers, **arguments})
+
+
+def chosen() -> list[RuleCase]:
+    """Return all rows of the table; of the formulas those whose state, or what they read, differs."""
+    kept: dict[Any, RuleCase] = {}
+    for row in RULES:
+        reads = (row.family, lost_of(row), row.own, bool(row.numbers)) if isinstance(row, FormulaCase) else row.name
+        kept.setdefault(reads, row)
+    return list(kept.values())
 
 
 CASES = [
-    Case("decoupled", lambda: Decoupled(LAM)),
-    Case("decoupled-own", Decoupled),
-    Case("decoupled-sgd", lambda: Decoupled(LAM), sgd=True),
-    Case("independent", lambda: Independent(LAM), lost="peak_lr"),
-    Case("constant", lambda: Constant(0.05)),
-    Case("corrected", lambda: Corrected(LAM), lost="peak_lr"),
-    Case("stable", lambda: Stable(0.1), collectives=1, at_rest=1),
-    Case("stable-beta2", lambda: Stable(0.1, beta2=0.8), sgd=True, collectives=1, at_rest=1, lost="second_moment"),
-    Case("stable-sgd", lambda: Stable(LAM), sgd=True),
-    Case("half-life", lambda: HalfLife(epochs=2), {"steps_per_epoch": 4.5}),
-    Case("normalized", lambda: Normalized(0.1, steps=2, factor=2.0), lost="peak_lr and step"),
-    Case("norm-target", lambda: NormTarget(1.5), collectives=1),
-    Case("norm-target-first", NormTarget, collectives=1, first=1, lost="initial_norm"),
-    Case("sphere-net", lambda: Sphere(4.0), collectives=1),
-    Case("sphere-net-first", Sphere, collectives=1, first=1, lost="initial_norm"),
-    Case("sphere-tensor", lambda: Sphere(per="tensor"), sgd=True, collectives=1, first=1, lost="initial_norm"),
-    Case("cautious", lambda: Cautious(Decoupled(LAM))),
-    Case("cautious-stable", lambda: Cautious(Stable(0.1)), collectives=1, at_rest=1),
-    Case("toward-init", lambda: Toward(Constant(0.1), "init"), lost="reference"),
-    Case("toward-average", lambda: Toward(Constant(0.1), MovingAverage(0.7)), lost="reference"),
-    Case("toward-average-sgd", lambda: Toward(Constant(0.1), MovingAverage(0.7)), sgd=True, lost="reference"),
-    Case("toward-tensors", lambda: Toward(Decoupled(3.0), reference())),
-    Case("toward-stable", lambda: Toward(Stable(0.1), reference_in_order()), collectives=1, at_rest=1),
-    Case("scheduled", lambda: Scheduled(Independent(LAM), cosine(1.0, 0.2, 6)), lost="peak_lr and step"),
-    Case("until", lambda: Scheduled(Decoupled(LAM), until(HALF + 1)), lost="step"),
-    Case(
-        "per-group",
-        lambda: PerGroup([Stable(0.1), Scheduled(Constant(0.05), until(6)), Decoupled(9.0)]),
-        collectives=1,
-        at_rest=1,
-        lost="step",
-    ),
-    Case("l2", lambda: L2(LAM)),
-    Case("l2-sgd", lambda: L2(LAM, until(6)), sgd=True, lost="step"),
-    Case("l2-first", lambda: L2(LAM, into="first")),
-    Case("l2-second", lambda: L2(LAM, into="second")),
+    Case(row, sgd) for row in chosen() for sgd in ((False, True) if row.name in ON_BOTH else (row.name in ON_SGD,))
 ]
 BY_NAME = {case.name: case for case in CASES}
 
 # Under every rule's name the run without any, to compare with: the optimizer's own decay.
-BARE = (Case("adamw", lambda: Decoupled(LAM)), Case("sgd", lambda: Decoupled(LAM), sgd=True))
+BARE = (BY_NAME["decoupled"], BY_NAME["decoupled-sgd"])
 
 
 def name_of(case: Case) -> str:

@@ -77,7 +77,7 @@ def test_every_rule_is_there() -> None:
     public = {getattr(rules, name) for name in rules.__all__ if inspect.isclass(getattr(rules, name))}
     found = {kind for kind in public if not inspect.isabstract(kind) and kind.__module__ != "halflife.rules.base"}
     assert {kind.__name__ for kind in found - {rules.MovingAverage}} == {family.split("(")[0] for family in FAMILIES}
-    made = [type(part) for case in RULES for part in case.make(Net()).parts()]
+    made = [type(part) for case in RULES for part in case.make(Net().named).parts()]
     assert found - {rules.MovingAverage} <= set(made)
 
 
@@ -151,10 +151,10 @@ def test_a_missing_and_a_needless_refusal_fail() -> None:
     case = RULES[0]
     outcome = outcome_of(case, VARIANTS[0], torch.float32, refused=lambda optimizer: "not on Sundays")
     assert (outcome.status, outcome.detail) == ("FAILED", "not refused, expected: not on Sundays")
-    refusing = outcome_of(case, VARIANTS[0], torch.float32, make=lambda net: Decoupled(100.0))
+    refusing = outcome_of(case, VARIANTS[0], torch.float32, make=lambda named: Decoupled(100.0))
     assert refusing.status == "FAILED"
     assert refusing.detail.startswith("refused: Decoupled(lam=100.0) asks to remove the fraction")
-    broken = outcome_of(case, VARIANTS[0], torch.float32, make=lambda net: 1 / 0)
+    broken = outcome_of(case, VARIANTS[0], torch.float32, make=lambda named: 1 / 0)
     assert (broken.status, broken.detail) == ("FAILED", "ZeroDivisionError: division by zero")
 
 
@@ -287,7 +287,7 @@ def test_who_waits_for_the_device(who: str, monkeypatch: pytest.MonkeyPatch) -> 
         pairs.append((net, optimizer))
     modes: list[Any] = []
     pairs[0][1].register_step_pre_hook(lambda *args: modes.append(sync.mode))
-    attach(pairs[0][1], rule.make(pairs[0][0]))
+    attach(pairs[0][1], rule.make(pairs[0][0].named))
 
     def run() -> float:
         return train_with_twin(pairs[0], pairs[1], rule.reference(pairs[0][0], variant.case), watch_syncs=True)

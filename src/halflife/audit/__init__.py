@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from halflife.audit.expect import assert_decay
+from halflife.audit.expectations import assert_decay
+from halflife.audit.explanation import Explanation, explain
 from halflife.audit.findings import Finding
-from halflife.audit.table import Explanation, explain
 
 __all__ = ["Explanation", "Finding", "assert_decay", "explain"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
 
 import torch
 from torch.optim import Optimizer
@@ -15,7 +16,7 @@ from halflife.optim.config import LAW
 from halflife.rules.base import Rule, StepInfo
 from halflife.units import half_life, kept
 
-__all__ = ["Finding", "warnings_of"]
+__all__ = ["Finding", "findings_of"]
 
 TOLERANCE = 1e-3  # relative; probing is more exact
 
@@ -38,7 +39,7 @@ class Finding:
         return self.text
 
 
-def warnings_of(
+def findings_of(
     rows: Sequence[Row],
     groups: Sequence[Group],
     optimizers: Sequence[Optimizer],
@@ -57,17 +58,17 @@ def warnings_of(
         The warnings, the worst first.
     """
     found = [
-        *_by_place("not-probed", _not_probed(groups)),
+        *_one_per_optimizer("not-probed", _not_probed(groups)),
         *_lost_rule(groups, optimizers),
-        *_by_place("ignored", _ignored(groups)),
-        *_by_place("coefficient", _not_what_it_says(groups)),
-        *_by_place("two-mechanisms", _two_mechanisms(groups, optimizers)),
-        *_shared(rows),
-        *_misplaced(rows),
+        *_one_per_optimizer("ignored", _ignored(groups)),
+        *_one_per_optimizer("coefficient", _other_coefficient(groups)),
+        *_one_per_optimizer("two-mechanisms", _two_mechanisms(groups)),
+        *_in_two_groups(rows),
+        *_in_one_only(rows),
         *_lost_in_precision(rows, optimizers),
-        *_wrong_kinds(rows),
+        *_unusual_kinds(rows),
         *_beyond_the_run(rows, total_steps),
-        *_hooks(optimizers),
+        *_foreign_hooks(optimizers),
     ]
     return list(dict.fromkeys(found))
 
@@ -81,7 +82,7 @@ def _listed(rows: Sequence[Row]) -> str:
     return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
 
 
-def _count(rows: Sequence[Row], what: str = "parameter") -> str:
+def _counted(rows: Sequence[Row], what: str = "parameter") -> str:
     return f"{len(rows)} {what}{'s' if len(rows) > 1 else ''}"
 
 
@@ -89,7 +90,7 @@ def _verb(rows: Sequence[Row], one: str, several: str) -> str:
     return one if len(rows) == 1 else several
 
 
-def _by_place(code: str, found: Iterable[tuple[Group, str]]) -> Iterator[Finding]:
+def _one_per_optimizer(code: str, found: Iterable[tuple[Group, str]]) -> Iterator[Finding]:
     """Yield one warning for all groups of an optimizer of which the same is true; ``{place}`` in it is where."""
     alike: dict[tuple[int, str], list[Group]] = {}
     for group, text in found:
@@ -129,14 +130,19 @@ def _ignored(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             )
 
 
-def _error(group: Group) -> float:
+def _tolerance(group: Group) -> float:
     return 0.05 if any("float32" in note for note in group.law.notes) else TOLERANCE
 
 
-def _not_what_it_says(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
+def _other_coefficient(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     for group in groups:
         c = group.law.coefficient
-        if group.rule is None and group.law.pathway == "decoupled" and c is not None and abs(c - 1.0) > _error(group):
+        if (
+            group.rule is None
+            and group.law.pathway == "decoupled"
+            and c is not None
+            and abs(c - 1.0) > _tolerance(group)
+        ):
             yield (
                 group,
                 f"in {{place}} a step removes {c:.4g} times what weight_decay = {group.weight_decay:g} says "
@@ -144,12 +150,12 @@ def _not_what_it_says(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             )
 
 
-def _two_mechanisms(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[tuple[Group, str]]:
+def _two_mechanisms(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
     for group in groups:
-        meant, r = _asked(group, optimizers), group.law.fraction
+        meant, r = _fraction_of_rule(group), group.law.fraction
         if meant is None or (r is None and group.law.pathway != "other"):
             continue
-        if r is None or abs(r - meant) > _error(group) * max(meant, r):
+        if r is None or abs(r - meant) > _tolerance(group) * max(meant, r):
             found = group.law.describe() if r is None else f"r = {r:.4g}"
             yield (
                 group,
@@ -158,7 +164,7 @@ def _two_mechanisms(groups: Sequence[Group], optimizers: Sequence[Optimizer]) ->
             )
 
 
-def _shared(rows: Sequence[Row]) -> Iterator[Finding]:
+def _in_two_groups(rows: Sequence[Row]) -> Iterator[Finding]:
     shared = [row for row in rows if len(row.groups) > 1]
     if shared:
         both = [
@@ -167,33 +173,27 @@ def _shared(rows: Sequence[Row]) -> Iterator[Finding]:
         effect = f", and {len(both)} of them {_verb(both, 'decays', 'decay')} in each" if both else ""
         yield Finding(
             "in-two-groups",
-            f"{_count(shared)} {_verb(shared, 'stands', 'stand')} in two groups or optimizers, which both update "
+            f"{_counted(shared)} {_verb(shared, 'stands', 'stand')} in two groups or optimizers, which both update "
             f"{_verb(shared, 'it', 'them')}{effect}: {_listed(shared)}; "
             "give each parameter to one",
             _names(shared),
         )
 
 
-def _asked(group: Group, optimizers: Sequence[Optimizer]) -> float | None:
-    """Return the fraction that the attached rule asks for, where plain numbers that are known decide it."""
-    handle = handle_of(optimizers[group.optimizer])
-    if handle is None or group.rule is None or not isinstance(handle.rule, Rule):
+def _fraction_of_rule(group: Group) -> float | None:
+    """Return the fraction that the attached rule answers, where it depends on lr and lam alone."""
+    if not isinstance(group.part, Rule) or not group.part.needs <= {"lam"}:
         return None
-    if not handle.rule.needs <= {"lam"}:
-        return None
-    number = handle._terms.first_group(optimizers[group.optimizer]) + group.index
-    own = group.settings.get("initial_weight_decay", group.weight_decay)
-    info = StepInfo(lr=group.probed_lr, lam=float("nan") if own is None else own, group=number)
-    answer = handle.rule.fraction(info)
+    answer = group.part.fraction(StepInfo(lr=group.probed_lr, lam=nan if group.own_lam is None else group.own_lam))
     return float(answer) if isinstance(answer, int | float) else None
 
 
-def _misplaced(rows: Sequence[Row]) -> Iterator[Finding]:
+def _in_one_only(rows: Sequence[Row]) -> Iterator[Finding]:
     lost = [row for row in rows if row.parameter.requires_grad and not row.groups]
     if lost:
         yield Finding(
             "in-no-optimizer",
-            f"{_count(lost, 'trainable parameter')} of the model {_verb(lost, 'is', 'are')} in no optimizer and will not "
+            f"{_counted(lost, 'trainable parameter')} of the model {_verb(lost, 'is', 'are')} in no optimizer and will not "
             f"train: {_listed(lost)}; "
             "add them to a group, or freeze them",
             _names(lost),
@@ -202,7 +202,7 @@ def _misplaced(rows: Sequence[Row]) -> Iterator[Finding]:
     if foreign:
         yield Finding(
             "not-in-model",
-            f"{_count(foreign)} of the optimizers {_verb(foreign, 'is', 'are')} not in the model: {_listed(foreign)}; the "
+            f"{_counted(foreign)} of the optimizers {_verb(foreign, 'is', 'are')} not in the model: {_listed(foreign)}; the "
             "optimizer was made of "
             "another model, of an older version of it, or of copies in another precision",
             _names(foreign),
@@ -223,7 +223,7 @@ def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> 
         name = str(dtype).removeprefix("torch.")
         yield Finding(
             "lost-in-precision",
-            f"r = {r:.3g} changes no weight of {_count(found, f'{name} parameter')}: rounding to {name} loses every "
+            f"r = {r:.3g} changes no weight of {_counted(found, f'{name} parameter')}: rounding to {name} loses every "
             f"fraction up to {smallest_effective_fraction(dtype):.3g}; keep float32 master weights, or use an optimizer "
             f"with stochastic rounding or compensated sums: {_listed(found)}",
             _names(found),
@@ -238,15 +238,15 @@ ADVICE: dict[str, str] = {
 }
 
 
-def _wrong_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
+def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
     for kind, advice in ADVICE.items():
         found = [row for row in rows if row.kind == kind and row.decays]
         if found:
             word = kind if kind != "others" else "scales, gates or time constants"
             yield Finding(
                 f"decay-on-{kind}",
-                f"decay acts on {word} ({_count(found)}): {_listed(found)}; {advice}: if this is not meant, build groups with "
-                "halflife.param_groups",
+                f"decay acts on {word} ({_counted(found)}): {_listed(found)}; {advice}: if this is not meant, build groups "
+                "with halflife.param_groups",
                 _names(found),
             )
     matrices = [row for row in rows if row.kind == "matrices" and row.groups and row.parameter.requires_grad]
@@ -279,7 +279,7 @@ def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[
         )
 
 
-def _hooks(optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
+def _foreign_hooks(optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
     """Name step hooks of others: they may shrink weights, and the copy that is probed has none of them."""
     for number, optimizer in enumerate(optimizers):
         hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]

@@ -5,12 +5,15 @@ Only shapes, dtypes, names and settings are read; no tensor is moved, and no opt
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
@@ -25,7 +28,7 @@ from halflife.rules import PerGroup
 from halflife.rules.base import Part
 from halflife.units import half_life
 
-__all__ = ["Group", "Row", "groups_of", "rows_of"]
+__all__ = ["Group", "Row", "check_shapes", "groups_of", "rows_of"]
 
 SHAPES = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}  # as laws_of names them
 
@@ -40,9 +43,7 @@ class Group:
         index: Number of the group in it.
         settings: The group itself; it is read only.
         law: What was found by probing.
-        rule: The rule that is attached and acts on the group, as text; None without one.
-        weight_decay: What the group says; None if it says nothing.
-        lam: The coefficient of the law: the rule's, else ``weight_decay``; None where there is none.
+        part: The part of an attached rule that acts on the group; None without one.
         lr: The learning rate now.
         probed_lr: The learning rate at which ``law.fraction`` holds: lr, or where that is 0 the peak.
         peak_lr: The largest learning rate that is known.
@@ -53,26 +54,70 @@ class Group:
     index: int
     settings: dict[str, Any]
     law: Law
-    rule: str | None
-    weight_decay: float | None
-    lam: float | None
+    part: Part | None
     lr: float
     probed_lr: float
     peak_lr: float
+
+    @cached_property
+    def rule(self) -> str | None:
+        """The part of the attached rule as text."""
+        return None if self.part is None else spell(self.part)
+
+    @property
+    def weight_decay(self) -> float | None:
+        """What the group says; None if it says nothing."""
+        return float(self.settings["weight_decay"]) if "weight_decay" in self.settings else None
+
+    @property
+    def own_lam(self) -> float | None:
+        """The ``weight_decay`` that a rule without a lam of its own reads: what the group said when it was attached."""
+        own = self.settings.get(INITIAL, self.weight_decay)
+        return None if own is None else float(own)
+
+    @property
+    def lam(self) -> float | None:
+        """The coefficient of the law: the rule's, else ``weight_decay``; None where there is none."""
+        if self.part is None:
+            return self.weight_decay
+        if self.part.explicit_lam is not None:
+            return self.part.explicit_lam
+        return self.own_lam if "lam" in self.part.needs else None
 
     def law_for(self, num_dimensions: int) -> Law:
         """Return the law of a parameter with so many dimensions."""
         kind = SHAPES.get(num_dimensions, f"{num_dimensions}-d")
         return self.law.by_shape.get(kind, self.law)
 
+    def plain(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the group with its parameters as `Explanation.groups` has it."""
+        decaying = next((row for row in rows if row.decays), None)
+        return {
+            "optimizer": self.optimizer,
+            "optimizer_name": self.optimizer_name,
+            "group": self.index,
+            "num_parameters": len(rows),
+            "num_elements": sum(row.parameter.numel() for row in rows),
+            "law": self.law.name or self.law.pathway,
+            "pathway": self.law.pathway,
+            "describe": self.law.describe(),
+            "rule": self.rule,
+            "weight_decay": self.weight_decay,
+            "lam": self.lam,
+            "lr": self.lr,
+            "r": None if decaying is None else _ten_digits(decaying.r),
+            "half_life": None if decaying is None else _ten_digits(decaying.half_life),
+            "notes": list(self.law.notes),
+        }
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # tensors cannot be compared
+
+@dataclass(frozen=True, eq=False)  # tensors cannot be compared
 class Row:
     """One parameter.
 
     Attributes:
-        name: Its first name in the model; where it is not in the model, the name or place in its group.
-        names: All its names; a tied weight has several.
+        names: All its names in the model, a tied weight has several; where it is not in the model, the name or place in
+            its group.
         parameter: The parameter.
         kind: What it is, one of `halflife.groups.policies.KINDS`; None if it is not in the model.
         kind_reason: From what that is seen.
@@ -82,7 +127,6 @@ class Row:
         law: The law, None if it is in no group.
     """
 
-    name: str
     names: tuple[str, ...]
     parameter: Tensor
     kind: str | None
@@ -91,6 +135,11 @@ class Row:
     decays: bool | None
     why: str
     law: Law | None
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names[0]
 
     @property
     def group(self) -> Group | None:
@@ -116,6 +165,38 @@ class Row:
         known = self.law is not None and self.law.pathway in {"decoupled", "l2"}
         return half_life(self.r) if known and self.r is not None and 0.0 < self.r < 1.0 else None
 
+    def plain(self, steps_per_epoch: float | None, tokens_per_step: float | None) -> dict[str, Any]:
+        """Return the parameter as `Explanation.rows` has it."""
+        group, steps = self.group, _ten_digits(self.half_life)
+        found: dict[str, Any] = {
+            "parameter": self.name,
+            "tied": list(self.names[1:]),
+            "shape": list(self.parameter.shape),
+            "dtype": str(self.parameter.dtype).removeprefix("torch."),
+            "kind": self.kind,
+            "what": self.kind_reason,
+            "optimizer": None if group is None else group.optimizer,
+            "group": None if group is None else group.index,
+            "also_in": [[each.optimizer, each.index] for each in self.groups[1:]],
+            "decays": self.decays,
+            "why": self.why,
+            "law": None if self.law is None else self.law.name or self.law.pathway,
+            "lam": group.lam if group is not None and self.decays else None,
+            "lr": None if group is None else group.lr,
+            "r": _ten_digits(self.r),
+            "half_life": steps,
+        }
+        if steps_per_epoch is not None:
+            found["half_life_epochs"] = None if steps is None else steps / steps_per_epoch
+        if tokens_per_step is not None:
+            found["half_life_tokens"] = None if steps is None else steps * tokens_per_step
+        return found
+
+
+def _ten_digits(value: float | None) -> float | None:
+    """Return a measured number to the digits that probing gives."""
+    return None if value is None else float(f"{value:.10g}")
+
 
 def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
     """Probe every group of some optimizers.
@@ -127,7 +208,7 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
         One record per group.
 
     Raises:
-        UserError: If one of them is no optimizer, or is given twice.
+        UserError: If one of them is no optimizer, is given twice, or has a parameter without a shape.
     """
     inner = []
     for optimizer in optimizers:
@@ -137,24 +218,22 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
                 "pass the optimizer inside it"
             )
         inner.append(unwrapped(optimizer))
-    if len({id(optimizer) for optimizer in inner}) < len(inner):
+    if len(set(map(id, inner))) < len(inner):
         raise UserError("got the same optimizer twice; give each once")
+    for optimizer in inner:
+        for group in optimizer.param_groups:
+            check_shapes(
+                zip(group.get("param_names") or itertools.repeat("a parameter"), group["params"], strict=False)
+            )
     found = []
     for number, optimizer in enumerate(inner):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what an optimizer says about the throw-away copy helps nobody
             laws = [_without_rule_note(law) for law in laws_of(optimizer)]
         for index, (settings, law) in enumerate(zip(optimizer.param_groups, laws, strict=True)):
-            rule = _rule_of(optimizer, index)
-            weight_decay = float(settings["weight_decay"]) if "weight_decay" in settings else None
             lr = float(settings.get("lr", 0.0))
-            peaks = [float(settings.get(key) or 0.0) for key in PEAK_KEYS]
             # As laws_of chooses it where lr is 0 now; the constructor's lr is no group's peak otherwise.
             probed_lr = lr if lr > 0.0 else next(iter(peaks_in(optimizer, settings, PEAK_KEYS)), DEFAULT_LR)
-            lam = weight_decay
-            if rule is not None:
-                own = settings.get(INITIAL, weight_decay)
-                lam = rule.explicit_lam if rule.explicit_lam is not None else own if "lam" in rule.needs else None
             found.append(
                 Group(
                     optimizer=number,
@@ -162,15 +241,20 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
                     index=index,
                     settings=settings,
                     law=law,
-                    rule=spell(rule) if rule is not None else None,
-                    weight_decay=weight_decay,
-                    lam=lam,
+                    part=_rule_for(optimizer, index),
                     lr=lr,
                     probed_lr=probed_lr,
-                    peak_lr=max(probed_lr, *peaks),
+                    peak_lr=max(probed_lr, *(float(settings.get(key) or 0.0) for key in PEAK_KEYS)),
                 )
             )
     return found
+
+
+def check_shapes(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise a UserError if a parameter has no shape: its module is lazy and has not seen a batch."""
+    for name, parameter in named:
+        if isinstance(parameter, UninitializedParameter):
+            raise UserError(f"{name} has no shape yet; run one forward pass first, and build the optimizer after it")
 
 
 def _without_rule_note(law: Law) -> Law:
@@ -178,7 +262,7 @@ def _without_rule_note(law: Law) -> Law:
     return replace(law, notes=tuple(note for note in law.notes if not note.endswith("of halflife is attached")))
 
 
-def _rule_of(optimizer: Optimizer, index: int) -> Part | None:
+def _rule_for(optimizer: Optimizer, index: int) -> Part | None:
     """Return the attached rule that acts on a group, if there is one."""
     handle = handle_of(optimizer)
     if handle is None or not handle._terms.decays(optimizer.param_groups[index]):
@@ -211,29 +295,14 @@ def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
             places.setdefault(id(parameter), (parameter, names[position] if position < len(names) else place))
     rows = []
     for parameter, uses in (uses_of(model) if model is not None else {}).items():
-        kind, reason = kind_of(parameter, uses)
+        held = holders.pop(id(parameter), [])
         names = tuple(use.name for use in uses)
-        rows.append(_row(parameter, names, kind, reason, holders.pop(id(parameter), [])))
+        rows.append(Row(names, parameter, *kind_of(parameter, uses), tuple(held), *_decision(parameter, held)))
+    reason = "not in the model" if model is not None else ""
     for key, held in holders.items():
-        parameter, name = places[key]
-        reason = "not in the model" if model is not None else ""
-        rows.append(_row(parameter, (name,), None, reason, held))
+        other, name = places[key]
+        rows.append(Row((name,), other, None, reason, tuple(held), *_decision(other, held)))
     return rows
-
-
-def _row(parameter: Tensor, names: tuple[str, ...], kind: str | None, reason: str, groups: list[Group]) -> Row:
-    decays, why, law = _decision(parameter, groups)
-    return Row(
-        name=names[0],
-        names=names,
-        parameter=parameter,
-        kind=kind,
-        kind_reason=reason,
-        groups=tuple(groups),
-        decays=decays,
-        why=why,
-        law=law,
-    )
 
 
 def _decision(parameter: Tensor, groups: list[Group]) -> tuple[bool | None, str, Law | None]:

@@ -13,7 +13,6 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,33 +20,16 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from halflife.audit.expect import EVERYTHING, Expected, claims, mismatches
-from halflife.audit.rows import Row
-from halflife.audit.table import Explanation, explain
+from halflife.audit.expectations import Check, check, parse_expectation
+from halflife.audit.explanation import Explanation, explain
 from halflife.errors import UserError
-from halflife.groups.policies import KINDS
 
-__all__ = ["Check", "audit", "check", "load"]
+__all__ = ["audit", "load"]
 
 FORMS = (
     "an optimizer, a list of them, (model, optimizer), (model, [optimizers]), or a Lightning module; "
     "configure_optimizers forms are fine"
 )
-
-
-@dataclass(frozen=True)
-class Check:
-    """One expectation and how it came out.
-
-    Attributes:
-        expected: What was asked for, as given.
-        holds: Whether it holds.
-        sentence: What differs; empty if it holds.
-    """
-
-    expected: str
-    holds: bool
-    sentence: str
 
 
 def audit(target: str, expected: Sequence[str] = ()) -> tuple[Explanation, list[Check]]:
@@ -63,69 +45,10 @@ def audit(target: str, expected: Sequence[str] = ()) -> tuple[Explanation, list[
     Raises:
         UserError: If the target cannot be loaded, or an expectation cannot be read.
     """
-    wanted = [_expectation(text) for text in expected]  # a typing mistake is told before the user's code runs
+    wanted = [parse_expectation(text) for text in expected]  # a typing mistake is told before the user's code runs
     model, optimizers = load(target)
     table = explain(model, optimizers)
     return table, check(table, wanted, has_model=model is not None)
-
-
-# ---- expectations
-
-
-def _expectation(text: str) -> tuple[str, str | None, Expected]:
-    key, equals, value = text.rpartition("=")
-    if equals and not key:
-        raise UserError(f"--expect {text!r} has no key; write LAW:LAM or KEY=LAW:LAM")
-    return text, key or None, Expected.parse(value)
-
-
-def check(
-    table: Explanation, wanted: Sequence[tuple[str, str | None, Expected]], *, has_model: bool = True
-) -> list[Check]:
-    """Compare an explanation with expectations.
-
-    Args:
-        table: The explanation.
-        wanted: Text, key (None for every group that decays) and expectation.
-        has_model: Whether the model is known, without which there are no kinds.
-
-    Returns:
-        One check each, in order.
-
-    Raises:
-        UserError: If a key names a kind and there is no model, or a key matches nothing.
-    """
-    keyed = [key for _, key, _ in wanted if key is not None]
-    if not has_model and any(key in KINDS for key in keyed):
-        raise UserError(
-            f"the target gave only an optimizer, whose parameters have no kinds such as {keyed[0]!r}; "
-            "let it return (model, optimizer)"
-        )
-    claimed = dict(zip(keyed, claims(table.parameters, keyed), strict=True)) if keyed else {}
-    checks = []
-    for text, key, expected in wanted:
-        rows: Sequence[Row]
-        if key is None:
-            sentence = _whole(table.parameters, expected)
-        else:
-            rows = claimed[key]
-            sentence = mismatches(rows, expected, "everything else" if key in EVERYTHING else key)
-        checks.append(Check(text, sentence is None, sentence or ""))
-    return checks
-
-
-def _whole(rows: Sequence[Row], expected: Expected) -> str | None:
-    """Compare everything that decays, or could not be probed, with one expectation."""
-    trainable = [row for row in rows if row.parameter.requires_grad]
-    if expected.law == "none":
-        return mismatches(trainable, expected, "all parameters")
-    acting = [row for row in trainable if row.decays is not False]
-    if not acting:
-        return f"all parameters that decay: expected {expected}, but nothing decays"
-    return mismatches(acting, expected, "all parameters that decay")
-
-
-# ---- the target
 
 
 def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
-
-__all__ = ["Line", "Renderable", "collapsed", "text"]
+__all__ = ["collapsed", "rich_parts", "text"]
 
 WIDTH = 100  # of plain text
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a part of a name that is a number: of h.3.attn the 3
@@ -24,52 +20,44 @@ COLORS = {True: "green", False: "cyan", None: "yellow"}
 LEAST_WIDTHS = (("what it is", 20), ("parameter", 24), ("what it is", 10), ("parameter", 8))
 GAP = 2  # between columns
 
-
-@dataclass(frozen=True)
-class Line:
-    """Parameters that are alike but for their layer, on one line.
-
-    Attributes:
-        name: The common name, with ``*`` for the layers, or the layers themselves where only some are here.
-        num_parameters: How many there are.
-        row: The first of them.
-    """
-
-    name: str
-    num_parameters: int
-    row: dict[str, Any]
+Row = dict[str, Any]  # of `Explanation.rows`
+Table = list[tuple[str, ...]]  # the names of its columns, then its lines
 
 
-def collapsed(rows: Sequence[dict[str, Any]], everywhere: Sequence[dict[str, Any]] | None = None) -> list[Line]:
+def collapsed(rows: Sequence[Row], totals: Counter[str] | None = None) -> list[tuple[str, int, Row]]:
     """Join the rows that differ only in the numbers within their names.
 
     Args:
         rows: Rows of an explanation.
-        everywhere: All its rows; where only some layers are among ``rows``, the line says which. Default: ``rows``.
+        totals: How many rows of the explanation have each name, ``*`` for its numbers; where only some layers are
+            among ``rows``, the name says which. Default: counted in ``rows``.
 
     Returns:
-        The lines, in the order of their first rows.
+        The common name, how many rows have it, and the first of them; in the order of the first rows.
 
     Examples:
         >>> same = {"shape": [4], "dtype": "float32", "decays": True, "why": "", "what": ""}
         >>> rows = [{"parameter": f"h.{layer}.weight", **same} for layer in range(12)]
-        >>> [(line.name, line.num_parameters) for line in collapsed(rows)]
+        >>> [(name, count) for name, count, first in collapsed(rows)]
         [('h.*.weight', 12)]
     """
-    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    totals = Counter(NUMBER.sub("*", row["parameter"]) for row in everywhere or rows)
+    totals = totals if totals is not None else _totals(rows)
+    alike: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        pattern = NUMBER.sub("*", row["parameter"])
         what = NUMBER.sub("*", row["what"] or "")  # names of tied weights have numbers too
-        key = (pattern, tuple(row["shape"]), row["dtype"], row["decays"], row["why"], what)
-        families.setdefault(key, []).append(row)
+        key = (NUMBER.sub("*", row["parameter"]), tuple(row["shape"]), row["dtype"], row["decays"], row["why"], what)
+        alike.setdefault(key, []).append(row)
     lines = []
-    for (pattern, *_), members in families.items():
+    for (pattern, *_), members in alike.items():
         name = members[0]["parameter"] if len(members) == 1 else pattern
         if 1 < len(members) < totals[pattern]:
             name = _with_ranges(pattern, [row["parameter"] for row in members])
-        lines.append(Line(name, len(members), members[0]))
+        lines.append((name, len(members), members[0]))
     return lines
+
+
+def _totals(rows: Sequence[Row]) -> Counter[str]:
+    return Counter(NUMBER.sub("*", row["parameter"]) for row in rows)
 
 
 def _with_ranges(pattern: str, names: Sequence[str]) -> str:
@@ -84,57 +72,43 @@ def _with_ranges(pattern: str, names: Sequence[str]) -> str:
     return pattern
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Parameters that decay alike, for the same reason: said once above a table of them."""
-
-    decays: bool | None
-    answer: str
-    head: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class _Section:
-    """A parameter group, or what is in none."""
-
-    title: str
-    facts: tuple[str, ...]
-    blocks: tuple[_Block, ...]
-
-
-def _sections(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]]) -> list[_Section]:
-    several = len({group["optimizer"] for group in groups}) > 1
-    found = []
+def _parts(rows: Sequence[Row], groups: Sequence[Row]) -> Iterator[tuple[str, int, str | Table]]:
+    """Yield the lines and tables of an explanation, each with its style and how far it is indented."""
+    members: defaultdict[tuple[int | None, int | None], list[Row]] = defaultdict(list)
+    for row in rows:
+        for place in ([row["optimizer"], row["group"]], *row["also_in"]):
+            members[place[0], place[1]].append(row)
+    several, totals = len({group["optimizer"] for group in groups}) > 1, _totals(rows)
     for group in groups:
-        place = [group["optimizer"], group["group"]]
-        mine = [row for row in rows if [row["optimizer"], row["group"]] == place or place in row["also_in"]]
+        mine = members[group["optimizer"], group["group"]]
         number = f" (optimizer {group['optimizer']})" if several else ""
         size = f"{_counted(group['num_parameters'], 'parameter')}, {_counted(group['num_elements'], 'number')}"
         title = f"{group['optimizer_name']}{number}, group {group['group']}: {size}"
-        found.append(_section(title, _facts(group, mine), mine, rows))
-    outside = [row for row in rows if row["optimizer"] is None]
-    if outside:
-        found.append(_section(f"in no optimizer: {_counted(len(outside), 'parameter')}", [], outside, rows))
-    return found
+        yield from _section(title, _facts(group, mine), mine, totals)
+    if outside := members[None, None]:
+        yield from _section(f"in no optimizer: {_counted(len(outside), 'parameter')}", [], outside, totals)
 
 
 def _section(
-    title: str, facts: list[str], rows: Sequence[dict[str, Any]], everywhere: Sequence[dict[str, Any]]
-) -> _Section:
+    title: str, facts: Sequence[str], rows: Sequence[Row], totals: Counter[str]
+) -> Iterator[tuple[str, int, str | Table]]:
+    """Yield what is said of one group: its numbers, then a table of the parameters that decay for the same reason."""
     dtypes = {row["dtype"] for row in rows}
-    blocks: dict[tuple[bool | None, str], list[dict[str, Any]]] = {}
+    yield "bold", 0, ", ".join([title, *(dtypes if len(dtypes) == 1 else ())])
+    for fact in facts:
+        yield "", 2, fact
+    by_reason: dict[tuple[bool | None, str], list[Row]] = {}
     for row in rows:
-        blocks.setdefault((row["decays"], row["why"]), []).append(row)
-    made = []
-    for (decays, why), members in blocks.items():
-        lines = collapsed(members, everywhere)
+        by_reason.setdefault((row["decays"], row["why"]), []).append(row)
+    for (decays, why), members in by_reason.items():
+        yield COLORS[decays], 2, f"decays: {YES[decays]}, {why}"
+        lines = collapsed(members, totals)
         columns = {
-            "parameter": [line.name for line in lines],
-            "n": [str(line.num_parameters) for line in lines],
-            "shape": [" x ".join(map(str, line.row["shape"])) or "scalar" for line in lines],
-            "dtype": [line.row["dtype"] for line in lines],
-            "what it is": [line.row["what"] for line in lines],
+            "parameter": [name for name, _, _ in lines],
+            "n": [str(count) for _, count, _ in lines],
+            "shape": [" x ".join(map(str, row["shape"])) or "scalar" for _, _, row in lines],
+            "dtype": [row["dtype"] for _, _, row in lines],
+            "what it is": [row["what"] for _, _, row in lines],
         }
         if len(dtypes) == 1:
             del columns["dtype"]  # it is in the title
@@ -142,12 +116,11 @@ def _section(
             del columns["n"]
         if not any(columns["what it is"]):
             del columns["what it is"]
-        answer = f"decays: {YES[decays]}, {why}"
-        made.append(_Block(decays, answer, tuple(columns), tuple(zip(*columns.values(), strict=True))))
-    return _Section(", ".join([title, *(dtypes if len(dtypes) == 1 else ())]), tuple(facts), tuple(made))
+        yield "", 4, [tuple(columns), *zip(*columns.values(), strict=True)]
+    yield "", 0, ""
 
 
-def _facts(group: dict[str, Any], rows: Sequence[dict[str, Any]]) -> list[str]:
+def _facts(group: Row, rows: Sequence[Row]) -> list[str]:
     facts = [group["describe"]] if group["pathway"] != "not probed" else []  # else each row says why
     numbers = [f"{key} {group[key]:.4g}" for key in ("lam", "lr", "r") if group[key] is not None]
     if group["half_life"] is not None:
@@ -169,86 +142,61 @@ def _time(value: float, unit: str) -> str:
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
-def text(rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]], warnings: Sequence[str]) -> str:
-    """Write the explanation as plain text.
-
-    Args:
-        rows: The rows.
-        groups: The groups.
-        warnings: The sentences.
-
-    Returns:
-        The text, of several lines.
-    """
-    found = []
-    for section in _sections(rows, groups):
-        found += [section.title, *(f"  {fact}" for fact in section.facts)]
-        for block in section.blocks:
-            found.append(f"  {block.answer}")
-            widths = _widths(block, sys.maxsize)
-            for cells in (block.head, *block.cells):
-                padded = (part.ljust(width + GAP) for part, width in zip(cells, widths, strict=True))
-                found.append(f"    {''.join(padded)}".rstrip())
-        found.append("")
+def text(rows: Sequence[Row], groups: Sequence[Row], warnings: Sequence[str]) -> str:
+    """Return an explanation as plain text of several lines."""
+    lines = []
+    for _, indent, part in _parts(rows, groups):
+        if isinstance(part, str):
+            lines.append(" " * indent + part)
+            continue
+        widths = _widths(part, sys.maxsize)
+        for cells in part:
+            padded = (cell.ljust(width + GAP) for cell, width in zip(cells, widths, strict=True))
+            lines.append(" " * indent + "".join(padded).rstrip())
     for warning in warnings:
-        found += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
-    return "\n".join(found).rstrip()
+        lines += textwrap.wrap(f"warning: {warning}", WIDTH, subsequent_indent="  ")
+    return "\n".join(lines).rstrip()
 
 
-class Renderable:
-    """What rich prints: it asks for the width when it is printed.
+def rich_parts(rows: Sequence[Row], groups: Sequence[Row], warnings: Sequence[str], max_width: int) -> Iterator[Any]:
+    """Yield an explanation as texts and tables of rich.
 
     Args:
         rows: The rows.
         groups: The groups.
         warnings: The sentences.
+        max_width: Of the console, in characters.
+
+    Yields:
+        What rich prints.
     """
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
 
-    def __init__(
-        self, rows: Sequence[dict[str, Any]], groups: Sequence[dict[str, Any]], warnings: Sequence[str]
-    ) -> None:
-        self.sections = _sections(rows, groups)
-        self.warnings = warnings
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        """Yield the parts.
-
-        Args:
-            console: The console of rich.
-            options: How wide it is.
-
-        Yields:
-            Texts and tables.
-        """
-        from rich.padding import Padding
-        from rich.table import Table
-        from rich.text import Text
-
-        for section in self.sections:
-            yield Text(section.title, style="bold")
-            yield from (Padding.indent(Text(fact), 2) for fact in section.facts)
-            for block in section.blocks:
-                yield Padding.indent(Text(block.answer, style=COLORS[block.decays]), 2)
-                table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
-                for column, width in zip(block.head, _widths(block, options.max_width - 4), strict=True):
-                    table.add_column(column, width=width, overflow="fold")
-                for cells in block.cells:
-                    table.add_row(*map(Text, cells))
-                yield Padding.indent(table, 4)
-            yield ""
-        for warning in self.warnings:
-            yield Text.assemble(("warning: ", "bold yellow"), warning)
+    for style, indent, part in _parts(rows, groups):
+        if isinstance(part, str):
+            yield Padding.indent(Text(part, style=style), indent)
+            continue
+        table = RichTable(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+        for column, width in zip(part[0], _widths(part, max_width - indent), strict=True):
+            table.add_column(column, width=width, overflow="fold")
+        for cells in part[1:]:
+            table.add_row(*map(Text, cells))
+        yield Padding.indent(table, indent)
+    for warning in warnings:
+        yield Text.assemble(("warning: ", "bold yellow"), warning)
 
 
-def _widths(block: _Block, available: int) -> list[int]:
+def _widths(table: Table, available: int) -> list[int]:
     """Return the width of each column: what can wrap gives way, the remarks before the names.
 
     rich by itself takes from the widest column first, and would break names in the middle.
     """
-    widths = [max(map(len, column)) for column in zip(block.head, *block.cells, strict=True)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, least in LEAST_WIDTHS:
         excess = sum(widths) + GAP * len(widths) - available
-        if name in block.head and excess > 0:
-            column = block.head.index(name)
+        if name in table[0] and excess > 0:
+            column = table[0].index(name)
             widths[column] = max(min(least, widths[column]), widths[column] - excess)
     return widths

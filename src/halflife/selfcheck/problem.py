@@ -102,6 +102,11 @@ class Net:
         """Number of parameter groups."""
         return 1 + max(each.group for each in self.members)
 
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {member.name: parameter for member, parameter in zip(self.members, self.parameters, strict=True)}
+
     def groups(self, extra: tuple[dict[str, Any], ...] = ()) -> list[dict[str, Any]]:
         """Return new parameter groups.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -56,11 +56,12 @@ from halflife.selfcheck.references import (
     Pulled,
     Reference,
     Rescaled,
+    Seen,
     by_formula,
 )
 from halflife.units import batch_scaled
 
-__all__ = ["ROUNDINGS", "RULES", "FormulaCase", "RuleCase"]
+__all__ = ["ROUNDINGS", "RULES", "FormulaCase", "RuleCase", "goals"]
 
 # How often a weight is rounded: the factor 1 - r, its product with w, the sum with the update, and the same sum of
 # the twin. A difference from a reference, and its share, are two more; a norm, its root, a quotient and a product
@@ -71,7 +72,7 @@ LAM = 3.0  # r up to 0.3, so that a wrong factor shows in bfloat16 too
 SHARE = 0.3  # where lam is the fraction itself
 ALIKE, UNLIKE, SHARES = (LAM, LAM), (LAM, 2.0), (SHARE, 0.2)
 
-Make = Callable[[Net], Rule | Applier | PenaltyRule]
+Make = Callable[[Mapping[str, Tensor]], Rule | Applier | PenaltyRule]
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class RuleCase:
     Args:
         family: Its column in the table.
         name: A short name.
-        make: Returns the rule for a problem.
+        make: Returns the rule for parameters, by name in the optimizer's order.
         reference: Returns the reference for a problem and an optimizer.
         own: The weight decay of the groups that decay.
         numbers: Further arguments of ``attach``.
@@ -143,7 +144,7 @@ def of_numbers(
     return FormulaCase(
         family=type(rule).__name__,
         name=name,
-        make=lambda net: rule,
+        make=lambda named: rule,
         reference=lambda net, optimizer: Fraction(by_formula(formula)),
         own=own,
         numbers=numbers or {},
@@ -183,17 +184,36 @@ def _while_early(inner: Fractions) -> Fractions:
     return lambda seen: [r * (seen[0].step < 4) for r in inner(seen)]
 
 
-def _goals(net: Net) -> list[Tensor]:
-    """References to decay towards: any numbers that are not the weights."""
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(net.dtype) for p in net.parameters]
+def _by_group(*inner: Fractions) -> Fractions:
+    """Each group has a rule of its own."""
+
+    def made(seen: Sequence[Seen]) -> list[float]:
+        answers = [fractions(seen) for fractions in inner]
+        return [answers[each.group][index] for index, each in enumerate(seen)]
+
+    return made
+
+
+def goals(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors to decay towards: any numbers that are not the weights.
+
+    Args:
+        parameters: The parameters, by name.
+
+    Returns:
+        A tensor for each, by name.
+    """
+    return {
+        name: torch.linspace(-1.5, 1.0, each.numel(), dtype=each.dtype).reshape(each.shape)
+        for name, each in parameters.items()
+    }
 
 
 def _into(moment: Literal["first", "second"]) -> RuleCase:
     return RuleCase(
         "L2(into=)",
         f"l2 into the {moment} moment",
-        lambda net: L2(SHARE, into=moment),
+        lambda named: L2(SHARE, into=moment),
         lambda net, case: AdamWithPenalty(
             SHARE,
             first=moment == "first",
@@ -208,6 +228,7 @@ def _into(moment: Literal["first", "second"]) -> RuleCase:
 
 
 decoupled = by_formula(lambda lr, peak, own, t, group: lr * LAM)
+tenth = by_formula(lambda lr, peak, own, t, group: 0.1)
 own_share = by_formula(lambda lr, peak, own, t, group: lr / peak * own)
 
 RULES = [
@@ -289,7 +310,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable",
-        lambda net: Stable(0.4),
+        lambda named: Stable(0.4),
         lambda net, case: Fraction(_stable(0.4)(case)),
         refused=refused.stable,
         fractions=True,
@@ -297,7 +318,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable, own, no floor",
-        lambda net: Stable(floor=0.0),
+        lambda named: Stable(floor=0.0),
         lambda net, case: Fraction(_stable(None, 0.0)(case)),
         own=(0.8, 0.5),
         refused=refused.own_stable,
@@ -306,7 +327,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable, at the floor, until",
-        lambda net: Scheduled(Stable(0.4, floor=0.8), until(4)),
+        lambda named: Scheduled(Stable(0.4, floor=0.8), until(4)),
         lambda net, case: Fraction(_while_early(_stable(0.4, 0.8)(case))),
         refused=refused.stable,
         fractions=True,
@@ -314,47 +335,55 @@ RULES = [
     RuleCase(
         "Stable(beta2=)",
         "stable with a given beta2",
-        lambda net: Stable(0.4, beta2=0.9),
+        lambda named: Stable(0.4, beta2=0.9),
         lambda net, case: Fraction(AdamS(0.4, 0.1, (0.9, 0.9, 0.9))),
         refused=refused.any_stable,
         fractions=True,
     ),
     RuleCase(
+        "PerGroup",
+        "per group, stable",
+        lambda named: PerGroup([Stable(0.4), Scheduled(Constant(0.1), until(4)), Decoupled(9.0)]),
+        lambda net, case: Fraction(_by_group(_stable(0.4)(case), _while_early(tenth), decoupled)),
+        refused=refused.stable,
+        fractions=True,
+    ),
+    RuleCase(
         "NormTarget",
         "norm target",
-        lambda net: NormTarget(2.0),
+        lambda named: NormTarget(2.0),
         lambda net, case: Rescaled(2.0, whole=False),
         roundings=RESCALED,
     ),
     RuleCase(
         "NormTarget",
         "norm target, first",
-        lambda net: NormTarget(),
+        lambda named: NormTarget(),
         lambda net, case: Rescaled(None, whole=False),
         roundings=RESCALED,
     ),
     RuleCase(
-        "Sphere", "sphere", lambda net: Sphere(3.0), lambda net, case: Rescaled(3.0, whole=True), roundings=RESCALED
+        "Sphere", "sphere", lambda named: Sphere(3.0), lambda net, case: Rescaled(3.0, whole=True), roundings=RESCALED
     ),
     RuleCase(
         "Sphere",
         "sphere, first",
-        lambda net: Sphere(),
+        lambda named: Sphere(),
         lambda net, case: Rescaled(None, whole=True),
         roundings=RESCALED,
     ),
     RuleCase(
         "Sphere",
         "spheres",
-        lambda net: Sphere(1.5, per="tensor"),
+        lambda named: Sphere(1.5, per="tensor"),
         lambda net, case: Rescaled(1.5, whole=False),
         roundings=RESCALED,
     ),
-    RuleCase("Cautious", "cautious", lambda net: Cautious(Decoupled(LAM)), lambda net, case: Masked(decoupled)),
+    RuleCase("Cautious", "cautious", lambda named: Cautious(Decoupled(LAM)), lambda net, case: Masked(decoupled)),
     RuleCase(
         "Cautious",
         "cautious independent, own",
-        lambda net: Cautious(Independent()),
+        lambda named: Cautious(Independent()),
         lambda net, case: Masked(own_share),
         own=SHARES,
         refused=refused.needs_own,
@@ -362,21 +391,21 @@ RULES = [
     RuleCase(
         "Cautious",
         "cautious stable",
-        lambda net: Cautious(Stable(0.4)),
+        lambda named: Cautious(Stable(0.4)),
         lambda net, case: Masked(_stable(0.4)(case)),
         refused=refused.stable,
     ),
     RuleCase(
         "Toward",
         "toward init",
-        lambda net: Toward(Decoupled(LAM)),
+        lambda named: Toward(Decoupled(LAM)),
         lambda net, case: Pulled(decoupled),
         roundings=PULLED,
     ),
     RuleCase(
         "Toward",
         "toward an average",
-        lambda net: Toward(Independent(), MovingAverage(0.7)),
+        lambda named: Toward(Independent(), MovingAverage(0.7)),
         lambda net, case: Pulled(own_share, beta=0.7),
         own=SHARES,
         refused=refused.needs_own,
@@ -385,29 +414,37 @@ RULES = [
     RuleCase(
         "Toward",
         "toward given tensors",
-        lambda net: Toward(Decoupled(LAM), _goals(net)),
-        lambda net, case: Pulled(decoupled, _goals(net)),
+        lambda named: Toward(Decoupled(LAM), list(goals(named).values())),
+        lambda net, case: Pulled(decoupled, list(goals(net.named).values())),
         roundings=PULLED,
     ),
     RuleCase(
         "Toward",
         "toward a checkpoint",
-        lambda net: Toward(Decoupled(LAM), dict(zip([each.name for each in net.members], _goals(net), strict=True))),
-        lambda net, case: Pulled(decoupled, _goals(net)),
+        lambda named: Toward(Decoupled(LAM), goals(named)),
+        lambda net, case: Pulled(decoupled, list(goals(net.named).values())),
         refused=lambda case: "does not know the names" if case.closure else None,
+        roundings=PULLED,
+    ),
+    RuleCase(
+        "Toward",
+        "toward given tensors, stable",
+        lambda named: Toward(Stable(0.4), list(goals(named).values())),
+        lambda net, case: Pulled(_stable(0.4)(case), list(goals(net.named).values())),
+        refused=refused.stable,
         roundings=PULLED,
     ),
     RuleCase(
         "L2",
         "l2",
-        lambda net: L2(SHARE),
+        lambda named: L2(SHARE),
         lambda net, case: Penalty(lambda own, t: SHARE),
         refused=refused.penalty,
     ),
     RuleCase(
         "L2",
         "l2, own, after",
-        lambda net: L2(schedule=after(2)),
+        lambda named: L2(schedule=after(2)),
         lambda net, case: Penalty(lambda own, t: own * (t >= 2)),
         own=SHARES,
         refused=refused.own_penalty,

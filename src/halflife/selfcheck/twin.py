@@ -117,7 +117,7 @@ def _train(
         if case.own:
             group["weight_decay"] = 0.0
     select: Any = None if case.own else "all"
-    handle = attach(made, rule.make(net), select=select, **rule.numbers)  # type: ignore[arg-type]  # floats only
+    handle = attach(made, rule.make(net.named), select=select, **rule.numbers)  # type: ignore[arg-type]  # floats only
     try:
         return train_with_twin(
             (net, made),

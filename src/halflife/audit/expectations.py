@@ -1,4 +1,4 @@
-"""``assert_decay``: the decay that a test, or a CI, expects, compared with the one that is applied."""
+"""The decay that a test or a CI expects, compared with the one that is applied: ``assert_decay``, and ``audit --expect``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from halflife.audit.explanation import Explanation, explain
 from halflife.audit.rows import Row
-from halflife.audit.table import explain
 from halflife.errors import UserError
 from halflife.groups.policies import KINDS
 from halflife.laws.law import RULE_EXPONENTS
 
-__all__ = ["TOLERANCE", "Expected", "assert_decay", "claims", "mismatches"]
+__all__ = ["Check", "Expected", "assert_decay", "check", "parse_expectation"]
 
 TOLERANCE = 1e-3  # relative, of lam
 EVERYTHING = ("everything", "rest", "*")
@@ -43,17 +43,7 @@ class Expected:
 
     @classmethod
     def parse(cls, value: object) -> Expected:
-        """Read ``"decoupled:0.1"``, ``"decoupled"`` or ``"none"``.
-
-        Args:
-            value: The text.
-
-        Returns:
-            What it says.
-
-        Raises:
-            UserError: If it cannot be read.
-        """
+        """Read ``"decoupled:0.1"``, ``"decoupled"`` or ``"none"``; raise a UserError for anything else."""
         law, colon, number = value.partition(":") if isinstance(value, str) else ("", "", "")
         if law not in LAWS:
             raise UserError(
@@ -78,13 +68,13 @@ class Expected:
         return self.law if self.lam is None else f"{self.law}:{self.lam:g}"
 
     def holds_for(self, row: Row) -> bool:
-        """Return whether a parameter decays as expected; what was not probed never does."""
+        """Return whether a parameter decays as expected; False where that could not be probed."""
         if self.law == "none":
             return row.decays is False
         law, group = row.law, row.group
         if not row.decays or law is None or group is None:
             return False
-        # By its pathway only where that says enough: a decoupled decay applied twice has no name.
+        # A decay without a name, such as a decoupled one that is applied twice, is not known by its pathway either.
         names = {law.name, law.equivalent_to if law.name else None}
         if law.pathway.startswith("l2"):
             names |= {law.pathway}
@@ -94,8 +84,8 @@ class Expected:
         return self.lam is None or (lam is not None and abs(lam - self.lam) <= TOLERANCE * self.lam)
 
 
-def found(row: Row) -> str:
-    """Say in a few words how a parameter decays."""
+def _description(row: Row) -> str:
+    """Return in a few words how a parameter decays."""
     if row.decays is None or row.law is None or not row.decays:
         return row.why if row.decays is None else f"none ({row.why})"
     if row.law.name is None or row.group is None:
@@ -104,37 +94,25 @@ def found(row: Row) -> str:
     return row.law.name if lam is None else f"{row.law.name}:{lam:.6g}"
 
 
-def claims(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
-    """Let each parameter go to the first key that matches it.
-
-    Args:
-        rows: The parameters.
-        keys: Kinds, name patterns, or ``"everything"``.
-
-    Returns:
-        The trainable parameters of each key.
-
-    Raises:
-        UserError: If a key matches nothing, or nothing that an earlier one left.
-    """
+def rows_by_key(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
+    """Return the trainable parameters of each key: the first key that matches a parameter has it."""
     trainable = [row for row in rows if row.parameter.requires_grad]
-    claimed: list[list[Row]] = [[] for _ in keys]
-    matched = [[row for row in trainable if _matches(key, row)] for key in keys]
-    for row in trainable:
-        first = next((number for number, found in enumerate(matched) if row in found), None)
-        if first is not None:
-            claimed[first].append(row)
-    for key, all_of_it, left in zip(keys, matched, claimed, strict=True):
-        if not all_of_it and key not in KINDS:
+    left, chosen = trainable, []
+    for key in keys:
+        matching = [row for row in left if _matches(key, row)]
+        if not matching and any(_matches(key, row) for row in trainable):
+            raise UserError(f"{key!r} matches only parameters that earlier keys match: put it first, or remove it")
+        if not matching and key not in KINDS:
             raise UserError(
                 f"{key!r} matches no trainable parameter; expected one of {', '.join(KINDS)}, everything, or a "
                 f"pattern over names such as {trainable[0].name!r}"
                 if trainable
                 else "nothing is trainable"
             )
-        if all_of_it and not left:
-            raise UserError(f"{key!r} claims nothing that an earlier key left: put it first, or remove it")
-    return claimed
+        taken = set(map(id, matching))
+        left = [row for row in left if id(row) not in taken]
+        chosen.append(matching)
+    return chosen
 
 
 def _matches(key: str, row: Row) -> bool:
@@ -143,23 +121,14 @@ def _matches(key: str, row: Row) -> bool:
     return row.kind == key if key in KINDS else any(fnmatch.fnmatchcase(name, key) for name in row.names)
 
 
-def mismatches(rows: Sequence[Row], expected: Expected, what: str) -> str | None:
-    """Compare some parameters with what is expected of all of them.
-
-    Args:
-        rows: The parameters.
-        expected: The decay.
-        what: What they are called in the sentence.
-
-    Returns:
-        None if it holds, else a sentence that names the first ones that differ.
-    """
+def mismatch(rows: Sequence[Row], expected: Expected, what: str) -> str | None:
+    """Return how some parameters, called ``what``, differ from what is expected of all of them; None if they do not."""
     if not rows:
         return None if expected.law == "none" else f"{what}: expected {expected}, found no such parameter"
     wrong = [row for row in rows if not expected.holds_for(row)]
     if not wrong:
         return None
-    listed = "; ".join(f"{row.name}: found {found(row)}" for row in wrong[:3])
+    listed = "; ".join(f"{row.name}: found {_description(row)}" for row in wrong[:3])
     more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return f"{what}: expected {expected}, but {len(wrong)} of {len(rows)} differ. {listed}{more}"
 
@@ -173,8 +142,8 @@ def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], e
 
     Values are ``"LAW:LAM"`` with a law's name as `halflife.identify` gives it and its coefficient, compared to a
     relative 1e-3 (for ``"half-life"`` a number of steps); a law alone, which takes any coefficient; or ``"none"``.
-    A decay that could not be probed fulfils no expectation, not ``"none"`` either, and one that is applied twice
-    is not the law that it is twice of.
+    Where the decay could not be probed, every expectation fails, ``"none"`` included. A decoupled decay that is
+    applied twice fails ``"decoupled"``.
 
     Args:
         model: The model.
@@ -183,7 +152,7 @@ def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], e
 
     Raises:
         AssertionError: If it does not hold; the message names the first parameters, with what was found.
-        UserError: If an expectation cannot be read, or a key matches nothing.
+        UserError: If an expectation cannot be read, or a key matches nothing; and as `explain` raises it.
 
     Examples:
         >>> import torch, halflife
@@ -196,9 +165,75 @@ def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], e
     wanted = {key: Expected.parse(value) for key, value in expected.items()}
     if not wanted:
         raise UserError('nothing is expected; give at least one key, such as {"matrices": "decoupled:0.1"}')
-    table = explain(model, optimizer)
-    claimed = claims(table.parameters, list(wanted))
-    wrong = [mismatches(rows, value, key) for (key, value), rows in zip(wanted.items(), claimed, strict=True)]
-    failures = [sentence for sentence in wrong if sentence is not None]
+    chosen = rows_by_key(explain(model, optimizer).parameters, list(wanted))
+    pairs = zip(wanted.items(), chosen, strict=True)
+    failures = [wrong for (key, value), rows in pairs if (wrong := mismatch(rows, value, key)) is not None]
     if failures:
         raise AssertionError("\n".join(failures))
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation and how it came out.
+
+    Attributes:
+        expected: What was asked for, as given.
+        holds: Whether it holds.
+        sentence: What differs; empty if it holds.
+    """
+
+    expected: str
+    holds: bool
+    sentence: str
+
+
+def parse_expectation(text: str) -> tuple[str, str | None, Expected]:
+    """Return the text, the key (None for every parameter that decays) and the decay of ``[KEY=]LAW:LAM``."""
+    key, equals, value = text.rpartition("=")
+    if equals and not key:
+        raise UserError(f"--expect {text!r} has no key; write LAW:LAM or KEY=LAW:LAM")
+    return text, key or None, Expected.parse(value)
+
+
+def check(
+    table: Explanation, wanted: Sequence[tuple[str, str | None, Expected]], *, has_model: bool = True
+) -> list[Check]:
+    """Compare an explanation with expectations.
+
+    Args:
+        table: The explanation.
+        wanted: Text, key (None for every group that decays) and expectation.
+        has_model: Whether the model is known, without which there are no kinds.
+
+    Returns:
+        One check each, in order.
+
+    Raises:
+        UserError: If a key names a kind and there is no model, or a key matches nothing.
+    """
+    keyed = [key for _, key, _ in wanted if key is not None]
+    if not has_model and any(key in KINDS for key in keyed):
+        raise UserError(
+            f"the target gave only an optimizer, whose parameters have no kinds such as {keyed[0]!r}; "
+            "let it return (model, optimizer)"
+        )
+    chosen = dict(zip(keyed, rows_by_key(table.parameters, keyed), strict=True)) if keyed else {}
+    checks = []
+    for text, key, expected in wanted:
+        if key is None:
+            sentence = _mismatch_of_all(table.parameters, expected)
+        else:
+            sentence = mismatch(chosen[key], expected, "everything else" if key in EVERYTHING else key)
+        checks.append(Check(text, sentence is None, sentence or ""))
+    return checks
+
+
+def _mismatch_of_all(rows: Sequence[Row], expected: Expected) -> str | None:
+    """Compare everything that decays, or could not be probed, with one expectation."""
+    trainable = [row for row in rows if row.parameter.requires_grad]
+    if expected.law == "none":
+        return mismatch(trainable, expected, "all parameters")
+    acting = [row for row in trainable if row.decays is not False]
+    if not acting:
+        return f"all parameters that decay: expected {expected}, but nothing decays"
+    return mismatch(acting, expected, "all parameters that decay")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from halflife.audit import view
-from halflife.audit.findings import Finding, warnings_of
-from halflife.audit.rows import Group, Row, groups_of, rows_of
+from halflife.audit.findings import Finding, findings_of
+from halflife.audit.rows import Row, check_shapes, groups_of, rows_of
 from halflife.laws.copies import unwrapped
 from halflife.units import check_positive
 
-__all__ = ["Explanation", "as_list", "explain"]
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+
+__all__ = ["Explanation", "explain"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,14 @@ class Explanation:
     parameters: tuple[Row, ...]
 
     def __str__(self) -> str:
-        return view.text(self.rows, self.groups, [warning.text for warning in self.warnings])
+        return view.text(self.rows, self.groups, list(map(str, self.warnings)))
 
     def __repr__(self) -> str:
         return str(self)
 
-    def __rich__(self) -> Any:
-        """Return what rich prints."""
-        return view.Renderable(self.rows, self.groups, [warning.text for warning in self.warnings])
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        """Yield what rich prints; it asks for the width when it is printed."""
+        return view.rich_parts(self.rows, self.groups, list(map(str, self.warnings)), options.max_width)
 
 
 def explain(
@@ -79,7 +83,8 @@ def explain(
         The table; ``print(table)`` shows it, with rich as well as without.
 
     Raises:
-        UserError: If something else than an optimizer is given, or a number is not > 0.
+        UserError: If something else than an optimizer is given, a number is not > 0, or the model is lazy and has not
+            seen its first batch.
 
     Examples:
         >>> import torch
@@ -94,72 +99,18 @@ def explain(
     for name, value in numbers.items():
         if value is not None:
             check_positive(name, value)
-    optimizers = as_list(optimizer)
+    if isinstance(model, nn.Module):
+        check_shapes(model.named_parameters())
+    optimizers = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
     groups = groups_of(optimizers)
     rows = rows_of(model, groups)
-    found = warnings_of(rows, groups, [unwrapped(each) for each in optimizers], total_steps=total_steps)
+    members: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        for group in set(row.groups):
+            members[id(group)].append(row)
     return Explanation(
-        rows=[_row(row, steps_per_epoch, tokens_per_step) for row in rows],
-        groups=[_group(group, rows) for group in groups],
-        warnings=found,
+        rows=[row.plain(steps_per_epoch, tokens_per_step) for row in rows],
+        groups=[group.plain(members[id(group)]) for group in groups],
+        warnings=findings_of(rows, groups, list(map(unwrapped, optimizers)), total_steps=total_steps),
         parameters=tuple(rows),
     )
-
-
-def as_list(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """Return one optimizer or several as a list."""
-    return list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-
-
-def _exact(value: float | None) -> float | None:
-    """Return a measured number to the digits that probing gives."""
-    return None if value is None else float(f"{value:.10g}")
-
-
-def _row(row: Row, steps_per_epoch: float | None, tokens_per_step: float | None) -> dict[str, Any]:
-    group, half_life = row.group, _exact(row.half_life)
-    plain: dict[str, Any] = {
-        "parameter": row.name,
-        "tied": list(row.names[1:]),
-        "shape": list(row.parameter.shape),
-        "dtype": str(row.parameter.dtype).removeprefix("torch."),
-        "kind": row.kind,
-        "what": row.kind_reason,
-        "optimizer": None if group is None else group.optimizer,
-        "group": None if group is None else group.index,
-        "also_in": [[each.optimizer, each.index] for each in row.groups[1:]],
-        "decays": row.decays,
-        "why": row.why,
-        "law": None if row.law is None else row.law.name or row.law.pathway,
-        "lam": group.lam if group is not None and row.decays else None,
-        "lr": None if group is None else group.lr,
-        "r": _exact(row.r),
-        "half_life": half_life,
-    }
-    if steps_per_epoch is not None:
-        plain["half_life_epochs"] = None if half_life is None else half_life / steps_per_epoch
-    if tokens_per_step is not None:
-        plain["half_life_tokens"] = None if half_life is None else half_life * tokens_per_step
-    return plain
-
-
-def _group(group: Group, rows: Sequence[Row]) -> dict[str, Any]:
-    mine = [row for row in rows if group in row.groups]
-    decaying = next((row for row in mine if row.decays), None)
-    return {
-        "optimizer": group.optimizer,
-        "optimizer_name": group.optimizer_name,
-        "group": group.index,
-        "num_parameters": len(mine),
-        "num_elements": sum(row.parameter.numel() for row in mine),
-        "law": group.law.name or group.law.pathway,
-        "pathway": group.law.pathway,
-        "describe": group.law.describe(),
-        "rule": group.rule,
-        "weight_decay": group.weight_decay,
-        "lam": group.lam,
-        "lr": group.lr,
-        "r": None if decaying is None else _exact(decaying.r),
-        "half_life": None if decaying is None else _exact(decaying.half_life),
-        "notes": list(group.law.notes),
-    }
