@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from halflife.errors import UserError
 
 TRAIN = '''
 """A user's training script."""
+import atexit
+import os
 import sys
 
 import torch
@@ -106,6 +109,52 @@ def deeper():
 
 def leaves():
     sys.exit(3)
+
+
+def ends():
+    os._exit(0)
+
+
+def becomes_another():
+    os.execvp("true", ["true"])
+
+
+def forks():
+    child = os.fork()
+    if child == 0:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    return make_optimizer()
+
+
+class Ending(torch.optim.SGD):
+    def step(self, closure=None):
+        os._exit(0)
+
+
+def ends_in_a_step():
+    model = make_model()
+    return model, Ending(model.parameters(), lr=0.1, weight_decay=0.1)
+
+
+class Leaving(torch.optim.SGD):
+    def step(self, closure=None):
+        sys.exit(0)
+
+
+def leaves_in_a_step():
+    model = make_model()
+    return model, Leaving(model.parameters(), lr=0.1, weight_decay=0.1)
+
+
+def ends_at_the_end():
+    atexit.register(os._exit, 0)
+    return make_optimizer()
+
+
+def lazy():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1))
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
 
 
 def no_optimizer():
@@ -345,6 +394,8 @@ def test_what_it_may_not(value: Any) -> None:
         ("train.py:needs", r"train.py:needs needs arguments \(lr, model\); write a function without arguments"),
         ("train.py:raises", r"train.py:raises raised RuntimeError: no data \(train.py, line \d+\); correct it"),
         ("train.py:leaves", r"train.py:leaves called exit\(3\) \(train.py, line \d+\)"),
+        ("train.py:ends", r"train.py:ends called os._exit\(0\) \(train.py, line \d+\); correct it"),
+        ("train.py:becomes_another", r"called os.execve?\('.*true'\) \(train.py, line \d+\); correct it"),
         ("train.py:no_optimizer", "gave the model Sequential without an optimizer; expected an optimizer, a list"),
         ("train.py:returns_none", "train.py:returns_none gave None; expected an optimizer"),
         ("train.py:returns_pair", "gave a tuple of int, str; expected an optimizer"),
@@ -355,6 +406,38 @@ def test_mistakes(folder: Path, target: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(target)
     assert not isinstance(run(target).exception, SystemExit)  # the command leaves it to `main`, which exits with 2
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            "ends_in_a_step",
+            r"the optimizer of train.py:ends_in_a_step called os._exit\(0\) \(train.py, line \d+\) while its",
+        ),
+        (
+            "leaves_in_a_step",
+            r"the optimizer of train.py:leaves_in_a_step called exit\(0\) \(train.py, line \d+\) while its",
+        ),
+        ("lazy", "0.weight has no shape yet; run one forward pass first"),
+    ],
+)
+def test_what_goes_wrong_while_it_is_explained(folder: Path, target: str, message: str) -> None:
+    before = os._exit
+    with pytest.raises(UserError, match=message):
+        audit(f"train.py:{target}", ["none"])
+    assert os._exit is before
+
+
+def test_a_forked_process_ends_as_ever(folder: Path) -> None:
+    assert audit("train.py:forks", ["decoupled:0.1"])[1][0].holds
+
+
+def test_nothing_late_changes_the_exit_code(folder: Path) -> None:
+    command = [sys.executable, "-m", "halflife", "audit", "train.py:ends_at_the_end", "--expect", "decoupled:0.2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "does not hold: all parameters that decay: expected decoupled:0.2" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -590,6 +590,19 @@ def test_expectations_that_cannot_be_read(expected: Any, message: str) -> None:
         halflife.assert_decay(model, adamw(model), expected)
 
 
+def test_a_lazy_model_is_refused_before_its_first_batch() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
+    optimizer = adamw(nn.Sequential(*model[:1]))
+    with pytest.raises(UserError, match=r"1\.weight has no shape yet; run one forward pass first"):
+        halflife.explain(model, optimizer)
+    with pytest.raises(UserError, match=r"1\.weight has no shape yet"):
+        halflife.assert_decay(model, optimizer, {"*": "none"})
+    with pytest.raises(UserError, match="a parameter has no shape yet"):
+        halflife.explain(None, AdamW(model.parameters(), lr=1e-2))
+    model(torch.ones(1, 2))
+    assert len(halflife.explain(model, adamw(model)).rows) == 4
+
+
 def test_refusals() -> None:
     model = Net()
     with pytest.raises(UserError, match=r"expected a torch.optim.Optimizer, or a list of them, got Net"):

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from halflife import rules
 from halflife.cli.main import app
+from halflife.cli.selfcheck import _codes
 from halflife.errors import UserError
 from halflife.optim import apply
 from halflife.optim.attaching import attach
@@ -341,6 +342,22 @@ def test_selfcheck_says_what_fails(small_table: list[Case], monkeypatch: pytest.
     assert document["failed"][0]["error"] > 1
     assert document["wrong_answers"] == {"fine": "not refused, expected: never"}
     assert document["table"]["Muon"]["Decoupled"] == "FAILED"
+
+
+def test_the_columns_of_the_command_have_two_letters_each() -> None:
+    codes = _codes([*FAMILIES, "Halved"])
+    assert {len(code) for code in codes.values()} == {2}
+    assert len(set(codes.values())) == len(codes)
+    assert [
+        codes[name] for name in ("HalfLife", "Corrected", "NormTarget", "Stable(beta2=)", "L2(into=)", "Halved")
+    ] == [
+        "Ha",
+        "Cr",
+        "Nt",
+        "Sb",
+        "Li",
+        "Hl",
+    ]
 
 
 @pytest.mark.usefixtures("small_table")

@@ -285,23 +285,24 @@ def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
         One record per parameter of the model, in its order, then those that only the optimizers have.
     """
     holders: dict[int, list[Group]] = {}
-    places: dict[int, tuple[Tensor, str]] = {}
+    outside: dict[int, tuple[tuple[str, ...], Tensor, str | None, str]] = {}
+    reason = "not in the model" if model is not None else ""
     for group in groups:
         names = group.settings.get("param_names") or ()
         for position, parameter in enumerate(group.settings["params"]):
             holders.setdefault(id(parameter), []).append(group)
             place = f"group {group.index}, parameter {position}"
             place = f"optimizer {group.optimizer}, {place}" if groups[-1].optimizer > 0 else place
-            places.setdefault(id(parameter), (parameter, names[position] if position < len(names) else place))
+            name = names[position] if position < len(names) else place
+            outside.setdefault(id(parameter), ((name,), parameter, None, reason))
+    inside = uses_of(model) if model is not None else {}
+    found = [(tuple(use.name for use in uses), each, *kind_of(each, uses)) for each, uses in inside.items()]
+    known = set(map(id, inside))
     rows = []
-    for parameter, uses in (uses_of(model) if model is not None else {}).items():
-        held = holders.pop(id(parameter), [])
-        names = tuple(use.name for use in uses)
-        rows.append(Row(names, parameter, *kind_of(parameter, uses), tuple(held), *_decision(parameter, held)))
-    reason = "not in the model" if model is not None else ""
-    for key, held in holders.items():
-        other, name = places[key]
-        rows.append(Row((name,), other, None, reason, tuple(held), *_decision(other, held)))
+    for names, parameter, kind, what in [*found, *(each for key, each in outside.items() if key not in known)]:
+        held = holders.get(id(parameter), [])
+        decays, why, law = _decision(parameter, held)
+        rows.append(Row(names, parameter, kind, what, tuple(held), decays, why, law))
     return rows
 
 

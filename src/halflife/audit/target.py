@@ -12,10 +12,10 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.optim import Optimizer
@@ -24,7 +24,7 @@ from halflife.audit.expectations import Check, check, parse_expectation
 from halflife.audit.explanation import Explanation, explain
 from halflife.errors import UserError
 
-__all__ = ["audit", "load"]
+__all__ = ["audit", "load", "raise_on_exit"]
 
 FORMS = (
     "an optimizer, a list of them, (model, optimizer), (model, [optimizers]), or a Lightning module; "
@@ -43,12 +43,46 @@ def audit(target: str, expected: Sequence[str] = ()) -> tuple[Explanation, list[
         The explanation, and one check for each expectation.
 
     Raises:
-        UserError: If the target cannot be loaded, or an expectation cannot be read.
+        UserError: If the target cannot be loaded or explained, or an expectation cannot be read.
     """
     wanted = [parse_expectation(text) for text in expected]  # a typing mistake is told before the user's code runs
     model, optimizers = load(target)
-    table = explain(model, optimizers)
+    with _one_sentence(f"the optimizer of {target}", None, " while its decay was probed; correct it"):
+        table = explain(model, optimizers)
     return table, check(table, wanted, has_model=model is not None)
+
+
+class _LeftError(BaseException):
+    """A user's code wanted to end this process at once."""
+
+
+def raise_on_exit() -> Callable[[], None]:
+    """Let ``os._exit`` and ``os.exec*`` raise in this process, where they would end it without a word and with any code.
+
+    Processes that are forked from here end as ever.
+
+    Returns:
+        What puts them back.
+    """
+    process, originals = os.getpid(), {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
+
+    def raising(name: str) -> Callable[..., NoReturn]:
+        def leave(*arguments: Any) -> NoReturn:
+            if os.getpid() != process:
+                originals[name](*arguments)
+            what = os.fsdecode(arguments[0]) if isinstance(arguments[0], bytes) else arguments[0]
+            raise _LeftError(f"os.{name}({what!r})")
+
+        return leave
+
+    for name in originals:
+        setattr(os, name, raising(name))
+
+    def restore() -> None:
+        for name, original in originals.items():
+            setattr(os, name, original)
+
+    return restore
 
 
 def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
@@ -78,7 +112,7 @@ def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
     path = Path(place)
     if is_file and not path.is_file():
         raise UserError(f"there is no file {place}; give the path of the file that builds the optimizer")
-    with _arguments(place), _explained(target, path if is_file else None):
+    with _arguments(place), _one_sentence(target, path if is_file else None, "; correct it, or name another function"):
         module = _import_file(path) if is_file else _import_module(place)
         value = _attribute(module, name, place)
         if callable(value) and not isinstance(value, nn.Module | Optimizer):
@@ -102,8 +136,9 @@ def _arguments(place: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(target: str, path: Path | None) -> Iterator[None]:
-    """Turn what a user's code raises into one sentence that names the line."""
+def _one_sentence(subject: str, path: Path | None, end: str) -> Iterator[None]:
+    """Turn what a user's code raises, or its wish to end the process, into one sentence that names the line."""
+    restore = raise_on_exit()
     try:
         yield
     except (UserError, KeyboardInterrupt):
@@ -115,11 +150,16 @@ def _explained(target: str, path: Path | None) -> Iterator[None]:
         where = f" ({_shown(last.filename)}, line {last.lineno})" if last else ""
         if isinstance(error, SyntaxError) and error.filename:
             where = f" ({_shown(error.filename)}, line {error.lineno})"
-        what = f"called exit({error.code!r})" if isinstance(error, SystemExit) else _raised(error)
-        raise UserError(f"{target} {what}{where}; correct it, or name another function") from None
+        raise UserError(f"{subject} {_what_happened(error)}{where}{end}") from error
+    finally:
+        restore()
 
 
-def _raised(error: BaseException) -> str:
+def _what_happened(error: BaseException) -> str:
+    if isinstance(error, _LeftError):
+        return f"called {error}"
+    if isinstance(error, SystemExit):
+        return f"called exit({error.code!r})"
     message = str(error.msg if isinstance(error, SyntaxError) else error).strip().partition("\n")[0]
     return f"raised {type(error).__name__}{f': {message}' if message else ''}"
 

@@ -80,11 +80,14 @@ def audit_command(
 def _output_to_stderr() -> Iterator[TextIO]:
     """Send to standard error what a user's code, its libraries and their subprocesses write to standard output.
 
-    In a process of its own this lasts until the process ends: threads and exit handlers print late.
+    In a process of its own this lasts until the process ends: threads and exit handlers print late. Nor can they change
+    the exit code then.
 
     Yields:
         Where our own output goes.
     """
+    from halflife.audit.target import raise_on_exit
+
     out: TextIO = sys.stdout
     if (
         sys.__stdout__ is None or out is not sys.__stdout__
@@ -92,6 +95,7 @@ def _output_to_stderr() -> Iterator[TextIO]:
         with contextlib.redirect_stdout(sys.stderr):
             yield out
         return
+    raise_on_exit()
     out.flush()
     copy = os.fdopen(os.dup(1), "w", encoding=out.encoding, errors=out.errors)
     os.dup2(2, 1)
