@@ -370,7 +370,7 @@ WARNED = [
         both(halflife.Constant(0.01)),
         r"Constant\(lam=0.01\) asks for r = 0.01 in group 0 .*, but probing found .*: the optimizer decays by itself",
     ),
-    Warned("rule-lost", lost_rule, r"carries the traces of Constant\(lam=0.01\) but not the rule"),
+    Warned("rule-lost", lost_rule, r"says that Constant\(lam=0.01\) was attached, but no rule is"),
     Warned("hooks-not-probed", hooked, r"has step hooks that are not of halflife \(hooked.<locals>.<lambda>\)"),
     Warned("in-no-optimizer", lambda m: adamw(m.h), "5 trainable parameters of the model are in no optimizer and", 5),
     Warned("in-no-optimizer", lambda m: adamw(m.conv), "", 15),

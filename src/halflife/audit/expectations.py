@@ -13,7 +13,7 @@ from halflife.audit.explanation import Explanation, explain
 from halflife.audit.rows import Row
 from halflife.errors import UserError
 from halflife.groups.policies import KINDS
-from halflife.laws.law import RULE_EXPONENTS
+from halflife.rules.registry import law_names
 
 __all__ = ["Check", "Expected", "assert_decay", "check", "parse_expectation"]
 
@@ -21,12 +21,7 @@ TOLERANCE = 1e-3  # relative, of lam
 EVERYTHING = ("everything", "rest", "*")
 
 # The names that `halflife.identify` gives to laws, and those of the pathways that are an answer in themselves.
-LAWS = (
-    "none",
-    *RULE_EXPONENTS,
-    *("stable", "half-life", "cautious", "scheduled", "normalized", "norm-target", "sphere", "toward"),
-    *("l2", "l2-preconditioned"),
-)
+LAWS = ("none", *law_names(), "l2-preconditioned")
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iter
         if LAW in group.settings and handle_of(optimizers[group.optimizer]) is None:
             yield Finding(
                 "rule-lost",
-                f"optimizer {group.optimizer} ({group.optimizer_name}) carries the traces of {group.settings[LAW]} but "
-                "not the rule: a copy, a pickle or a loaded checkpoint has none; attach it again",
+                f"optimizer {group.optimizer} ({group.optimizer_name}) says that {group.settings[LAW]} was "
+                "attached, but no rule is: a copy, a pickle or a loaded checkpoint has none; attach it again",
             )
 
 
@@ -232,7 +232,7 @@ def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> 
 
 ADVICE: dict[str, str] = {
     "norms": "a gain that shrinks scales its layer down",
-    "biases": "to shrink what is only added regularizes little",
+    "biases": "shrinking an additive term regularizes little",
     "embeddings": "rows that are rare in the data shrink without being trained",
     "others": "scales, gates and time constants have no reason to be near 0",
 }

@@ -24,7 +24,6 @@ from halflife.laws.law import Law
 from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, laws_of
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
-from halflife.rules import PerGroup
 from halflife.rules.base import Part
 from halflife.units import half_life
 
@@ -241,7 +240,7 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
                     index=index,
                     settings=settings,
                     law=law,
-                    part=_rule_for(optimizer, index),
+                    part=_part_for(optimizer, index),
                     lr=lr,
                     probed_lr=probed_lr,
                     peak_lr=max(probed_lr, *(float(settings.get(key) or 0.0) for key in PEAK_KEYS)),
@@ -262,16 +261,15 @@ def _without_rule_note(law: Law) -> Law:
     return replace(law, notes=tuple(note for note in law.notes if not note.endswith("of halflife is attached")))
 
 
-def _rule_for(optimizer: Optimizer, index: int) -> Part | None:
-    """Return the attached rule that acts on a group, if there is one."""
+def _part_for(optimizer: Optimizer, index: int) -> Part | None:
+    """Return the part of an attached rule that acts on a group; None where there is none, which a step would refuse."""
     handle = handle_of(optimizer)
     if handle is None or not handle._terms.decays(optimizer.param_groups[index]):
         return None
-    rule = handle.rule
-    if isinstance(rule, PerGroup):
-        number = handle._terms.first_group(optimizer) + index
-        return rule.rules[number] if number < len(rule.rules) else None
-    return rule
+    try:
+        return handle.rule.for_group(handle._terms.first_group(optimizer) + index)
+    except UserError:
+        return None
 
 
 def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:

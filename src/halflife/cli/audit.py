@@ -41,7 +41,7 @@ def audit_command(
 ) -> None:
     """Show which decay your own code applies: to which parameters, by which law, and how fast.
 
-    The optimizer that TARGET builds is copied with small parameters and stepped; its settings are not believed.
+    The optimizer that TARGET builds is copied with small parameters, and the copy is stepped: the law is measured.
     The exit code is 1 if an --expect does not hold.
     """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
     with _output_to_stderr() as out:
