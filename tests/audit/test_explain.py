@@ -591,8 +591,8 @@ def test_expectations_that_cannot_be_read(expected: Any, message: str) -> None:
 
 
 def test_a_lazy_model_is_refused_before_its_first_batch() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
-    optimizer = adamw(nn.Sequential(*model[:1]))
+    first = nn.Linear(2, 2)
+    model, optimizer = nn.Sequential(first, nn.LazyLinear(3)), adamw(first)
     with pytest.raises(UserError, match=r"1\.weight has no shape yet; run one forward pass first"):
         halflife.explain(model, optimizer)
     with pytest.raises(UserError, match=r"1\.weight has no shape yet"):

@@ -15,13 +15,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halflife import rules
 from halflife.cli.main import app
 from halflife.cli.selfcheck import _codes
 from halflife.errors import UserError
 from halflife.optim import apply
 from halflife.optim.attaching import attach
 from halflife.rules import Constant, Decoupled
+from halflife.rules.registry import part_classes
 from halflife.selfcheck import bad_inputs, table
 from halflife.selfcheck.optimizers import FORMS, OPTIMIZERS, OptimizerCase, Variant, variants
 from halflife.selfcheck.problem import LAM, Net
@@ -75,11 +75,9 @@ def test_every_optimizer_of_torch_is_there() -> None:
 
 
 def test_every_rule_is_there() -> None:
-    public = {getattr(rules, name) for name in rules.__all__ if inspect.isclass(getattr(rules, name))}
-    found = {kind for kind in public if not inspect.isabstract(kind) and kind.__module__ != "halflife.rules.base"}
-    assert {kind.__name__ for kind in found - {rules.MovingAverage}} == {family.split("(")[0] for family in FAMILIES}
-    made = [type(part) for case in RULES for part in case.make(Net().named).parts()]
-    assert found - {rules.MovingAverage} <= set(made)
+    assert set(part_classes()) == {family.split("(")[0] for family in FAMILIES}
+    made = {type(part) for case in RULES for part in case.make(Net().named).parts()}
+    assert made == set(part_classes().values())
 
 
 @pytest.mark.parametrize("case", OPTIMIZERS, ids=by_name)
