@@ -1,37 +1,25 @@
-"""The rules: each gives the fraction of the weight that a step removes. Nothing here needs torch."""
+"""The rules: each gives the fraction of the weight that a step removes. Nothing here needs torch.
+
+A file of rules lists them in its ``__all__``, and one line here makes them public.
+"""
 
 from __future__ import annotations
 
-from halflife.rules.appliers import Cautious, MovingAverage, Toward
-from halflife.rules.base import Applier, LamRule, Part, Penalty, Rule, StepInfo
-from halflife.rules.basic import Constant, Corrected, Decoupled, HalfLife, Independent, Normalized
-from halflife.rules.norms import NormTarget, Sphere
-from halflife.rules.penalty import L2
-from halflife.rules.registry import rule_from
-from halflife.rules.stable import Stable
-from halflife.rules.wrappers import PerGroup, Scheduled
+from halflife.rules.appliers import *
+from halflife.rules.base import Applier as Applier
+from halflife.rules.base import LamRule as LamRule
+from halflife.rules.base import Part as Part
+from halflife.rules.base import Penalty as Penalty
+from halflife.rules.base import Rule as Rule
+from halflife.rules.base import StepInfo as StepInfo
+from halflife.rules.basic import *
+from halflife.rules.norms import *
+from halflife.rules.penalty import *
+from halflife.rules.registry import part_classes as _part_classes
+from halflife.rules.registry import rule_from as rule_from
+from halflife.rules.stable import *
+from halflife.rules.wrappers import *
 
-__all__ = [
-    "L2",
-    "Applier",
-    "Cautious",
-    "Constant",
-    "Corrected",
-    "Decoupled",
-    "HalfLife",
-    "Independent",
-    "LamRule",
-    "MovingAverage",
-    "NormTarget",
-    "Normalized",
-    "Part",
-    "Penalty",
-    "PerGroup",
-    "Rule",
-    "Scheduled",
-    "Sphere",
-    "Stable",
-    "StepInfo",
-    "Toward",
-    "rule_from",
-]
+__all__ = sorted(
+    (*_part_classes(), "Applier", "LamRule", "MovingAverage", "Part", "Penalty", "Rule", "StepInfo", "rule_from")
+)
