@@ -284,7 +284,7 @@ def test_without_a_floor_vanishing_gradients_are_refused_at_r_1() -> None:
     with pytest.raises(UserError, match=r"remove the fraction r = (1\.0|0\.99999|1\.00000)\d* of the weights"):
         optimizer.step()
     assert torch.equal(weight.detach(), before)
-    weight.grad = torch.full_like(weight, 8.0)  # v has taken the refused gradient in; with this one r is below 1
+    weight.grad = torch.full_like(weight, 8.0)
     optimizer.step()
 
 
@@ -427,6 +427,82 @@ def test_handed_norms_resume_exactly(saves: int) -> None:
     again, state = run(range(15), save_at=saves)
     assert again == whole
     assert run(range(saves, 15), state)[0] == whole[saves:]
+
+
+def test_a_checkpoint_with_steps_whose_gradients_came_as_one_norm_goes_on() -> None:
+    """Older ones end with three numbers for all tensors: ``v_i = kept * v_i + added * size_i / sum(sizes)``."""
+    params = weights()
+    optimizer = AdamW(groups_of(params, ALIKE), lr=0.01)
+    handle = attach(optimizer, Stable(LAM, floor=0.0))
+    oracle = ByHand()
+    for parameter in params:
+        parameter.grad = torch.full_like(parameter, 0.5)
+        oracle.sums[parameter] = 0.25 * 7.0 + 0.125 * parameter.numel() / sum(p.numel() for p in params)
+        oracle.steps[parameter] = 5
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        group["halflife_memory"] = (7.0, 2.0, 0.25, 0.125, 3.0)
+    optimizer.load_state_dict(state)
+    assert [group["halflife_memory"] for group in optimizer.state_dict()["param_groups"]] == [
+        (oracle.sums[parameter], 5.0) for parameter in params
+    ]
+    expected = oracle.fraction(0.01, [*params], None)
+    optimizer.step()
+    assert handle.fractions()[0] == pytest.approx(expected, rel=1e-12)
+
+
+# ---- steps that are not made
+
+
+class Failing(AdamW):
+    """Runs out of memory in the middle of the update when told to."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        if self.fails:
+            raise MemoryError("torn")
+        return super().step()
+
+
+@pytest.mark.parametrize("handed", [False, True], ids=["measured", "handed over"])
+@pytest.mark.parametrize("fault", ["lr", "r", "closure", "update", "update after a closure"])
+def test_a_step_that_is_not_made_leaves_the_moment_as_it_was(fault: str, handed: bool) -> None:
+    """The gradients of the refused step are far from the others, so that they would show for long."""
+    results = []
+    for disturbed in (False, True):
+        params = weights()
+        optimizer = Failing(params, lr=0.01, weight_decay=0.1, betas=(0.9, 0.5))
+        handle = attach(optimizer, Stable(LAM, floor=0.0))
+        for step in range(5):
+            for parameter, gradient in zip(params, gradients(step), strict=True):
+                parameter.grad = gradient
+            if disturbed and step in {0, 3}:
+                for parameter in params:
+                    parameter.grad = torch.full_like(parameter, 1e-9 if fault == "r" else 1e3)
+                if handed:
+                    handle.hand_over_norm(1e-9 if fault == "r" else 1e3)
+                optimizer.param_groups[0]["lr"] = {"lr": math.nan, "r": 1e6}.get(fault, 0.01)
+                optimizer.fails = fault.startswith("update")
+
+                def closure() -> float:
+                    if fault == "closure":
+                        raise MemoryError("torn")
+                    return 0.0
+
+                with pytest.raises((UserError, MemoryError), match=r"the lr of|remove the fraction|torn"):
+                    optimizer.step(closure if "closure" in fault else None)
+                optimizer.fails, optimizer.param_groups[0]["lr"] = False, 0.01
+                for parameter, gradient in zip(params, gradients(step), strict=True):
+                    parameter.grad = gradient
+            if handed:
+                handle.hand_over_norm(1.0 + step)
+            optimizer.step()
+            results.append((disturbed, handle.fractions()[0]))
+    assert [r for disturbed, r in results if disturbed] == [r for disturbed, r in results if not disturbed]
 
 
 # ---- an accelerator, where the mean stays a tensor

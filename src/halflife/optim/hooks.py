@@ -176,6 +176,8 @@ class Attachment:
             return
         self._frame = None
         self._decay.finish()
+        if self._asker.moment is not None:
+            self._asker.moment.commit()
         first = self._terms.first_group(optimizer)
         for group, r in (self._action.applied() or {}).items():
             self._last[group - first] = r

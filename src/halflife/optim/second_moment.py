@@ -76,36 +76,6 @@ class _Vectors:
     flags: tuple[bool, ...] = ()
 
 
-@dataclass
-class _Lump:
-    """Steps whose gradients came as one norm: plain numbers stand for all tensors, until something tells them apart.
-
-    ``v_i = kept * sums_i + added * sizes_i / sum(sizes)``, after ``count`` steps more than the vectors know.
-
-    Args:
-        beta: ``beta2`` of every parameter.
-        total: The sum of the vectors' ``v_i``.
-        steps: The steps that the vectors know, the same for every parameter.
-        kept: See the formula.
-        added: See the formula.
-        count: Steps taken.
-    """
-
-    beta: float
-    total: float
-    steps: float
-    kept: float = 1.0
-    added: float = 0.0
-    count: float = 0.0
-
-    def take(self, norm: float) -> float:
-        """Take one norm in, and return the sum over all elements, its bias corrected."""
-        self.kept *= self.beta
-        self.added = self.beta * self.added + (1.0 - self.beta) * norm**2
-        self.count += 1.0
-        return (self.kept * self.total + self.added) / (1.0 - math.pow(self.beta, self.steps + self.count))
-
-
 class SecondMoment:
     """Adam's second moment, as one sum per parameter of an optimizer.
 
@@ -122,13 +92,15 @@ class SecondMoment:
         self._beta2 = beta2
         self.reads_optimizer = beta2 is None
         self._saved: dict[Tensor, tuple[float, float]] = {}  # of a checkpoint, until the next step
-        self._saved_lump: tuple[float, ...] = ()
         self._vectors: _Vectors | None = None
-        self._lump: _Lump | None = None
+        self._coming: tuple[_Vectors, Tensor, Tensor] | None = None  # sums and steps, once the step is made
 
     @torch.no_grad()
     def update(self, total_norm: Tensor | float | None) -> float | Tensor:
-        """Take this step's gradients in, and return the mean over all elements.
+        """Return the mean over all elements with this step's gradients in it; `commit` keeps them.
+
+        A step that is refused, or that fails, is hence as if it had not been: the next call starts from what was
+        committed last.
 
         Args:
             total_norm: The norm of all gradients together where it is known already; None measures it.
@@ -143,6 +115,7 @@ class SecondMoment:
         Raises:
             UserError: If a gradient is sparse.
         """
+        self._coming = None
         known = self._prepare()
         settle_gradients(known.parameters)
         gradients = [parameter.grad for parameter in known.parameters]
@@ -150,11 +123,6 @@ class SecondMoment:
         if present is None:
             return math.inf
         found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
-        if total_norm is not None and found_inf is None and present.everywhere:
-            self._lump = self._lump or _lump_of(known)
-            if self._lump is not None:
-                return self._lump.take(float(_as_scalar(total_norm, known.sums))) / present.size
-        self._unlump(known)
         if total_norm is not None:
             squares = present.shares * _as_scalar(total_norm, known.sums).square()
         else:
@@ -170,7 +138,7 @@ class SecondMoment:
             moved = moved & (found_inf.to(moved.device, non_blocking=True) == 0)
         if found_inf is not None or not present.everywhere:
             sums, steps = torch.where(moved, sums, known.sums), torch.where(moved, steps, known.steps)
-        known.sums, known.steps = sums, steps
+        self._coming = known, sums, steps
         corrected = sums / (1.0 - known.betas**steps)
         if not present.everywhere:
             corrected = torch.where(present.mask, corrected, 0.0)
@@ -179,15 +147,20 @@ class SecondMoment:
             mean = mean.masked_fill(~moved.any(), math.inf)
         return float(mean) if mean.device.type == "cpu" else mean
 
+    def commit(self) -> None:
+        """Keep what the last `update` took in: the step was made. Calling it again does nothing."""
+        if self._coming is not None:
+            known, sums, steps = self._coming
+            known.sums, known.steps = sums, steps
+            self._vectors, self._coming = known, None
+
     def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:
         """Return what a checkpoint has to keep for some parameters: the sums, then the steps."""
         known = self._prepare()
         position = {parameter: i for i, parameter in enumerate(known.parameters)}
         indices = [position[parameter] for parameter in parameters]
         sums, steps = known.sums.tolist(), known.steps.tolist()
-        lump = self._lump
-        last = () if lump is None else (lump.kept, lump.added, lump.count)  # as it is: saving changes nothing
-        return (*(sums[i] for i in indices), *(steps[i] for i in indices), *last)
+        return (*(sums[i] for i in indices), *(steps[i] for i in indices))
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Start again from what checkpoints kept; parameters without it start from the optimizer's own moment.
@@ -195,14 +168,16 @@ class SecondMoment:
         Args:
             saved: Parameters of a group and the answer of `save`, for each group; None where there is none.
         """
-        self._saved, self._saved_lump = {}, ()
+        self._vectors, self._coming, self._saved = None, None, {}
+        size = sum(_size(parameter) for parameters, _ in saved for parameter in parameters)
         for parameters, values in saved:
             count = len(parameters)
-            if values is not None and len(values) in {2 * count, 2 * count + 3}:
-                pairs = zip(values[:count], values[count : 2 * count], strict=True)
-                self._saved.update(zip(parameters, pairs, strict=True))
-                self._saved_lump = tuple(values[2 * count :])
-        self._vectors = self._lump = None
+            if values is None or len(values) not in {2 * count, 2 * count + 3}:
+                continue
+            # Older checkpoints may end with three numbers, for steps whose gradients came as one norm for all tensors
+            kept, added, more = values[2 * count :] or (1.0, 0.0, 0.0)
+            for parameter, total, steps in zip(parameters, values[:count], values[count : 2 * count], strict=True):
+                self._saved[parameter] = (kept * total + added * _size(parameter) / size, steps + more)
 
     def _prepare(self) -> _Vectors:
         """Follow the parameters and settings of the groups."""
@@ -210,28 +185,14 @@ class SecondMoment:
         parameters = [parameter for group in groups for parameter in group["params"]]
         known = self._vectors
         if known is None or len(parameters) != len(known.parameters) or not all(map(is_, parameters, known.parameters)):
-            self._unlump(known)
             known = self._vectors = self._adopt(parameters, known)
         key = [(self._beta_of(group), len(group["params"])) for group in groups]
         if key != known.key:
-            self._unlump(known)
             known.key = key
             betas = [beta for beta, count in key for _ in range(count)]
             known.betas = torch.tensor(betas, dtype=known.sums.dtype, device=known.sums.device)
             known.gains = 1.0 - known.betas
-        if self._saved_lump:
-            self._lump = _lump_of(known)
-            if self._lump is not None:
-                self._lump.kept, self._lump.added, self._lump.count = self._saved_lump
-            self._saved_lump = ()
         return known
-
-    def _unlump(self, known: _Vectors | None) -> None:
-        """Give each tensor its own number again."""
-        lump, self._lump = self._lump, None
-        if lump is not None and known is not None:
-            known.sums = lump.kept * known.sums + lump.added * (known.sizes / known.sizes.sum())
-            known.steps = known.steps + lump.count
 
     def _beta_of(self, group: Mapping[str, Any]) -> float:
         return float(group["betas"][1]) if self._beta2 is None else self._beta2
@@ -265,17 +226,6 @@ class SecondMoment:
 def _size(parameter: Tensor) -> int:
     """Return the number of elements; a complex number is two."""
     return parameter.numel() * (1 + parameter.is_complex())
-
-
-def _lump_of(known: _Vectors) -> _Lump | None:
-    """Return where plain numbers can start; None where tensors differ, or reading a number waits for a device."""
-    betas = {beta for beta, count in known.key if count}
-    if known.sums.device.type != "cpu" or len(betas) != 1:
-        return None
-    fewest, most = torch.aminmax(known.steps)
-    if fewest != most:
-        return None
-    return _Lump(betas.pop(), float(known.sums.sum()), float(most))
 
 
 def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present | None:
