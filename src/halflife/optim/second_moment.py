@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.optim.known import family_of
 from halflife.optim.norms import accumulator, as_real, local, on_device, settle_gradients, squared_norms, totals
 from halflife.rules.stable import Stable
 
@@ -29,7 +30,7 @@ __all__ = ["SecondMoment", "measures_gradients"]
 
 def measures_gradients(rule: Stable, optimizer: Optimizer) -> bool:
     """Tell whether the rule needs the second moment on an optimizer: on SGD its formula has the momentum instead."""
-    return rule.beta2 is not None or not isinstance(optimizer, SGD)
+    return rule.beta2 is not None or not family_of(type(optimizer)).momentum
 
 
 @dataclass

@@ -95,6 +95,9 @@ def add_to_gradients(
 
 
 def _make_state(optimizer: Optimizer, group: dict[str, Any]) -> None:
-    """Let Adam make the state of parameters that it has not stepped yet, as it would itself in the step."""
+    """Let Adam make the state of parameters that it has not stepped yet, as it would itself in the step.
+
+    Only for classes that `halflife.optim.known` marks with ``moments``.
+    """
     if any(p.grad is not None and not optimizer.state[p] for p in group["params"]):
         optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]  # Adam has it
