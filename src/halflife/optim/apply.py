@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adafactor, Adam, AdamW, Muon, NAdam, Optimizer, RAdam
+from torch.optim import Optimizer
 
 from halflife.optim.actions import Action, Work
 from halflife.optim.actions.shrink import Shrink
+from halflife.optim.known import facts_of
 from halflife.optim.norms import settle_gradients
 from halflife.rules.base import StepInfo
 
@@ -43,14 +44,7 @@ def applies_natively(optimizer: Optimizer, group: Group) -> bool:
     """
     if group.get("capturable"):  # a captured or cudagraphs-compiled step would freeze the Python float
         return False
-    kind = type(optimizer)
-    if kind in {Adam, AdamW, NAdam, RAdam}:
-        return group.get("decoupled_weight_decay") is True
-    if kind is SGD:
-        # Without momentum the update is w <- w - lr * (g + lam * w) = (1 - lr * lam) * w - lr * g: here, and
-        # only here, the L2 form and the decoupled form are the same map.
-        return group["momentum"] == 0 and not group["nesterov"]
-    return kind in {Muon, Adafactor}
+    return facts_of(type(optimizer)).native(group)
 
 
 def native_value(r: float, lr: float) -> float:

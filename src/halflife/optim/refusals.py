@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.optim.known import facts_of, family_of
 from halflife.optim.second_moment import measures_gradients
 from halflife.rules.appliers import Toward
 from halflife.rules.base import Part, Penalty
@@ -115,13 +116,13 @@ def _check_whole(rule: Part, optimizer: Optimizer) -> None:
 
 
 def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if family_of(type(optimizer)).searches:
         raise UserError(
-            "an L2 penalty cannot be attached to LBFGS: its line search compares losses, which would lack "
+            f"an L2 penalty cannot be attached to {_name(optimizer)}: its line search compares losses, which would lack "
             "the penalty; add lam / 2 * sum(w^2) to the loss in your closure instead"
         )
     if isinstance(rule, L2) and rule.into != "both":
-        if type(optimizer) not in {torch.optim.Adam, torch.optim.AdamW}:
+        if not facts_of(type(optimizer)).moments:
             raise UserError(
                 f"{rule!r} enters one of Adam's two moments, got {_name(optimizer)}; expected torch's Adam or AdamW"
             )
@@ -130,9 +131,10 @@ def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:
 
 
 def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.Muon):
+    facts = family_of(type(optimizer))
+    if facts.not_stable:
         raise UserError(
-            "Stable cannot be attached to Muon: the size of its steps does not depend on the gradient, so there is"
+            f"Stable cannot be attached to {_name(optimizer)}: {facts.not_stable}, so there is"
             " nothing to divide by; use Decoupled"
         )
     if any(group.get("amsgrad") for group in optimizer.param_groups):
@@ -140,8 +142,7 @@ def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
             "Stable cannot be attached with amsgrad=True: the maximum of the second moment does not follow from"
             " gradient norms; use amsgrad=False"
         )
-    adam = torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam
-    if rule.beta2 is None and not isinstance(optimizer, (torch.optim.SGD, *adam)):
+    if rule.beta2 is None and not (facts.momentum or facts.adaptive):
         raise UserError(
             f"Stable knows SGD and the Adam family of torch (Adam, AdamW, NAdam, RAdam), got {_name(optimizer)}; if its"
             " steps are divided by the root of a running mean of squared gradients, name that mean's decay:"
