@@ -13,7 +13,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import is_
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.optim.by_parameter import ByParameter
 from halflife.optim.known import family_of
 from halflife.optim.norms import accumulator, as_real, local, on_device, settle_gradients, squared_norms, totals
 from halflife.rules.stable import Stable
@@ -55,7 +55,9 @@ class _Vectors:
     """What is known of the parameters of an optimizer: one element for each of them, in order.
 
     Args:
-        parameters: The parameters.
+        ids: The parameters, by identity.
+        positions: Their places; one that is gone is not there.
+        alive: The number of places when all were there.
         sums: ``v_i``.
         steps: Steps taken with a gradient.
         sizes: Numbers of elements.
@@ -66,7 +68,9 @@ class _Vectors:
         flags: The same as plain values.
     """
 
-    parameters: list[Tensor]
+    ids: list[int]
+    positions: ByParameter[int]
+    alive: int
     sums: Tensor
     steps: Tensor
     sizes: Tensor
@@ -117,10 +121,11 @@ class SecondMoment:
             UserError: If a gradient is sparse.
         """
         self._coming = None
-        known = self._prepare()
-        settle_gradients(known.parameters)
-        gradients = [parameter.grad for parameter in known.parameters]
-        present = _presence(known, gradients)
+        parameters = self._parameters()
+        known = self._prepare(parameters)
+        settle_gradients(parameters)
+        gradients = [parameter.grad for parameter in parameters]
+        present = _presence(known, parameters, gradients)
         if present is None:
             return math.inf
         found_inf: Tensor | None = getattr(self._optimizer, "found_inf", None)
@@ -157,9 +162,8 @@ class SecondMoment:
 
     def save(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:
         """Return what a checkpoint has to keep for some parameters: the sums, then the steps."""
-        known = self._prepare()
-        position = {parameter: i for i, parameter in enumerate(known.parameters)}
-        indices = [position[parameter] for parameter in parameters]
+        known = self._prepare(self._parameters())
+        indices = [known.positions[parameter] for parameter in parameters]
         sums, steps = known.sums.tolist(), known.steps.tolist()
         return (*(sums[i] for i in indices), *(steps[i] for i in indices))
 
@@ -180,12 +184,14 @@ class SecondMoment:
             for parameter, total, steps in zip(parameters, values[:count], values[count : 2 * count], strict=True):
                 self._saved[parameter] = (kept * total + added * _size(parameter) / size, steps + more)
 
-    def _prepare(self) -> _Vectors:
-        """Follow the parameters and settings of the groups."""
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def _prepare(self, parameters: list[Tensor]) -> _Vectors:
+        """Return what is known of these parameters, with the settings that their groups have now."""
         groups = self._optimizer.param_groups
-        parameters = [parameter for group in groups for parameter in group["params"]]
         known = self._vectors
-        if known is None or len(parameters) != len(known.parameters) or not all(map(is_, parameters, known.parameters)):
+        if known is None or len(known.positions) != known.alive or list(map(id, parameters)) != known.ids:
             known = self._vectors = self._adopt(parameters, known)
         key = [(self._beta_of(group), len(group["params"])) for group in groups]
         if key != known.key:
@@ -202,8 +208,8 @@ class SecondMoment:
         """Make room for these parameters: what is known of them, or a checkpoint says, or the optimizer has."""
         start = self._from_optimizer(parameters) if before is None else {}
         if before is not None:
-            values = zip(before.sums.tolist(), before.steps.tolist(), strict=True)
-            start = dict(zip(before.parameters, values, strict=True))
+            values = list(zip(before.sums.tolist(), before.steps.tolist(), strict=True))
+            start = {p: values[before.positions[p]] for p in parameters if p in before.positions}
         start |= self._saved
         self._saved = {}
         device = local(parameters[0]).device if parameters else torch.device("cpu")
@@ -212,7 +218,19 @@ class SecondMoment:
         sizes = [_size(parameter) for parameter in parameters]
         vectors = (torch.tensor(values, dtype=dtype, device=device) for values in (sums, steps, sizes))
         none = torch.zeros((), dtype=dtype)
-        return _Vectors(parameters, next(vectors), next(vectors), next(vectors), none, none)
+        positions: ByParameter[int] = ByParameter()
+        for position, parameter in enumerate(parameters):
+            positions[parameter] = position
+        return _Vectors(
+            list(map(id, parameters)),
+            positions,
+            len(positions),
+            next(vectors),
+            next(vectors),
+            next(vectors),
+            none,
+            none,
+        )
 
     def _from_optimizer(self, parameters: list[Tensor]) -> dict[Tensor, tuple[float, float]]:
         """Start from the second moment that the optimizer has already, when attached in the middle of a run."""
@@ -229,7 +247,7 @@ def _size(parameter: Tensor) -> int:
     return parameter.numel() * (1 + parameter.is_complex())
 
 
-def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present | None:
+def _presence(known: _Vectors, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> _Present | None:
     """Return which parameters have a gradient, made anew only when that changes; None if none has.
 
     Raises:
@@ -247,7 +265,7 @@ def _presence(known: _Vectors, gradients: Sequence[Tensor | None]) -> _Present |
         )
     mask = on_device(flags, known.sums.device)
     sizes = known.sizes * mask
-    size = float(sum(map(_size, itertools.compress(known.parameters, flags))))
+    size = float(sum(map(_size, itertools.compress(parameters, flags))))
     known.flags, known.present = flags, _Present(mask, all(flags), sizes / size, size)
     return known.present
 

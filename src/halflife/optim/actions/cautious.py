@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from halflife.optim.actions.base import LOW, Action, Work, precision_of, unless_skipped
 from halflife.optim.actions.directions import direction_of
+from halflife.optim.by_parameter import ByParameter
 from halflife.optim.norms import local
 
 __all__ = ["MaskedShrink", "shrink_where_agreed"]
@@ -30,7 +31,7 @@ class MaskedShrink(Action):
 
     def __init__(self) -> None:
         # Kept from step to step: making them anew costs page faults.
-        self._copies: dict[Tensor, Tensor] = {}
+        self._copies: ByParameter[Tensor] = ByParameter()
         self._scratch: dict[torch.dtype, Tensor] = {}
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
@@ -41,7 +42,7 @@ class MaskedShrink(Action):
                 shard = local(parameter)
                 direction = direction_of(optimizer, each.group, parameter)
                 if direction is not None and parameter.grad is not None:
-                    self._copies.pop(parameter, None)  # of a step with a sparse gradient
+                    self._copies.pop(parameter)  # of a step with a sparse gradient
                     memory = None if direction.memory is None else local(direction.memory)
                     update = memory, local(parameter.grad), direction.gain
                     _run(_shrink_along, shard, update, _fraction(optimizer, each.answer, shard), self._scratch)
@@ -64,7 +65,7 @@ class MaskedShrink(Action):
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Let go of copies of parameters that may be gone."""
-        self._copies = {}
+        self._copies = ByParameter()
 
 
 def _fraction(optimizer: Optimizer, r: float | Tensor, weight: Tensor) -> float | Tensor:

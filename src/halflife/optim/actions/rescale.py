@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from halflife.optim.actions.base import Action, Work, precision_of, unless_skipped
 from halflife.optim.actions.shrink import scale
+from halflife.optim.by_parameter import ByParameter
 from halflife.optim.norms import local, squared_norms
 from halflife.rules.base import Rule
 
@@ -29,8 +30,8 @@ class Rescale(Action):
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
         self._whole = "net_norm" in rule.needs
-        self._first: dict[Tensor, Tensor] = {}  # squared norms before the first step
-        self._saved: dict[Tensor, float] = {}  # the same, of a checkpoint
+        self._first: ByParameter[Tensor] = ByParameter()  # squared norms before the first step
+        self._saved: ByParameter[float] = ByParameter()  # the same, of a checkpoint
         self._applied: dict[int, float | Tensor] = {}
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
@@ -86,11 +87,14 @@ class Rescale(Action):
         """Return the squared norms before the first step; -1 where it was not taken."""
         if "initial_norm" not in self._rule.needs:
             return None
-        return tuple(float(self._first[p]) if p in self._first else self._saved.get(p, -1.0) for p in parameters)
+        found = (self._saved.get(p) if p not in self._first else float(self._first[p]) for p in parameters)
+        return tuple(-1.0 if value is None else value for value in found)
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Take the first norms from a checkpoint."""
-        self._first, self._saved, self._applied = {}, {}, {}
+        self._first, self._saved, self._applied = ByParameter(), ByParameter(), {}
         for parameters, values in saved:
             if values is not None and len(values) == len(parameters):
-                self._saved.update((p, v) for p, v in zip(parameters, values, strict=True) if v >= 0.0)
+                for parameter, value in zip(parameters, values, strict=True):
+                    if value >= 0.0:
+                        self._saved[parameter] = value

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.optim.actions.base import LOW, Action, Work, by_device_and_precision, unless_skipped
+from halflife.optim.by_parameter import ByParameter
 from halflife.optim.norms import local
 from halflife.rules.appliers import MovingAverage, Tensors
 
@@ -34,7 +35,7 @@ class Pull(Action):
     def __init__(self, reference: Any) -> None:
         self._reference = reference
         self._key = AVERAGE if isinstance(reference, MovingAverage) else FIRST
-        self._known: dict[Tensor, Tensor] = {}
+        self._known: ByParameter[Tensor] = ByParameter()
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Pull, unless the step will be skipped."""
@@ -74,7 +75,7 @@ class Pull(Action):
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Look the references up anew."""
-        self._known = {}
+        self._known = ByParameter()
 
     def forget(self, optimizer: Optimizer) -> None:
         """Take the references out of the optimizer's state."""
