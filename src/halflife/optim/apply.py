@@ -44,7 +44,10 @@ def applies_natively(optimizer: Optimizer, group: Group) -> bool:
     """
     if group.get("capturable"):  # a captured or cudagraphs-compiled step would freeze the Python float
         return False
-    return facts_of(type(optimizer)).native(group)
+    facts = facts_of(type(optimizer))
+    if facts.sparse and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+        return False
+    return facts.native(group)
 
 
 def native_value(r: float, lr: float) -> float:
