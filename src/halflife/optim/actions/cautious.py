@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.optim.actions.base import LOW, Action, Work, precision_of, unless_skipped
+from halflife.optim.actions.base import Action, Work, precision_of, unless_skipped
 from halflife.optim.actions.directions import direction_of
+from halflife.optim.actions.kernels import LEAST_ELEMENTS, LEAST_IN_ALL, Kernel, in_compiled_step, only_compiled
 from halflife.optim.by_parameter import ByParameter
-from halflife.optim.norms import local
+from halflife.optim.norms import as_real, local
 
-__all__ = ["MaskedShrink", "shrink_where_agreed"]
+__all__ = ["MaskedShrink"]
 
 # On a CPU the pass runs over pieces that stay in the cache: the arithmetic has several steps, the memory is
 # read and written once.
@@ -27,16 +27,21 @@ class MaskedShrink(Action):
     Where the sign of the update is known before the step, at once. Elsewhere the weights are copied, and the
     difference that the step made is looked at after it: then an update that rounding swallows (bfloat16
     weights, small learning rate) counts as 0, which agrees.
+
+    The arithmetic has several steps. On large models `halflife.optim.actions.kernels` makes one pass of them, equal to
+    the eager arithmetic to rounding, on contiguous tensors; not in a step that torch.compile has taken apart.
     """
 
     def __init__(self) -> None:
         # Kept from step to step: making them anew costs page faults.
         self._copies: ByParameter[Tensor] = ByParameter()
         self._scratch: dict[torch.dtype, Tensor] = {}
+        self._fused = False  # whether this step may use kernels
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Shrink, or copy the weights."""
         pairs = []
+        self._fused = _many(work) and not in_compiled_step()
         for each in work:
             for parameter in each.parameters:
                 shard = local(parameter)
@@ -44,8 +49,10 @@ class MaskedShrink(Action):
                 if direction is not None and parameter.grad is not None:
                     self._copies.pop(parameter)  # of a step with a sparse gradient
                     memory = None if direction.memory is None else local(direction.memory)
-                    update = memory, local(parameter.grad), direction.gain
-                    _run(_shrink_along, shard, update, _fraction(optimizer, each.answer, shard), self._scratch)
+                    update = memory, local(parameter.grad)
+                    r = _fraction(optimizer, each.answer, shard)
+                    fused = self._fused and not direction.first
+                    self._run(_shrink_along, shard, update, (direction.gain, r), fused=fused)
                     continue
                 copy = self._copies.get(parameter)
                 if copy is None or (copy.shape, copy.dtype, copy.device) != (shard.shape, shard.dtype, shard.device):
@@ -61,7 +68,39 @@ class MaskedShrink(Action):
                 if parameter in self._copies:
                     shard = local(parameter)
                     r = _fraction(optimizer, each.answer, shard)
-                    _run(_shrink_back, shard, (self._copies[parameter],), r, self._scratch)
+                    self._run(_shrink_back, shard, (self._copies[parameter],), (r,), fused=self._fused)
+
+    def _run(
+        self,
+        shrink: Callable[..., None],
+        weight: Tensor,
+        others: tuple[Tensor | None, ...],
+        numbers: tuple[float | Tensor, ...],
+        *,
+        fused: bool,
+    ) -> None:
+        """Call ``shrink(weight, *others, *numbers, room)``, or a kernel that does the same; on a CPU piece by piece."""
+        precision = precision_of(weight)
+        tensors = [None if each is None else as_real(each) for each in (weight, *others)]
+        if not all(each is None or each.is_contiguous() for each in tensors):
+            _widened(shrink, tensors, numbers, precision, None)
+            return
+        flat = [None if each is None else each.detach().view(-1) for each in tensors]
+        if fused and weight.numel() >= LEAST_ELEMENTS:
+            kernel: Kernel = ALONG if shrink is _shrink_along else BACK
+            if kernel.run(*flat, *(_as_tensor(number, weight.device, precision) for number in numbers)):
+                return
+        if weight.device.type != "cpu":
+            _widened(shrink, flat, numbers, precision, None)
+            return
+        room = self._scratch.get(precision)
+        if room is None:
+            room = self._scratch[precision] = torch.empty(PIECE, dtype=precision)
+        elements = weight.numel() * (1 + weight.is_complex())
+        for start in range(0, elements, PIECE):
+            part = slice(start, min(start + PIECE, elements))
+            pieces = [None if each is None else each[part] for each in flat]
+            _widened(shrink, pieces, numbers, precision, room[: part.stop - start])
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Let go of copies of parameters that may be gone."""
@@ -77,63 +116,22 @@ def _fraction(optimizer: Optimizer, r: float | Tensor, weight: Tensor) -> float 
     return float(made) if made.device.type == "cpu" else made
 
 
-def shrink_where_agreed(weight: Tensor, before: Tensor, r: float | Tensor) -> None:
-    """Subtract ``r * before`` in place where ``(before - weight) * before >= 0``.
-
-    Args:
-        weight: The weight after the update.
-        before: The weight before it, of the same shape.
-        r: The fraction.
-    """
-    _run(_shrink_back, weight, (before,), r, {})
-
-
-def _run(
-    shrink: Callable[..., None],
-    weight: Tensor,
-    others: tuple[Tensor | float | None, ...],
-    r: float | Tensor,
-    scratch: dict[torch.dtype, Tensor],
-) -> None:
-    """Call ``shrink(weight, *others, r, room)``, on a CPU piece by piece, in float32 for narrower types."""
-    if weight.is_complex():
-        weight = torch.view_as_real(weight)
-        others = tuple(torch.view_as_real(each) if _elementwise(each) else each for each in others)
-    tensors = [each for each in others if _elementwise(each)]
-    wide = torch.float32 if weight.dtype in LOW else weight.dtype
-    if weight.device.type != "cpu" or not all(each.is_contiguous() for each in (weight, *tensors)):
-        _widened(shrink, weight, others, r, wide, None)
-        return
-    room = scratch.get(wide)
-    if room is None:
-        room = scratch[wide] = torch.empty(PIECE, dtype=wide)
-    flat = weight.view(-1)
-    for start in range(0, flat.numel(), PIECE):
-        part = slice(start, start + PIECE)
-        piece = flat[part]
-        parts = tuple(each.view(-1)[part] if _elementwise(each) else each for each in others)
-        _widened(shrink, piece, parts, r, wide, room[: piece.numel()])
-
-
 def _widened(
     shrink: Callable[..., None],
-    weight: Tensor,
-    others: tuple[Tensor | float | None, ...],
-    r: float | Tensor,
-    wide: torch.dtype,
+    tensors: Sequence[Tensor | None],
+    numbers: Sequence[float | Tensor],
+    precision: torch.dtype,
     room: Tensor | None,
 ) -> None:
-    """Call ``shrink`` on tensors of the type ``wide``."""
-    if weight.dtype == wide:
-        shrink(weight, *others, r, room)
+    """Call ``shrink`` on tensors of the type ``precision``."""
+    weight, *others = tensors
+    assert weight is not None
+    if weight.dtype == precision:
+        shrink(weight, *others, *numbers, room)
         return
-    widened = weight.to(wide)
-    shrink(widened, *(each.to(wide) if _elementwise(each) else each for each in others), r, room)
+    widened = weight.to(precision)
+    shrink(widened, *(None if each is None else each.to(precision) for each in others), *numbers, room)
     weight.copy_(widened)
-
-
-def _elementwise(value: object) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _shrink_back(weight: Tensor, before: Tensor, r: float | Tensor, room: Tensor | None) -> None:
@@ -171,3 +169,48 @@ def _subtract(weight: Tensor, amount: Tensor, mask: Tensor, r: float | Tensor) -
         weight.addcmul_(amount, mask.mul_(r), value=-1.0)
     else:
         weight.addcmul_(amount, mask, value=-r)
+
+
+def _many(work: Sequence[Work]) -> bool:
+    """Return whether so many elements decay that a kernel pays; by the groups, because gradients come and go."""
+    num_elements: int = sum(parameter.numel() for each in work for parameter in each.group["params"])
+    return num_elements >= LEAST_IN_ALL
+
+
+def _as_tensor(number: float | Tensor, device: torch.device, precision: torch.dtype) -> Tensor:
+    """Return a number such that a kernel does not have to be compiled again for another one."""
+    if isinstance(number, Tensor):
+        return number.detach().to(device, precision, non_blocking=True)
+    return torch.full((), number, dtype=precision, device=device)
+
+
+def _along(weight: Tensor, memory: Tensor | None, gradient: Tensor, gain: Tensor, r: Tensor) -> None:
+    """`_shrink_along` in one expression."""
+    only_compiled()
+    wide, update = weight.to(r.dtype), gain * gradient.to(r.dtype)
+    if memory is not None:
+        update = update + memory.to(r.dtype)
+    agrees = torch.where(wide > 0.0, update >= 0.0, update <= 0.0)  # where the weight is 0 there is nothing to subtract
+    weight.copy_(wide - torch.where(agrees, r * wide, 0.0))
+
+
+def _back(weight: Tensor, before: Tensor, r: Tensor) -> None:
+    """`_shrink_back` in one expression."""
+    only_compiled()
+    wide, old = weight.to(r.dtype), before.to(r.dtype)
+    agrees = torch.where(old > 0.0, wide <= old, wide >= old)
+    weight.copy_(wide - torch.where(agrees, r * old, 0.0))
+
+
+def _eagerly(shrink: Callable[..., None], num_tensors: int) -> Callable[..., None]:
+    """Return ``shrink`` as what a kernel is compared with."""
+
+    def eager(*arguments: Tensor) -> None:
+        *_, r = arguments
+        _widened(shrink, arguments[:num_tensors], arguments[num_tensors:], r.dtype, None)
+
+    return eager
+
+
+ALONG = Kernel("cautious decay before the step", _along, _eagerly(_shrink_along, 3), num_flat=3)
+BACK = Kernel("cautious decay after the step", _back, _eagerly(_shrink_back, 2), num_flat=2)

@@ -18,10 +18,12 @@ class Direction(NamedTuple):
     Args:
         memory: What the optimizer remembers; None stands for 0.
         gain: Multiplies the gradient; a tensor where GradScaler has left it scaled.
+        first: Whether the optimizer will have a memory from the next step on.
     """
 
     memory: Tensor | None
     gain: float | Tensor
+    first: bool
 
 
 def direction_of(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> Direction | None:
@@ -45,4 +47,4 @@ def direction_of(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor)
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
     if scale is not None:
         gain = gain / (float(scale) if scale.device.type == "cpu" else scale)
-    return Direction(memory, gain)
+    return Direction(memory, gain, first=memory is None and kept != 0.0)
