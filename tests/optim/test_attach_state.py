@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,18 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.optim.attaching import Handle, attach, handle_of
-from halflife.rules import Constant, Corrected, Decoupled, Independent, Penalty, Rule, Scheduled
+from halflife.rules import (
+    Constant,
+    Corrected,
+    Decoupled,
+    Independent,
+    NormTarget,
+    Penalty,
+    Rule,
+    Scheduled,
+    Sphere,
+    Stable,
+)
 from halflife.schedules import until
 from halflife.selfcheck.optimizers import Variant
 from halflife.selfcheck.rules import FormulaCase
@@ -325,16 +337,67 @@ def test_the_initial_value_of_another_library_counts_and_stays() -> None:
     weight.grad = torch.zeros(1)
     optimizer = torch.optim.SGD([weight], lr=0.1, weight_decay=0.01)
     optimizer.param_groups[0]["initial_weight_decay"] = 0.5
-    handle = attach(optimizer, Independent())
+    handle = attach(optimizer, Decoupled())
     optimizer.step()
-    assert handle.fractions() == [0.5]
+    assert handle.fractions() == [0.05]
     left = copy.deepcopy(optimizer)  # carries all keys, and no rule
     handle.detach()
-    attach(left, Independent()).detach()
+    attach(left, Decoupled()).detach()
     for each in (optimizer, left):
         group = each.param_groups[0]
         assert group["initial_weight_decay"] == 0.5
         assert not [key for key in group if key.startswith("halflife")]
+
+
+@pytest.mark.parametrize("order", ["attach, load", "load, attach"])
+@pytest.mark.parametrize(
+    ("rule", "damage", "message"),
+    [
+        (NormTarget(), lambda values: values[:-1], "should hold 1 finite numbers >= 0, got 0 numbers"),
+        (NormTarget(), lambda values: (*values, 1.0), "got 2 numbers"),
+        (NormTarget(), lambda values: (math.nan, *values[1:]), "got nan among them"),
+        (NormTarget(), lambda values: (math.inf, *values[1:]), "got inf among them"),
+        (NormTarget(), lambda values: (-2.0, *values[1:]), "got -2.0 among them"),
+        (Sphere(per="tensor"), lambda values: (math.nan, *values[1:]), "got nan among them"),
+        (Stable(0.1), lambda values: values[:1], "should hold 2 finite numbers >= 0, got 1 numbers"),
+        (Stable(0.1), lambda values: (*values[:1], math.nan), "got nan among them"),
+    ],
+)
+def test_damaged_memory_is_refused(
+    rule: Rule, damage: Callable[[tuple[float, ...]], tuple[float, ...]], message: str, order: str
+) -> None:
+    """It would start anew, or make weights infinite, silently."""
+
+    def made() -> tuple[torch.nn.Parameter, Optimizer]:
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        return weight, torch.optim.AdamW([weight], lr=0.01, weight_decay=0.1)
+
+    _, first = made()
+    attach(first, rule)
+    first.step()
+    state = saved_and_loaded(first.state_dict())
+    group = state["param_groups"][0]
+    group["halflife_memory"] = damage(group["halflife_memory"])
+    weight, optimizer = made()
+    before = copy.deepcopy(optimizer.param_groups[0])
+    if order == "attach, load":
+        handle = attach(optimizer, rule)
+        with pytest.raises(UserError, match=f"halflife_memory of parameter group 0 .*{message}"):
+            optimizer.load_state_dict(state)
+        assert optimizer.param_groups[0]["weight_decay"] == 0.1
+        assert not optimizer.state
+        handle.detach()
+        assert optimizer.param_groups[0].keys() == before.keys()
+    else:
+        optimizer.load_state_dict(state)
+        with pytest.raises(UserError, match=f"halflife_memory of parameter group 0 .*{message}"):
+            attach(optimizer, rule)
+        assert handle_of(optimizer) is None
+        del optimizer.param_groups[0]["halflife_memory"]  # as the sentence says
+        attach(optimizer, rule)
+        optimizer.step()
+    assert torch.isfinite(weight.detach()).all()
 
 
 def test_a_handle_survives_a_round_trip_of_the_state(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_cautious_decay_follows_weights_that_move() -> None:
     optimizer = RMSprop([weight], lr=0.1, weight_decay=1.0)
     handle = attach(optimizer, Cautious(Constant(0.25)))
     optimizer.step()
-    copies = handle._attachments[0]._action._copies  # type: ignore[attr-defined]  # of MaskedShrink
+    copies = handle._attachments[0]._evaluator.actions[0][1]._copies  # type: ignore[attr-defined]  # of MaskedShrink
     copies[weight] = torch.empty(3, device="meta")  # stands for where the weights were
     optimizer.step()
     assert weight.tolist() == [0.75**2] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import pickle
 import threading
 from collections.abc import Callable
@@ -16,7 +17,23 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.optim.attaching import attach, handle_of
-from halflife.rules import Applier, Cautious, Constant, Decoupled, NormTarget, Rule, Sphere, Stable, Toward
+from halflife.rules import (
+    L2,
+    Applier,
+    Cautious,
+    Constant,
+    Decoupled,
+    MovingAverage,
+    NormTarget,
+    Penalty,
+    PerGroup,
+    Rule,
+    Scheduled,
+    Sphere,
+    Stable,
+    Toward,
+)
+from halflife.schedules import until
 from tests.optim.test_precision import assert_follows_adam
 from tests.oracles.cases import own_pass_only
 from tests.oracles.every_rule import (
@@ -110,7 +127,10 @@ def test_a_group_that_joins_starts_by_itself(case: Case) -> None:
         if case.row.family == "PerGroup" or case.name.startswith(("toward-a-check", "toward-given")):  # nothing for it
             group["weight_decay"] = 0.0
         optimizer = case.optimizer([*groups_of(model), *([] if late else [group])])
-        handle = case.attach(optimizer)
+        if case.name == "per-group" and not late:  # one rule for each group that is there
+            handle = attach(optimizer, PerGroup([*case.rule().inside(), Constant(0.5)]))
+        else:
+            handle = case.attach(optimizer)
         for step in range(STEPS):
             if late and step == HALF:
                 optimizer.add_param_group(group)
@@ -357,8 +377,7 @@ def test_references_in_order_need_one_optimizer() -> None:
     attach(optimizers, Toward(Constant(0.1), reference()))
 
 
-def test_hooks_of_others_run_in_the_order_of_registration() -> None:
-    """What changes gradients before a step has to be registered before the rule, which then sees the change."""
+def test_hooks_of_others_run_before_the_rule_before_a_step_and_after_it_after_the_step() -> None:
     model = Net()
     optimizer = BY_NAME["stable"].optimizer(groups_of(model))
 
@@ -404,6 +423,159 @@ def test_a_second_rule_is_refused(case: Case) -> None:
     assert handle_of(optimizer) is handle
     train(model, optimizer, range(1, STEPS))
     assert_same(weights(model), weights(started(case, steps=STEPS)[0]))
+
+
+# ---- handles
+
+
+def test_a_handle_in_a_with_statement_is_detached_at_its_end() -> None:
+    model, optimizer = started(BY_NAME["stable"], attached=False)
+    with attach(optimizer, Decoupled(LAM)) as handle:
+        assert handle_of(optimizer) is handle
+        train(model, optimizer, range(2))
+    assert handle_of(optimizer) is None
+    assert not optimizer._optimizer_step_pre_hooks
+
+    def fail() -> None:
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), attach(optimizer, Cautious(Constant(0.1))):
+        optimizer.step(fail)  # type: ignore[arg-type]  # it returns nothing
+    assert handle_of(optimizer) is None
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [LAM, LAM, 0.0]
+
+
+def test_what_a_handle_prints() -> None:
+    _, optimizer = started(BY_NAME["stable"], attached=False)
+    handle = attach(optimizer, Constant(0.25))
+    assert repr(handle) == "<Handle of Constant(lam=0.25) on AdamW (3 groups), attached>"
+    handle.detach()
+    assert repr(handle) == "<Handle of Constant(lam=0.25) on AdamW (3 groups), detached>"
+    del optimizer
+    assert repr(handle) == "<Handle of Constant(lam=0.25) on no optimizer, detached>"
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_handle_says_that_it_cannot_be_copied(duplicate: Callable[[Any], Any], inside: bool) -> None:
+    """Nor can a trainer that holds it; the optimizer can."""
+    model, optimizer = started(BY_NAME["stable"], steps=2)
+    handle = handle_of(optimizer)
+    trainer = {"model": model, "optimizer": optimizer, "handle": handle}
+    if inside and duplicate is copy.copy:  # shares what it holds
+        assert copy.copy(trainer)["handle"] is handle
+        return
+    with pytest.raises(
+        UserError, match=r"Stable.* cannot be copied or pickled: .*halflife.attach\(copy, handle.rule\)"
+    ):
+        duplicate(trainer if inside else handle)
+    train(model, optimizer, range(2, STEPS))
+    assert_same(weights(model), weights(started(BY_NAME["stable"], steps=STEPS)[0]))
+
+
+def test_which_part_acts_on_a_group() -> None:
+    model = Net()
+    first, rest = split(model)
+    optimizers = [torch.optim.Muon(first, lr=0.02), torch.optim.AdamW(rest, lr=0.02)]
+    handle = attach(optimizers, Scheduled(PerGroup([Constant(0.1), Cautious(Decoupled(0.5)), Constant(0.3)]), until(9)))
+    assert handle.rule_for(optimizers[0], 0) == Scheduled(Constant(0.1), until(9))
+    assert handle.rule_for(optimizers[1], 0) == Cautious(Scheduled(Decoupled(0.5), until(9)))
+    assert handle.rule_for(optimizers[1], 1) is None, "its weight_decay is 0"
+    handle.detach()
+    assert handle.rule_for(optimizers[0], 0) is None
+
+
+PARTS: list[Rule | Applier | Penalty] = [
+    Constant(0.25),
+    L2(0.5),
+    Cautious(Constant(0.25)),
+    NormTarget(1.5),
+    Toward(Constant(0.25)),
+    NormTarget(),
+    L2(0.25, until(3)),
+    Toward(Constant(0.125), MovingAverage(0.5)),
+    Constant(0.125),
+    Scheduled(Cautious(Decoupled(1.0)), until(4)),
+]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("closure", [False, True])
+def test_each_group_may_have_a_part_of_its_own(kind: Callable[..., Optimizer], closure: bool) -> None:
+    """To the last bit as if it had an optimizer of its own; and so it resumes."""
+
+    def gradients(parameters: list[nn.Parameter], step: int, first: int) -> float:
+        for number, parameter in enumerate(parameters, first):
+            generator = torch.Generator().manual_seed(step * 97 + number)
+            parameter.grad = torch.randn(parameter.shape, generator=generator) + parameter.detach()
+        return 1.0
+
+    def steps(optimizers: list[Optimizer], numbers: range) -> None:
+        for step in numbers:
+            for first, optimizer in enumerate(optimizers):
+                mine = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+                make = functools.partial(gradients, mine, step, first)
+                if closure:
+                    optimizer.step(make)
+                else:
+                    make()
+                    optimizer.step()
+
+    def made() -> list[nn.Parameter]:
+        generator = torch.Generator().manual_seed(1)
+        return [nn.Parameter(torch.randn(3, 2, generator=generator)) for _ in PARTS]
+
+    def grouped(parameters: list[nn.Parameter]) -> Optimizer:
+        return kind([{"params": [parameter]} for parameter in parameters], lr=0.1, weight_decay=0.5)
+
+    together, apart = made(), made()
+    optimizer = grouped(together)
+    handle = attach(optimizer, PerGroup(PARTS))
+    alone = [kind([parameter], lr=0.1, weight_decay=0.5) for parameter in apart]
+    handles = [attach(each, part) for each, part in zip(alone, PARTS, strict=True)]
+    steps([optimizer], range(3))
+    state, values = copy.deepcopy(optimizer.state_dict()), [parameter.detach().clone() for parameter in together]
+    steps([optimizer], range(3, 6))
+    steps(alone, range(6))
+    assert_same([parameter.detach() for parameter in together], [parameter.detach() for parameter in apart])
+    assert handle.fractions() == [r for each in handles for r in each.fractions()]
+
+    resumed = made()
+    with torch.no_grad():
+        for parameter, value in zip(resumed, values, strict=True):
+            parameter.copy_(value)
+    other = grouped(resumed)
+    attach(other, PerGroup(PARTS))
+    other.load_state_dict(state)
+    steps([other], range(3, 6))
+    assert_same([parameter.detach() for parameter in resumed], [parameter.detach() for parameter in together])
+
+
+def test_a_mean_of_gradients_and_norms_in_one_checkpoint() -> None:
+    """Stable measures all parameters, NormTarget remembers those of its group: both go on."""
+    rule = PerGroup([Stable(0.5, floor=1.0), NormTarget(), Decoupled(1.0)])
+    model, whole = Net(), Net()
+    optimizers = [BY_NAME["stable"].optimizer(groups_of(net)) for net in (model, whole)]
+    for each in optimizers:
+        attach(each, rule)
+    train(model, optimizers[0], range(HALF))
+    train(whole, optimizers[1])
+    resumed = Net(seed=99)
+    resumed.load_state_dict(model.state_dict())
+    optimizer = BY_NAME["stable"].optimizer(groups_of(resumed))
+    optimizer.load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    attach(optimizer, rule)
+    train(resumed, optimizer, range(HALF, STEPS))
+    assert_same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_rule_for_each_group_is_one_for_each(count: int) -> None:
+    _, optimizer = started(BY_NAME["stable"], attached=False)
+    before = keys_of(optimizer)
+    with pytest.raises(UserError, match=f"PerGroup has {count} rules and the optimizers have 3 groups"):
+        attach(optimizer, PerGroup([Constant(0.1)] * count))
+    assert keys_of(optimizer) == before
 
 
 # ---- references that are the weights themselves

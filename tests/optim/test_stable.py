@@ -695,7 +695,7 @@ def test_adamwr_as_a_whole() -> None:
     for group in problem.groups:
         group.update(lr=peak, initial_lr=peak)
     optimizer = AdamW(problem.groups, lr=peak)
-    attach(optimizer, Normalized(steps=first, factor=factor))
+    attach(optimizer, Normalized(lam, steps=first, factor=factor))
     scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=factor)
     numbers = [values.flatten().tolist() for values in problem.values()[:3]]
     states = [[dict[str, float]() for _ in values] for values in numbers]

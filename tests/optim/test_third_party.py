@@ -22,9 +22,8 @@ from halflife.selfcheck.twin import run_case
 # One rule for each way in which an answer is carried out, with the peak and without.
 CHOSEN = {
     "decoupled, own",
-    "independent, own",
     "cautious",
-    "cautious independent, own",
+    "cautious corrected, own",
     "toward init",
     "toward an average",
     "norm target",
@@ -124,7 +123,7 @@ def test_a_peak_of_none_is_no_peak() -> None:
     weight.grad = torch.zeros(1)
     optimizer = torch.optim.SGD([weight], lr=0.5, weight_decay=0.1)
     optimizer.param_groups[0].update(max_lr=None, initial_lr=1.0)
-    handle = attach(optimizer, Independent())
+    handle = attach(optimizer, Independent(0.1))
     optimizer.step()
     assert handle.fractions() == [0.05]
 

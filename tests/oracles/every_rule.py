@@ -104,7 +104,7 @@ LOST = {
     "stable with a given beta2": "second_moment",
     "norm target, first": "initial_norm",
     "sphere, first": "initial_norm",
-    "cautious independent, own": "peak_lr",
+    "cautious corrected, own": "peak_lr",
     "per group, stable": "step",
     "toward init": "reference",
     "toward an average": "peak_lr and reference",

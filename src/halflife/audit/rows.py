@@ -264,10 +264,8 @@ def _without_rule_note(law: Law) -> Law:
 def _part_for(optimizer: Optimizer, index: int) -> Part | None:
     """Return the part of an attached rule that acts on a group; None where there is none, which a step would refuse."""
     handle = handle_of(optimizer)
-    if handle is None or not handle._terms.decays(optimizer.param_groups[index]):
-        return None
     try:
-        return handle.rule.for_group(handle._terms.first_group(optimizer) + index)
+        return None if handle is None else handle.rule_for(optimizer, index)
     except UserError:
         return None
 

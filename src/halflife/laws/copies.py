@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.laws.probe import NotProbedError
-from halflife.optim.attaching import MARK
+from halflife.optim.config import ATTRIBUTES, MARK
 
 __all__ = [
     "left_out",
@@ -28,7 +28,7 @@ __all__ = [
 
 # What a copy gets anew, or must not have: `step` is what a scheduler puts on an instance, and calling it would step
 # the original; the next two are what GradScaler leaves there during a step.
-NOT_COPIED = {"state", "param_groups", "step", "grad_scale", "found_inf", MARK}
+NOT_COPIED = {"state", "param_groups", "step", "grad_scale", "found_inf", *ATTRIBUTES}
 
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:

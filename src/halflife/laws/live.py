@@ -112,7 +112,7 @@ class _Family:
         self.target = optimizer
         self.handle: Handle | None = handle_of(optimizer)
         self.optimizers = self.handle.optimizers if self.handle else (optimizer,)
-        self.offset = self.handle._terms.first_group(optimizer) if self.handle else 0
+        self.offset = self.handle.config.first_group(optimizer) if self.handle else 0
         self.steps_taken = _steps_taken(optimizer) if self.handle else 0
         self.chosen: list[Tensor] = []
         self.slots: list[Slot] = []
@@ -151,13 +151,13 @@ class _Family:
             matters = rule.explicit_lam is not None or "lam" in rule.needs
             lam = float(group.get(INITIAL, lam)) if rule.explicit_lam is None else rule.explicit_lam
             lam = 0.0 if math.isnan(lam) else lam  # NaN: param_groups was told none, because the rule reads none
-            peaks = [*([self.handle._terms.numbers.get("peak_lr", 0.0)] if self.handle else []), *peaks]
+            peaks = [*([self.handle.config.numbers.get("peak_lr", 0.0)] if self.handle else []), *peaks]
         peaks = [peak for peak in peaks if peak > 0.0] or [lr]
         return Slot(index, kind, shape, lr, lam, tuple(peaks), attached=attached, lam_matters=matters and lam != 0.0)
 
     def acts_on(self, group: Mapping[str, Any]) -> bool:
         """Return whether the attached rule decides the decay of this group."""
-        return self.handle is not None and self.handle._terms.decays(dict(group))
+        return self.handle is not None and self.handle.config.decays(dict(group))
 
     def rule_of(self, index: int) -> Part | None:
         """Return the rule that is attached to a group."""
@@ -217,7 +217,7 @@ class _Family:
     def _attach(self, copies: Sequence[Optimizer], condition: Condition) -> None:
         """Attach the rule to the copies so that every step of theirs is, to the rule, the next one of the original."""
         assert self.handle is not None
-        terms = self.handle._terms
+        terms = self.handle.config
         numbers = dict(terms.numbers)
         if "peak_lr" in numbers:
             numbers["peak_lr"] *= condition.peak_lr

@@ -1,4 +1,4 @@
-"""The two ways to shrink weights; ``attach`` decides when, and by how much.
+"""How a step shrinks weights, in one of two ways, and how it leaves no trace if it does not end well.
 
 native: the optimizer's own decay, linear in ``group["weight_decay"]``, is given the value that makes it
     remove r.
@@ -7,8 +7,8 @@ own pass: the optimizer's own decay is switched off, and an action of `halflife.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 
 from halflife.optim.actions import Action, Work
 from halflife.optim.actions.shrink import Shrink
+from halflife.optim.config import PEAK
 from halflife.optim.known import facts_of
 from halflife.optim.norms import settle_gradients
-from halflife.rules.base import StepInfo
 
-__all__ = ["Answer", "Decay", "HostCopy", "StepCount", "applies_natively", "native_value"]
+__all__ = ["HostCopy", "Step", "StepCount", "applies_natively", "native_value"]
 
 # Above this a fused kernel's float32 copy of weight_decay could overflow; the own pass then takes the step.
 LARGEST_NATIVE_VALUE = 1e30
@@ -44,10 +44,7 @@ def applies_natively(optimizer: Optimizer, group: Group) -> bool:
     """
     if group.get("capturable"):  # a captured or cudagraphs-compiled step would freeze the Python float
         return False
-    facts = facts_of(type(optimizer))
-    if facts.sparse and any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
-        return False
-    return facts.native(group)
+    return facts_of(type(optimizer)).native(group)
 
 
 def native_value(r: float, lr: float) -> float:
@@ -67,169 +64,151 @@ def native_value(r: float, lr: float) -> float:
     return r / lr if r > 0.0 else 0.0
 
 
-@dataclass(slots=True)
-class Answer:
-    """What a rule answered for one group at one step.
+class Step:
+    """One call of ``step``: what it changes for its time, and the way back if it does not end well.
 
-    Args:
-        value: The fraction, or the coefficient of a penalty.
-        info: What the rule was told.
-        decays: Whether the group decays.
-    """
-
-    value: float | Tensor
-    info: StepInfo
-    decays: bool
-
-
-class Decay:
-    """Carries the answers of a rule out on one optimizer, each group in the way that is right for it.
+    The arguments of the call hold it, and nothing else does. So when the call ends by an exception, wherever that came
+    from, this is deleted together with the frame of the call, and `undo` runs.
 
     Args:
         optimizer: The optimizer.
-        action: What acts on parameters that the optimizer's own decay does not serve.
+        call: The id of the frame of the call, which lives as long as this.
     """
 
-    def __init__(self, optimizer: Optimizer, action: Action) -> None:
+    def __init__(self, optimizer: Optimizer, call: int) -> None:
+        self.call = call
         self._optimizer = optimizer
-        self._action = action
-        self._written: list[tuple[dict[str, Any], Any, float]] = []  # (where, the user's value, ours)
-        self._work: list[Work] = []
+        self._over = False
+        self._for_the_step: list[tuple[dict[str, Any], str, Any, Any]] = []  # (group, key, before, ours)
+        self._to_stay: list[tuple[dict[str, Any], str, Any, Any]] = []
+        self._native: list[tuple[Action, Work]] = []  # what sparse gradients, known in `act`, take to the own pass
+        self._own: list[tuple[Action, list[Work]]] = []
+        self._done: list[tuple[Action, list[Work], list[int]]] = []  # with the versions of the parameters
 
-    def begin(
-        self,
-        ask: Callable[[], list[Answer]],
-        failed: Callable[[], None],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        wait: bool,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Set the optimizer's own decay for this step, and act on what it does not serve.
+    def prepare(self, asked: Sequence[tuple[Action, Work] | None], *, late: bool = False) -> None:
+        """Give what each group asks for to the optimizer's own decay where that serves it, and note the rest.
 
         Args:
-            ask: Returns the answer for each group.
-            failed: Called when the closure, or what follows it, ends by an exception.
-            args: Positional arguments of ``step``, the optimizer first.
-            kwargs: Named arguments of ``step``.
-            wait: Whether the answers depend on gradients, which a closure has yet to make.
-
-        Returns:
-            The arguments with the closure wrapped: its gradients must exist before anything shrinks. None if
-            there is no closure.
+            asked: One entry per group; None where nothing acts.
+            late: Whether the optimizer's step has begun: it may have read its groups already.
         """
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        self._work = []
-        if not callable(closure):
-            try:
-                own = self._divide(ask())
-                if own:
-                    self._act(own)
-            except BaseException:  # the step is not taken: between steps the user's values stand
-                self.end()
-                raise
-            return None
-        if wait:
-            self._switch_off()
-            answers = lambda: [(i, a) for i, a in enumerate(ask()) if _acts(self._action, a)]  # noqa: E731
-            wrapped = self._wrap(closure, answers, failed)
-        else:
-            own = self._divide(ask())
-            wrapped = self._wrap(closure, lambda: own, failed)
-        if len(args) > 1:
-            return (args[0], wrapped, *args[2:]), kwargs
-        return args, {**kwargs, "closure": wrapped}
+        optimizer, sparse = self._optimizer, facts_of(type(self._optimizer)).sparse
+        for group, each in zip(optimizer.param_groups, asked, strict=True):
+            value = 0.0
+            if each is not None:
+                action, work = each
+                if work.info.peak_lr > 0.0 and group[PEAK] != work.info.peak_lr:  # not NaN
+                    self._write(self._to_stay, group, PEAK, work.info.peak_lr)
+                r = work.answer
+                if not late and isinstance(r, float) and type(action) is Shrink and applies_natively(optimizer, group):
+                    value = native_value(r, work.info.lr)
+                if value > LARGEST_NATIVE_VALUE:
+                    value = 0.0
+                if value == 0.0:
+                    self._take(action, work)
+                elif sparse:
+                    self._native.append(each)
+            if not late and "weight_decay" in group:
+                self._write(self._for_the_step, group, "weight_decay", value)
 
-    def finish(self) -> None:
-        """Let the action see the update, and put the user's values back; after the step."""
-        if self._work:
-            with torch.no_grad():
-                self._action.after(self._optimizer, self._work)
-            self._work = []
-        self.end()
-
-    def end(self) -> None:
-        """Put the user's values back where ours still stand; calling it again does nothing."""
-        for where, users, ours in self._written:
-            if where.get("weight_decay") == ours:
-                where["weight_decay"] = users
-        self._written = []
-
-    def _divide(self, answers: Sequence[Answer]) -> list[tuple[int, Answer]]:
-        """Give each group's answer to the optimizer's own decay where that serves it; return the others."""
-        own, all_native, shrinks = [], True, type(self._action) is Shrink
-        for index, (group, answer) in enumerate(zip(self._optimizer.param_groups, answers, strict=True)):
-            native = False
-            if shrinks and type(answer.value) is float:
-                value = native_value(answer.value, answer.info.lr)
-                native = value <= LARGEST_NATIVE_VALUE and applies_natively(self._optimizer, group)
-            if "weight_decay" in group:
-                self._write(group, value if native else 0.0)
-            all_native = all_native and native
-            if not native and _acts(self._action, answer):
-                own.append((index, answer))
-        if not all_native:
-            self._switch_off_defaults()
-        return own
-
-    def _switch_off(self) -> None:
+    def switch_off(self) -> None:
+        """Switch the optimizer's own decay off until it is known what is asked for."""
         for group in self._optimizer.param_groups:
             if "weight_decay" in group:
-                self._write(group, 0.0)
-        self._switch_off_defaults()
+                self._write(self._for_the_step, group, "weight_decay", 0.0)
 
-    def _switch_off_defaults(self) -> None:
-        if "weight_decay" in self._optimizer.defaults:  # some optimizers read them in the step
-            self._write(self._optimizer.defaults, 0.0)
+    def act(self) -> None:
+        """Act on the parameters that the optimizer will update, now that they have their gradients.
 
-    def _write(self, where: dict[str, Any], value: float) -> None:
-        self._written.append((where, where["weight_decay"], value))
-        where["weight_decay"] = value
-
-    def _wrap(
-        self, closure: Callable[[], Any], own: Callable[[], list[tuple[int, Answer]]], failed: Callable[[], None]
-    ) -> Callable[[], Any]:
-        """Return a closure that lets the decay act once the gradients are made."""
-        calls = 0
-
-        def wrapped() -> Any:
-            nonlocal calls
-            try:
-                loss = closure()
-                calls += 1
-                # Weights shrink once in a step, however often a line search asks; every gradient gets its
-                # penalty.
-                if calls == 1 or self._action.penalty:
-                    self._act(own())
-            except BaseException:
-                self.end()
-                failed()
-                raise
-            return loss
-
-        return wrapped
+        Called again, for another evaluation of a closure: weights shrink once in a step, however often a line search
+        asks, and every gradient gets its penalty.
+        """
+        for action, each in self._native:
+            if any(p.grad is not None and p.grad.is_sparse for p in each.group["params"]):
+                self._write(self._for_the_step, each.group, "weight_decay", 0.0)
+                self._take(action, each)
+        self._native = []
+        if self._own:
+            self._act()
 
     @torch.no_grad()
-    def _act(self, own: Sequence[tuple[int, Answer]]) -> None:
-        """Act on parameters that the optimizer will update."""
-        self._work = []
-        for index, answer in own:
-            group = self._optimizer.param_groups[index]
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._work.append(Work(group, parameters, answer.value, answer.info))
-        if self._work:
-            settle_gradients([parameter for work in self._work for parameter in work.parameters])
-            self._action.before(self._optimizer, self._work)
+    def _act(self) -> None:
+        again = bool(self._done)
+        for action, asked in self._own:
+            if again and not action.penalty:
+                continue
+            for each in asked:
+                each.parameters[:] = [parameter for parameter in each.group["params"] if parameter.grad is not None]
+            work = [each for each in asked if each.parameters]
+            if work:
+                settle_gradients([parameter for each in work for parameter in each.parameters])
+                action.before(self._optimizer, work)
+                versions = [parameter._version for each in work for parameter in each.parameters]
+                self._done = [done for done in self._done if done[0] is not action]
+                self._done.append((action, work, versions))
 
+    def finish(self) -> None:
+        """Give the groups back what the user has in them, and let the actions see the update."""
+        self._over = True
+        self._restore(self._for_the_step)
+        if self._done:
+            with torch.no_grad():
+                for action, work, _ in self._done:
+                    action.after(self._optimizer, work)
 
-def _acts(action: Action, answer: Answer) -> bool:
-    """Tell whether there is anything to do for a group."""
-    if not answer.decays:
-        return False
-    if answer.info.lr == 0.0 and not action.penalty:
-        return action.follows
-    return action.stays or isinstance(answer.value, Tensor) or answer.value > 0.0
+    def undo(self) -> None:
+        """Leave the groups and weights as they were before the call; for calls that ended by an exception.
+
+        Weights that the update had reached by then keep their decay together with it.
+        """
+        if self._over:
+            return
+        self._over = True
+        self._restore(self._for_the_step)
+        self._restore(self._to_stay)
+        with torch.no_grad():
+            for action, work, versions in self._done:
+                version = iter(versions)
+                for each in work:
+                    each.parameters[:] = [p for p in each.parameters if p._version == next(version)]
+                untouched = [each for each in work if each.parameters]
+                if untouched:
+                    action.undo(self._optimizer, untouched)
+
+    def users_values(self, group: dict[str, Any]) -> dict[str, Any]:
+        """Return what a group has for the time of the step only, as the user has it."""
+        return {
+            key: before for where, key, before, _ in reversed(self._for_the_step) if where is group and not self._over
+        }
+
+    def __del__(self) -> None:
+        if not self._over and not sys.is_finalizing():
+            self.undo()
+
+    def _take(self, action: Action, work: Work) -> None:
+        """Note what a group asks for, for the own pass."""
+        if work.info.lr == 0.0 and not action.penalty:
+            acts = action.follows
+        else:
+            acts = action.stays or isinstance(work.answer, Tensor) or work.answer > 0.0
+        if acts:
+            known = next((asked for known, asked in self._own if known is action), None)
+            if known is None:
+                self._own.append((action, [work]))
+            else:
+                known.append(work)
+
+    @staticmethod
+    def _write(log: list[tuple[dict[str, Any], str, Any, Any]], group: dict[str, Any], key: str, value: Any) -> None:
+        log.append((group, key, group[key], value))
+        group[key] = value
+
+    @staticmethod
+    def _restore(log: list[tuple[dict[str, Any], str, Any, Any]]) -> None:
+        """Put back what was there, where ours still stands."""
+        for group, key, before, ours in reversed(log):
+            if group.get(key) == ours:
+                group[key] = before
 
 
 class HostCopy:

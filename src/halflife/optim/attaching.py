@@ -18,20 +18,19 @@ Examples:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.optim import refusals
-from halflife.optim.config import KEYS, Select, Terms
+from halflife.optim.config import KEYS, MARK, Config, Select
 from halflife.optim.hooks import Attachment
-from halflife.rules.base import Applier, Penalty, Rule
+from halflife.rules.base import Applier, Part, Penalty, Rule
 from halflife.units import check_positive
 
 __all__ = ["Handle", "attach", "handle_of"]
-
-MARK = "_halflife_handle"  # an attribute of the optimizer; copies and pickles drop it together with the hooks
 
 
 def attach(
@@ -48,11 +47,13 @@ def attach(
 
     Groups whose ``weight_decay`` is 0 stay without decay. Which ones these are is recorded at once, as
     ``initial_weight_decay`` in each group, and does not change when something rewrites ``weight_decay``
-    later. A rule without ``lam`` reads each group's own value as its lam, in the unit of the rule. Between
-    steps ``weight_decay`` holds what the user set, so that copies, checkpoints and logs show that.
+    later. A rule without ``lam`` reads each group's own value as its lam, if its unit is the same. Between
+    steps ``weight_decay`` holds what the user set, so that copies, checkpoints and logs show that; the optimizer's
+    ``defaults`` are not touched.
 
-    The decay acts between gradient and update, on parameters with a gradient, and not at ``lr == 0``. The
-    number of steps and the peak are kept in ``optimizer.state_dict()``; resuming is exact, and attaching
+    The decay acts between gradient and update, after all other step hooks, on parameters with a gradient, and not at
+    ``lr == 0``. A step that raises is as if it had not been, as far as the optimizer allows it: ``docs/library.md`` says
+    what holds. The number of steps and the peak are kept in ``optimizer.state_dict()``; resuming is exact, and attaching
     before or after ``load_state_dict`` is the same. ``torch.distributed.checkpoint`` reads only what the
     optimizer has a place for: attach before its ``load``, and keep the order of the parameters. A copy
     (``copy.deepcopy``, ``pickle``) carries no rule: attach again, and load the ``state_dict()`` of the original where
@@ -73,13 +74,14 @@ def attach(
             holds; the checkpoint gives the number of steps, and the peak where ``peak_lr`` does not.
 
     Returns:
-        The handle that tells what was applied and takes the rule off again.
+        The handle that tells what was applied and takes the rule off again; in a ``with`` statement it does so at the end.
 
     Raises:
         UserError: If nothing would decay, the rule needs a number that is missing, one lam would replace
-            different values of the groups, a rule is attached already, or the loaded checkpoint has another
-            law. A step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is
-            negative or NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
+            different values of the groups, a group's ``weight_decay`` is no number or of another unit than the rule's lam,
+            a rule is attached already, or the loaded checkpoint has another law or is damaged. A
+            step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is negative or
+            NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
             looked at a step later; the step that asked for too much is made without decay.
 
     Examples:
@@ -101,8 +103,8 @@ def attach(
         raise UserError(f'select must be None (groups with weight_decay != 0) or "all", got {select!r}')
     numbers = {"peak_lr": peak_lr, "steps_per_epoch": steps_per_epoch, "tokens_per_step": tokens_per_step}
     known = {name: check_positive(name, value) for name, value in numbers.items() if value is not None}
-    handle = Handle(Terms(tuple(optimizers), rule, select, known, allow_other_law))
-    handle._start()
+    handle = Handle(Config(optimizers, rule, select, known, allow_other_law))
+    handle._start(optimizers)
     return handle
 
 
@@ -122,16 +124,58 @@ def handle_of(optimizer: Optimizer) -> Handle | None:
 class Handle:
     """A rule on its optimizers. Made by `attach`.
 
+    In a ``with`` statement the rule is taken off at the end. A handle cannot be copied: copy the optimizer, and attach
+    the rule to the copy.
+
     Attributes:
-        rule: The rule, applier or penalty that is attached.
-        optimizers: The optimizers that it is attached to, in the order in which groups are counted.
+        config: What was agreed when the rule was attached.
     """
 
-    def __init__(self, terms: Terms) -> None:
-        self.rule = terms.rule
-        self.optimizers = terms.optimizers
-        self._terms = terms
-        self._attachments = [Attachment(terms, optimizer) for optimizer in terms.optimizers]
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._attachments = [Attachment(config, optimizer) for optimizer in config.optimizers]
+
+    @property
+    def rule(self) -> Part:
+        """The rule, applier or penalty that is attached."""
+        return self.config.rule
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """The optimizers that it is attached to, in the order in which groups are counted.
+
+        An optimizer that nobody uses any more is gone: the optimizer holds its handle, not the handle the optimizer.
+        """
+        return self.config.optimizers
+
+    def rule_for(self, optimizer: Optimizer, index: int) -> Part | None:
+        """Return the part of the rule that acts on one parameter group.
+
+        Args:
+            optimizer: One of the optimizers.
+            index: Number of the group in this optimizer.
+
+        Returns:
+            A rule, a penalty, or an applier around a rule; None if the group does not decay, or the rule has been
+            detached.
+        """
+        return self.config.rule_for(optimizer, index) if self._attachments else None
+
+    def __repr__(self) -> str:
+        on = ", ".join(f"{type(each).__name__} ({len(each.param_groups)} groups)" for each in self.optimizers)
+        return f"<Handle of {self.rule!r} on {on or 'no optimizer'}, {'attached' if self._attachments else 'detached'}>"
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise UserError(
+            f"{self!r} cannot be copied or pickled: it belongs to the hooks of its optimizers; leave it out, copy the"
+            " optimizers (a copy carries no rule), and attach the rule to the copies: halflife.attach(copy, handle.rule)"
+        )
 
     def fractions(self) -> list[float]:
         """Tell which fraction the last step removed, per group, counted through all optimizers.
@@ -173,27 +217,24 @@ class Handle:
 
     def detach(self) -> None:
         """Take the rule off; the optimizers are as they were, and their own decay acts again."""
-        for optimizer, attachment in zip(self.optimizers, self._attachments, strict=False):
+        for attachment in self._attachments:
             attachment.stop()
-            delattr(optimizer, MARK)
+        for optimizer in self.optimizers:
+            vars(optimizer).pop(MARK, None)
         self._attachments = []
 
-    def _start(self) -> None:
-        """Check everything, then register the hooks.
-
-        Raises:
-            UserError: If anything is refused; the optimizers are then as they were.
-        """
+    def _start(self, optimizers: Sequence[Optimizer]) -> None:
+        """Check everything, then register the hooks; if anything is refused, the optimizers are as they were."""
         try:
+            for attachment, optimizer in zip(self._attachments, optimizers, strict=True):
+                attachment.sync_groups(optimizer)
+            self.config.check_groups()
+        except BaseException:
             for attachment in self._attachments:
-                attachment.adopt()
-            self._terms.check_groups()
-        except UserError:
-            for attachment in self._attachments:
-                attachment.forget(but=KEYS)  # a checkpoint may have brought some, for the next try
+                attachment.remove_keys(keep=KEYS)  # a checkpoint may have brought some, for the next try
             raise
-        for optimizer, attachment in zip(self.optimizers, self._attachments, strict=True):
-            attachment.start()
+        for attachment, optimizer in zip(self._attachments, optimizers, strict=True):
+            attachment.start(optimizer)
             setattr(optimizer, MARK, self)
 
 

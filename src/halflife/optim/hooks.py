@@ -1,12 +1,14 @@
 """One optimizer's hooks under a rule: what happens before and after a step, and in a checkpoint.
 
-`halflife.attach` puts them on; `halflife.optim.apply` carries the answers out.
+`halflife.attach` puts them on; `halflife.optim.evaluate` says what each group asks for, `halflife.optim.apply` does it.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
@@ -17,11 +19,9 @@ from torch.optim import Optimizer
 
 from halflife.expressions import spell
 from halflife.optim import refusals
-from halflife.optim.actions import action_for
-from halflife.optim.apply import Answer, Decay, StepCount
-from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, STEP, Terms
-from halflife.optim.evaluate import Asker
-from halflife.rules.base import Penalty
+from halflife.optim.apply import Step, StepCount
+from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, REGISTER, STEP, Config
+from halflife.optim.evaluate import Evaluator
 from halflife.rules.registry import same_law
 
 __all__ = ["Attachment"]
@@ -30,99 +30,113 @@ __all__ = ["Attachment"]
 class Attachment:
     """One optimizer under a handle: its hooks, its step count and its part of the checkpoint.
 
-    No parameter group is kept between steps: ``load_state_dict`` replaces the dicts.
+    It holds neither the optimizer, which holds it through the hooks, nor a parameter group between steps:
+    ``load_state_dict`` replaces the dicts.
     """
 
-    def __init__(self, terms: Terms, optimizer: Optimizer) -> None:
-        self._terms = terms
-        self._optimizer = optimizer
-        self._action = action_for(terms.rule)
-        self._decay = Decay(optimizer, self._action)
-        self._asker = Asker(terms, optimizer)
-        self._keeper = self._asker.moment or self._action  # of numbers per parameter that checkpoints hold
+    def __init__(self, config: Config, optimizer: Optimizer) -> None:
+        self._config = config
+        self._optimizer = weakref.ref(optimizer)
+        self._evaluator = Evaluator(config, optimizer)
         self._count = StepCount()
-        self._law = spell(terms.rule)
-        self._remembers = "initial_norm" in terms.rule.needs or self._asker.moment is not None
+        self._law = spell(config.rule)
+        self._remembers = "initial_norm" in config.rule.needs or self._evaluator.moment is not None
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._is_copy = any(LAW in group and group.get(STEP) == ELSEWHERE for group in optimizer.param_groups)
-        self._unchecked = True  # whether groups have come that the guards have not seen
         self._users: list[Any] | None = None  # the groups' weight_decay at the last step; None: not compared any more
         self._before_load: list[dict[str, Any]] = []
         self._last: list[float | Tensor] = []
+        self._next: list[float | Tensor] = []  # what the step that is being made removes
         self._found_inf: Tensor | None = None
         self._removers: list[Callable[[], None]] = []
-        self._frame: FrameType | None = None  # the call of step that we are in, or that ended by an exception
-        self._depth = 0  # calls of step inside that call
+        self._step: Callable[[], Step | None] = _no_step  # the step that is being made, held by its call alone
 
     # ---- coming and going
 
-    def start(self) -> None:
+    def start(self, optimizer: Optimizer) -> None:
         """Register the hooks."""
-        optimizer = self._optimizer
-        lost = self._terms.rule.needs & self._kept_in_checkpoints() - {"peak_lr", "reference"}  # these a copy has
+        rule = self._config.rule
+        lost = rule.needs & self._kept_in_checkpoints() - {"peak_lr", "reference"}  # these a copy has
         if self._is_copy and lost:
             warnings.warn(
                 f"the optimizer is a copy of one under a rule, so that {' and '.join(sorted(lost))} of {self._law} start"
                 " anew; to go on, attach first and load the state_dict() of the original",
                 stacklevel=4,
             )
-        hooks = [
-            optimizer.register_step_pre_hook(_outside_compile(self._before_step)),
-            optimizer.register_step_post_hook(_outside_compile(self._after_step)),
-            optimizer.register_state_dict_pre_hook(self._before_state_dict),
-            optimizer.register_state_dict_post_hook(self._after_state_dict),
-            optimizer.register_load_state_dict_pre_hook(self._before_load_state_dict),
-            optimizer.register_load_state_dict_post_hook(self._after_load_state_dict),
+        before = optimizer.register_step_pre_hook(_outside_compile(self._before_step))
+        after = optimizer.register_step_post_hook(_outside_compile(self._after_step))
+        saved = optimizer.register_state_dict_post_hook(self._after_state_dict)
+        # Before the update the rule comes last, so that it sees the gradients as the update will, and no other hook can
+        # refuse a step in which weights have shrunk. After it, first: what other hooks do is not the step's.
+        _move(optimizer._optimizer_step_post_hooks, after.id, last=False)
+        _move(optimizer._optimizer_state_dict_post_hooks, saved.id, last=False)
+        vars(optimizer)[REGISTER] = _registering_before(before.id, weakref.ref(optimizer))
+        self._removers = [
+            before.remove,
+            after.remove,
+            saved.remove,
+            optimizer.register_load_state_dict_pre_hook(self._before_load_state_dict).remove,
+            optimizer.register_load_state_dict_post_hook(self._after_load_state_dict).remove,
         ]
-        self._removers = [hook.remove for hook in hooks]
-        self._users = self._values()
-        self._unchecked = False
+        self._users = _values(optimizer)
 
     def stop(self) -> None:
         """Remove the hooks and everything else that was added to the optimizer."""
-        self._decay.end()
-        self._action.forget(self._optimizer)
+        self._settle()
         for remove in self._removers:
             remove()
-        self.forget(but=(INITIAL,))  # other libraries record it too
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return
+        for _, action in self._evaluator.actions:
+            action.forget(optimizer)
+        vars(optimizer).pop(REGISTER, None)
+        self.remove_keys(keep=(INITIAL,))  # other libraries record it too
 
-    def forget(self, *, but: Sequence[str]) -> None:
-        """Remove the keys of the groups; put those in ``but`` back where they were before attach."""
-        for index, group in enumerate(self._optimizer.param_groups):
+    def remove_keys(self, *, keep: Sequence[str]) -> None:
+        """Remove the keys of the groups; put those to keep back where they were before attach."""
+        optimizer = self._optimizer()
+        for index, group in enumerate([] if optimizer is None else optimizer.param_groups):
             for key in KEYS:
                 group.pop(key, None)
             if index < len(self._before):
-                group.update({key: value for key, value in self._before[index].items() if key in but})
+                group.update({key: value for key, value in self._before[index].items() if key in keep})
 
-    def adopt(self) -> None:
-        """Record groups that are not known yet, and take over what a checkpoint left in them."""
-        groups = self._optimizer.param_groups
+    def sync_groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """Record groups that are not known yet, and take over what a checkpoint left in them.
+
+        Returns:
+            The groups that are new.
+        """
+        groups = optimizer.param_groups
         loaded = [group for group in groups if group.get(STEP, ELSEWHERE) != ELSEWHERE]
-        for group in loaded:
-            self._check_law(group)
         if loaded:
-            self._count = StepCount(int(loaded[-1][STEP]))
-            self._keeper.load([(group["params"], group.get(MEMORY) or None) for group in groups])
-        for group in groups:
-            if PEAK not in group:
-                self._unchecked = True
-                group[PEAK] = 0.0
+            for group in loaded:
+                self._check_law(group)
+            memory = [self._memory_in(optimizer, group, index) for index, group in enumerate(groups)]
+            step = int(loaded[-1][STEP])
+        new = []
+        for index, group in enumerate(groups):
             if INITIAL not in group and "weight_decay" in group:
-                group[INITIAL] = float(group["weight_decay"])
+                group[INITIAL] = refusals.check_weight_decay(group["weight_decay"], index)
+            if PEAK not in group:
+                new.append(group)
+                group[PEAK] = 0.0
             group[LAW], group[STEP] = self._law, ELSEWHERE
             if self._remembers:
                 group[MEMORY] = ()
             else:
                 group.pop(MEMORY, None)  # another law's, which nobody would keep up to date
+        if loaded:
+            self._count = StepCount(step)
+            self._load_memory(optimizer, memory)
+        return new
 
-    def _values(self) -> list[Any]:
-        return [group.get("weight_decay") for group in self._optimizer.param_groups]
-
-    def _notice_rewriting(self) -> None:
+    def _notice_rewriting(self, optimizer: Optimizer) -> None:
         """Tell once that something else rewrites ``weight_decay``: the rule does not read it."""
         if self._users is None:
             return
-        values = self._values()
+        values = _values(optimizer)
         for index, (before, value) in enumerate(zip(self._users, values, strict=False)):
             if value is not before and value != before:
                 warnings.warn(
@@ -135,96 +149,136 @@ class Attachment:
                 return
         self._users = values
 
-    def _check_law(self, saved: dict[str, Any]) -> None:
-        loaded = saved.get(STEP, ELSEWHERE) != ELSEWHERE
-        if loaded and not self._terms.allow_other_law and not same_law(saved[LAW], self._terms.rule):
-            refusals.check_law(self._law, saved[LAW], "law")
-
     # ---- a step
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._frame is not None and _is_running(self._frame):
-            # An optimizer class that overrides step and calls super().step() runs its hooks twice.
-            self._depth += 1
-            return None
-        self._frame = None
+        current = self._step()
+        if current is not None and _is_running(current.call):
+            return None  # an optimizer class that overrides step and calls super().step() runs its hooks twice
+        self._settle()
         refusals.check_not_capturing(optimizer.param_groups[0]["params"])
-        self._decay.end()  # an exception in the last step may have left our values
-        self.adopt()
-        if self._unchecked:
-            self._terms.check_groups()
-            self._unchecked = False
-        self._notice_rewriting()
-        begun = self._decay.begin(self._ask, self._fail, args, kwargs, wait=self._asker.moment is not None)
-        self._frame, self._depth = _calling_frame(), 0
-        return begun
+        new = self.sync_groups(optimizer)
+        if new:
+            try:
+                self._config.check_groups()
+            except BaseException:
+                for group in new:  # so that the user can mend them
+                    for key in KEYS:
+                        group.pop(key, None)
+                raise
+        self._notice_rewriting(optimizer)
+        step = Step(optimizer, id(_calling_frame()))
+        try:
+            arguments = self._begin(step, optimizer, args, kwargs)
+        except BaseException:  # its traceback holds the step
+            step.undo()
+            raise
+        self._step = weakref.ref(step)
+        return arguments
 
-    def _fail(self) -> None:
-        """Let go of the call of step: its frame keeps the locals of all its callers alive, such as the loss."""
-        self._frame = None
+    def _begin(
+        self, step: Step, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Let the rule act, or have the closure let it; return the arguments, which hold the step."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        waits = callable(closure) and self._evaluator.moment is not None
+        if waits:
+            step.switch_off()
+        else:
+            step.prepare(self._evaluate(optimizer))
+        if not callable(closure):
+            step.act()
+            return _Arguments.holding(step, args), kwargs
 
-    def _ask(self) -> list[Answer]:
-        answers = self._asker.ask(self._count.value())
-        self._last = [0.0 if isinstance(self._terms.rule, Penalty) else answer.value for answer in answers]
-        return answers
+        def wrapped() -> Any:
+            nonlocal waits
+            try:
+                loss = closure()
+                if waits:  # for the gradients that the closure makes
+                    waits = False
+                    step.prepare(self._evaluate(optimizer), late=True)
+                step.act()
+            except BaseException:
+                step.undo()
+                raise
+            return loss
+
+        if len(args) > 1:
+            return _Arguments.holding(step, (args[0], wrapped, *args[2:])), kwargs
+        return _Arguments.holding(step, args), {**kwargs, "closure": wrapped}
+
+    def _evaluate(self, optimizer: Optimizer) -> list[Any]:
+        asked = self._evaluator.evaluate(optimizer, self._count.value())
+        self._next = [0.0 if each is None or each[0].penalty else each[1].answer for each in asked]
+        return asked
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._depth > 0:
-            self._depth -= 1
-            return
-        self._frame = None
-        self._decay.finish()
-        if self._asker.moment is not None:
-            self._asker.moment.commit()
-        first = self._terms.first_group(optimizer)
-        for group, r in (self._action.applied() or {}).items():
-            self._last[group - first] = r
+        step = args.step if isinstance(args, _Arguments) else None
+        if step is None or step is not self._step():
+            return  # of a call inside the step
+        self._step = _no_step
+        self._last = self._next
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._count.add(self._found_inf)
+        self._evaluator.commit()
+        step.finish()
+        first = self._config.first_group(optimizer)
+        for _, action in self._evaluator.actions:
+            for group, r in (action.applied() or {}).items():
+                self._last[group - first] = r
+
+    def _settle(self) -> None:
+        """Take back what a call has left that ended by an exception, while a traceback still holds its frame."""
+        step, self._step = self._step(), _no_step
+        if step is not None:
+            step.undo()
 
     def fractions(self) -> list[float]:
         """Return what the last step removed, per group of this optimizer."""
-        count = len(self._optimizer.param_groups)
+        optimizer = self._optimizer()
+        count = 0 if optimizer is None else len(optimizer.param_groups)
         if self._found_inf is not None and self._found_inf.item() != 0:
             return [0.0] * count
         return ([float(r) for r in self._last] + [0.0] * count)[:count]
 
     def hand_over_norm(self, norm: Tensor | float) -> bool:
         """Take the norm of all gradients of the coming step; tell whether the rule has a use for it."""
-        self._asker.total_norm = norm
-        return self._asker.moment is not None
+        self._evaluator.total_norm = norm
+        return self._evaluator.moment is not None
 
     # ---- checkpoints
 
-    def _before_state_dict(self, optimizer: Optimizer) -> None:
-        self._decay.end()
-        self.adopt()
-        for group in optimizer.param_groups:
-            group[STEP] = self._count.value()
-            if self._remembers:
-                group[MEMORY] = self._keeper.save(group["params"])
-
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-        for group in optimizer.param_groups:  # the state dict has copies of the groups, which keep the count
-            group[STEP] = ELSEWHERE
+        """Write into the copies of the groups: a step may be under way, and the groups themselves are its."""
+        self.sync_groups(optimizer)
+        step = self._step()
+        for index, (group, copy) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
+            copy.update({key: group[key] for key in KEYS if key in group})
+            copy[STEP] = self._count.value()
             if self._remembers:
-                group[MEMORY] = ()
+                copy[MEMORY] = self._memory_of(optimizer, index)
+            if step is not None:
+                copy.update(step.users_values(group))
 
     def _before_load_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """Refuse another law here, where raising leaves the optimizer untouched."""
-        self._decay.end()
-        self.adopt()
-        terms, needs, groups = self._terms, self._terms.rule.needs, optimizer.param_groups
-        if terms.allow_other_law:
+        self._settle()
+        self.sync_groups(optimizer)
+        config, needs, groups = self._config, self._config.rule.needs, optimizer.param_groups
+        for index, saved in enumerate(state_dict["param_groups"]):
+            self._check_law(saved)
+            if saved.get(STEP, ELSEWHERE) != ELSEWHERE:
+                self._memory_in(optimizer, saved, index)
+        if config.allow_other_law:
             keys = (INITIAL, "weight_decay")
             self._before_load = [{key: group[key] for key in keys if key in group} for group in groups]
             return
-        given = terms.numbers.get("peak_lr")
+        given = config.numbers.get("peak_lr")
         for index, (group, saved) in enumerate(zip(groups, state_dict["param_groups"], strict=False)):
-            self._check_law(saved)
-            if "lam" in needs and INITIAL in saved and terms.decays(group):
+            part = config.rule_for(optimizer, index)
+            if part is not None and "lam" in part.needs and INITIAL in saved:
                 what = f"weight_decay (as lam of parameter group {index})"
                 refusals.check_law(repr(group[INITIAL]), repr(saved[INITIAL]), what)
             if "peak_lr" in needs and given is not None and saved.get(PEAK, 0.0) > 0.0:
@@ -235,23 +289,110 @@ class Attachment:
         for group, before in zip(optimizer.param_groups, self._before_load, strict=False):
             group.update(before)
         self._before_load = []
-        self._users = None if self._users is None else self._values()
+        self._users = None if self._users is None else _values(optimizer)
         self._last, self._found_inf, self._count = [], None, StepCount()
-        self._keeper.load([])
-        self._action.load([])
-        lost = self._terms.rule.needs & self._kept_in_checkpoints()
+        self._load_memory(optimizer, [()] * len(optimizer.param_groups))
+        lost = self._config.rule.needs & self._kept_in_checkpoints()
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
                 f"the loaded checkpoint was saved without halflife, so that {' and '.join(sorted(lost))} of "
                 f"{self._law} start anew",
                 stacklevel=4,
             )
-        self.adopt()
+        self.sync_groups(optimizer)
+
+    def _check_law(self, saved: dict[str, Any]) -> None:
+        loaded = saved.get(STEP, ELSEWHERE) != ELSEWHERE
+        if loaded and not self._config.allow_other_law and not same_law(saved[LAW], self._config.rule):
+            refusals.check_law(self._law, saved[LAW], "law")
 
     def _kept_in_checkpoints(self) -> set[str]:
         """Return the names of what rules need that the optimizer itself does not know."""
-        own_moment = self._asker.moment is not None and not self._asker.moment.reads_optimizer
+        moment = self._evaluator.moment
+        own_moment = moment is not None and not moment.reads_optimizer
         return {"step", "peak_lr", "initial_norm", "reference"} | ({"second_moment"} if own_moment else set())
+
+    # ---- numbers per parameter: the second moment of all, and what a group's action remembers
+
+    def _memory_of(self, optimizer: Optimizer, index: int) -> tuple[float, ...]:
+        """Return what a checkpoint has to keep for a group."""
+        parameters, moment = optimizer.param_groups[index]["params"], self._evaluator.moment
+        action = self._evaluator.action_of(optimizer, index)
+        kept = None if action is None else action.save(parameters)
+        return (*(() if moment is None else moment.save(parameters)), *(kept or ()))
+
+    def _memory_in(self, optimizer: Optimizer, saved: dict[str, Any], index: int) -> tuple[float, ...]:
+        """Return what a checkpoint has kept for a group; refuse what is damaged."""
+        values = saved.get(MEMORY)
+        if not self._remembers or values is None or index >= len(optimizer.param_groups):
+            return ()
+        moment, num_parameters = self._evaluator.moment is not None, len(saved["params"])
+        size = (2 * moment + self._keeps_norms(optimizer, index)) * num_parameters
+        older = 2 * num_parameters + 3 if moment else num_parameters
+        complete = len(values) in {size, older}
+        if not complete and not same_law(saved[LAW], self._config.rule):
+            return ()  # another law's
+        refusals.check_memory(values, size, complete, index)
+        return tuple(values)
+
+    def _load_memory(self, optimizer: Optimizer, memory: Sequence[tuple[float, ...]]) -> None:
+        """Start again from what a checkpoint has kept for each group, () for nothing."""
+        moment, groups = self._evaluator.moment, [group["params"] for group in optimizer.param_groups]
+        norms = [
+            values[-len(each) :] if self._keeps_norms(optimizer, index) else ()
+            for index, (each, values) in enumerate(zip(groups, memory, strict=True))
+        ]
+        if moment is not None:
+            moments = [values[: len(values) - len(last)] for values, last in zip(memory, norms, strict=True)]
+            moment.load([(each, values or None) for each, values in zip(groups, moments, strict=True)])
+        of_groups = [self._evaluator.action_of(optimizer, index) for index in range(len(groups))]
+        for _, action in self._evaluator.actions:
+            mine = zip(groups, norms, of_groups, strict=True)
+            action.load([(parameters, values or None) for parameters, values, its in mine if its is action])
+
+    def _keeps_norms(self, optimizer: Optimizer, index: int) -> bool:
+        action = self._evaluator.action_of(optimizer, index)
+        return action is not None and action.save(()) is not None
+
+
+class _Arguments(tuple[Any, ...]):
+    """The arguments of a call of ``step``. The call keeps them to its end, and with them the step."""
+
+    step: Step
+
+    @classmethod
+    def holding(cls, step: Step, arguments: tuple[Any, ...]) -> _Arguments:
+        """Return arguments that hold a step."""
+        made = cls(arguments)
+        made.step = step
+        return made
+
+
+def _no_step() -> None:
+    """Return what a weak reference to a step returns once there is none."""
+
+
+def _values(optimizer: Optimizer) -> list[Any]:
+    return [group.get("weight_decay") for group in optimizer.param_groups]
+
+
+def _move(hooks: dict[int, Any], hook_id: int, *, last: bool) -> None:
+    """Move a hook to an end of its dict."""
+    assert isinstance(hooks, OrderedDict)  # as torch makes it
+    hooks.move_to_end(hook_id, last=last)
+
+
+def _registering_before(hook_id: int, reference: Callable[[], Optimizer | None]) -> Callable[[Any], Any]:
+    """Return a ``register_step_pre_hook`` that leaves one hook behind all that it registers."""
+
+    def register_step_pre_hook(hook: Any) -> Any:
+        optimizer = reference()
+        assert optimizer is not None  # it is called through the optimizer
+        handle = type(optimizer).register_step_pre_hook(optimizer, hook)
+        _move(optimizer._optimizer_step_pre_hooks, hook_id, last=True)
+        return handle
+
+    return register_step_pre_hook
 
 
 def _outside_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
@@ -279,9 +420,9 @@ def _calling_frame() -> FrameType | None:
     return frame
 
 
-def _is_running(call: FrameType) -> bool:
-    """Return whether a call has not ended: whether its frame is on the stack."""
+def _is_running(call: int) -> bool:
+    """Return whether the frame with this id, which still exists, is on the stack: whether its call has not ended."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not call:
+    while frame is not None and id(frame) != call:
         frame = frame.f_back
-    return frame is call
+    return frame is not None

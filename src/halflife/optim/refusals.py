@@ -6,6 +6,7 @@ expected, and what to do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,26 +14,32 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from halflife.conversion import convert
 from halflife.errors import UserError
+from halflife.numbers import check_non_negative
 from halflife.optim.known import facts_of, family_of
 from halflife.optim.second_moment import measures_gradients
 from halflife.rules.appliers import Toward
-from halflife.rules.base import Part, Penalty
+from halflife.rules.base import LamRule, Part, Penalty
+from halflife.rules.basic import Normalized
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
-from halflife.rules.wrappers import PerGroup
 
 __all__ = [
     "check_fraction",
     "check_known",
     "check_law",
     "check_lr",
+    "check_memory",
     "check_not_capturing",
     "check_optimizers",
+    "check_own_values",
     "check_peak",
     "check_rule",
     "check_some_decay",
     "check_undivided",
+    "check_unit",
+    "check_weight_decay",
 ]
 
 # Recursive learning-rate schedulers of torch come back to the peak with a rounding error; this much is no
@@ -83,27 +90,36 @@ def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
             f"{rule.__name__}(...)" if isinstance(rule, type) and issubclass(rule, Part) else "halflife.Decoupled(0.1)"
         )
         raise UserError(f"attach expected a rule such as {made}, got {rule!r}")
+    num_groups = [len(optimizer.param_groups) for optimizer in optimizers]
+    rule.check_groups(sum(num_groups))
     if "net_norm" in rule.needs and len(optimizers) > 1:
         raise UserError(
             f"{rule!r} projects one net, but {len(optimizers)} optimizers step at different times; attach it to each"
             ' with its own radius, or use per="tensor"'
         )
-    if len(optimizers) > 1 and isinstance(rule, Toward) and isinstance(getattr(rule.reference, "values", None), list):
-        raise UserError(
-            f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the first;"
-            " give them by name, or attach to each optimizer with its own list"
-        )
-    num_groups = [len(optimizer.param_groups) for optimizer in optimizers]
     for index, optimizer in enumerate(optimizers):
-        stables = [part for part in rule.parts_for(num_groups, index) if isinstance(part, Stable)]
+        first = sum(num_groups[:index])
+        parts = [part for group in range(num_groups[index]) for part in rule.for_group(first + group).parts()]
+        for part in parts:
+            if (
+                isinstance(part, Toward)
+                and len(optimizers) > 1
+                and isinstance(getattr(part.reference, "values", None), list)
+            ):
+                raise UserError(
+                    f"Toward got references in order for {len(optimizers)} optimizers, each of which would begin with the"
+                    " first; give them by name, or attach to each optimizer with its own list"
+                )
+        stables = [part for part in parts if isinstance(part, Stable)]
         if len({part.beta2 for part in stables}) > 1:
             raise UserError(f"{rule!r} asks for several values of beta2; one optimizer has one running mean")
         if any(measures_gradients(part, optimizer) for part in stables) or rule.needs & {"weight_norm", "net_norm"}:
             _check_whole(rule, optimizer)
-        if isinstance(rule, Penalty):
-            _check_penalty(rule, optimizer)
-        for part in stables:
-            _check_stable(part, optimizer)
+        for part in parts:
+            if isinstance(part, Penalty):
+                _check_penalty(part, optimizer)
+            if isinstance(part, Stable):
+                _check_stable(part, optimizer)
 
 
 def _check_whole(rule: Part, optimizer: Optimizer) -> None:
@@ -150,29 +166,110 @@ def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
         )
 
 
-def check_known(
-    rule: Part, groups: Iterable[Mapping[str, Any]], known: Mapping[str, float | None], own: Sequence[float]
-) -> None:
+def check_known(rule: Part, known: Mapping[str, float | None]) -> None:
     """Refuse a rule that needs a number nobody gave.
 
     Args:
         rule: The rule.
-        groups: The groups that decay.
         known: The arguments of ``attach`` by the name of what they tell.
-        own: Those of the groups' own values that are not 0.
 
     Raises:
-        UserError: If ``steps_per_epoch`` or ``tokens_per_step`` is missing, or no group has a value of its own.
+        UserError: If ``steps_per_epoch`` or ``tokens_per_step`` is missing.
     """
     for name, value in known.items():
         if name in rule.needs and value is None:
             raise UserError(f"{rule!r} needs {name}: pass attach(..., {name}=...)")
-    if "lam" in rule.needs and any("weight_decay" not in group for group in groups):
+
+
+def check_own_values(rule: Part, groups: Sequence[tuple[Part, Mapping[str, Any]]], own: Sequence[float]) -> None:
+    """Refuse a rule that takes the groups' own values where they have none.
+
+    Args:
+        rule: The whole rule.
+        groups: The groups that decay, each with its part of the rule.
+        own: Those of the groups' own values that are not 0.
+
+    Raises:
+        UserError: If a group without ``weight_decay`` should give one, or all are 0.
+    """
+    takers = [group for part, group in groups if "lam" in part.needs]
+    if any("weight_decay" not in group for group in takers):
         raise UserError(
             f"{rule!r} takes each group's own weight_decay, but this optimizer has none; give the rule a lam"
         )
-    if "lam" in rule.needs and not own and not any(isinstance(part, PerGroup) for part in rule.parts()):
+    if any(math.isnan(group.get("initial_weight_decay", 0.0)) for group in takers):
+        raise UserError(
+            f"{rule!r} takes each group's own weight_decay, but param_groups made one for a rule that reads none; give the"
+            " rule a lam, or attach the rule of the groups"
+        )
+    if len(takers) == len(groups) and not own:
         raise UserError(f"{rule!r} takes each group's own weight_decay, which is 0 in all of them; give the rule a lam")
+
+
+def check_unit(part: Part, optimizer: Optimizer, group: Mapping[str, Any], own: float, peak_lr: float) -> None:
+    """Refuse a rule that would take a group's own ``weight_decay`` as a coefficient of another unit.
+
+    Args:
+        part: The part that acts on the group.
+        optimizer: The optimizer.
+        group: The group.
+        own: Its own ``weight_decay``.
+        peak_lr: Its peak learning rate, as far as it is known; 0 if it is not.
+
+    Raises:
+        UserError: With the value of the same decay in the rule's unit, where that is known.
+    """
+    for each in part.parts():
+        if isinstance(each, LamRule) and each.lam is None and not each.inherits:
+            kind = type(each).__name__
+            raise UserError(
+                f"{kind} needs a lam: the weight_decay = {own:.6g} of {_name(optimizer)} has another unit;"
+                f" {_in_unit_of(each, optimizer, group, own, peak_lr)}"
+            )
+
+
+def _in_unit_of(rule: LamRule, optimizer: Optimizer, group: Mapping[str, Any], own: float, peak_lr: float) -> str:
+    """Say what a group's own decay is under a rule, as far as it can be said."""
+    kind, name, facts = type(rule).__name__, _name(optimizer), facts_of(type(optimizer))
+    if not facts.native(group) and not facts.momentum:
+        return (
+            f"the decay of {name} is not known to be lr * weight_decay, so no lam of {kind} can be named for it; give the"
+            " rule a lam, or the time scale itself: HalfLife(steps=...)"
+        )
+    try:
+        lam = convert(
+            own,
+            from_="decoupled" if facts.native(group) else "l2",
+            to=kind.lower(),
+            peak_lr=peak_lr,
+            momentum=None if facts.native(group) else float(group["momentum"]),
+            dampening=None if facts.native(group) else float(group["dampening"]),
+            total_steps=rule.steps if isinstance(rule, Normalized) else None,
+        )
+        return f"{own:.6g} of {name} at peak lr {peak_lr:.6g} is {dataclasses.replace(rule, lam=float(f'{lam:.6g}'))!r}"
+    except UserError:  # no peak yet, a law of the user's own, or a decay that is too strong for the unit
+        return f"give the rule a lam, which halflife.convert computes from the {own:.6g} of {name}"
+
+
+def check_weight_decay(value: object, group: int) -> float:
+    """Return a group's ``weight_decay`` as a float; refuse what is no finite number >= 0.
+
+    Args:
+        value: What the group has.
+        group: Number of the group.
+
+    Returns:
+        The number.
+
+    Raises:
+        UserError: If it is None, text, negative, infinite or NaN.
+    """
+    try:
+        return check_non_negative("weight_decay", value)  # type: ignore[arg-type]  # it checks the type too
+    except UserError:
+        raise UserError(
+            f"the weight_decay of parameter group {group} is {value!r}; expected a finite number >= 0, 0.0 for no decay"
+        ) from None
 
 
 def check_some_decay(groups: Sequence[Mapping[str, Any]], decaying: Sequence[Mapping[str, Any]]) -> None:
@@ -230,10 +327,12 @@ def check_lr(lr: Any, group: int) -> float:
     Raises:
         UserError: If it is one of these.
     """
-    number = math.nan if lr is None else float(lr)
+    try:
+        number = math.nan if lr is None else float(lr)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
     if not 0.0 <= number < math.inf:
-        got = None if lr is None else number
-        raise UserError(f"the lr of parameter group {group} is {got!r}; expected a finite number >= 0")
+        raise UserError(f"the lr of parameter group {group} is {lr!r}; expected a finite number >= 0")
     return number
 
 
@@ -299,6 +398,28 @@ def check_law(attached: str, saved: str, what: str) -> None:
             f"the checkpoint was made under the {what} {saved}, but attached is {attached}; attach the same "
             "to go on exactly, or pass attach(..., allow_other_law=True) to continue under the attached one"
         )
+
+
+def check_memory(values: Sequence[float], expected: int, complete: bool, group: int) -> None:
+    """Refuse numbers per parameter of a checkpoint that are damaged.
+
+    Args:
+        values: The numbers.
+        expected: How many there should be.
+        complete: Whether there are as many as there should be.
+        group: Number of the group.
+
+    Raises:
+        UserError: If some are missing or too many, or one is NaN, infinite or negative (-1 stands for none).
+    """
+    broken = next((value for value in values if not 0.0 <= value < math.inf and value != -1.0), None)
+    if broken is None and complete:
+        return
+    got = f"{len(values)} numbers" if broken is None else f"{broken!r} among them"
+    raise UserError(
+        f"the checkpoint is damaged: halflife_memory of parameter group {group} should hold {expected} finite numbers >= 0,"
+        f" got {got}; load another checkpoint, or remove halflife_memory from its groups to start anew"
+    )
 
 
 def check_not_capturing(parameters: Iterable[torch.Tensor]) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from halflife.errors import UserError
 from halflife.expressions import Spelled
@@ -124,15 +124,6 @@ class Part(Spelled):
         for part in self.inside():
             part.check_groups(num_groups)
 
-    def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
-        """Yield the parts for the groups of one optimizer.
-
-        Args:
-            num_groups: How many groups each optimizer has. Groups that are added later are the last one's.
-            index: Which optimizer.
-        """
-        yield from self.parts()
-
 
 class Rule(Part, ABC):
     """Computes the fraction of the weight that a step removes."""
@@ -212,6 +203,7 @@ class LamRule(Rule):
         UserError: If ``lam`` is negative, infinite or NaN.
     """
 
+    inherits: ClassVar[bool] = True  # whether its unit is that of an optimizer's weight_decay, which lam=None takes
     lam: float | None = None
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from halflife.errors import UserError
 from halflife.numbers import check_at_least, check_positive
@@ -54,7 +55,8 @@ class Independent(LamRule):
     Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
-        lam: The fraction at the peak, ``0 <= lam < 1``; None takes each group's own ``weight_decay``.
+        lam: The fraction at the peak, ``0 <= lam < 1``; None cannot be attached, because a group's
+            ``weight_decay`` has another unit.
 
     Raises:
         UserError: If ``lam`` is negative, NaN or >= 1.
@@ -63,6 +65,8 @@ class Independent(LamRule):
         >>> Independent(1e-4).fraction(StepInfo(lr=0.5, peak_lr=1.0))
         5e-05
     """
+
+    inherits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +95,8 @@ class Constant(LamRule):
     Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
-        lam: The fraction, ``0 <= lam < 1``; None takes each group's own ``weight_decay``.
+        lam: The fraction, ``0 <= lam < 1``; None cannot be attached, because a group's
+            ``weight_decay`` has another unit.
 
     Raises:
         UserError: If ``lam`` is negative, NaN or >= 1.
@@ -100,6 +105,8 @@ class Constant(LamRule):
         >>> Constant(1e-4).fraction(StepInfo(lr=0.5))
         0.0001
     """
+
+    inherits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,7 +249,8 @@ class Normalized(LamRule):
     Matches: a loop in plain numbers (``tests/optim/test_attach.py::test_equals_scalar_oracle``).
 
     Args:
-        lam: The normalized coefficient, >= 0; None takes each group's own ``weight_decay``.
+        lam: The normalized coefficient, >= 0; None cannot be attached, because a group's
+            ``weight_decay`` has another unit.
         steps: Steps of the run, or of its first restart, >= 1; ``b / (B * T)`` of the paper need not be whole.
         factor: By how much each restart is longer than the one before, >= 1; None if there are no restarts:
             steps after the last planned one are then decayed like it.
@@ -257,6 +265,7 @@ class Normalized(LamRule):
         0.0025
     """
 
+    inherits: ClassVar[bool] = False
     steps: float = 0
     factor: float | None = None
 

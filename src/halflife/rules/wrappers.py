@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -172,14 +172,6 @@ class PerGroup(Rule):
             raise UserError(
                 f"PerGroup has {len(self.rules)} rules and the optimizers have {num_groups} groups: give one per group"
             )
-
-    def parts_for(self, num_groups: Sequence[int], index: int) -> Iterator[Part]:
-        """Yield itself and the parts of the rules of the optimizer's groups."""
-        first = sum(num_groups[:index])
-        end = None if index == len(num_groups) - 1 else first + num_groups[index]
-        yield self
-        for rule in self.rules[first:end]:
-            yield from rule.parts()
 
     def fraction(self, info: StepInfo) -> float | Tensor:
         """Return the fraction of this group's rule.

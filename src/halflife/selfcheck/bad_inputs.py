@@ -189,7 +189,7 @@ BAD_INPUTS = [
     BadInput("Stable elsewhere", lambda: attach(_decaying(Adamax), Stable(0.1)), "Stable(..., beta2=0.999)"),
     BadInput(
         "two values of beta2",
-        lambda: attach(_decaying(Adamax), PerGroup([Stable(1.0, beta2=0.9), Stable(1.0, beta2=0.8)])),
+        lambda: attach(Adamax(groups_of(1.0, 1.0), lr=0.1), PerGroup([Stable(1.0, beta2=0.9), Stable(1.0, beta2=0.8)])),
         "one optimizer has one running mean",
     ),
     BadInput("one sphere, two nets", lambda: attach([_decaying(), _decaying()], Sphere(1.0)), 'or use per="tensor"'),
@@ -248,7 +248,7 @@ BAD_INPUTS = [
                 "r = 2.0 of the weights in parameter group 0 at lr = 0.1, lam = 20.0",
             ),
             ("r = 1", Decoupled(10.0), 0.1, "r = 1.0 of the weights"),
-            ("r of its own", Constant(), 0.1, "r = 5.0 of the weights"),
+            ("r of its own", Decoupled(), 0.3, "r = 1.5 of the weights"),
             ("r is NaN", Scheduled(HalfLife(steps=3), lambda step: math.nan), 0.1, "r = nan of the weights"),
             ("r < 0", Scheduled(A, lambda step: -1.0), 0.1, "r = -0.0"),
             ("no lr", A, None, "lr of parameter group 0 is None"),

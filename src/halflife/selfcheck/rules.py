@@ -229,13 +229,12 @@ def _into(moment: Literal["first", "second"]) -> RuleCase:
 
 decoupled = by_formula(lambda lr, peak, own, t, group: lr * LAM)
 tenth = by_formula(lambda lr, peak, own, t, group: 0.1)
-own_share = by_formula(lambda lr, peak, own, t, group: lr / peak * own)
+own_corrected = by_formula(lambda lr, peak, own, t, group: lr * lr / peak * own)
 
 RULES = [
     of_numbers("decoupled", Decoupled(LAM), lambda lr, peak, own, t, group: lr * LAM),
     of_numbers("decoupled, own", Decoupled(), lambda lr, peak, own, t, group: lr * own, UNLIKE, everywhere=True),
     of_numbers("independent", Independent(SHARE), lambda lr, peak, own, t, group: lr / peak * SHARE),
-    of_numbers("independent, own", Independent(), lambda lr, peak, own, t, group: lr / peak * own, SHARES),
     of_numbers("constant", Constant(SHARE / 2), lambda lr, peak, own, t, group: SHARE / 2),
     of_numbers("corrected", Corrected(LAM), lambda lr, peak, own, t, group: lr * lr / peak * LAM, everywhere=True),
     of_numbers("corrected, own", Corrected(), lambda lr, peak, own, t, group: lr * lr / peak * own, UNLIKE),
@@ -382,10 +381,10 @@ RULES = [
     RuleCase("Cautious", "cautious", lambda named: Cautious(Decoupled(LAM)), lambda net, case: Masked(decoupled)),
     RuleCase(
         "Cautious",
-        "cautious independent, own",
-        lambda named: Cautious(Independent()),
-        lambda net, case: Masked(own_share),
-        own=SHARES,
+        "cautious corrected, own",
+        lambda named: Cautious(Corrected()),
+        lambda net, case: Masked(own_corrected),
+        own=UNLIKE,
         refused=refused.needs_own,
     ),
     RuleCase(
@@ -405,9 +404,9 @@ RULES = [
     RuleCase(
         "Toward",
         "toward an average",
-        lambda named: Toward(Independent(), MovingAverage(0.7)),
-        lambda net, case: Pulled(own_share, beta=0.7),
-        own=SHARES,
+        lambda named: Toward(Corrected(), MovingAverage(0.7)),
+        lambda net, case: Pulled(own_corrected, beta=0.7),
+        own=UNLIKE,
         refused=refused.needs_own,
         roundings=PULLED,
     ),

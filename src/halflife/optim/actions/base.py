@@ -18,13 +18,13 @@ __all__ = ["LOW", "Action", "Work", "by_device_and_precision", "precision_of", "
 LOW = {torch.bfloat16, torch.float16}  # types that arithmetic with small fractions has to leave for float32
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: that would multiply the time to make one, at each step and group
 class Work:
     """What one parameter group asks of an action at one step.
 
     Args:
         group: The group.
-        parameters: Its parameters with a gradient.
+        parameters: Its parameters with a gradient, known once they have it.
         answer: The rule's fraction, or the penalty's coefficient.
         info: What the rule was told.
     """
@@ -48,6 +48,9 @@ class Action(ABC):
 
     def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:  # noqa: B027 - most actions have nothing to do here
         """Act after the update, with what was given to `before`."""
+
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:  # noqa: B027 - most actions have nothing to do here
+        """Take back what `before` did to these parameters: the step failed before its update reached them."""
 
     def applied(self) -> dict[int, float | Tensor] | None:
         """Return the fractions by group number where they are known only after the step."""

@@ -36,6 +36,7 @@ class MaskedShrink(Action):
         # Kept from step to step: making them anew costs page faults.
         self._copies: ByParameter[Tensor] = ByParameter()
         self._scratch: dict[torch.dtype, Tensor] = {}
+        self._shrunk: ByParameter[int] = ByParameter()  # versions of weights that a step has shrunk which then failed
         self._fused = False  # whether this step may use kernels
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
@@ -48,6 +49,8 @@ class MaskedShrink(Action):
                 direction = direction_of(optimizer, each.group, parameter)
                 if direction is not None and parameter.grad is not None:
                     self._copies.pop(parameter)  # of a step with a sparse gradient
+                    if self._shrunk.get(parameter) == parameter._version:
+                        continue
                     memory = None if direction.memory is None else local(direction.memory)
                     update = memory, local(parameter.grad)
                     r = _fraction(optimizer, each.answer, shard)
@@ -58,6 +61,7 @@ class MaskedShrink(Action):
                 if copy is None or (copy.shape, copy.dtype, copy.device) != (shard.shape, shard.dtype, shard.device):
                     copy = self._copies[parameter] = torch.empty_like(shard)
                 pairs.append((copy, shard))
+        self._shrunk = ByParameter()
         if pairs:
             torch._foreach_copy_([copy for copy, _ in pairs], [shard for _, shard in pairs], non_blocking=True)
 
@@ -101,6 +105,13 @@ class MaskedShrink(Action):
             part = slice(start, min(start + PIECE, elements))
             pieces = [None if each is None else each[part] for each in flat]
             _widened(shrink, pieces, numbers, precision, room[: part.stop - start])
+
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Leave these weights out of the next pass: the moments that gave the mask may have moved by now."""
+        for each in work:
+            for parameter in each.parameters:
+                if parameter not in self._copies:
+                    self._shrunk[parameter] = parameter._version
 
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:
         """Let go of copies of parameters that may be gone."""

@@ -21,6 +21,9 @@ class AddToGradient(Action):
 
     penalty = True
 
+    def __init__(self) -> None:
+        self._added: dict[int, int] = {}  # the version of each gradient, by its id, once the term is in it
+
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Add the term in the units that the gradients have now.
 
@@ -37,6 +40,11 @@ class AddToGradient(Action):
             )
         for each in work:
             add_to_gradients(optimizer, each.group, each.parameters, float(each.answer))
+        self._added = _gradient_versions(work)
+
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Subtract the term from gradients that nobody has changed since, exact up to rounding."""
+        _subtract(optimizer, work, self._added)
 
 
 class AddToMoment(Action):
@@ -54,21 +62,38 @@ class AddToMoment(Action):
 
     def __init__(self, *, first: bool) -> None:
         self._first = first
+        self._added: dict[int, int] = {}  # the version of each moment and gradient, by its id, once the term is in it
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Prepare the first moment, and the gradient where the second moment takes the term."""
         for each in work:
-            beta1 = float(each.group["betas"][0])
             _make_state(optimizer, each.group)
-            factor = (1.0 - beta1) / beta1 * float(each.answer) * (1.0 if self._first else -1.0)
-            found_inf = getattr(optimizer, "found_inf", None)
-            for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
-                moments = [local(optimizer.state[parameter]["exp_avg"]) for parameter in tensors]
-                shards = [local(parameter) for parameter in tensors]
-                coefficient = unless_skipped(factor, 0.0, found_inf, device, dtype)
-                torch._foreach_add_(moments, torch._foreach_mul(shards, coefficient))
+            self._add_to_moments(optimizer, each, each.parameters, 1.0)
             if not self._first:
                 add_to_gradients(optimizer, each.group, each.parameters, float(each.answer))
+        self._added = _versions([optimizer.state[p]["exp_avg"] for each in work for p in each.parameters])
+        if not self._first:
+            self._added |= _gradient_versions(work)
+
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Subtract the term from moments and gradients that nobody has changed since, exact up to rounding."""
+        for each in work:
+            moments = [optimizer.state[parameter]["exp_avg"] for parameter in each.parameters]
+            unchanged = [
+                p for p, m in zip(each.parameters, moments, strict=True) if self._added.get(id(m)) == m._version
+            ]
+            self._add_to_moments(optimizer, each, unchanged, -1.0)
+        _subtract(optimizer, work, self._added)
+
+    def _add_to_moments(self, optimizer: Optimizer, work: Work, parameters: Sequence[Tensor], sign: float) -> None:
+        beta1 = float(work.group["betas"][0])
+        factor = sign * (1.0 - beta1) / beta1 * float(work.answer) * (1.0 if self._first else -1.0)
+        found_inf = getattr(optimizer, "found_inf", None)
+        for (device, dtype), tensors in by_device_and_precision(parameters).items():
+            moments = [local(optimizer.state[parameter]["exp_avg"]) for parameter in tensors]
+            shards = [local(parameter) for parameter in tensors]
+            coefficient = unless_skipped(factor, 0.0, found_inf, device, dtype)
+            torch._foreach_add_(moments, torch._foreach_mul(shards, coefficient))
 
 
 def add_to_gradients(
@@ -101,3 +126,18 @@ def _make_state(optimizer: Optimizer, group: dict[str, Any]) -> None:
     """
     if any(p.grad is not None and not optimizer.state[p] for p in group["params"]):
         optimizer._init_group(group, [], [], [], [], [], [])  # type: ignore[attr-defined]  # Adam has it
+
+
+def _versions(tensors: Sequence[Tensor]) -> dict[int, int]:
+    return {id(tensor): tensor._version for tensor in tensors}
+
+
+def _gradient_versions(work: Sequence[Work]) -> dict[int, int]:
+    return _versions([p.grad for each in work for p in each.parameters if p.grad is not None])
+
+
+def _subtract(optimizer: Optimizer, work: Sequence[Work], added: dict[int, int]) -> None:
+    """Take the term out of the gradients that are as they were when it was added."""
+    for each in work:
+        unchanged = [p for p in each.parameters if p.grad is not None and added.get(id(p.grad)) == p.grad._version]
+        add_to_gradients(optimizer, each.group, unchanged, -float(each.answer))

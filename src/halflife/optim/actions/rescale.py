@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -33,18 +34,27 @@ class Rescale(Action):
         self._first: ByParameter[Tensor] = ByParameter()  # squared norms before the first step
         self._saved: ByParameter[float] = ByParameter()  # the same, of a checkpoint
         self._applied: dict[int, float | Tensor] = {}
+        self._new: list[weakref.ref[Tensor]] = []  # whose norms the last step has recorded
 
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Record the norms of parameters that are met for the first time."""
         if "initial_norm" not in self._rule.needs:
             return
         new = [parameter for each in work for parameter in each.parameters if parameter not in self._first]
+        self._new = [weakref.ref(parameter) for parameter in new]
         if not new:
             return
         for parameter, square in zip(new, squared_norms(new), strict=True):
             self._first[parameter] = (
                 torch.full_like(square, self._saved[parameter]) if parameter in self._saved else square
             )
+
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Forget the norms that this step recorded."""
+        for reference in self._new:
+            parameter = reference()
+            if parameter is not None:
+                self._first.pop(parameter)
 
     def after(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
         """Measure, and scale back."""

@@ -22,6 +22,11 @@ class Shrink(Action):
         for each in work:
             scale(each.parameters, 1.0 - each.answer, getattr(optimizer, "found_inf", None))
 
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Divide by what the weights were multiplied by: exact up to rounding."""
+        for each in work:
+            scale(each.parameters, 1.0 / (1.0 - each.answer), getattr(optimizer, "found_inf", None))
+
 
 def scale(parameters: Sequence[Tensor], factor: float | Tensor, found_inf: Tensor | None) -> None:
     """Multiply parameters by one factor in place, unless ``found_inf`` says that the step is skipped.

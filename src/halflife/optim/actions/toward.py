@@ -66,6 +66,17 @@ class Pull(Action):
             if self._key not in state:  # also after the user has emptied it in the middle of a run
                 state[self._key] = self._known[parameter]
 
+    def undo(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
+        """Push the weights back, exact up to rounding; first weights that were met in this step are met again."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        for each in work:
+            for (device, dtype), tensors in by_device_and_precision(each.parameters).items():
+                share = _share(-each.answer / (1.0 - each.answer), found_inf, device, dtype)
+                _pull(tensors, [self._known[tensor] for tensor in tensors], share)
+            for parameter in each.parameters:
+                if self._key not in optimizer.state.get(parameter, {}):
+                    self._known.pop(parameter)
+
     def _find(self, optimizer: Optimizer, parameter: Tensor) -> Tensor:
         if isinstance(self._reference, Tensors):
             return reference_of(optimizer, self._reference, parameter)
