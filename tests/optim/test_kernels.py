@@ -55,7 +55,11 @@ def steps(kind: Callable[..., Optimizer], dtype: torch.dtype, *, apart: bool = F
     return weight.detach()
 
 
-OPTIMIZERS: list[tuple[Callable[..., Optimizer], dict[str, Any]]] = [(AdamW, {}), (SGD, {}), (RMSprop, {})]
+OPTIMIZERS: list[tuple[Callable[..., Optimizer], dict[str, Any]]] = [
+    (AdamW, {"eps": 1e-3}),
+    (SGD, {}),
+    (RMSprop, {"eps": 1e-3}),
+]
 
 
 @needs_compiler
