@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from halflife.errors import UserError
 from halflife.optim import evaluate
-from halflife.optim.attaching import attach
+from halflife.optim.attaching import Handle, attach
+from halflife.optim.floor import floors_of
 from halflife.optim.second_moment import SecondMoment
 from halflife.rules import (
     Cautious,
@@ -274,6 +276,110 @@ def test_the_default_floor_keeps_r_below_ten_lr(lam: float, lr: float, moment: f
         assert r == pytest.approx(lr * lam / math.sqrt(moment))
 
 
+def steps_with(
+    rule: Any, size: float, *, lr: float = 6e-4, own: float = 0.5, count: int = 3
+) -> tuple[Handle, Optimizer]:
+    """Take steps with gradients of one size, as clipping makes them."""
+    first, second = weights()[:2]
+    more = own if rule.explicit_lam is not None or isinstance(rule, PerGroup) else 2 * own
+    groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "weight_decay": more}]
+    optimizer = AdamW(groups, lr=lr, weight_decay=own, betas=(0.9, 0.5))
+    handle = attach(optimizer, rule)
+    for _ in range(count):
+        for weight in (first, second):
+            weight.grad = torch.full_like(weight, size)
+        optimizer.step()
+    return handle, optimizer
+
+
+@pytest.mark.parametrize("lam", [0.1, 1.0, 1e9])
+def test_where_the_floor_decides_it_is_said_once_with_the_lam_that_would_be_meant(lam: float) -> None:
+    """All three remove lr / floor; the lam that is named removes what `Decoupled` does."""
+    with pytest.warns(UserWarning, match=r"the floor of Stable\(lam=.*\) decides in parameter group 0") as caught:
+        handle, optimizer = steps_with(Stable(lam), 1e-3)
+    assert handle.fractions() == pytest.approx([6e-3, 6e-3])
+    assert len(caught) == 1
+    assert caught[0].filename == __file__, "it points at the call of step"
+    text = str(caught[0].message)
+    for number in ("0.001, below floor * lam", f"lam = {0.1 * lam:.2g}, so", "every lam above 0.01 removes r = 0.006"):
+        assert number in text
+    floors = floors_of(optimizer)
+    assert set(floors) == {0, 1}
+    assert (floors[1].r, floors[1].rms) == pytest.approx((6e-3, 1e-3))
+    assert ("Decoupled" in text) is (lam < 10), "beyond, the floor would cap what Decoupled removes, too"
+    if lam < 10:
+        assert f"lam = {lam * 1e-3:.2g} removes lr * {lam:.2g} = {6e-4 * lam:.2g} here" in text
+        meant, other = steps_with(Stable(floors[0].lam_meant), 1e-3)
+        assert meant.fractions()[0] == pytest.approx(6e-4 * lam)
+        assert floors_of(other) == {}
+    handle.detach()
+    assert floors_of(optimizer) == {}
+
+
+def test_each_group_is_looked_at_by_the_lam_and_the_schedule_that_hold_in_it() -> None:
+    """Own values of 0.5 and 1: at a root mean square of 0.075 the floor decides in the second group alone."""
+    with pytest.warns(UserWarning, match=r"in parameter group 1, .* below floor \* lam = 0.1, .* r = 0.006 per step"):
+        _, optimizer = steps_with(Stable(), 0.075)
+    assert {group: floor.lam for group, floor in floors_of(optimizer).items()} == {1: 1.0}
+    with pytest.warns(UserWarning, match=r"in parameter group 1, .* lam above 0.75 removes r = 0.003 per step"):
+        steps_with(Scheduled(Stable(), lambda step: 0.5), 0.075)
+    with pytest.warns(UserWarning, match=r"in parameter group 0, .* r = 0.006 per step"):
+        _, optimizer = steps_with(PerGroup([Stable(1.0), Decoupled(0.1)]), 0.075)
+    assert set(floors_of(optimizer)) == {0}
+
+
+@pytest.mark.parametrize(
+    ("rule", "size"),
+    [
+        pytest.param(Stable(1.0, floor=0.25), 0.25, id="exactly at the floor"),
+        pytest.param(Stable(1.0), 0.0, id="no gradient yet"),
+        pytest.param(Stable(0.0), 1e-9, id="no decay"),
+        pytest.param(Stable(1e-3, floor=0.0), 1e-3, id="no floor"),
+    ],
+)
+def test_nothing_is_said_where_lam_decides(rule: Stable, size: float) -> None:
+    _, optimizer = steps_with(rule, size)
+    assert floors_of(optimizer) == {}
+
+
+def test_the_floor_lets_go_when_gradients_grow() -> None:
+    with pytest.warns(UserWarning, match="the floor of Stable"):
+        handle, optimizer = steps_with(Stable(1.0), 1e-3, count=1)
+    for group in optimizer.param_groups:
+        group["betas"] = (0.9, 0.0)
+        group["params"][0].grad.fill_(1.0)
+    optimizer.step()
+    assert floors_of(optimizer) == {}
+    assert handle.fractions()[0] == pytest.approx(6e-4)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "rule", [Stable(LAM), Stable(0.0), Cautious(Stable(LAM)), PerGroup([Decoupled(0.1), Stable(LAM)])]
+)
+def test_bad_gradients_are_named_and_leave_no_trace(rule: Any, bad: float) -> None:
+    """One number of one tensor; the run goes on as if the step had not been."""
+    results = []
+    for disturbed in (False, True):
+        params = weights()
+        optimizer = AdamW([{"params": params[:2]}, {"params": params[2:]}], lr=0.1, weight_decay=0.1)
+        handle = attach(optimizer, rule)
+        train(optimizer, params, range(2))
+        if disturbed:
+            for parameter, gradient in zip(params, gradients(2), strict=True):
+                parameter.grad = gradient
+            assert params[1].grad is not None
+            params[1].grad[3] = bad
+            before = [parameter.detach().clone() for parameter in params]
+            with pytest.raises(UserError, match=r"Stable\(.*got gradients that are infinite or NaN.*skip the step"):
+                optimizer.step()
+            assert all(map(torch.equal, params, before))
+        train(optimizer, params, range(2, 4))
+        results.append((handle.fractions(), [parameter.detach() for parameter in params]))
+    assert results[0][0] == results[1][0]
+    assert all(map(torch.equal, results[0][1], results[1][1]))
+
+
 def test_without_a_floor_vanishing_gradients_are_refused_at_r_1() -> None:
     """Where the published code flips the signs of the weights."""
     (weight, *_) = weights()
@@ -528,6 +634,7 @@ RULES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:the floor of Stable")
 @pytest.mark.parametrize("rule", RULES, ids=["stable", "floor", "scheduled", "cautious"])
 @pytest.mark.parametrize("form", FORMS, ids=["loop", "foreach", "fused"])
 def test_the_tensor_path_equals_the_float_path(rule: Any, form: dict[str, Any], request: pytest.FixtureRequest) -> None:
@@ -563,6 +670,34 @@ def test_on_a_device_r_above_1_stops_the_run_at_the_next_step() -> None:
     with pytest.raises(UserError, match=r"remove the fraction r = (1000\.0|999\.99|1000\.00)\d* of the weights"):
         optimizer.step()
     assert torch.equal(weight.detach(), after)
+
+
+@pytest.mark.usefixtures("device_path")
+def test_on_a_device_the_floor_is_spoken_of_a_step_later() -> None:
+    handle, optimizer = steps_with(Stable(0.1), 1e-3, count=1)
+    assert floors_of(optimizer) == {}
+    for turn in range(2):
+        with pytest.warns(UserWarning, match=r"lam = 0.0001 removes") if turn == 0 else nullcontext():
+            optimizer.step()
+    assert {group: floor.r for group, floor in floors_of(optimizer).items()} == pytest.approx({0: 6e-3, 1: 6e-3})
+    assert handle.fractions() == pytest.approx([6e-3, 6e-3])
+
+
+@pytest.mark.usefixtures("device_path")
+def test_on_a_device_bad_gradients_are_named_a_step_later_and_do_not_enter_the_moment() -> None:
+    (weight, *_) = weights()
+    optimizer = SGD([weight], lr=0.1, weight_decay=0.1)
+    handle = attach(optimizer, Stable(LAM, beta2=0.5))
+    for size in (1.0, math.nan):
+        weight.grad = torch.full_like(weight, size)
+        optimizer.step()
+    weight.data.fill_(1.0)
+    weight.grad = torch.full_like(weight, 2.0)
+    with pytest.raises(UserError, match="got gradients that are infinite or NaN"):
+        optimizer.step()
+    optimizer.step()
+    expected = (0.5 * 0.5 * 1.0 + 0.5 * 4.0) / (1 - 0.5**2)  # of the first and the last gradient
+    assert handle.fractions() == pytest.approx([0.1 * LAM / math.sqrt(expected)])
 
 
 @pytest.mark.usefixtures("device_path")

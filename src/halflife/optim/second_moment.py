@@ -115,7 +115,7 @@ class SecondMoment:
         Returns:
             The mean, a float for parameters on the CPU and a 0-dim tensor elsewhere. Infinity, at which the
             rule removes nothing, if there is no gradient or GradScaler has the step skipped: perhaps no
-            gradient has been seen at all by then.
+            gradient has been seen at all by then. NaN, of which nothing is kept, if a gradient is infinite or NaN.
 
         Raises:
             UserError: If a gradient is sparse.
@@ -144,11 +144,14 @@ class SecondMoment:
             moved = moved & (found_inf.to(moved.device, non_blocking=True) == 0)
         if found_inf is not None or not present.everywhere:
             sums, steps = torch.where(moved, sums, known.sums), torch.where(moved, steps, known.steps)
-        self._coming = known, sums, steps
         corrected = sums / (1.0 - known.betas**steps)
         if not present.everywhere:
             corrected = torch.where(present.mask, corrected, 0.0)
         mean = corrected.sum() / present.size
+        finite = mean.isfinite()
+        mean = mean.masked_fill(~finite, math.nan)
+        sums, steps = torch.where(finite, sums, known.sums), torch.where(finite, steps, known.steps)
+        self._coming = known, sums, steps
         if found_inf is not None:
             mean = mean.masked_fill(~moved.any(), math.inf)
         return float(mean) if mean.device.type == "cpu" else mean
