@@ -17,6 +17,7 @@ from halflife.optim.actions import Action, Work, action_for
 from halflife.optim.actions.shrink import Shrink
 from halflife.optim.apply import HostCopy
 from halflife.optim.config import INITIAL, PEAK, Config
+from halflife.optim.floor import FloorWatch
 from halflife.optim.second_moment import SecondMoment, measures_gradients
 from halflife.rules.base import Part, Penalty, Rule, StepInfo
 from halflife.rules.stable import Stable
@@ -77,6 +78,7 @@ class Evaluator:
         if stable and measures_gradients(stable[0], optimizer):
             # The optimizer holds this through its hooks: held in turn, it would outlive the last user of it.
             self.moment = SecondMoment(weakref.proxy(optimizer), stable[0].beta2)
+        self._floor = None if self.moment is None else FloorWatch(optimizer)
 
     def action_of(self, optimizer: Optimizer, index: int) -> Action | None:
         """Return what acts on a group, or None if the group does not decay."""
@@ -105,6 +107,7 @@ class Evaluator:
         if self.moment is not None:
             second_moment = self.moment.update(self.total_norm)
         found: list[tuple[Action, Work] | None] = []
+        asked: list[tuple[Part, StepInfo]] = []
         for index, group in enumerate(optimizer.param_groups):
             lr = refusals.check_lr(group.get("lr"), index)
             if not self._config.decays(group):
@@ -131,6 +134,10 @@ class Evaluator:
                 second_moment=second_moment,
             )
             found.append((action, Work(group, [], self._value(member, info), info)))
+            if lr > 0.0:
+                asked.append((member.part, info))
+        if self._floor is not None:
+            self._floor.look(asked)
         return found
 
     def commit(self) -> None:

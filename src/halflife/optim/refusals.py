@@ -368,6 +368,11 @@ def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: in
     Raises:
         UserError: If the value is out of range; the weights were not touched.
     """
+    if math.isnan(value) and "second_moment" in rule.needs:
+        raise UserError(
+            f"{rule!r} got gradients that are infinite or NaN, among those of the optimizer of parameter group {group};"
+            " expected finite ones: skip the step where they are not, or lower lr"
+        )
     coefficient = "" if math.isnan(lam) else f", lam = {lam!r}"
     if isinstance(rule, Penalty):
         if not 0.0 <= value < math.inf:

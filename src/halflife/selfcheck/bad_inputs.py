@@ -263,7 +263,11 @@ BAD_INPUTS = [
     ),
     BadInput("vanished gradient", lambda: in_a_step(Stable(1.0, floor=0.0), kind=AdamW), "r = inf of the weights"),
     BadInput("tiny gradient", lambda: in_a_step(Stable(1.0, floor=0.0), 0.1, 1e-3, kind=AdamW), "r = 99.99"),
-    BadInput("NaN gradient", lambda: in_a_step(Stable(1.0), 0.1, math.nan, kind=AdamW), "r = nan of the weights"),
+    BadInput(
+        "NaN gradient",
+        lambda: in_a_step(Stable(1.0), 0.1, math.nan, kind=AdamW),
+        "got gradients that are infinite or NaN",
+    ),
     BadInput(
         "sparse gradient",
         lambda: in_a_step(Stable(1.0, beta2=0.9), 0.1, 1.0, sparse=True),
