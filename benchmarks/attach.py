@@ -1,7 +1,7 @@
 """What attaching a rule costs, as ratios measured in one process.
 
-Run it with ``make bench``, or ``python benchmarks/attach.py``; ``--rounds N`` for more rounds. pytest-benchmark
-keeps the numbers: add ``--benchmark-json FILE`` for the raw ones with the machine's description.
+Run it with ``make bench``, or ``python benchmarks/attach.py``; ``--rounds N`` for more rounds, ``--quick`` for two or three
+minutes. pytest-benchmark keeps the numbers: add ``--benchmark-json FILE`` for the raw ones with the machine's description.
 
 Every round times every variant once, in an order that is drawn anew, so that what else runs on the machine hits
 all of them alike. Ratios are medians over rounds of the ratio within a round; the bracket is the middle half of them. A
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 import halflife
+from halflife.optim.actions import kernels
 from halflife.optim.norms import squared_norms
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT = 384, 6, 50_304, 1024
@@ -83,10 +85,16 @@ def fused_adamw() -> torch.optim.Optimizer:
     return optimizer
 
 
-def blinded(optimizer: torch.optim.Optimizer) -> None:
+def blinded(step: Step) -> None:
     """Take a step in which the sign of the update is not known beforehand, as on an optimizer that is not torch's."""
     with mock.patch("halflife.optim.actions.cautious.direction_of", return_value=None):
-        optimizer.step()
+        step()
+
+
+def uncompiled(step: Step) -> None:
+    """Take a step as without a compiler."""
+    with mock.patch("halflife.optim.actions.cautious.LEAST_IN_ALL", sys.maxsize):
+        step()
 
 
 class PythonAdamS:
@@ -239,7 +247,8 @@ def test_stable(benchmark: Any, rounds: int) -> None:
 def test_rules_with_a_pass_of_their_own(benchmark: Any, rounds: int) -> None:
     """Aim: what a rule adds takes at most 1.1 x the time of its bytes at the speed of a plain copy."""
     weights = decaying_bytes()
-    source, target = torch.ones(weights // 4), torch.empty(weights // 4)
+    source, target, other = torch.ones(weights // 4), torch.empty(weights // 4), torch.ones(weights // 4)
+    cautious = halflife.Cautious(halflife.Decoupled(0.1))
     # Bytes per byte of decaying weight, each array read or written once: see the docstrings of the rules.
     rules = {
         "Decoupled, own pass": (halflife.Decoupled(0.1), 2),  # w: read, write
@@ -247,34 +256,96 @@ def test_rules_with_a_pass_of_their_own(benchmark: Any, rounds: int) -> None:
         "Toward init": (halflife.Toward(halflife.Decoupled(0.1), "init"), 3),  # w, reference: read; w: write
         "NormTarget": (halflife.NormTarget(), 3),  # w: read for the norm; read, write
         "Sphere": (halflife.Sphere(), 3),
-        "Cautious": (halflife.Cautious(halflife.Decoupled(0.1)), 4),  # w, g, exp_avg: read; w: write
-        "Cautious, any optimizer": (
-            halflife.Cautious(halflife.Decoupled(0.1)),
-            5,
-        ),  # w: read, copied; both read, w written
+        "Cautious": (cautious, 4),  # w, g, exp_avg: read; w: write
+        "Cautious, no compiler": (cautious, 4),
+        "Cautious, any optimizer": (cautious, 5),  # w: read, copied; both read, w written
+        "Cautious, any optimizer, no compiler": (cautious, 5),
     }
     base = torch.optim.Adam(groups(), lr=LR, fused=True)  # its own decay goes through the gradient: no rule can use it
     base.step()
     bare = attached(base)
     for group in bare.param_groups:
         group["weight_decay"] = 0.0
-    variants: dict[str, Step] = {"bare": bare.step, "copy": lambda: target.copy_(source)}
+    variants: dict[str, Step] = {
+        "bare": bare.step,
+        "copy": lambda: target.copy_(source),
+        "product": lambda: source.mul_(1.0),
+        "addcmul": lambda: source.addcmul_(target, other, value=0.0),
+    }
     for name, (rule, _) in rules.items():
-        optimizer = attached(base, rule)
-        variants[name] = optimizer.step if "any" not in name else partial(blinded, optimizer)
+        step: Step = attached(base, rule).step
+        if "any" in name:
+            step = partial(blinded, step)
+        variants[name] = partial(uncompiled, step) if "no compiler" in name else step
     times = run(benchmark, variants, rounds)
-    copy = statistics.median(times["copy"])
+    copy, product, addcmul = (statistics.median(times[name]) for name in ("copy", "product", "addcmul"))
     lines: list[tuple[str, object, str]] = [
         ("bare fused Adam", f"{statistics.median(times['bare']) * 1e3:.2f} ms", ""),
         ("plain copy of the decaying weights", f"{copy * 1e3:.2f} ms", f"{2 * weights / copy / 1e9:.1f} GB/s"),
+        ("plain product in place", f"{product * 1e3:.2f} ms", f"{2 * weights / product / 1e9:.1f} GB/s"),
+        (
+            "plain addcmul of other arrays in place",
+            f"{addcmul * 1e3:.2f} ms",
+            f"{4 * weights / addcmul / 1e9:.1f} GB/s",
+        ),
     ]
     for name, (_, traffic) in rules.items():
         added = minus(times[name], times["bare"])
         limit = [traffic / 2 * each for each in times["copy"]]
         speed = traffic * weights / statistics.median(added) / 1e9
-        note = f"aim <= 1.1; {traffic * weights / 1e6:.0f} MB at {speed:.1f} GB/s; step {Ratio(times[name], times['bare'])}"
+        note = f"aim <= 1.1; {traffic * weights / 1e6:.0f} MB at {speed:.1f} GB/s; step {Ratio(times[name], times['bare'])} x"
         lines.append((f"{name}: added / its bytes", Ratio(added, limit), note))
     show("Rules with a pass of their own, on fused Adam", lines)
+    print("\n".join(f"  {line}" for line in kernels.report()))
+
+
+TINY = 100_000
+
+
+def test_many_tiny_parameters(benchmark: Any, rounds: int, request: pytest.FixtureRequest) -> None:
+    """What a rule costs per parameter, where there is hardly any memory to move: 100,000 of one element each."""
+    count = TINY // 10 if request.config.getoption("--quick") else TINY
+    made = [torch.nn.Parameter(torch.ones(1)) for _ in range(count)]
+    for parameter in made:
+        parameter.grad = torch.full((1,), 1e-3)
+    base = torch.optim.Adam(made, lr=LR, weight_decay=0.1, fused=True)
+    base.step()
+    rules = {
+        "Decoupled, own pass": halflife.Decoupled(0.1),
+        "Stable": halflife.Stable(1e-4),
+        "NormTarget": halflife.NormTarget(),
+        "Toward init": halflife.Toward(halflife.Decoupled(0.1), "init"),
+        "Cautious": halflife.Cautious(halflife.Decoupled(0.1)),
+    }
+    native = torch.optim.AdamW(made, lr=LR, weight_decay=0.1, fused=True)
+    native.state = base.state
+    variants: dict[str, Step] = {"bare Adam": base.step, "bare AdamW": native.step}
+    variants["Decoupled, native"] = attached(native, halflife.Decoupled(0.1)).step
+    variants |= {name: attached(base, rule).step for name, rule in rules.items()}
+    times = run(benchmark, variants, max(5, rounds // 10))
+    lines: list[tuple[str, object, str]] = []
+    for name in variants:
+        bare = times["bare AdamW" if name == "Decoupled, native" else "bare Adam"]
+        added = statistics.median(minus(times[name], bare)) / count * 1e6
+        note = f"{statistics.median(times[name]) * 1e3:.0f} ms; {added:.2f} us more per parameter"
+        lines.append((f"{name} / bare", Ratio(times[name], bare), note))
+    show(f"{count:,} parameters of one element", lines)
+
+
+def test_how_long_a_start_takes(benchmark: Any, rounds: int) -> None:
+    """Of a process that imports halflife, without torch, and of a command that trains nothing."""
+    python = [sys.executable, "-c"]
+    commands = {
+        "Python alone": [*python, "pass"],
+        "import halflife": [*python, "import halflife"],
+        "halflife study list": [sys.executable, "-m", "halflife", "study", "list"],
+        "import torch": [*python, "import torch"],
+    }
+    starts: dict[str, Step] = {
+        name: partial(subprocess.run, command, check=True, capture_output=True) for name, command in commands.items()
+    }
+    times = run(benchmark, starts, max(3, rounds // 6))
+    show("A new process", [(name, f"{statistics.median(each) * 1e3:.0f} ms", "") for name, each in times.items()])
 
 
 if __name__ == "__main__":

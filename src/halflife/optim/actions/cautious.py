@@ -89,10 +89,11 @@ class MaskedShrink(Action):
         if not all(each is None or each.is_contiguous() for each in tensors):
             _widened(shrink, tensors, numbers, precision, None)
             return
-        flat = [None if each is None else each.detach().view(-1) for each in tensors]
+        flat = [None if each is None else each.view(-1) for each in tensors]
         if fused and weight.numel() >= LEAST_ELEMENTS:
             kernel: Kernel = ALONG if shrink is _shrink_along else BACK
-            if kernel.run(*flat, *(_as_tensor(number, weight.device, precision) for number in numbers)):
+            plain = [None if each is None else each.detach() for each in flat]
+            if kernel.run(*plain, *(_as_tensor(number, weight.device, precision) for number in numbers)):
                 return
         if weight.device.type != "cpu":
             _widened(shrink, flat, numbers, precision, None)
@@ -101,6 +102,9 @@ class MaskedShrink(Action):
         if room is None:
             room = self._scratch[precision] = torch.empty(PIECE, dtype=precision)
         elements = weight.numel() * (1 + weight.is_complex())
+        if elements <= PIECE:
+            _widened(shrink, flat, numbers, precision, room[:elements])
+            return
         for start in range(0, elements, PIECE):
             part = slice(start, min(start + PIECE, elements))
             pieces = [None if each is None else each[part] for each in flat]
