@@ -122,7 +122,7 @@ def test_one_entry_under_a_dotted_name_is_all_that_a_new_class_needs(monkeypatch
     weight.grad = torch.zeros(2)
     optimizer.step()
     assert seen == [0.25], "the optimizer itself is to decay"
-    with pytest.raises(UserError, match="Stable cannot be attached to Stranger: it has no steps, so there is"):
+    with pytest.raises(UserError, match="Stable cannot be attached to Stranger: it has no steps; use Decoupled"):
         attach(Stranger([weight], lr=0.1, weight_decay=0.1), Stable(0.1, beta2=0.9))
 
 

@@ -109,7 +109,10 @@ KNOWN: dict[type[Optimizer] | str, Facts] = {
     NAdam: Facts(native=_if_decoupled, adaptive=True),  # its update has a second term with the gradient
     RAdam: Facts(native=_if_decoupled, memory=_adam_memory, adaptive=True),
     SGD: Facts(native=_without_momentum, sparse=True, memory=_sgd_memory, momentum=True),
-    Muon: Facts(native=always, not_stable="the size of its steps does not depend on the gradient"),
+    Muon: Facts(
+        native=always,
+        not_stable="the size of its steps does not depend on the gradient, so there is nothing to divide by",
+    ),
     Adafactor: Facts(native=always),  # and only so: its step size reads the weights before they decay
     LBFGS: Facts(searches=True),
 }

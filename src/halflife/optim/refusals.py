@@ -149,10 +149,7 @@ def _check_penalty(rule: Penalty, optimizer: Optimizer) -> None:
 def _check_stable(rule: Stable, optimizer: Optimizer) -> None:
     facts = family_of(type(optimizer))
     if facts.not_stable:
-        raise UserError(
-            f"Stable cannot be attached to {_name(optimizer)}: {facts.not_stable}, so there is"
-            " nothing to divide by; use Decoupled"
-        )
+        raise UserError(f"Stable cannot be attached to {_name(optimizer)}: {facts.not_stable}; use Decoupled")
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise UserError(
             "Stable cannot be attached with amsgrad=True: the maximum of the second moment does not follow from"
@@ -370,8 +367,7 @@ def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: in
     """
     if math.isnan(value) and "second_moment" in rule.needs:
         raise UserError(
-            f"{rule!r} got gradients that are infinite or NaN, among those of the optimizer of parameter group {group};"
-            " expected finite ones: skip the step where they are not, or lower lr"
+            f"{rule!r} of parameter group {group} got gradients that are infinite or NaN; expected finite ones: skip the step"
         )
     coefficient = "" if math.isnan(lam) else f", lam = {lam!r}"
     if isinstance(rule, Penalty):
