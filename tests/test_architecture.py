@@ -247,14 +247,18 @@ def test_module_imports_only_downward(module: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+EVERY_IMPORT_COUNTS = "studies.evidence"  # there no cycle hides under TYPE_CHECKING or in a function, either
+
+
 def test_no_import_cycle() -> None:
     """Imports at the top of the files form no cycle: each file can be read, and imported, on its own."""
     graph: dict[str, set[str]] = {}
     for module, path in MODULES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        statements = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-        top = ast.unparse(ast.Module(body=list(statements), type_ignores=[]))
-        found = imported(top, module=module, is_package=path.name == "__init__.py", known=set(MODULES))
+        text = path.read_text(encoding="utf-8")
+        if package_of(module) != EVERY_IMPORT_COUNTS:
+            statements = [node for node in ast.parse(text).body if isinstance(node, ast.Import | ast.ImportFrom)]
+            text = ast.unparse(ast.Module(body=list(statements), type_ignores=[]))
+        found = imported(text, module=module, is_package=path.name == "__init__.py", known=set(MODULES))
         graph[module] = {name for _, name in found if name in MODULES and name != module}
     left = dict(graph)
     while free := [module for module, targets in left.items() if not targets & left.keys()]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper
 from halflife.studies.evidence.claims import Verdict
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_markdown, beside_rows
 from halflife.studies.report.figures.fields import size_name
 from halflife.studies.report.figures.figure import Figure
@@ -49,7 +49,7 @@ def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
     store = Store(source)
     written = []
     for sheet in store.sheets():
-        results = Results(store, get_study(sheet["study"]), sheet)
+        results = StudyResults(store, get_study(sheet["study"]), sheet)
         if results.num_finished < results.num_planned:
             sys.exit(
                 f"{sheet['study']}, {sheet['preset']}: {results.num_finished} of {results.num_planned} runs finished"
@@ -86,32 +86,33 @@ def unpack(folder: Path) -> Store:
     return Store(folder)
 
 
-def all_results(store: Store) -> dict[str, Results]:
+def all_results(store: Store) -> dict[str, StudyResults]:
     """Each sheet's results by name, in the order of studies and presets."""
-    found = [Results(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    found = [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
     studies = list(STUDIES)
     found.sort(key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
     return {f"{results.study.name}-{results.preset_name}": results for results in found}
 
 
-def measured(results: Results) -> str:
+def measured(results: StudyResults) -> str:
     """Where and how long, in one sentence."""
-    machine, earlier = results.sheet["machine"], num_earlier(results)
+    manifest, earlier = results.manifest, num_earlier(results)
+    machine = manifest["machine"]
     before = f"{earlier} of {results.num_finished} runs were finished before, the others took" if earlier else ""
     return (
-        f"`{results.sheet['command']}`: {before or f'{results.num_finished} runs in'} {duration(results.sheet['seconds'])} with"
-        f" {results.sheet['workers']} workers on {machine['cores']} cores ({machine['processor']})."
+        f"`{manifest['command']}`: {before or f'{results.num_finished} runs in'} {duration(manifest['seconds'])} with"
+        f" {manifest['workers']} workers on {machine['cores']} cores ({machine['processor']})."
     )
 
 
-def tested(results: Results) -> str:
+def tested(results: StudyResults) -> str:
     """The size at which the verdicts were decided, and the others, in one sentence."""
     others = [str(size) for size in results.sizes if size != results.main_size]
     also = f"; measured at {', '.join(others)} too" if others else ""
     return f"Decided at {size_name(results)} {results.main_size}{also}."
 
 
-def figures_of(results: Results, verdicts: list[Verdict]) -> list[Figure]:
+def figures_of(results: StudyResults, verdicts: list[Verdict]) -> list[Figure]:
     """The figures that the docs show: those that the study names, or its first ones, and its ladder."""
     panels = [panel for panel in results.study.panels if not why_not_drawn(results, panel)]
     named = results.study.doc_panels or [panel.file_slug for panel in panels[:NUM_PICTURES]]
@@ -120,7 +121,7 @@ def figures_of(results: Results, verdicts: list[Verdict]) -> list[Figure]:
     return [*figures, *([ladder] if ladder else [])]
 
 
-def index(verdicts: dict[str, list[Verdict]], many: dict[str, Results]) -> str:
+def index(verdicts: dict[str, list[Verdict]], many: dict[str, StudyResults]) -> str:
     """All studies with the counts of their verdicts."""
     lines = ["| study | preset | " + " | ".join(SYMBOLS) + " |", "| --- |" + " --- |" * (1 + len(SYMBOLS))]
     for name, results in many.items():
@@ -130,18 +131,18 @@ def index(verdicts: dict[str, list[Verdict]], many: dict[str, Results]) -> str:
     return "\n".join(lines)
 
 
-def heading(results: Results) -> str:
+def heading(results: StudyResults) -> str:
     """A study's headline."""
     return f"{results.study.title}, {results.preset_name}"
 
 
-def anchor(results: Results) -> str:
+def anchor(results: StudyResults) -> str:
     """Where a study stands on docs/results.md."""
     return re.sub(r"[^a-z0-9 -]", "", heading(results).lower()).replace(" ", "-")
 
 
 def paper_page(
-    paper: Paper, many: dict[str, Results], verdicts: dict[str, list[Verdict]]
+    paper: Paper, many: dict[str, StudyResults], verdicts: dict[str, list[Verdict]]
 ) -> tuple[str, dict[str, Figure]]:
     """The content of docs/papers/<key>.md, and its pictures by name: the walk of the report, without what results.md has."""
     pictures: dict[str, Figure] = {}
@@ -190,7 +191,7 @@ def contents(steps: Sequence[Step], verdicts: dict[str, list[Verdict]]) -> str:
     return "\n".join(lines)
 
 
-def results_page(many: dict[str, Results], verdicts: dict[str, list[Verdict]]) -> tuple[str, dict[str, Figure]]:
+def results_page(many: dict[str, StudyResults], verdicts: dict[str, list[Verdict]]) -> tuple[str, dict[str, Figure]]:
     """The content of docs/results.md, and its pictures by name."""
     pictures: dict[str, Figure] = {}
     parts = [
@@ -221,7 +222,7 @@ def results_page(many: dict[str, Results], verdicts: dict[str, list[Verdict]]) -
     return "\n\n".join(part.strip() for part in parts) + "\n", pictures
 
 
-def ladder_table(results: Results, verdicts: list[Verdict]) -> str:
+def ladder_table(results: StudyResults, verdicts: list[Verdict]) -> str:
     """Every claim's effect at every size."""
     name = size_name(results)
     heads = (f"{name} {size} ({len(results.seeds(size))} seeds)" for size in results.sizes)
@@ -241,7 +242,7 @@ def ladder_table(results: Results, verdicts: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def readme_with(results: Results) -> str:
+def readme_with(results: StudyResults) -> str:
     """README.md with its block of results renewed."""
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

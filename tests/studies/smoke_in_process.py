@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from halflife.studies.evidence.claims import Study
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.runner.plan import make_plan
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.store.store import Store
 
 
-def smoke_results(path: Path, study: Study) -> Results:
+def smoke_results(path: Path, study: Study) -> StudyResults:
     """Every run, parents first, and the sheet."""
     plan = make_plan(study, "smoke", study.presets["smoke"])
     store = Store(path)
@@ -21,4 +21,4 @@ def smoke_results(path: Path, study: Study) -> Results:
         train_run(store, task, progress=lambda *_: None, device="cpu", data_folder=None, stop=lambda: False)
     sheet = plan.sheet(1, None)
     store.write_sheet(f"{study.name}-smoke", sheet)
-    return Results(store, study, sheet)
+    return StudyResults(store, study, sheet)

@@ -205,12 +205,12 @@ def _run_plans(
 
 def _print_verdicts(store: Store, name: str, preset: str) -> None:
     from halflife.studies.catalog import get_study
-    from halflife.studies.evidence.results import Results, sheets_of
+    from halflife.studies.evidence.verdicts import StudyResults, manifests_of
     from halflife.studies.report.pages.tables import verdict_table
 
-    for sheet in sheets_of(store, [name]):
+    for sheet in manifests_of(store, [name]):
         if sheet["preset"] == preset:
-            results = Results(store, get_study(name), sheet)
+            results = StudyResults(store, get_study(name), sheet)
             if results.num_finished < results.num_planned:
                 console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
             console.print(verdict_table(results.verdicts()))
@@ -220,15 +220,15 @@ def _print_verdicts(store: Store, name: str, preset: str) -> None:
 def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Print the verdicts on what the store holds, without running anything."""
     from halflife.studies.catalog import get_study
-    from halflife.studies.evidence.results import Results, sheets_of
+    from halflife.studies.evidence.verdicts import StudyResults, manifests_of
     from halflife.studies.report.pages.tables import verdict_rows
 
     where = _existing_store(store)
-    sheets = sheets_of(where, names or [])
+    sheets = manifests_of(where, names or [])
     if as_json:
         rows: list[dict[str, Any]] = []
         for sheet in sheets:
-            rows += verdict_rows(Results(where, get_study(sheet["study"]), sheet).verdicts())
+            rows += verdict_rows(StudyResults(where, get_study(sheet["study"]), sheet).verdicts())
         print(json.dumps(rows, indent=1))
         return
     problems = []

@@ -18,8 +18,8 @@ from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
 from halflife.studies.catalog.language.settings import LAMS
 from halflife.studies.catalog.theory.least_squares import expected
 from halflife.studies.evidence.claims import Arm, PointsPanel, Verdict
-from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.synthetic.least_squares import train
 from halflife.studies.specs import LeastSquaresRun, RunSpec, TextBranch, TextRun
 from halflife.studies.store.records import Array, Reading
@@ -113,7 +113,7 @@ Source = Callable[[Arm, int], tuple[RunSpec, list[Reading]]]
 
 def results_of(
     path: Path, source: Source, arms: tuple[Arm, ...], *, preset: str = "laptop", num_seeds: int = 5
-) -> Results:
+) -> StudyResults:
     store = Store(path)
     store.create()
     sheet_arms = []
@@ -131,21 +131,21 @@ def results_of(
         "study": "bias-variance", "preset": preset, "main_size": BIAS_VARIANCE.presets[preset].main_size,
         "max_steps": None, "arms": sheet_arms,
     }  # fmt: skip
-    return Results(store, BIAS_VARIANCE, sheet)
+    return StudyResults(store, BIAS_VARIANCE, sheet)
 
 
-Make = Callable[..., Results]
+Make = Callable[..., StudyResults]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def made(change: Change | None = None) -> Results:
+    def made(change: Change | None = None) -> StudyResults:
         return results_of(tmp_path, functools.partial(readings_of, change=change or {}), PRESET.arms)
 
     return made
 
 
-def verdicts_of(results: Results) -> dict[str, Verdict]:
+def verdicts_of(results: StudyResults) -> dict[str, Verdict]:
     return {verdict.claim.key: verdict for verdict in results.verdicts()}
 
 

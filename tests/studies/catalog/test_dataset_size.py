@@ -14,7 +14,7 @@ import torch
 from halflife.studies.catalog.images.dataset_size import quantities as rules
 from halflife.studies.catalog.images.dataset_size.study import BUDGET, DATASET_SIZE, LAMS
 from halflife.studies.evidence.claims import PointsPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images import sources, views
 from halflife.studies.lab.images.data import image_tensors
 from halflife.studies.lab.images.sources import ImageSource, describe, read_source
@@ -120,7 +120,7 @@ def test_one_pass_holds_every_view_once(viewed: ImageSource) -> None:
 
 def made_up(
     gain: Callable[[ImageRun], float], train: Callable[[ImageRun], float] = lambda spec: 0.002, **given: Any
-) -> Results:
+) -> StudyResults:
     """Test errors of 40 % at 250 examples, 4 points less for each step on the ladder, less the gain of decay."""
 
     def test(spec: ImageRun) -> float:
@@ -128,7 +128,7 @@ def made_up(
         return 0.4 - 0.04 * counts.index(spec.num_train) - (gain(spec) if spec.lam else 0)
 
     errors = {"ema-0.98/test/error": test, "ema-0.98/train/error": train}
-    return cast("Results", MadeUpImages(PRESET.arms, errors=errors, **given))
+    return cast("StudyResults", MadeUpImages(PRESET.arms, errors=errors, **given))
 
 
 def small(spec: ImageRun) -> bool:

@@ -18,7 +18,7 @@ from halflife.studies.catalog.images.eta_lambda import quantities as rules
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
 from halflife.studies.evidence.claims import Finding, HeatPanel, PointsPanel
 from halflife.studies.evidence.fits import rank_correlation
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs import ImageRun
 from tests.studies.catalog.made_up_images import NUM_SEEDS, MadeUpImages
 from tests.studies.smoke_in_process import smoke_results
@@ -52,10 +52,10 @@ def made_up(
     noise: Callable[[ImageRun], float] = lambda spec: 0.3 * 1.3 ** doublings(spec),
     jacobian: Callable[[ImageRun], float] = lambda spec: 30 * 0.6 ** doublings(spec),
     **given: Any,
-) -> Results:
+) -> StudyResults:
     errors = {"ema-0.98/test/error": error}
     values = {"train/running_loss": loss, "noise_scale": noise, "ema-0.98/jacobian_norm": jacobian}
-    return cast("Results", MadeUpImages(ARMS, errors=errors, values=values, **given))
+    return cast("StudyResults", MadeUpImages(ARMS, errors=errors, values=values, **given))
 
 
 def both(spec: ImageRun, *, by: float) -> float:
@@ -180,7 +180,7 @@ def test_the_loss_is_the_median_of_the_last_quarter() -> None:
             return found
 
     spiked = Spiked(ARMS, errors={}, values={"train/running_loss": lambda spec: 0.3})
-    results = cast("Results", spiked)
+    results = cast("StudyResults", spiked)
     values_CS = grid.values_of(results, grid.cells_of(results, 8), "loss", 8)
     assert values_CS.shape == (30, NUM_SEEDS)
     assert values_CS == pytest.approx(0.3, rel=0.05)
@@ -189,7 +189,7 @@ def test_the_loss_is_the_median_of_the_last_quarter() -> None:
 def test_too_small_a_grid_is_inconclusive_and_not_an_error() -> None:
     arms = [arm for arm in ARMS if arm.key in {"lr 0.05, lam 0", "lr 0.1, lam 0.04"}]
     constant = dict.fromkeys(("train/running_loss", "noise_scale", "ema-0.98/jacobian_norm"), lambda spec: 1.0)
-    results = cast("Results", MadeUpImages(arms, errors={"ema-0.98/test/error": u}, values=constant))
+    results = cast("StudyResults", MadeUpImages(arms, errors={"ema-0.98/test/error": u}, values=constant))
     for claim in ETA_LAMBDA.claims:
         finding = claim.measure(results, 8)
         assert (finding.outcome, finding.effect) == ("inconclusive", None)

@@ -24,7 +24,7 @@ from halflife.studies.catalog.images.no_normalization.quantities import (
 )
 from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION
 from halflife.studies.evidence.claims import Finding, Panel, PointsPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.images import ImageRun
 from tests.studies.smoke_in_process import smoke_results
@@ -120,8 +120,8 @@ class MadeUp:
         return [(epochs_E, epochs_E**-power * np.exp(noise * epochs_E**0)) for noise in self._noise(key, metric)]
 
 
-def made_up(world: World) -> Results:
-    return cast("Results", MadeUp(world))
+def made_up(world: World) -> StudyResults:
+    return cast("StudyResults", MadeUp(world))
 
 
 def of_product(*, rate_adds: float = 0.0) -> Law:
@@ -188,7 +188,7 @@ CASES: list[tuple[str, World, str, float]] = [
 ]  # fmt: skip
 
 
-def measure(key: str) -> Callable[[Results, int], Finding]:
+def measure(key: str) -> Callable[[StudyResults, int], Finding]:
     return next(claim.measure for claim in NO_NORMALIZATION.claims if claim.key == key)
 
 

@@ -14,7 +14,7 @@ from halflife.studies.catalog.curvature.noise_loss import quantities as rules
 from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
 from halflife.studies.evidence.claims import Arm
 from halflife.studies.evidence.panels import PointsPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
@@ -57,7 +57,7 @@ def readings_of(key: str, spec: ImageRun, seed: int, world: World) -> list[Readi
     return readings
 
 
-def results_of(path: Path, source: Callable[[Arm, int], list[Reading]]) -> Results:
+def results_of(path: Path, source: Callable[[Arm, int], list[Reading]]) -> StudyResults:
     store = Store(path)
     store.create()
     arms = []
@@ -73,15 +73,15 @@ def results_of(path: Path, source: Callable[[Arm, int], list[Reading]]) -> Resul
         arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
     main = PRESET.main_size
     sheet = {"study": "noise-loss", "preset": "laptop", "main_size": main, "max_steps": None, "arms": arms}
-    return Results(store, NOISE_LOSS, sheet)
+    return StudyResults(store, NOISE_LOSS, sheet)
 
 
-Make = Callable[..., Results]
+Make = Callable[..., StudyResults]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def made(world: World | None = None) -> Results:
+    def made(world: World | None = None) -> StudyResults:
         def source(arm: Arm, seed: int) -> list[Reading]:
             return readings_of(arm.key, cast("ImageRun", arm.build(seed)), seed, world or {})
 
@@ -90,7 +90,7 @@ def make(tmp_path: Path) -> Make:
     return made
 
 
-def outcomes(results: Results) -> dict[str, str]:
+def outcomes(results: StudyResults) -> dict[str, str]:
     return {verdict.claim.key: verdict.finding.outcome for verdict in results.verdicts()}
 
 

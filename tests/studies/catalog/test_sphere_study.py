@@ -13,7 +13,7 @@ import pytest
 from halflife.studies.catalog.curvature.sphere.study import DRAWN, RATES, SPHERE
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.evidence.claims import Arm, Finding, PointsPanel, Study
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images.train import train
 from halflife.studies.specs import ImageBranch, ImageRun
 from halflife.studies.specs.base import RunSpec
@@ -86,7 +86,7 @@ def readings_of(arm: Arm, spec: RunSpec, seed: int, world: World) -> list[Readin
     return [reading(epoch, end=epoch == WHOLE) for epoch in (40, 60, 80, PHASE, WHOLE)]
 
 
-def results_of(path: Path, world: World, num_seeds: int = NUM_SEEDS) -> Results:
+def results_of(path: Path, world: World, num_seeds: int = NUM_SEEDS) -> StudyResults:
     store = Store(path)
     store.create()
     sheet_arms = []
@@ -102,19 +102,19 @@ def results_of(path: Path, world: World, num_seeds: int = NUM_SEEDS) -> Results:
             runs[str(seed)] = identity
         sheet_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
     sheet = {"study": "sphere", "preset": "laptop", "main_size": 8, "max_steps": None, "arms": sheet_arms}
-    return Results(store, SPHERE, sheet)
+    return StudyResults(store, SPHERE, sheet)
 
 
-def findings(results: Results) -> dict[str, Finding]:
+def findings(results: StudyResults) -> dict[str, Finding]:
     return {verdict.claim.key: verdict.finding for verdict in results.verdicts()}
 
 
 @pytest.fixture(scope="module")
-def paper(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def paper(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     return results_of(tmp_path_factory.mktemp("paper"), PAPER)
 
 
-def test_with_the_paper_right_every_claim_is_reproduced(paper: Results) -> None:
+def test_with_the_paper_right_every_claim_is_reproduced(paper: StudyResults) -> None:
     found = findings(paper)
     assert {key: finding.outcome for key, finding in found.items()} == dict.fromkeys(found, "reproduced")
     effects = {key: finding.effect.estimate for key, finding in found.items() if finding.effect is not None}
@@ -157,7 +157,7 @@ def test_each_rule_reaches_each_outcome(tmp_path: Path, key: str, world: World, 
     assert finding.outcome == outcome, finding.reason
 
 
-def test_figures_and_published_rows(paper: Results) -> None:
+def test_figures_and_published_rows(paper: StudyResults) -> None:
     panels = {panel.file_slug: panel for panel in SPHERE.panels}
     for panel in panels.values():
         if isinstance(panel, PointsPanel):

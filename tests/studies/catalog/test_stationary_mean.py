@@ -17,7 +17,7 @@ from halflife.studies.catalog.theory.stationary_mean.theory import Path as Minim
 from halflife.studies.catalog.theory.stationary_mean.theory import fitted
 from halflife.studies.evidence.claims import Arm, PointsPanel, Verdict
 from halflife.studies.evidence.readings import unpacked
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs import StationaryRun
 from halflife.studies.store.records import Array, Reading
 from halflife.studies.store.store import Store
@@ -73,7 +73,9 @@ def reading_of(key: str, spec: StationaryRun, seed: int, change: Change) -> Read
     return Reading(step=spec.num_steps, epoch=1.0, values=values, arrays=arrays)
 
 
-def results_of(path: Path, change: Change, arms: tuple[Arm, ...] = PRESET.arms, num_seeds: int = NUM_SEEDS) -> Results:
+def results_of(
+    path: Path, change: Change, arms: tuple[Arm, ...] = PRESET.arms, num_seeds: int = NUM_SEEDS
+) -> StudyResults:
     store = Store(path)
     store.create()
     sheet_arms = []
@@ -91,11 +93,11 @@ def results_of(path: Path, change: Change, arms: tuple[Arm, ...] = PRESET.arms, 
         "study": "stationary-mean", "preset": "laptop", "main_size": PRESET.main_size, "max_steps": None,
         "arms": sheet_arms,
     }  # fmt: skip
-    return Results(store, STATIONARY_MEAN, sheet)
+    return StudyResults(store, STATIONARY_MEAN, sheet)
 
 
 class MadeUp:
-    """What rules ask of `Results`, without a store: only the arms that are asked for are made."""
+    """What rules ask of `StudyResults`, without a store: only the arms that are asked for are made."""
 
     def __init__(self, change: Change) -> None:
         self.change, self.built = change, {(arm.key, arm.size): arm for arm in PRESET.arms}
@@ -116,7 +118,7 @@ class MadeUp:
         return np.array([unpacked(reading.arrays[name]) for reading in self.readings(key, size)])
 
 
-Make = Callable[..., Results]
+Make = Callable[..., StudyResults]
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def make(tmp_path: Path) -> Make:
     return lambda change=None: results_of(tmp_path, change or {})
 
 
-def verdicts_of(results: Results) -> dict[str, Verdict]:
+def verdicts_of(results: StudyResults) -> dict[str, Verdict]:
     return {verdict.claim.key: verdict for verdict in results.verdicts()}
 
 
@@ -232,7 +234,7 @@ CASES: list[tuple[Change, str, str]] = [
 @pytest.mark.parametrize(("change", "claim", "outcome"), CASES)
 def test_a_rule_decides_what_it_should(change: Change, claim: str, outcome: str) -> None:
     (asked,) = (each for each in STATIONARY_MEAN.claims if each.key == claim)
-    finding = asked.measure(cast("Results", MadeUp(change)), PRESET.main_size)
+    finding = asked.measure(cast("StudyResults", MadeUp(change)), PRESET.main_size)
     assert finding.outcome == outcome, finding.reason
 
 

@@ -16,7 +16,7 @@ from halflife.studies.catalog.curvature.transformer_curvature.quantities import 
 from halflife.studies.catalog.curvature.transformer_curvature.study import TRANSFORMER_CURVATURE
 from halflife.studies.evidence.claims import Finding, Panel, PointsPanel
 from halflife.studies.evidence.fits import rank_correlation
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.branches import TextBranch
 from halflife.studies.specs.text import TextRun
@@ -152,7 +152,7 @@ CASES: list[tuple[str, Numbers, float, str, float]] = [
 ]  # fmt: skip
 
 
-def measure(key: str) -> Callable[[Results, int], Finding]:
+def measure(key: str) -> Callable[[StudyResults, int], Finding]:
     return next(claim.measure for claim in TRANSFORMER_CURVATURE.claims if claim.key == key)
 
 
@@ -160,7 +160,7 @@ def measure(key: str) -> Callable[[Results, int], Finding]:
 def test_a_claim_is_decided_as_its_rule_says(
     key: str, numbers: Numbers, jitter: float, outcome: str, effect: float
 ) -> None:
-    finding = measure(key)(cast("Results", MadeUp(numbers, jitter)), 32)
+    finding = measure(key)(cast("StudyResults", MadeUp(numbers, jitter)), 32)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     assert finding.effect.estimate == pytest.approx(effect, abs=0.005 + 3 * jitter if jitter < 0.2 else 0.5)
@@ -173,7 +173,7 @@ def test_every_claim_has_cases() -> None:
 
 def test_a_trace_below_0_has_no_ratio() -> None:
     numbers = measured("hessian_trace", "branch", two(-1.0, 10.0))
-    finding = measure("hessian-branch-decay")(cast("Results", MadeUp(numbers, 0.01)), 32)
+    finding = measure("hessian-branch-decay")(cast("StudyResults", MadeUp(numbers, 0.01)), 32)
     assert (finding.outcome, finding.effect) == ("inconclusive", None)
     assert "not above 0 in every seed" in finding.reason
 
@@ -191,7 +191,7 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_the_best_step_is_chosen_on_the_other_seeds() -> None:
     """Noise alone, and many more evaluations with decay than without: a choice on the same seed would favour them."""
     numbers = curves([2.5] * 12, [2.5] * 12)
-    finding = measure("early")(cast("Results", MadeUp(numbers, 0.1)), 32)
+    finding = measure("early")(cast("StudyResults", MadeUp(numbers, 0.1)), 32)
     assert finding.effect is not None
     assert finding.effect.low < 0 < finding.effect.high
 
@@ -229,7 +229,7 @@ def test_points_show_every_setting() -> None:
     numbers = ranked("hessian_trace", [10 * loss for loss in LOSSES], LOSSES)
     panel = next(panel for panel in TRANSFORMER_CURVATURE.panels if panel.file_slug == "scatter-hessian")
     assert isinstance(panel, PointsPanel)
-    rows = panel.rows(cast("Results", MadeUp(numbers, 1e-3)))
+    rows = panel.rows(cast("StudyResults", MadeUp(numbers, 1e-3)))
     assert [row.series for row in rows][:2] == ["lr 0.01, lam 0", "lr 0.01, lam 0.3"]
     assert [row.y for row in rows] == pytest.approx(LOSSES, abs=0.01)
     assert [row.x for row in rows] == pytest.approx([10 * loss for loss in LOSSES], abs=0.01)

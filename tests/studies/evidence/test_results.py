@@ -14,7 +14,7 @@ import pytest
 
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper, PaperStep
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs.base import spec_from_json
 from halflife.studies.store.store import Store
 from tests import ROOT
@@ -47,7 +47,7 @@ def test_the_runs_are_those_of_the_presets(store: Store) -> None:
     for sheet in store.sheets():
         study = get_study(sheet["study"])
         preset = study.presets[sheet["preset"]]
-        results = Results(store, study, sheet)
+        results = StudyResults(store, study, sheet)
         assert results.num_finished == results.num_planned
         assert len(results.seeds(preset.main_size)) == preset.num_seeds
         data: dict[str, set[str]] = {}
@@ -85,16 +85,16 @@ def tool() -> ModuleType:
 
 
 @pytest.fixture
-def text_results(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Results]:
+def text_results(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, StudyResults]:
     """A made-up study of language models in a store of its own, as the tool sees it."""
     for studies in (STUDIES, tool.STUDIES):
         monkeypatch.setitem(studies, TEXT_STUDY.name, TEXT_STUDY)
-    found: dict[str, Results] = tool.all_results(make_text_store(tmp_path / "store"))
+    found: dict[str, StudyResults] = tool.all_results(make_text_store(tmp_path / "store"))
     return found
 
 
 def test_what_runs_keep_for_branches_is_not_packed(
-    tool: ModuleType, tmp_path: Path, text_results: dict[str, Results]
+    tool: ModuleType, tmp_path: Path, text_results: dict[str, StudyResults]
 ) -> None:
     (results,) = text_results.values()
     for identity in results.headers:
@@ -109,12 +109,12 @@ def test_what_runs_keep_for_branches_is_not_packed(
         found.extractall(tmp_path / "again", filter="data")
     assert {Path(name).name for name in names} == {"store.json", "made-up-lm-laptop.json", "run.json", "readings.jsonl"}
     assert len(names) == 2 + 2 * len(results.headers)
-    again = Results(Store(tmp_path / "again"), TEXT_STUDY, Store(tmp_path / "again").sheets()[0])
+    again = StudyResults(Store(tmp_path / "again"), TEXT_STUDY, Store(tmp_path / "again").sheets()[0])
     assert [v.finding for v in again.verdicts()] == [v.finding for v in results.verdicts()]
 
 
 def test_runs_that_are_not_finished_are_not_packed(
-    tool: ModuleType, tmp_path: Path, text_results: dict[str, Results]
+    tool: ModuleType, tmp_path: Path, text_results: dict[str, StudyResults]
 ) -> None:
     (results,) = text_results.values()
     identity, header = next(iter(results.headers.items()))
@@ -123,7 +123,7 @@ def test_runs_that_are_not_finished_are_not_packed(
         tool.pack(tmp_path / "store", tmp_path / "packed")
 
 
-def test_the_docs_page_of_a_language_model_study(tool: ModuleType, text_results: dict[str, Results]) -> None:
+def test_the_docs_page_of_a_language_model_study(tool: ModuleType, text_results: dict[str, StudyResults]) -> None:
     (results,) = text_results.values()
     verdicts = results.verdicts()
     page, pictures = tool.results_page(text_results, dict.fromkeys(text_results, verdicts))
@@ -154,7 +154,7 @@ def test_the_docs_page_of_a_language_model_study(tool: ModuleType, text_results:
 
 
 def test_the_docs_page_of_a_paper(
-    tool: ModuleType, text_results: dict[str, Results], monkeypatch: pytest.MonkeyPatch
+    tool: ModuleType, text_results: dict[str, StudyResults], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(STUDIES, TEXT_STUDY.name, TEXT_STUDY)
     (results,) = text_results.values()

@@ -1,4 +1,4 @@
-"""Decision rules on made-up numbers whose answer is known, and what `Results` makes of a store."""
+"""Decision rules on made-up numbers whose answer is known, and what `StudyResults` makes of a store."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_preset, get_study
+from halflife.studies.catalog.amendments import AMENDMENTS
 from halflife.studies.catalog.images.stabilization import quantities as rules
-from halflife.studies.evidence.amendments import AMENDMENTS
 from halflife.studies.evidence.claims import Finding
-from halflife.studies.evidence.results import Results, sheets_of
+from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 from tests.studies.synthetic import make_store
@@ -127,7 +127,7 @@ CASES: list[tuple[str, Callable[..., Finding], dict[str, Any], str, float]] = [
 def test_a_rule_decides_what_it_should(
     name: str, rule: Callable[..., Finding], given: dict[str, Any], outcome: str, effect: float
 ) -> None:
-    finding = rule(cast("Results", MadeUp(**given)), 8)
+    finding = rule(cast("StudyResults", MadeUp(**given)), 8)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     tolerance = 4 * given.get("jitter", 0.002) * 100 if effect < 4 else 0.1
@@ -177,12 +177,12 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         get_preset(get_study("stabilization"), "day")
 
 
-# ---- Results
+# ---- StudyResults
 
 
-def results(tmp_path: Path, **kwargs: Any) -> Results:
+def results(tmp_path: Path, **kwargs: Any) -> StudyResults:
     store = make_store(tmp_path, num_seeds=3, **kwargs)
-    return Results(store, get_study("stabilization"), store.sheets()[0])
+    return StudyResults(store, get_study("stabilization"), store.sheets()[0])
 
 
 def test_only_seeds_that_every_arm_has_are_compared(tmp_path: Path) -> None:
@@ -242,19 +242,19 @@ def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     sheet = store.sheets()[0]
     with pytest.raises(StoreError, match=r"holds stabilization at a preset 'day' that this halflife does not know"):
-        Results(store, get_study("stabilization"), sheet | {"preset": "day"})
-    broken = Results(store, get_study("stabilization"), sheet | {"arms": sheet["arms"][1:]})
+        StudyResults(store, get_study("stabilization"), sheet | {"preset": "day"})
+    broken = StudyResults(store, get_study("stabilization"), sheet | {"arms": sheet["arms"][1:]})
     with pytest.raises(StoreError, match="has no arm 'large-decay' at size 8: it was written by another version"):
         broken.verdicts()
 
 
 def test_sheets_are_found_by_name(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    assert [sheet["preset"] for sheet in sheets_of(store, [])] == ["laptop"]
+    assert [sheet["preset"] for sheet in manifests_of(store, [])] == ["laptop"]
     with pytest.raises(
         UserError, match=r"has no runs of stabilization-vgg: run `halflife study run stabilization-vgg`"
     ):
-        sheets_of(store, ["stabilization-vgg"])
+        manifests_of(store, ["stabilization-vgg"])
     json.dumps(store.sheets())
 
 

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from halflife.studies.catalog import STUDIES, get_study
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
 from halflife.studies.report.pages.page import render_page
 from tests.studies.synthetic import make_store
@@ -87,8 +87,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         status=lambda key, seed, size: "failed" if (key, seed, size) == ("large-none", 1, 4) else "finished",
     )
     text = make_text_store(folder / "text")
-    many = [Results(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
-    many += [Results(text, TEXT_STUDY, sheet) for sheet in text.sheets()]
+    many = [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    many += [StudyResults(text, TEXT_STUDY, sheet) for sheet in text.sheets()]
     page = folder / "page.html"
     page.write_text(render_page(many), encoding="utf-8")
     return page

@@ -13,7 +13,7 @@ import pytest
 from halflife.errors import StoreError
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper, PaperStep
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
 from halflife.studies.report.pages.guide import walk
 from halflife.studies.report.pages.page import render_paper
@@ -32,8 +32,8 @@ def text_of(page: str) -> str:
     return re.sub(r"\s+", " ", words.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " "))
 
 
-def results_in(store: Store) -> list[Results]:
-    return [Results(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+def results_in(store: Store) -> list[StudyResults]:
+    return [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
 
 
 def section_words(page: str, number: int) -> str:

@@ -23,8 +23,8 @@ from rich.console import Console
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.evidence.claims import Panel
-from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
 from halflife.studies.report.figures.fields import size_name
 from halflife.studies.report.figures.figure import Figure
@@ -41,9 +41,9 @@ from tests.studies.synthetic import ARMS, DATA, bits, make_store, spec_of
 FAILURE = "the training loss became nan in epoch 3 (lr 0.1, lam 0, seed 1): lower the learning rate"
 
 
-def results_of(store: Store, index: int = 0) -> Results:
+def results_of(store: Store, index: int = 0) -> StudyResults:
     sheet = store.sheets()[index]
-    return Results(store, get_study(sheet["study"]), sheet)
+    return StudyResults(store, get_study(sheet["study"]), sheet)
 
 
 def chart_rows(figure: Figure, part: int = 0) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import Cell, HeatPanel, PointRow, PointsPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.panels import panel_figure, panel_figures, why_not_drawn
 from halflife.studies.report.files import render_figure
 from halflife.studies.store.store import Store
@@ -24,9 +24,9 @@ GRID, PLANE = TEXT_STUDY.panels[4:]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     store = make_text_store(tmp_path_factory.mktemp("heat") / "store")
-    return Results(store, TEXT_STUDY, store.sheets()[0])
+    return StudyResults(store, TEXT_STUDY, store.sheets()[0])
 
 
 def heat(*cells: Cell, **fields: Any) -> HeatPanel:
@@ -66,7 +66,7 @@ def contrast(one: str, other: str) -> float:
 # ---- grids
 
 
-def test_a_grid_shows_the_study_s_numbers_where_they_belong(results: Results) -> None:
+def test_a_grid_shows_the_study_s_numbers_where_they_belong(results: StudyResults) -> None:
     figure = panel_figure(results, GRID)
     assert figure.header == ("learning rate, by lam", "0", "0.1", "0.3")
     assert [row[0] for row in figure.rows] == ["0.006", "0.002"], "numbers grow upwards"
@@ -86,7 +86,7 @@ def test_a_grid_shows_the_study_s_numbers_where_they_belong(results: Results) ->
     assert f"lowest {lowest[0]:g} at lam {lowest[1]:g}, learning rate {lowest[2]}; highest" in figure.description
 
 
-def test_the_drawing_has_the_places_of_the_table(results: Results) -> None:
+def test_the_drawing_has_the_places_of_the_table(results: StudyResults) -> None:
     figure = panel_figure(results, GRID)
     svg = render_figure(figure, "svg")
     assert isinstance(svg, str)
@@ -99,7 +99,7 @@ def test_the_drawing_has_the_places_of_the_table(results: Results) -> None:
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_words_stand_out_on_every_colour_and_colours_grow_lighter(results: Results, log: bool) -> None:
+def test_words_stand_out_on_every_colour_and_colours_grow_lighter(results: StudyResults, log: bool) -> None:
     values = [1.25**step if log else 1 + step for step in range(24)]
     panel = heat(*(Cell(float(i % 6), float(i // 6), value) for i, value in enumerate(values)), log_value=log)
     svg = render_figure(panel_figure(results, panel), "svg")
@@ -112,7 +112,7 @@ def test_words_stand_out_on_every_colour_and_colours_grow_lighter(results: Resul
     assert {ink for *_, ink in cells} == {"#000000", "#ffffff"}
 
 
-def test_names_stand_in_their_order_and_texts_and_factors_are_kept(results: Results) -> None:
+def test_names_stand_in_their_order_and_texts_and_factors_are_kept(results: StudyResults) -> None:
     panel = heat(
         Cell("no", "first", 0.125),
         Cell("yes", "first", 0.25, "a quarter"),
@@ -127,7 +127,7 @@ def test_names_stand_in_their_order_and_texts_and_factors_are_kept(results: Resu
     assert spec["layer"][0]["encoding"]["color"]["scale"]["domain"] == [12.5, 50]
 
 
-def test_one_cell_is_a_grid(results: Results) -> None:
+def test_one_cell_is_a_grid(results: StudyResults) -> None:
     for log in (False, True):
         svg = render_figure(panel_figure(results, heat(Cell(1, 1, 3.0), log_value=log)), "svg")
         assert isinstance(svg, str)
@@ -146,15 +146,15 @@ def test_one_cell_is_a_grid(results: Results) -> None:
         (heat(Cell(1, 2, 1.0), Cell(1.0, 2.0, 2.0)), "two cells at one place: mend the study"),
     ],
 )
-def test_cells_that_cannot_be_drawn_are_an_error(results: Results, panel: HeatPanel, message: str) -> None:
+def test_cells_that_cannot_be_drawn_are_an_error(results: StudyResults, panel: HeatPanel, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         panel_figure(results, panel)
 
 
-def test_a_grid_waits_for_seeds_and_whole_runs(tmp_path: Path, results: Results) -> None:
-    def found(folder: Path, **given: Any) -> Results:
+def test_a_grid_waits_for_seeds_and_whole_runs(tmp_path: Path, results: StudyResults) -> None:
+    def found(folder: Path, **given: Any) -> StudyResults:
         store: Store = make_text_store(folder, **given)
-        return Results(store, TEXT_STUDY, store.sheets()[0])
+        return StudyResults(store, TEXT_STUDY, store.sheets()[0])
 
     one = found(tmp_path / "one", num_seeds=1)
     assert why_not_drawn(one, GRID) == "1 of 2 seeds are finished in every arm"
@@ -172,7 +172,7 @@ def plane(*rows: PointRow) -> PointsPanel:
 
 @pytest.mark.parametrize("ends", [((-1.0, -2.0), (2.0, 2.0)), ((0.0, 0.0), (10.0, 1.0)), ((0.0, 0.0), (0.0, 5.0))])
 def test_a_unit_is_as_long_on_both_axes_of_a_plane(
-    results: Results, ends: tuple[tuple[float, float], tuple[float, float]]
+    results: StudyResults, ends: tuple[tuple[float, float], tuple[float, float]]
 ) -> None:
     figure = panel_figure(results, plane(*(PointRow("a", x, y) for x, y in ends)))
     assert figure.fixed
@@ -190,7 +190,7 @@ def test_a_unit_is_as_long_on_both_axes_of_a_plane(
     assert spec["height"] <= 380
 
 
-def test_a_path_keeps_the_order_of_its_rows_and_a_line_that_of_x(results: Results) -> None:
+def test_a_path_keeps_the_order_of_its_rows_and_a_line_that_of_x(results: StudyResults) -> None:
     rows = [(0.0, -2.0), (0.4, -0.5), (0.2, 0.5), (0.6, 2.0)]
     for style, order in (("path", rows), ("line", sorted(rows))):
         panel = plane(*(PointRow("b", x, y, style=style) for x, y in rows))  # type: ignore[arg-type]  # both are styles
@@ -205,7 +205,7 @@ def test_a_path_keeps_the_order_of_its_rows_and_a_line_that_of_x(results: Result
         assert sorted(range(4), key=lambda i: -drawn[i][1]) == sorted(range(4), key=lambda i: order[i][1])
 
 
-def test_classes_differ_in_shape_and_a_boundary_is_a_stroke_in_the_legend(results: Results) -> None:
+def test_classes_differ_in_shape_and_a_boundary_is_a_stroke_in_the_legend(results: StudyResults) -> None:
     figure = panel_figure(results, PLANE)
     spec = figure.charts[0][1].to_dict()
     shapes = next(layer["encoding"]["shape"]["scale"] for layer in spec["layer"] if "shape" in layer["encoding"])

@@ -16,8 +16,8 @@ import pytest
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import Panel, PointRow, PointsPanel
-from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_markdown, beside_rows
 from halflife.studies.report.figures.fields import flat_fields, size_name, without_decay
 from halflife.studies.report.figures.ladder import ladder_figure
@@ -37,8 +37,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 LOSS, BRANCHES, EVERY_ARM, SWEEP = TEXT_STUDY.panels[:4]
 
 
-def results_of(store: Store) -> Results:
-    return Results(store, TEXT_STUDY, store.sheets()[0])
+def results_of(store: Store) -> StudyResults:
+    return StudyResults(store, TEXT_STUDY, store.sheets()[0])
 
 
 def rows_of(figure: Any) -> list[dict[str, Any]]:
@@ -53,12 +53,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def results(store: Store) -> Results:
+def results(store: Store) -> StudyResults:
     return results_of(store)
 
 
 @pytest.fixture(scope="module")
-def words(results: Results) -> str:
+def words(results: StudyResults) -> str:
     body = re.sub(r"<(script|style).*?</\1>", " ", render_page([results]), flags=re.DOTALL)
     plain = html.unescape(re.sub(r"<[^>]+>", "", body))
     return re.sub(r"\s+", " ", plain.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " "))
@@ -67,7 +67,7 @@ def words(results: Results) -> str:
 # ---- readings by step
 
 
-def test_readings_are_found_by_step_and_at_the_end(results: Results) -> None:
+def test_readings_are_found_by_step_and_at_the_end(results: StudyResults) -> None:
     key = "lr0.006-lam0.1"
     seeds = results.seeds(32)
     assert seeds == [0, 1, 2]
@@ -87,7 +87,7 @@ def test_readings_are_found_by_step_and_at_the_end(results: Results) -> None:
     assert results.series(key, "val/loss", 32)[2][0].tolist() == [step / STEPS for step in steps]
 
 
-def test_what_was_not_read_is_an_error(results: Results) -> None:
+def test_what_was_not_read_is_an_error(results: StudyResults) -> None:
     with pytest.raises(StoreError, match=r"the run \w{16} has no reading at step 7: remove its folder"):
         results.at_step("lr0.006-lam0.1", "val/loss", 7, 32)
     with pytest.raises(StoreError, match=r"val/loss was not read at step 2000 of lr0.006-lam0.1"):
@@ -146,14 +146,14 @@ def test_runs_that_arms_share_count_once(tmp_path: Path) -> None:
     store = make_text_store(tmp_path)
     sheet = store.sheets()[0]
     again = {**sheet["arms"][0], "key": "again"}
-    found = Results(store, TEXT_STUDY, sheet | {"arms": [*sheet["arms"], again]})
+    found = StudyResults(store, TEXT_STUDY, sheet | {"arms": [*sheet["arms"], again]})
     assert found.num_planned == found.num_finished == 12 * (2 + 3)
 
 
 # ---- curves against steps
 
 
-def test_curves_stand_against_steps_and_show_their_arms_alone(results: Results) -> None:
+def test_curves_stand_against_steps_and_show_their_arms_alone(results: StudyResults) -> None:
     figure = panel_figure(results, LOSS)
     rows = rows_of(figure)
     assert list(rows[0]) == ["arm", "step", "mean", "lowest seed", "highest seed", "seeds"]
@@ -176,7 +176,7 @@ def test_curves_stand_against_steps_and_show_their_arms_alone(results: Results) 
         assert "test error" not in figure.caption + figure.description
 
 
-def test_runs_of_different_length_show_their_own_ends(results: Results) -> None:
+def test_runs_of_different_length_show_their_own_ends(results: StudyResults) -> None:
     figure = panel_figure(results, EVERY_ARM)
     assert figure.header == ("arm", "last step", "there")
     ends = {row[0]: row[1] for row in figure.rows}
@@ -215,21 +215,21 @@ def test_an_arm_without_the_quantity_is_an_error(tmp_path: Path) -> None:
 
 
 def test_arms_that_a_preset_does_not_have_are_left_out_and_lost_ones_are_an_error(
-    store: Store, results: Results
+    store: Store, results: StudyResults
 ) -> None:
     assert isinstance(LOSS, Panel)
     panel = replace(LOSS, arms=("lr0.006-lam0.1", "only-at-night"))
     assert {row["arm"] for row in rows_of(panel_figure(results, panel))} == {"lr 0.006, lam 0.1"}
     assert why_not_drawn(results, replace(LOSS, arms=("only-at-night",))) == "the preset has none of its arms"
-    sheet = dict(results.sheet) | {"arms": [arm for arm in results.arms if arm["key"] != "lr0.006-lam0.1"]}
+    sheet = dict(results.manifest) | {"arms": [arm for arm in results.arms if arm["key"] != "lr0.006-lam0.1"]}
     with pytest.raises(StoreError, match=r"has no arm 'lr0\.006-lam0\.1', which its figure 'Validation loss' draws"):
-        panel_figure(Results(store, TEXT_STUDY, sheet), LOSS)
+        panel_figure(StudyResults(store, TEXT_STUDY, sheet), LOSS)
 
 
 # ---- points
 
 
-def test_points_are_those_that_the_study_computes(results: Results) -> None:
+def test_points_are_those_that_the_study_computes(results: StudyResults) -> None:
     assert isinstance(SWEEP, PointsPanel)
     figure = panel_figure(results, SWEEP)
     rows = rows_of(figure)
@@ -261,12 +261,12 @@ def points(*rows: PointRow, **fields: Any) -> PointsPanel:
         (points(PointRow("a", 1.0, 2.0, 0.0, 3.0), log_y=True), "is not above 0, so its logarithmic axis"),
     ],
 )
-def test_points_that_cannot_be_drawn_are_an_error(results: Results, panel: PointsPanel, message: str) -> None:
+def test_points_that_cannot_be_drawn_are_an_error(results: StudyResults, panel: PointsPanel, message: str) -> None:
     with pytest.raises(StoreError, match=message):
         panel_figure(results, panel)
 
 
-def test_points_wait_for_seeds_and_whole_runs(tmp_path: Path, results: Results) -> None:
+def test_points_wait_for_seeds_and_whole_runs(tmp_path: Path, results: StudyResults) -> None:
     one = results_of(make_text_store(tmp_path / "one", num_seeds=1))
     assert why_not_drawn(one, SWEEP) == "1 of 2 seeds are finished in every arm"
     assert [figure.slug for figure in panel_figures(one)] == ["val-loss", "branches", "train-running-loss"]
@@ -280,9 +280,9 @@ def test_points_wait_for_seeds_and_whole_runs(tmp_path: Path, results: Results) 
 
 
 @pytest.mark.parametrize(("log_x", "log_y"), [(False, False), (True, True)])
-def test_points_are_drawn_as_files(results: Results, log_x: bool, log_y: bool) -> None:
+def test_points_are_drawn_as_files(results: StudyResults, log_x: bool, log_y: bool) -> None:
     rows = tuple(PointRow(f"series {i}", x, y, y / 2, 2 * y) for i in range(9) for x, y in ((1.0, 2.0 + i), (8.0, 3.0)))
-    one = Results.__new__(Results)
+    one = StudyResults.__new__(StudyResults)
     one.__dict__.update(results.__dict__)
     one.study = replace(TEXT_STUDY, panels=(points(*rows, log_x=log_x, log_y=log_y),), doc_panels=())
     (svg, _) = render_files([one], "svg").values()
@@ -297,7 +297,7 @@ def test_points_are_drawn_as_files(results: Results, log_x: bool, log_y: bool) -
 # ---- looks
 
 
-def test_arms_that_share_a_panel_never_look_alike(results: Results) -> None:
+def test_arms_that_share_a_panel_never_look_alike(results: StudyResults) -> None:
     looks = {style.key: (style.colour, style.dash) for style in arm_styles(results)}
     assert len(looks) == 12
     for panel in (LOSS, BRANCHES, EVERY_ARM):
@@ -333,15 +333,15 @@ def test_a_branch_shows_the_fields_of_its_parent_and_its_own() -> None:
     assert without_decay(spec_of("small-none", 0, width=8, num_epochs=8, eval_every=2).to_json())
 
 
-def test_the_size_is_found_inside_branches(results: Results) -> None:
+def test_the_size_is_found_inside_branches(results: StudyResults) -> None:
     assert size_name(results) == "width"
-    named = Results.__new__(Results)
+    named = StudyResults.__new__(StudyResults)
     named.__dict__.update(results.__dict__)
     named.study = replace(TEXT_STUDY, size_name="residual width")
     assert size_name(named) == "residual width"
 
 
-def test_provenance_tells_branches_from_runs(results: Results) -> None:
+def test_provenance_tells_branches_from_runs(results: StudyResults) -> None:
     table = provenance_of(results)
     assert table.differing == ["kind", "width", "lr", "decay", "at", "branch", "lr_factor", "branch.num_steps"]
     by_label = {row[0]: dict(zip(table.differing, row[1:], strict=True)) for row in table.arms if row[2] == "32"}
@@ -388,7 +388,7 @@ def test_effects_in_nats_have_the_digits_they_need() -> None:
     assert effect_text(Interval(0.97, 0.9, 1.04, 3), "") == "+0.97 [+0.90, +1.04]"
 
 
-def test_the_page_of_a_language_model_study(results: Results, words: str) -> None:
+def test_the_page_of_a_language_model_study(results: StudyResults, words: str) -> None:
     assert re.search(r"[+-]0\.\d{4} nats\[[+-]0\.\d{4}, [+-]0\.\d{4}\]", words)
     assert "3 seeds16 blocks" in words
     assert "about -0.02 (read off the figure)" in words
@@ -397,7 +397,7 @@ def test_the_page_of_a_language_model_study(results: Results, words: str) -> Non
     assert "3 seeds, 16 blocks" in verdict_markdown(results.verdicts())
 
 
-def test_the_ladder_keeps_units_apart(results: Results) -> None:
+def test_the_ladder_keeps_units_apart(results: StudyResults) -> None:
     figure = ladder_figure(results, results.verdicts())
     assert figure is not None
     titles, domains = [], []
@@ -414,7 +414,7 @@ def test_the_ladder_keeps_units_apart(results: Results) -> None:
     )
 
 
-def test_numbers_of_the_paper_as_markdown(results: Results) -> None:
+def test_numbers_of_the_paper_as_markdown(results: StudyResults) -> None:
     lines = beside_markdown([("a | b", "1", "figure 2", "3"), *beside_rows(results)]).splitlines()
     assert lines[0] == "| quantity | paper | where | here |"
     assert lines[2] == r"| a \| b | 1 | figure 2 | 3 |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from halflife.errors import UserError
+from halflife.studies.catalog.amendments import with_amendments
 from halflife.studies.catalog.curvature.averaging.study import AVERAGING
 from halflife.studies.catalog.curvature.curvature_alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
@@ -26,7 +27,6 @@ from halflife.studies.catalog.language.timescale.study import TIMESCALE
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN
 from halflife.studies.catalog.theory.textbook.study import TEXTBOOK
-from halflife.studies.evidence.amendments import with_amendments
 from halflife.studies.evidence.claims import Preset, Study
 
 __all__ = ["STUDIES", "get_preset", "get_study"]

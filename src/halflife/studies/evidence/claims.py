@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from halflife.studies.evidence.panels import AnyPanel, Cell, HeatPanel, Panel, PointRow, PointsPanel
+from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
 from halflife.studies.specs.base import RunSpec
-
-if TYPE_CHECKING:
-    from halflife.studies.evidence.results import Results
 
 __all__ = [
     "AnyPanel",

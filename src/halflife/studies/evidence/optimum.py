@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import PointRow
+from halflife.studies.evidence.panels import PointRow
+from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
 from halflife.studies.specs.text import TextRun
-
-if TYPE_CHECKING:
-    from halflife.studies.evidence.results import Results
 
 __all__ = [
     "PAIRED_NOTE",

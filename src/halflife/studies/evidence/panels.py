@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.results import Results
 
 __all__ = ["AnyPanel", "Cell", "HeatPanel", "Panel", "PointRow", "PointsPanel"]
 

@@ -1,21 +1,18 @@
-"""What a store holds of one study and preset: readings as a table, per-example outcomes as arrays, verdicts.
+"""What a store holds of one study and preset: readings per arm and seed, and what was kept per test example.
 
 Shapes: S seeds, N test examples.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.errors import StoreError, UserError
-from halflife.studies.evidence.claims import Finding, Study, Verdict
+from halflife.errors import StoreError
 from halflife.studies.evidence.readings import RunReadings, last_of, stacked, values_of
 from halflife.studies.specs.base import RunSpec, spec_from_json
 from halflife.studies.store.store import Store
@@ -23,35 +20,25 @@ from halflife.studies.store.store import Store
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Results", "sheets_of"]
-
-MIN_SEEDS = 2
+__all__ = ["Results"]
 
 
 class Results:
-    """The finished runs of one study and preset, as its sheet in the store lists them.
+    """The finished runs of one study and preset, as its manifest in the store lists them.
 
     Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired.
 
     Args:
         store: The store.
-        study: The study.
-        sheet: The study's sheet.
-
-    Raises:
-        StoreError: The sheet was written by another version of the study.
+        manifest: The manifest of the study and preset, as `Store.sheets` gives it.
     """
 
-    def __init__(self, store: Store, study: Study, sheet: Mapping[str, Any]) -> None:
-        self.study, self.sheet = study, sheet
-        self.preset_name: str = sheet["preset"]
-        if self.preset_name not in study.presets:
-            raise StoreError(
-                f"the store {store.path} holds {study.name} at a preset {self.preset_name!r} that this halflife does not know:"
-                " use the halflife that wrote it"
-            )
-        self.arms: list[Mapping[str, Any]] = list(sheet["arms"])
-        self.main_size: int = sheet["main_size"]
+    def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
+        self.manifest = manifest
+        self.study_name: str = manifest["study"]
+        self.preset_name: str = manifest["preset"]
+        self.arms: list[Mapping[str, Any]] = list(manifest["arms"])
+        self.main_size: int = manifest["main_size"]
         self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
         self.headers: dict[str, dict[str, Any]] = {}
         self._readings: dict[str, RunReadings] = {}
@@ -88,7 +75,7 @@ class Results:
             if arm["key"] == key and arm["size"] == size:
                 return [arm["runs"][str(seed)] for seed in self.seeds(size)]
         raise StoreError(
-            f"the sheet of {self.study.name} has no arm {key!r} at size {size}: it was written by another version of the"
+            f"the manifest of {self.study_name} has no arm {key!r} at size {size}: it was written by another version of the"
             " study, run it again"
         )
 
@@ -107,7 +94,7 @@ class Results:
         """
         runs = self._runs(key, size)
         if not runs:
-            raise StoreError(f"no seed of {self.study.name} is finished at size {size}: run it first")
+            raise StoreError(f"no seed of {self.study_name} is finished at size {size}: run it first")
         return spec_from_json(self.headers[runs[0]]["spec"])
 
     def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
@@ -264,66 +251,3 @@ class Results:
                     {**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity].readings
                 ]
         return pl.DataFrame(rows, infer_schema_length=None)
-
-    def verdicts(self) -> list[Verdict]:
-        """Each claim's verdict, decided at the main size, with the same measured along the ladder.
-
-        Returns:
-            One verdict per claim of the study.
-        """
-        return [
-            Verdict(
-                study=self.study.name,
-                preset=self.preset_name,
-                claim=claim,
-                finding=self._finding(claim.measure, self.main_size),
-                by_size={size: self._finding(claim.measure, size) for size in self.sizes},
-            )
-            for claim in self.study.claims
-        ]
-
-    def _finding(self, measure: Callable[[Results, int], Finding], size: int) -> Finding:
-        if self.sheet.get("max_steps") is not None:
-            return Finding("inconclusive", None, f"runs were cut at {self.sheet['max_steps']} steps by --max-steps")
-        found = len(self.seeds(size))
-        if found < MIN_SEEDS:
-            planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
-            return Finding(
-                "inconclusive",
-                None,
-                f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
-            )
-        finding = measure(self, size)
-        if finding.effect is not None and not math.isfinite(finding.effect.estimate):
-            raise UserError(
-                f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
-            )
-        if not self.study.presets[self.preset_name].decides:
-            return replace(
-                finding, outcome="inconclusive", reason=f"too small to decide, only a test; {finding.reason}"
-            )
-        return finding
-
-
-def sheets_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The store's sheets of the named studies (all when none is named), newest preset last.
-
-    Args:
-        store: The store.
-        names: Study names.
-
-    Returns:
-        The sheets.
-
-    Raises:
-        UserError: A named study has no sheet, or the store has none at all.
-    """
-    sheets = [sheet for sheet in store.sheets() if not names or sheet["study"] in names]
-    missing = [name for name in names if all(sheet["study"] != name for sheet in sheets)]
-    if missing or not sheets:
-        what = f"no runs of {missing[0]}" if missing else "no runs"
-        wanted = missing[0] if missing else "stabilization"
-        raise UserError(
-            f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store"
-        )
-    return sheets

@@ -6,17 +6,15 @@ Shapes: A arms, S seeds, N test examples or blocks of validation tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
 from halflife.studies.evidence.claims import Outcome
+from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval
-
-if TYPE_CHECKING:
-    from halflife.studies.evidence.results import Results
 
 __all__ = [
     "EQUAL_CONFIDENCE",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS
-from halflife.studies.evidence.results import Results, sheets_of
+from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.store.files import write_whole
 from halflife.studies.store.store import Store
 
@@ -86,7 +86,7 @@ def build_report(
 
 
 def _pages(
-    many: Sequence[Results],
+    many: Sequence[StudyResults],
     names: Sequence[str],
     report: str,
     problems: list[Problem],
@@ -97,7 +97,7 @@ def _pages(
     from halflife.studies.report.pages.page import paper_file, render_page, render_paper
     from halflife.studies.report.pages.sections import section_of
 
-    shown: list[Results] = []
+    shown: list[StudyResults] = []
     sections: list[dict[str, Any]] = []
     for results in many:
         try:
@@ -118,12 +118,12 @@ def _pages(
     return pages
 
 
-def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, UserError], None]) -> list[Results]:
+def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, UserError], None]) -> list[StudyResults]:
     """The results of all sheets to show, in the order of studies and presets."""
     found = []
-    for sheet in sheets_of(store, names):
+    for sheet in manifests_of(store, names):
         try:
-            found.append(Results(store, get_study(sheet["study"]), sheet))
+            found.append(StudyResults(store, get_study(sheet["study"]), sheet))
         except UserError as error:
             trouble(sheet["study"], sheet["preset"], error)
     serious = {results.study.name for results in found if _decides(results)}
@@ -132,7 +132,7 @@ def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, Us
     return sorted(shown, key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
 
 
-def _decides(results: Results) -> bool:
+def _decides(results: StudyResults) -> bool:
     return results.study.presets[results.preset_name].decides
 
 

@@ -9,7 +9,7 @@ import altair as alt
 import vl_convert
 
 from halflife.errors import StoreError
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.figure import Figure, static_chart
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figures
@@ -18,7 +18,7 @@ from halflife.studies.report.figures.theme import FILE_COLOURS, FILE_FONT, chart
 __all__ = ["render_figure", "render_files"]
 
 
-def render_files(many: Sequence[Results], fmt: Literal["svg", "pdf"]) -> dict[str, str | bytes]:
+def render_files(many: Sequence[StudyResults], fmt: Literal["svg", "pdf"]) -> dict[str, str | bytes]:
     """All figures of all sheets.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from halflife.studies.evidence.results import MIN_SEEDS, Results
+from halflife.studies.evidence.verdicts import MIN_SEEDS, StudyResults
 
 __all__ = ["HEADER", "beside_markdown", "beside_rows"]
 
@@ -12,7 +12,7 @@ HEADER = ("quantity", "paper", "where", "here")
 HOW = {"text": "", "fig-read": " (read off the figure)", "notebook": " (from the published notebook)"}
 
 
-def beside_rows(results: Results) -> list[tuple[str, str, str, str]]:
+def beside_rows(results: StudyResults) -> list[tuple[str, str, str, str]]:
     """The paper's numbers and ours, as text.
 
     Args:
@@ -23,7 +23,7 @@ def beside_rows(results: Results) -> list[tuple[str, str, str, str]]:
         names no numbers.
     """
     seeds = len(results.seeds(results.main_size))
-    ready = seeds >= MIN_SEEDS and results.sheet.get("max_steps") is None
+    ready = seeds >= MIN_SEEDS and results.manifest.get("max_steps") is None
     return [
         (
             item.quantity,

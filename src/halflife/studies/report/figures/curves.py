@@ -12,7 +12,7 @@ import polars as pl
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import Panel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.charts import curves_chart
 from halflife.studies.report.figures.fields import flat_fields, sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
@@ -25,7 +25,7 @@ __all__ = ["curves_figure", "drawn_arms"]
 PLAN_FIELDS = ("kind", "num_epochs", "num_steps", "eval_every", "log_every", "drop_at", "keep_at", "at", "max_steps")
 
 
-def drawn_arms(results: Results, panel: Panel) -> list[str]:
+def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
     """The arms of a panel that this preset has, in the order of the legend.
 
     Args:
@@ -52,7 +52,7 @@ def drawn_arms(results: Results, panel: Panel) -> list[str]:
     return [key for key in panel.arms if key in present]
 
 
-def _readings(results: Results, panel: Panel, keys: Sequence[str]) -> pl.DataFrame:
+def _readings(results: StudyResults, panel: Panel, keys: Sequence[str]) -> pl.DataFrame:
     """The rows of one panel, one a run and place; a missing one is an error that names the run."""
     everything = results.frame.filter((pl.col("size") == results.main_size) & pl.col("arm").is_in(list(keys)))
     if panel.metric not in everything.columns or everything[panel.metric].is_null().all():
@@ -123,14 +123,14 @@ def _summary(rows: pl.DataFrame, panel: Panel, styles: Sequence[ArmStyle]) -> li
     return out
 
 
-def _drops(results: Results, keys: Sequence[str], last: float) -> list[float]:
+def _drops(results: StudyResults, keys: Sequence[str], last: float) -> list[float]:
     """The epochs at which a learning rate drops, each once."""
     specs = (results.spec(key, results.main_size) for key in keys)
     epochs = {float(epoch) for spec in specs if (epoch := getattr(spec, "drop_epoch", None)) is not None}
     return sorted(epoch for epoch in epochs if epoch < last)
 
 
-def curves_figure(results: Results, panel: Panel) -> Figure:
+def curves_figure(results: StudyResults, panel: Panel) -> Figure:
     """One quantity along the runs: a line per arm, the range over seeds as a band.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 
 __all__ = ["flat_fields", "sentence_start", "size_name", "without_decay"]
 
@@ -67,7 +67,7 @@ def sentence_start(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def size_name(results: Results) -> str:
+def size_name(results: StudyResults) -> str:
     """What the sizes of a study are: what the study says, or the one field of the specs that equals the size in every arm.
 
     Args:

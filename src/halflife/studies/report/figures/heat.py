@@ -11,7 +11,7 @@ import altair as alt
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.panels import Cell, HeatPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.charts import SHORT, log_ticks
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
@@ -26,7 +26,7 @@ SMALLEST = 6  # pixels of a font that can still be read
 MANY_LETTERS = 36  # column labels with more letters than this altogether are turned
 
 
-def heat_figure(results: Results, panel: HeatPanel) -> Figure:
+def heat_figure(results: StudyResults, panel: HeatPanel) -> Figure:
     """A grid as the study computes it.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from halflife.studies.evidence.claims import Verdict
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.charts import ladder_chart
 from halflife.studies.report.figures.fields import size_name
 from halflife.studies.report.figures.figure import Figure
@@ -16,7 +16,7 @@ __all__ = ["ladder_figure"]
 DRAWN_UNITS = ("points", "nats", "%")  # whose 0 means no effect
 
 
-def ladder_figure(results: Results, verdicts: Sequence[Verdict]) -> Figure | None:
+def ladder_figure(results: StudyResults, verdicts: Sequence[Verdict]) -> Figure | None:
     """The effect of each claim that is measured in points, nats or per cent, against size.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halflife.studies.evidence.panels import AnyPanel, Panel, PointsPanel
-from halflife.studies.evidence.results import MIN_SEEDS, Results
+from halflife.studies.evidence.verdicts import MIN_SEEDS, StudyResults
 from halflife.studies.report.figures.curves import curves_figure, drawn_arms
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.heat import heat_figure
@@ -12,7 +12,7 @@ from halflife.studies.report.figures.points import points_figure
 __all__ = ["panel_figure", "panel_figures", "why_not_drawn"]
 
 
-def panel_figures(results: Results) -> list[Figure]:
+def panel_figures(results: StudyResults) -> list[Figure]:
     """All panels of the study that can be drawn, at its main size.
 
     Args:
@@ -24,7 +24,7 @@ def panel_figures(results: Results) -> list[Figure]:
     return [panel_figure(results, panel) for panel in results.study.panels if not why_not_drawn(results, panel)]
 
 
-def panel_figure(results: Results, panel: AnyPanel) -> Figure:
+def panel_figure(results: StudyResults, panel: AnyPanel) -> Figure:
     """The figure of one panel.
 
     Args:
@@ -39,7 +39,7 @@ def panel_figure(results: Results, panel: AnyPanel) -> Figure:
     return points_figure(results, panel) if isinstance(panel, PointsPanel) else heat_figure(results, panel)
 
 
-def why_not_drawn(results: Results, panel: AnyPanel) -> str:
+def why_not_drawn(results: StudyResults, panel: AnyPanel) -> str:
     """Why a panel has nothing to draw yet, as far as the plan says so. A reading that is missing is an error instead.
 
     Args:
@@ -51,7 +51,7 @@ def why_not_drawn(results: Results, panel: AnyPanel) -> str:
     """
     seeds = len(results.seeds(results.main_size))
     if not isinstance(panel, Panel):
-        if results.sheet.get("max_steps") is not None:
+        if results.manifest.get("max_steps") is not None:
             return "runs were cut"
         return "" if seeds >= MIN_SEEDS else f"{seeds} of {MIN_SEEDS} seeds are finished in every arm"
     if not seeds:

@@ -8,7 +8,7 @@ from typing import Any
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import PointRow, PointsPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.charts import points_chart
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
@@ -17,7 +17,7 @@ from halflife.studies.report.figures.theme import STROKE, series_styles
 __all__ = ["points_figure"]
 
 
-def points_figure(results: Results, panel: PointsPanel) -> Figure:
+def points_figure(results: StudyResults, panel: PointsPanel) -> Figure:
     """Points with their intervals, and lines, as the study computes them.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halflife.studies.evidence.claims import Panel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.fields import flat_fields, without_decay
 
 __all__ = ["FILE_COLOURS", "PAGE_COLOURS", "STROKE", "ArmStyle", "arm_styles", "chart_config", "series_styles"]
@@ -46,7 +46,7 @@ class ArmStyle:
     shape: str = SHAPES[0]
 
 
-def arm_styles(results: Results) -> list[ArmStyle]:
+def arm_styles(results: StudyResults) -> list[ArmStyle]:
     """A colour per learning rate, solid with decay and dashed without; where that is not enough, a colour per arm.
 
     An arm looks the same in every panel. With more arms than colours, those that share a panel get different colours as
@@ -79,7 +79,7 @@ def arm_styles(results: Results) -> list[ArmStyle]:
     ]
 
 
-def _drawn_together(results: Results, keys: Sequence[str]) -> set[tuple[int, int]]:
+def _drawn_together(results: StudyResults, keys: Sequence[str]) -> set[tuple[int, int]]:
     """Pairs of arms, by index, that share a panel."""
     place = {key: index for index, key in enumerate(keys)}
     panels = [panel for panel in results.study.panels if isinstance(panel, Panel)]

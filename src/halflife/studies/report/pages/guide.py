@@ -9,7 +9,7 @@ from halflife.studies.catalog import STUDIES
 from halflife.studies.catalog.papers import Paper, PaperStep
 from halflife.studies.evidence.claims import Study, Verdict
 from halflife.studies.evidence.panels import AnyPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 
 __all__ = ["Step", "walk"]
 
@@ -31,8 +31,8 @@ class Step:
     number: int
     told: PaperStep
     study: Study
-    results: Results | None
-    others: tuple[Results, ...]
+    results: StudyResults | None
+    others: tuple[StudyResults, ...]
 
     @property
     def panels(self) -> tuple[AnyPanel, ...]:
@@ -65,7 +65,7 @@ class Step:
         return [verdict for verdict in everything if self.has_claim(verdict.claim.key)]
 
 
-def walk(paper: Paper, many: Sequence[Results]) -> list[Step]:
+def walk(paper: Paper, many: Sequence[StudyResults]) -> list[Step]:
     """The steps of a paper, each with the runs that tell most: those of the largest preset that is finished.
 
     Args:
@@ -86,8 +86,8 @@ def walk(paper: Paper, many: Sequence[Results]) -> list[Step]:
     return steps
 
 
-def _tells(results: Results) -> tuple[bool, bool, int]:
+def _tells(results: StudyResults) -> tuple[bool, bool, int]:
     """A preset that decides comes before one that does not, a whole one before a part, a large one before a small one."""
     preset = results.study.presets[results.preset_name]
-    whole = results.num_finished == results.num_planned and results.sheet.get("max_steps") is None
+    whole = results.num_finished == results.num_planned and results.manifest.get("max_steps") is None
     return preset.decides, whole, list(results.study.presets).index(results.preset_name)

@@ -14,7 +14,7 @@ import vl_convert
 
 from halflife import __version__
 from halflife.studies.catalog.papers import Paper
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import HEADER
 from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
 from halflife.studies.report.pages.guide import Step
@@ -55,7 +55,7 @@ def paper_file(paper: Paper) -> str:
 
 
 def render_page(
-    many: Sequence[Results],
+    many: Sequence[StudyResults],
     *,
     sections: Sequence[Section] | None = None,
     problems: Sequence[Problem] = (),

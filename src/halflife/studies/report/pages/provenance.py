@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.fields import flat_fields, size_name
 from halflife.studies.specs.base import RunSpec, spec_from_json
 
@@ -43,9 +43,9 @@ class Provenance:
     runs_header: tuple[str, ...]
 
 
-def num_earlier(results: Results) -> int:
+def num_earlier(results: StudyResults) -> int:
     """How many runs were finished before the command that made the sheet: of other studies, or by an earlier call."""
-    started = results.sheet.get("started") or ""
+    started = results.manifest.get("started") or ""
     return sum((header.get("finished") or started) < started for header in results.headers.values())
 
 
@@ -149,7 +149,7 @@ def _commit(header: Mapping[str, Any]) -> str | None:
     return None if commit is None else commit["id"] + (" with changes" if commit["changed"] else "")
 
 
-def provenance_of(results: Results) -> Provenance:
+def provenance_of(results: StudyResults) -> Provenance:
     """How a study was run.
 
     Args:
@@ -158,7 +158,7 @@ def provenance_of(results: Results) -> Provenance:
     Returns:
         Its tables.
     """
-    sheet = results.sheet
+    sheet = results.manifest
     headers = [header for header in results.headers.values() if header]
     specs: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
     written: list[Mapping[str, Any]] = []
@@ -211,7 +211,7 @@ def provenance_of(results: Results) -> Provenance:
     )
 
 
-def _seeds(results: Results) -> str:
+def _seeds(results: StudyResults) -> str:
     """The planned seeds, by size where the sizes have different ones."""
     sizes_of: dict[str, list[str]] = {}
     for size in results.sizes:
@@ -222,8 +222,8 @@ def _seeds(results: Results) -> str:
     return "; ".join(f"{seeds} at {size_name(results)} {' and '.join(sizes)}" for seeds, sizes in sizes_of.items())
 
 
-def _facts(results: Results, headers: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    sheet, earlier = results.sheet, num_earlier(results)
+def _facts(results: StudyResults, headers: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    sheet, earlier = results.manifest, num_earlier(results)
     machines = [header["machine"] for header in headers if "machine" in header] or [sheet.get("machine") or {}]
     preset = results.study.presets[results.preset_name]
     packages = list(dict.fromkeys(name for header in headers for name in header.get("versions", {})))
@@ -263,7 +263,7 @@ def _costs(headers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return facts
 
 
-def banners(results: Results) -> list[tuple[str, str, list[str]]]:
+def banners(results: StudyResults) -> list[tuple[str, str, list[str]]]:
     """What a reader must know before reading on.
 
     Args:
@@ -282,7 +282,7 @@ def banners(results: Results) -> list[tuple[str, str, list[str]]]:
             " figures and verdicts use these alone."
         )
         out.append(("alert" if failures else "note", text, failures))
-    steps = results.sheet.get("max_steps")
+    steps = results.manifest.get("max_steps")
     if steps is not None:
         out.append(("alert", f"Runs were cut at {steps} steps by --max-steps, so no claim is decided.", []))
     if mixed := _mixed([header for header in results.headers.values() if header]):

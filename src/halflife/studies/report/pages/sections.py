@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from halflife.studies.evidence.panels import AnyPanel
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_rows
 from halflife.studies.report.figures.fields import size_name
 from halflife.studies.report.figures.figure import Figure
@@ -19,7 +19,7 @@ from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_rows
 __all__ = ["counts_of", "not_drawn", "section_of"]
 
 
-def section_of(results: Results) -> dict[str, Any]:
+def section_of(results: StudyResults) -> dict[str, Any]:
     """What the pages show of one sheet.
 
     Args:
@@ -71,7 +71,7 @@ def counts_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(outcome, counts[outcome]) for outcome in SYMBOLS if counts[outcome]]
 
 
-def not_drawn(results: Results, panels: Sequence[AnyPanel]) -> str:
+def not_drawn(results: StudyResults, panels: Sequence[AnyPanel]) -> str:
     """Which panels wait for more runs.
 
     Args:

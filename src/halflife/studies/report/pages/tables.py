@@ -89,7 +89,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     """Verdicts as plain values, ready for JSON.
 
     Args:
-        verdicts: From `halflife.studies.evidence.results.Results.verdicts`, of one sheet or of several.
+        verdicts: From `halflife.studies.evidence.verdicts.StudyResults.verdicts`, of one manifest or of several.
 
     Returns:
         One row a verdict: what was claimed, the outcome, the effect with its interval, what it rests on, the rule,

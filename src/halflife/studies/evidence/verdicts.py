@@ -1,0 +1,103 @@
+"""From a study's results to its verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from halflife.errors import StoreError, UserError
+from halflife.studies.evidence.claims import Finding, Study, Verdict
+from halflife.studies.evidence.results import Results
+from halflife.studies.store.store import Store
+
+__all__ = ["MIN_SEEDS", "StudyResults", "manifests_of"]
+
+MIN_SEEDS = 2
+
+
+class StudyResults(Results):
+    """The results of a study and preset, with the study whose claims they decide.
+
+    Args:
+        store: The store.
+        study: The study.
+        manifest: The manifest of the study and preset.
+
+    Raises:
+        StoreError: The manifest was written by another version of the study.
+    """
+
+    def __init__(self, store: Store, study: Study, manifest: Mapping[str, Any]) -> None:
+        preset = manifest["preset"]
+        if preset not in study.presets:
+            raise StoreError(
+                f"the store {store.path} holds {study.name} at a preset {preset!r} that this halflife does not know:"
+                " use the halflife that wrote it"
+            )
+        super().__init__(store, manifest)
+        self.study = study
+
+    def verdicts(self) -> list[Verdict]:
+        """Each claim's verdict, decided at the main size, with the same measured along the ladder.
+
+        Returns:
+            One verdict per claim of the study.
+        """
+        return [
+            Verdict(
+                study=self.study.name,
+                preset=self.preset_name,
+                claim=claim,
+                finding=self._finding(claim.measure, self.main_size),
+                by_size={size: self._finding(claim.measure, size) for size in self.sizes},
+            )
+            for claim in self.study.claims
+        ]
+
+    def _finding(self, measure: Callable[[Results, int], Finding], size: int) -> Finding:
+        if self.manifest.get("max_steps") is not None:
+            return Finding("inconclusive", None, f"runs were cut at {self.manifest['max_steps']} steps by --max-steps")
+        found = len(self.seeds(size))
+        if found < MIN_SEEDS:
+            planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
+            return Finding(
+                "inconclusive",
+                None,
+                f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
+            )
+        finding = measure(self, size)
+        if finding.effect is not None and not math.isfinite(finding.effect.estimate):
+            raise UserError(
+                f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
+            )
+        if not self.study.presets[self.preset_name].decides:
+            return replace(
+                finding, outcome="inconclusive", reason=f"too small to decide, only a test; {finding.reason}"
+            )
+        return finding
+
+
+def manifests_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The store's manifests of the named studies (all when none is named), newest preset last.
+
+    Args:
+        store: The store.
+        names: Study names.
+
+    Returns:
+        The manifests.
+
+    Raises:
+        UserError: A named study has no manifest, or the store has none at all.
+    """
+    manifests = [found for found in store.sheets() if not names or found["study"] in names]
+    missing = [name for name in names if all(found["study"] != name for found in manifests)]
+    if missing or not manifests:
+        what = f"no runs of {missing[0]}" if missing else "no runs"
+        wanted = missing[0] if missing else "stabilization"
+        raise UserError(
+            f"the store {store.path} has {what}: run `halflife study run {wanted}` first, or name another --store"
+        )
+    return manifests
