@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog import get_study
 from halflife.studies.catalog.curvature.averaging import quantities as rules
-from halflife.studies.catalog.curvature.averaging.readings import AVERAGE as WHOSE_AVERAGE
-from halflife.studies.catalog.curvature.averaging.readings import FINE_TUNED as WHOSE_TUNED
-from halflife.studies.catalog.curvature.averaging.readings import SLOW, late_values, rate_keys
+from halflife.studies.catalog.curvature.averaging.quantities import AVERAGE as WHOSE_AVERAGE
+from halflife.studies.catalog.curvature.averaging.quantities import FINE_TUNED as WHOSE_TUNED
+from halflife.studies.catalog.curvature.averaging.quantities import SLOW, late_values, rate_keys
 from halflife.studies.catalog.curvature.averaging.study import AVERAGING
 from halflife.studies.evidence.results import Results
 from halflife.studies.report import build_report

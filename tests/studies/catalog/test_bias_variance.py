@@ -1,4 +1,4 @@
-"""The study of bias and variance: its rules on made-up results with known answers, its arms, and the toys for real."""
+"""The study of bias and variance: its rules on made-up results with known answers, its arms, and the rules for real."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from halflife.studies.catalog.language.bias_variance import figures
-from halflife.studies.catalog.language.bias_variance import synthetic as toys
+from halflife.studies.catalog.language.bias_variance import quantities as rules
+from halflife.studies.catalog.language.bias_variance.quantities import Split
 from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE
-from halflife.studies.catalog.language.bias_variance.text import Split
+from halflife.studies.catalog.language.bias_variance.theory import expected
 from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
 from halflife.studies.catalog.language.settings import LAMS
-from halflife.studies.catalog.theory.least_squares import expected
 from halflife.studies.evidence.claims import Arm, PointsPanel, Verdict
 from halflife.studies.evidence.stats import Interval
 from halflife.studies.evidence.verdicts import StudyResults
@@ -39,7 +39,7 @@ def wobble(text: str, seed: int, size: float) -> float:
     return size * SPREAD[(seed + shift) % len(SPREAD)]
 
 
-def toy_readings(key: str, spec: LeastSquaresRun, seed: int, change: Change) -> list[Reading]:
+def least_squares_readings(key: str, spec: LeastSquaresRun, seed: int, change: Change) -> list[Reading]:
     readings = []
     for step, theory in expected(spec).items():
         values = {"lr": spec.lr_at(max(step - 1, 0))}
@@ -97,7 +97,7 @@ def text_readings(key: str, spec: TextRun | TextBranch, seed: int, change: Chang
 def readings_of(arm: Arm, seed: int, change: Change) -> tuple[RunSpec, list[Reading]]:
     spec = arm.build(seed)
     if isinstance(spec, LeastSquaresRun):
-        return spec, toy_readings(arm.key, arm_spec(arm), seed, change)
+        return spec, least_squares_readings(arm.key, arm_spec(arm), seed, change)
     assert isinstance(spec, TextRun | TextBranch)
     return spec, text_readings(arm.key, spec, seed, change)
 
@@ -229,15 +229,15 @@ CASES: list[tuple[str, Change, str]] = [
 def test_each_rule_reaches_each_outcome(tmp_path: Path, key: str, change: Change, outcome: str) -> None:
     """Only the claim's own arms are written."""
     claim = next(claim for claim in BIAS_VARIANCE.claims if claim.key == key)
-    is_toy = key[0] in "abcdef"
-    arms = tuple(arm for arm in PRESET.arms if isinstance(arm.build(0), LeastSquaresRun) == is_toy)
+    is_least_squares = key[0] in "abcdef"
+    arms = tuple(arm for arm in PRESET.arms if isinstance(arm.build(0), LeastSquaresRun) == is_least_squares)
     results = results_of(tmp_path, functools.partial(readings_of, change=change), arms)
     finding = claim.measure(results, PRESET.main_size)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
 
 
-def test_toys_say_nothing_at_other_sizes(make: Make) -> None:
+def test_least_squares_says_nothing_at_other_sizes(make: Make) -> None:
     results = make()
     for claim in BIAS_VARIANCE.claims:
         if claim.key[0] in "abcdef":
@@ -282,7 +282,7 @@ def test_the_language_model_runs_are_those_of_the_schedules_study(name: str) -> 
     assert {arm.size for arm in preset.arms if arm not in text} == {preset.main_size}
 
 
-def test_the_toys_run_and_are_measured(tmp_path: Path) -> None:
+def test_the_least_squares_runs_are_measured(tmp_path: Path) -> None:
     """Small simulations by the real trainer, seeds that no preset uses; only what is exact or gross is asked of them."""
     preset = BIAS_VARIANCE.presets["smoke"]
     arms = tuple(arm for arm in preset.arms if isinstance(arm.build(0), LeastSquaresRun))
@@ -299,7 +299,7 @@ def test_the_toys_run_and_are_measured(tmp_path: Path) -> None:
         finding = claim.measure(results, preset.main_size)
         assert finding.effect is not None
         assert math.isfinite(finding.effect.estimate)
-    ratio = toys.average_removes_the_floor(results, preset.main_size).effect
+    ratio = rules.average_removes_the_floor(results, preset.main_size).effect
     assert ratio is not None
     # 100 iterates at lr 0.02: a thousandth of what they would be if floor and average were mixed up.
     assert 0.2 < ratio.estimate < 5

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from halflife.studies.catalog import get_study
-from halflife.studies.catalog.curvature.curvature_alignment import quantities as rules
-from halflife.studies.catalog.curvature.curvature_alignment.study import CURVATURE_ALIGNMENT
+from halflife.studies.catalog.curvature.alignment import quantities as rules
+from halflife.studies.catalog.curvature.alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.evidence.readings import unpacked
 from halflife.studies.evidence.results import Results
 from halflife.studies.lab.images.data import image_tensors, noisy_labels

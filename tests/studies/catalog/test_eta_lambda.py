@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from halflife.studies.catalog.images.eta_lambda import grid
 from halflife.studies.catalog.images.eta_lambda import quantities as rules
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
 from halflife.studies.evidence.claims import Finding, HeatPanel, PointsPanel
@@ -113,7 +112,7 @@ def test_what_the_product_explains_is_the_share_between_its_diagonals() -> None:
     shares = rules.shares_explained(results, 8, "loss")
     assert shares is not None
     cells = [
-        cell for cells in grid.shared(grid.forgotten(grid.cells_of(results, 8))).values() for cell in cells
+        cell for cells in rules.shared(rules.forgotten(rules.cells_of(results, 8))).values() for cell in cells
     ]  # by hand: the share of the sum of squares that lies between means at equal product
     y = np.array([both(cast("ImageRun", results.spec(cell.key, 8)), by=0.02) for cell in cells])
     p = np.array([cell.product for cell in cells])
@@ -138,7 +137,7 @@ def test_where_little_is_explained_there_is_nothing_to_share(monkeypatch: pytest
 
 def test_a_column_more_explains_no_noise_of_a_seed_left_out() -> None:
     rng = np.random.default_rng(0)
-    product_CL, both_CQ = rules._designs(grid.shared(grid.forgotten(grid.cells_of(made_up(), 8))))
+    product_CL, both_CQ = rules._designs(rules.shared(rules.forgotten(rules.cells_of(made_up(), 8))))
     assert both_CQ.shape[1] == product_CL.shape[1] + 3
     assert np.linalg.matrix_rank(both_CQ) == both_CQ.shape[1]
     values_CS = rng.normal(size=(len(product_CL), 400))
@@ -156,17 +155,17 @@ def test_rank_correlation_is_scipys() -> None:
 
 
 def test_cells_are_forgotten_where_the_run_is_three_lifetimes_long() -> None:
-    cells = grid.cells_of(made_up(), 8)
+    cells = rules.cells_of(made_up(), 8)
     assert len(cells) == 30
     assert [(c.lr, c.lam) for c in cells] == sorted((c.lr, c.lam) for c in cells)
     assert {(c.num_steps, c.num_epochs, c.average) for c in cells} == {(3_200, 320, "ema-0.98/")}
-    inside = grid.diagonals(grid.forgotten(cells))
+    inside = rules.diagonals(rules.forgotten(cells))
     assert {p: len(found) for p, found in inside.items()} == {
         0.001: 4, 0.002: 5, 0.004: 4, 0.008: 3, 0.016: 2, 0.032: 1
     }  # fmt: skip
     assert min(inside) * 3_200 == pytest.approx(3.2)
-    assert set(grid.shared(grid.forgotten(cells))) == set(inside) - {0.032}
-    apart = grid.diagonals(grid.unforgotten(cells))
+    assert set(rules.shared(rules.forgotten(cells))) == set(inside) - {0.032}
+    apart = rules.diagonals(rules.unforgotten(cells))
     assert {p: len(found) for p, found in apart.items()} == {0.0: 5, 0.000125: 1, 0.00025: 2}
 
 
@@ -181,7 +180,7 @@ def test_the_loss_is_the_median_of_the_last_quarter() -> None:
 
     spiked = Spiked(ARMS, errors={}, values={"train/running_loss": lambda spec: 0.3})
     results = cast("StudyResults", spiked)
-    values_CS = grid.values_of(results, grid.cells_of(results, 8), "loss", 8)
+    values_CS = rules.values_of(results, rules.cells_of(results, 8), "loss", 8)
     assert values_CS.shape == (30, NUM_SEEDS)
     assert values_CS == pytest.approx(0.3, rel=0.05)
 
@@ -239,7 +238,7 @@ def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
     for key in ("loss-rises", "noise-rises"):
         assert f"above {rules.RANK_BOUND}" in said[key]
     assert f"below -{rules.RANK_BOUND}" in said["jacobian-falls"]
-    for quantity in grid.QUANTITIES:
+    for quantity in rules.QUANTITIES:
         assert f"above {rules.EXPLAINED}" in said[f"collapse-{quantity}"]
     assert "within 2 to 6 epochs" in said["tau"]
     for key, rule in said.items():

@@ -19,7 +19,7 @@ from halflife.rules.registry import schedule_from
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.language import quantities as rules
 from halflife.studies.catalog.language.ablations import quantities as ablations
-from halflife.studies.catalog.language.ablations.runs import SMALL, sgd_arms
+from halflife.studies.catalog.language.ablations.study import SMALL, sgd_arms
 from halflife.studies.catalog.language.effective_lr import quantities as replays
 from halflife.studies.catalog.language.generalization import quantities as generalization
 from halflife.studies.evidence.claims import Finding, Preset

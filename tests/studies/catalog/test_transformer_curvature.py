@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.curvature.transformer_curvature import quantities as rules
-from halflife.studies.catalog.curvature.transformer_curvature.quantities import LAMS, RATES, branch_of, key_of
-from halflife.studies.catalog.curvature.transformer_curvature.study import TRANSFORMER_CURVATURE
+from halflife.studies.catalog.curvature.transformer import quantities as rules
+from halflife.studies.catalog.curvature.transformer.quantities import LAMS, RATES, branch_of, key_of
+from halflife.studies.catalog.curvature.transformer.study import TRANSFORMER_CURVATURE
 from halflife.studies.evidence.claims import Finding, Panel, PointsPanel
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.verdicts import StudyResults

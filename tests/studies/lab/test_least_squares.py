@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from halflife.errors import RunFailedError, RunStoppedError, UserError
-from halflife.studies.catalog.theory.least_squares import expected, paper_bound, stationary_risk
+from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound, stationary_risk
 from halflife.studies.lab.synthetic.least_squares import train
 from halflife.studies.specs import LeastSquaresRun, spec_from_json
 from halflife.studies.store.records import Reading

@@ -1,4 +1,8 @@
-"""Studies: claims of the literature as experiments with a decision rule, one file a paper or claim."""
+"""The studies: claims of the literature as experiments with decision rules, by topic.
+
+A study is one file, or one folder with the files ``study`` (what runs, what is claimed), ``quantities`` (what is measured, and
+the rule of each claim), ``figures`` and ``theory`` (what a formula says).
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,11 @@ import difflib
 
 from halflife.errors import UserError
 from halflife.studies.catalog.amendments import with_amendments
+from halflife.studies.catalog.curvature.alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.catalog.curvature.averaging.study import AVERAGING
-from halflife.studies.catalog.curvature.curvature_alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
 from halflife.studies.catalog.curvature.sphere.study import SPHERE
-from halflife.studies.catalog.curvature.transformer_curvature.study import TRANSFORMER_CURVATURE
+from halflife.studies.catalog.curvature.transformer.study import TRANSFORMER_CURVATURE
 from halflife.studies.catalog.images.augmentation import AUGMENTATION
 from halflife.studies.catalog.images.bad_minima.study import BAD_MINIMA
 from halflife.studies.catalog.images.dataset_size.study import DATASET_SIZE

@@ -23,9 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from halflife.studies.catalog.curvature.averaging import quantities as rules
-from halflife.studies.catalog.curvature.averaging.figures import PANELS
-from halflife.studies.catalog.curvature.averaging.published import PUBLISHED
-from halflife.studies.catalog.curvature.averaging.readings import AVERAGE, FINE_TUNED, SLOW, fine_tuned_key, rate_key
+from halflife.studies.catalog.curvature.averaging.figures import PANELS, PUBLISHED
+from halflife.studies.catalog.curvature.averaging.quantities import AVERAGE, FINE_TUNED, SLOW, fine_tuned_key, rate_key
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
 from halflife.studies.specs.images import ImageBranch, ImageRun, fine_tune_branch
 

@@ -6,8 +6,13 @@ import functools
 
 import numpy as np
 
-from halflife.studies.catalog.images.eta_lambda.grid import FORGOTTEN, cells_of, diagonals, values_of
-from halflife.studies.catalog.images.eta_lambda.quantities import best_product
+from halflife.studies.catalog.images.eta_lambda.quantities import (
+    FORGOTTEN,
+    best_product,
+    cells_of,
+    diagonals,
+    values_of,
+)
 from halflife.studies.evidence.claims import Cell, HeatPanel, Panel, PointRow, PointsPanel, Published
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import crossed_interval

@@ -37,7 +37,7 @@ from typing import Any
 
 from halflife.studies.catalog.images.eta_lambda import quantities as rules
 from halflife.studies.catalog.images.eta_lambda.figures import PANELS, PUBLISHED
-from halflife.studies.catalog.images.eta_lambda.grid import FORGOTTEN, LATE, QUANTITIES
+from halflife.studies.catalog.images.eta_lambda.quantities import FORGOTTEN, LATE, QUANTITIES
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
 from halflife.studies.specs.images import ImageRun
 

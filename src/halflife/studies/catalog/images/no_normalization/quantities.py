@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.curvature.transformer_curvature.quantities import NAMES
+from halflife.studies.catalog.curvature.transformer.quantities import NAMES
 from halflife.studies.catalog.images.common import image_run, points
 from halflife.studies.evidence.claims import Finding
 from halflife.studies.evidence.fits import rank_correlation

@@ -20,7 +20,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from halflife.studies.catalog.curvature.transformer_curvature.quantities import NAMES
+from halflife.studies.catalog.curvature.transformer.quantities import NAMES
 from halflife.studies.catalog.images.no_normalization import quantities as rules
 from halflife.studies.catalog.images.no_normalization.figures import PANELS, PUBLISHED
 from halflife.studies.catalog.images.no_normalization.quantities import (

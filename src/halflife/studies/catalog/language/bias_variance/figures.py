@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.language.bias_variance.synthetic import FLIP, LINE_RATES, toy_spec
-from halflife.studies.catalog.language.bias_variance.text import Split, over_blocks
+from halflife.studies.catalog.language.bias_variance.quantities import (
+    FLIP,
+    LINE_RATES,
+    Split,
+    over_blocks,
+    synthetic_spec,
+)
+from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound, stationary_risk
 from halflife.studies.catalog.language.settings import LAMS, key_of
-from halflife.studies.catalog.theory.least_squares import expected, paper_bound, stationary_risk
 from halflife.studies.evidence.claims import PointRow
 from halflife.studies.evidence.optimum import lam_of, text_spec
 from halflife.studies.evidence.results import Results
@@ -44,7 +49,7 @@ def _line(series: str, x: float, y: float) -> PointRow:
 def _along(results: Results, key: str, series: str) -> list[PointRow]:
     """Simulated risks as points, about evenly on a logarithmic axis, and their expectations as a line."""
     rows, drawn = [], 0
-    for step, values in expected(toy_spec(results, key)).items():
+    for step, values in expected(synthetic_spec(results, key)).items():
         if not step:
             continue
         rows.append(_line(series, step, values["risk"]))
@@ -58,7 +63,7 @@ def risk_along_the_run(results: Results) -> list[PointRow]:
     """Excess risk against the step in one dimension: simulation, exact expectation, and the paper's bound."""
     rows = [row for lr in DRAWN for row in _along(results, f"line-{lr:g}", f"lr {lr:g}")]
     for lr in DRAWN:
-        spec = toy_spec(results, f"line-{lr:g}")
+        spec = synthetic_spec(results, f"line-{lr:g}")
         steps = [step for step in expected(spec) if 0 < step <= (spec.drop_step or spec.num_steps)]
         rows += [_line(f"bound, lr {lr:g}", step, paper_bound(spec, step)) for step in steps]
     return rows
@@ -68,7 +73,7 @@ def floor_against_rate(results: Results) -> list[PointRow]:
     """The floor and the risk of the average against the learning rate, with their formulas."""
     rows = []
     for lr in LINE_RATES:
-        key, spec = f"line-{lr:g}", toy_spec(results, f"line-{lr:g}")
+        key, spec = f"line-{lr:g}", synthetic_spec(results, f"line-{lr:g}")
         assert spec.drop_step is not None
         theory = expected(spec)[spec.drop_step]
         for series, metric in (("last iterate", "tail/risk"), ("average of the iterates", "average/risk")):
@@ -80,7 +85,7 @@ def floor_against_rate(results: Results) -> list[PointRow]:
 
 def ranking_along_the_run(results: Results) -> list[PointRow]:
     """Excess risk against the step with a spectrum and one sample a step, at two learning rates."""
-    return [row for key in FLIP for row in _along(results, key, f"lr {toy_spec(results, key).lr:g}")]
+    return [row for key in FLIP for row in _along(results, key, f"lr {synthetic_spec(results, key).lr:g}")]
 
 
 def _lam(results: Results, name: str) -> float:
@@ -126,7 +131,7 @@ def averaging_gains(results: Results) -> str:
 def bound_over_floor(results: Results) -> str:
     """The bound over the simulated floor at the smallest learning rate."""
     key = f"line-{LINE_RATES[-1]:g}"
-    spec = toy_spec(results, key)
+    spec = synthetic_spec(results, key)
     assert spec.drop_step is not None
     tail_S = results.at_step(key, "tail/risk", spec.drop_step, results.main_size)
     ratio = seed_interval(np.log(spec.lr * spec.noise_std**2 / tail_S)).exp()

@@ -16,16 +16,16 @@ from __future__ import annotations
 import functools
 
 from halflife.studies.catalog.language import quantities
-from halflife.studies.catalog.language.bias_variance import figures, text
-from halflife.studies.catalog.language.bias_variance import synthetic as toys
+from halflife.studies.catalog.language.bias_variance import figures
+from halflife.studies.catalog.language.bias_variance import quantities as rules
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
 from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
 from halflife.studies.evidence.claims import Claim, PointsPanel, Preset, Published, Study
 
 __all__ = ["BIAS_VARIANCE"]
 
-STEADY = tuple(f"line-{lr:g}" for lr in toys.LINE_RATES) + tuple(f"additive-{lr:g}" for lr in toys.SPREAD_RATES)
-SAMPLED = tuple(f"sampled-{lr:g}" for lr in toys.SPREAD_RATES)
+STEADY = tuple(f"line-{lr:g}" for lr in rules.LINE_RATES) + tuple(f"additive-{lr:g}" for lr in rules.SPREAD_RATES)
+SAMPLED = tuple(f"sampled-{lr:g}" for lr in rules.SPREAD_RATES)
 
 BOUND_RULE = (
     "At every reading before the drop, at every rate: reproduced if each 95 % interval of risk / bound lies below 1,"
@@ -33,21 +33,21 @@ BOUND_RULE = (
 )
 AVERAGE_RULE = (
     "At the last step of the run, with large decay. Reproduced if the tiny-lr branch lowers the loss (95 % interval"
-    f" above 0) and the 95 % interval of (what the average takes off - {text.RECOVERED:g} of what the branch takes off)"
+    f" above 0) and the 95 % interval of (what the average takes off - {rules.RECOVERED:g} of what the branch takes off)"
     " lies above 0; not reproduced if it lies below 0; else inconclusive."
 )
 
-TOY_CLAIMS = (
+SYNTHETIC_CLAIMS = (
     Claim(
         key="a",
         text="Check: in least squares in one dimension, at a constant learning rate the risk settles at lr s^2 / (2 (2 - lr"
         " mu)).",
-        rule=f"At each of the rates {', '.join(f'{lr:g}' for lr in toys.LINE_RATES)}: reproduced if the 90 % interval"
-        f" of the simulated floor over the formula lies within {toys.FLOOR_MARGIN:.0%} of 1 at every rate; not"
+        rule=f"At each of the rates {', '.join(f'{lr:g}' for lr in rules.LINE_RATES)}: reproduced if the 90 % interval"
+        f" of the simulated floor over the formula lies within {rules.FLOOR_MARGIN:.0%} of 1 at every rate; not"
         " reproduced if one lies wholly outside; else inconclusive.",
         effect_name="deviation of the floor from the formula, at the rate where it is largest",
         unit="%",
-        measure=toys.floor_is_exact,
+        measure=rules.floor_is_exact,
     ),
     Claim(
         key="b",
@@ -56,7 +56,7 @@ TOY_CLAIMS = (
         rule=BOUND_RULE,
         effect_name="largest risk over the bound",
         unit="x",
-        measure=functools.partial(toys.bound_holds, keys=STEADY),
+        measure=functools.partial(rules.bound_holds, keys=STEADY),
     ),
     Claim(
         key="b-sampled",
@@ -64,57 +64,57 @@ TOY_CLAIMS = (
         rule=BOUND_RULE,
         effect_name="largest risk over the bound, sampled gradients",
         unit="x",
-        measure=functools.partial(toys.bound_holds, keys=SAMPLED),
+        measure=functools.partial(rules.bound_holds, keys=SAMPLED),
     ),
     Claim(
         key="b-loose",
         text="Check: at the floor of a small learning rate the bound is four times too large.",
-        rule=f"At lr {toys.LINE_RATES[-1]:g}: reproduced if the 90 % interval of lr sigma^2 over the simulated floor"
-        f" lies within {toys.LOOSE:g} +- {toys.LOOSE_MARGIN:g}; not reproduced if it lies wholly outside; else inconclusive.",
+        rule=f"At lr {rules.LINE_RATES[-1]:g}: reproduced if the 90 % interval of lr sigma^2 over the simulated floor"
+        f" lies within {rules.LOOSE:g} +- {rules.LOOSE_MARGIN:g}; not reproduced if it lies wholly outside; else inconclusive.",
         effect_name="bound over floor at the smallest learning rate",
         unit="x",
-        measure=toys.bound_is_loose,
+        measure=rules.bound_is_loose,
     ),
     Claim(
         key="c",
         text="A larger learning rate is ahead early and behind late, and ahead again once both have dropped.",
         rule=f"With a spectrum and one sample a step, rates 0.2 and 0.05: reproduced if the 95 % intervals of the ratio"
-        f" of risks (larger over smaller rate) lie below 1 after 1/{toys.EARLY} of the steps before the drop, above 1"
+        f" of risks (larger over smaller rate) lie below 1 after 1/{rules.EARLY} of the steps before the drop, above 1"
         " just before it, and below 1 at the end; not reproduced if one lies on the other side; else inconclusive.",
         effect_name="risk at the end, larger over smaller learning rate",
         unit="x",
-        measure=toys.ranking_flips,
+        measure=rules.ranking_flips,
     ),
     Claim(
         key="d",
         text="Averaging the iterates removes the floor without any drop.",
         rule=f"In one dimension, over the last half of the steps before the drop: reproduced if the 95 % interval of"
-        f" (floor / risk of the average) lies above {toys.AVERAGE_FACTOR:g} at every rate; not reproduced if one lies"
+        f" (floor / risk of the average) lies above {rules.AVERAGE_FACTOR:g} at every rate; not reproduced if one lies"
         " below; else inconclusive.",
         effect_name="floor over risk of the average, at the rate where it is smallest",
         unit="x",
-        measure=toys.average_removes_the_floor,
+        measure=rules.average_removes_the_floor,
     ),
     Claim(
         key="e",
         text="Check: with a spread spectrum the risk is that of the exact recursion, for both kinds of noise.",
-        rule=f"At the rates {', '.join(f'{lr:g}' for lr in toys.SPREAD_RATES)} with either noise, mean risk over the"
+        rule=f"At the rates {', '.join(f'{lr:g}' for lr in rules.SPREAD_RATES)} with either noise, mean risk over the"
         f" last half of the steps before the drop: reproduced if the 90 % interval of simulation over recursion lies"
-        f" within {toys.SPREAD_MARGIN:.0%} of 1 in all; not reproduced if one lies wholly outside; else inconclusive.",
+        f" within {rules.SPREAD_MARGIN:.0%} of 1 in all; not reproduced if one lies wholly outside; else inconclusive.",
         effect_name="deviation from the recursion, where it is largest",
         unit="%",
-        measure=toys.spread_is_exact,
+        measure=rules.spread_is_exact,
     ),
     Claim(
         key="f",
         text="In least squares itself decay is a regularizer: it adds a bias and lowers the variance, and raises no"
         " effective learning rate.",
         rule="In one dimension at lr 0.1: reproduced if the 90 % intervals of simulated bias and variance over their"
-        f" expectations lie within {toys.SPREAD_MARGIN:.0%} of 1 and the 95 % interval of (variance with decay /"
+        f" expectations lie within {rules.SPREAD_MARGIN:.0%} of 1 and the 95 % interval of (variance with decay /"
         " without) lies below 1; not reproduced if one lies wholly outside or above; else inconclusive.",
         effect_name="variance with decay over without",
         unit="x",
-        measure=toys.decay_is_a_bias,
+        measure=rules.decay_is_a_bias,
     ),
 )
 
@@ -126,7 +126,7 @@ TEXT_CLAIMS = (
         " of (moderate - no decay) and (large - moderate) lie above 0; not reproduced if one lies below 0; else inconclusive.",
         effect_name="variance part with large decay minus that without",
         unit="nats",
-        measure=text.variance_grows,
+        measure=rules.variance_grows,
     ),
     Claim(
         key="h-early",
@@ -137,7 +137,7 @@ TEXT_CLAIMS = (
         " inconclusive.",
         effect_name="bias part with decay minus that without, at the first branch, where it is largest",
         unit="nats",
-        measure=text.bias_coincides_early,
+        measure=rules.bias_coincides_early,
     ),
     *(
         Claim(
@@ -147,7 +147,7 @@ TEXT_CLAIMS = (
             " interval of (bias with decay - without) lies below 0; not reproduced if it lies above 0; else inconclusive.",
             effect_name=f"bias part with decay minus that without, at the {name} branch",
             unit="nats",
-            measure=functools.partial(text.bias_is_lower, branch=index),
+            measure=functools.partial(rules.bias_is_lower, branch=index),
         )
         for key, words, name, index in (
             ("h-first", "The larger effective rate lowers the bias part from the start.", "first", 0),
@@ -160,7 +160,7 @@ TEXT_CLAIMS = (
         rule=AVERAGE_RULE,
         effect_name="gain by the moving average minus half of the variance part, large decay",
         unit="nats",
-        measure=functools.partial(text.averaging_recovers, average="ema-0.99/"),
+        measure=functools.partial(rules.averaging_recovers, average="ema-0.99/"),
     ),
     Claim(
         key="i-mean",
@@ -168,7 +168,7 @@ TEXT_CLAIMS = (
         rule=AVERAGE_RULE,
         effect_name="gain by the plain mean minus half of the variance part, large decay",
         unit="nats",
-        measure=functools.partial(text.averaging_recovers, average="mean/"),
+        measure=functools.partial(rules.averaging_recovers, average="mean/"),
     ),
 )
 
@@ -247,15 +247,15 @@ PUBLISHED = (
 )
 
 
-def _preset(name: str, scale: toys.ToyScale, budget: str) -> Preset:
-    """The language-model runs that `lm-schedules` has at this preset, too, and the toys beside its main size."""
+def _preset(name: str, scale: rules.SyntheticScale, budget: str) -> Preset:
+    """The language-model runs that `lm-schedules` has at this preset, too, and the least-squares runs beside its main size."""
     shared = LM_SCHEDULES.presets[name]
-    arms = tuple(arm for arm in shared.arms if text.is_shared(arm.key))
+    arms = tuple(arm for arm in shared.arms if rules.is_shared(arm.key))
     return Preset(
         description=f"least squares with {scale.line_replicas:,} replicas, and the runs at a constant rate of"
         f" lm-schedules with their branches: {shared.description}",
         budget=budget,
-        arms=(*toys.toy_arms(shared.main_size, scale), *arms),
+        arms=(*rules.synthetic_arms(shared.main_size, scale), *arms),
         num_seeds=shared.num_seeds,
         main_size=shared.main_size,
         num_ladder_seeds=shared.num_ladder_seeds,
@@ -270,17 +270,19 @@ BIAS_VARIANCE = Study(
     source=f"{PAPER_TITLE}, section 3",
     claim="Weight decay in language models acts through the effective learning rate: it lowers the bias and raises the"
     " variance of the loss, so that a higher loss during training can be the better point once the rate is small.",
-    claims=(*TOY_CLAIMS, *TEXT_CLAIMS),
+    claims=(*SYNTHETIC_CLAIMS, *TEXT_CLAIMS),
     panels=PANELS,
     published=PUBLISHED,
     size_name="width of the language model",
     doc_panels=("floor-against-rate", "split-along-the-run"),
     presets={
         "smoke": _preset(
-            "smoke", toys.ToyScale(steps=200, line_replicas=50, spread_replicas=20), "15 seconds on 2 cores"
+            "smoke", rules.SyntheticScale(steps=200, line_replicas=50, spread_replicas=20), "15 seconds on 2 cores"
         ),
-        "laptop": _preset("laptop", toys.ToyScale(), "10 minutes on 2 cores"),
-        "night": _preset("night", toys.ToyScale(line_replicas=8000, spread_replicas=4000), "90 minutes on 2 cores"),
-        "paper": _preset("paper", toys.ToyScale(), "days on one GPU"),
+        "laptop": _preset("laptop", rules.SyntheticScale(), "10 minutes on 2 cores"),
+        "night": _preset(
+            "night", rules.SyntheticScale(line_replicas=8000, spread_replicas=4000), "90 minutes on 2 cores"
+        ),
+        "paper": _preset("paper", rules.SyntheticScale(), "days on one GPU"),
     },
 )

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from halflife.studies.catalog.curvature.curvature_alignment.quantities import (
+from halflife.studies.catalog.curvature.alignment.quantities import (
     MODELS,
     PAIRS,
     cell_keys,

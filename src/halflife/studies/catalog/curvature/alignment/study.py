@@ -16,9 +16,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.studies.catalog.curvature.curvature_alignment import quantities as rules
-from halflife.studies.catalog.curvature.curvature_alignment.figures import PANELS, PUBLISHED
-from halflife.studies.catalog.curvature.curvature_alignment.quantities import MODELS, cell_key, noisy
+from halflife.studies.catalog.curvature.alignment import quantities as rules
+from halflife.studies.catalog.curvature.alignment.figures import PANELS, PUBLISHED
+from halflife.studies.catalog.curvature.alignment.quantities import MODELS, cell_key, noisy
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
 from halflife.studies.specs.images import ImageRun
 

@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halflife.studies.catalog.curvature.transformer_curvature import quantities as rules
-from halflife.studies.catalog.curvature.transformer_curvature.figures import PANELS
-from halflife.studies.catalog.curvature.transformer_curvature.quantities import LAMS, NAMES, RATES, branch_of, key_of
+from halflife.studies.catalog.curvature.transformer import quantities as rules
+from halflife.studies.catalog.curvature.transformer.figures import PANELS
+from halflife.studies.catalog.curvature.transformer.quantities import LAMS, NAMES, RATES, branch_of, key_of
 from halflife.studies.catalog.language.common import (
     PAPER,
     PAPER_NEEDS,

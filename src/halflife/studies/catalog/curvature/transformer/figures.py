@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from halflife.studies.catalog.curvature.transformer_curvature.quantities import LAMS, NAMES, RATES, branch_of, key_of
+from halflife.studies.catalog.curvature.transformer.quantities import LAMS, NAMES, RATES, branch_of, key_of
 from halflife.studies.evidence.claims import Panel, PointRow, PointsPanel
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval

@@ -1,40 +1,72 @@
-"""Least squares for the study `bias-variance`: its arms, and the decision rules of the claims about them.
+"""Bias and variance of the study `bias-variance`, in least squares and in language models, and its decision rules.
 
-Risks are compared in logarithms, over seeds; one seed is thousands of replicas. The toys have one size: along the ladder
-there is nothing to say about them.
+Least squares. Risks are compared in logarithms, over seeds; one seed is thousands of replicas. The problems have one size,
+so these claims are decided at the main size only.
 
-Shapes: S seeds.
+Language models. At a step t of a run at a constant learning rate, with the run's validation loss L(t), the loss B(t) at the
+end of its tiny-lr branch from t, and the best loss R that any run of the study reaches,
+
+    variance(t) = L(t) - B(t)      what the noise of the large rate adds to the loss now
+    bias(t)     = B(t) - R         how far the run still has to go
+
+so that L(t) = R + bias(t) + variance(t) for every lam. R is the loss after the cooldown from the last step with the lam that
+is best on the other seeds; it cancels in every comparison of two lams. A branch of finite length keeps the noise of those
+directions in which the loss is so flat that they do not settle within it, and so counts it as bias. The runs and their
+branches are those of `lm-schedules`, with the same keys, and are trained once for both.
+
+Shapes: S seeds, N blocks of validation tokens.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.theory.least_squares import expected, paper_bound, stationary_risk
+from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound, stationary_risk
+from halflife.studies.catalog.language.quantities import BLOCKS, EARLY_MARGIN, nats, shares_of, step_of
+from halflife.studies.catalog.language.settings import LAMS, key_of
 from halflife.studies.evidence.claims import Arm, Finding
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, all_of, below, within
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.evidence.tests import (
+    EQUAL_CONFIDENCE,
+    above,
+    above_zero,
+    all_of,
+    below,
+    best_of,
+    equal_at_stake,
+    within,
+)
 from halflife.studies.specs.least_squares import LeastSquaresRun
 
 __all__ = [
     "LINE_RATES",
+    "RECOVERED",
     "SPREAD_RATES",
-    "ToyScale",
+    "Split",
+    "SyntheticScale",
     "average_removes_the_floor",
+    "averaging_recovers",
+    "bias_coincides_early",
+    "bias_is_lower",
     "bound_holds",
     "bound_is_loose",
     "decay_is_a_bias",
     "floor_is_exact",
+    "is_shared",
+    "over_blocks",
     "ranking_flips",
     "spread_is_exact",
-    "toy_arms",
+    "synthetic_arms",
+    "variance_grows",
 ]
 
 SPECTRUM = (1.0, 0.631, 0.3981, 0.2512, 0.1585, 0.1, 0.0631, 0.0398, 0.0251, 0.0158, 0.01)  # 10^(-i / 5)
@@ -51,7 +83,7 @@ EARLY = 20  # the early comparison is after 1 / 20 of the steps before the drop
 
 
 @dataclass(frozen=True)
-class ToyScale:
+class SyntheticScale:
     """How large the simulations are.
 
     Args:
@@ -65,7 +97,7 @@ class ToyScale:
     spread_replicas: int = 1000
 
 
-def toy_arms(size: int, scale: ToyScale) -> tuple[Arm, ...]:
+def synthetic_arms(size: int, scale: SyntheticScale) -> tuple[Arm, ...]:
     """The arms of the least-squares part.
 
     Args:
@@ -123,8 +155,8 @@ def _at_main_size(
     return measured
 
 
-def toy_spec(results: Results, key: str) -> LeastSquaresRun:
-    """A toy arm's spec."""
+def synthetic_spec(results: Results, key: str) -> LeastSquaresRun:
+    """The spec of an arm of least squares."""
     spec = results.spec(key, results.main_size)
     assert isinstance(spec, LeastSquaresRun)
     return spec
@@ -166,7 +198,7 @@ def floor_is_exact(results: Results, size: int) -> Finding:
     ratios, words = [], []
     for lr in LINE_RATES:
         key = f"line-{lr:g}"
-        spec = toy_spec(results, key)
+        spec = synthetic_spec(results, key)
         assert spec.drop_step is not None
         floor = stationary_risk(spec)
         ratios.append(_log_ratio(results, key, "tail/risk", spec.drop_step, floor))
@@ -182,7 +214,7 @@ def floor_is_exact(results: Results, size: int) -> Finding:
 
 def _bound_ratios(results: Results, key: str) -> list[tuple[int, Interval]]:
     """At each reading before the drop the logarithm of the risk over the paper's bound."""
-    spec = toy_spec(results, key)
+    spec = synthetic_spec(results, key)
     assert spec.drop_step is not None
     steps = [step for step in expected(spec) if step <= spec.drop_step]
     return [(step, _log_ratio(results, key, "risk", step, paper_bound(spec, step), confidence=0.95)) for step in steps]
@@ -210,7 +242,7 @@ def bound_is_loose(results: Results, size: int) -> Finding:
     """Claim b-loose."""
     words, ratios = [], []
     for lr in LINE_RATES:
-        spec = toy_spec(results, f"line-{lr:g}")
+        spec = synthetic_spec(results, f"line-{lr:g}")
         assert spec.drop_step is not None
         noise = lr * spec.noise_std**2
         ratio = _log_ratio(results, f"line-{lr:g}", "tail/risk", spec.drop_step, noise).exp()
@@ -234,7 +266,7 @@ def _log_contrast(results: Results, metric: str, step: int) -> Interval:
 @_at_main_size
 def ranking_flips(results: Results, size: int) -> Finding:
     """Claim c."""
-    spec = toy_spec(results, FLIP[0])
+    spec = synthetic_spec(results, FLIP[0])
     assert spec.drop_step is not None
     steps = (spec.drop_step // EARLY, spec.drop_step, spec.num_steps)
     early, late, after = (_log_contrast(results, "risk", step) for step in steps)
@@ -258,7 +290,7 @@ def average_removes_the_floor(results: Results, size: int) -> Finding:
     factors, deviations, words = [], [], []
     for lr in LINE_RATES:
         key = f"line-{lr:g}"
-        spec = toy_spec(results, key)
+        spec = synthetic_spec(results, key)
         assert spec.drop_step is not None
         theory = expected(spec)[spec.drop_step]
         tail_S, average_S = (results.at_step(key, name, spec.drop_step, size) for name in ("tail/risk", "average/risk"))
@@ -286,7 +318,7 @@ def spread_is_exact(results: Results, size: int) -> Finding:
     for noise in ("sampled", "additive"):
         for lr in SPREAD_RATES:
             key = f"{noise}-{lr:g}"
-            spec = toy_spec(results, key)
+            spec = synthetic_spec(results, key)
             assert spec.drop_step is not None
             theory = expected(spec)[spec.drop_step]
             ratios.append(_log_ratio(results, key, "tail/risk", spec.drop_step, theory["tail/risk"]))
@@ -300,7 +332,7 @@ def spread_is_exact(results: Results, size: int) -> Finding:
 
 def _late_mean(results: Results, key: str, metric: str) -> tuple[NDArray[np.float64], float]:
     """A reading averaged over the second half of the steps before the drop, (S,), and its expectation."""
-    spec = toy_spec(results, key)
+    spec = synthetic_spec(results, key)
     assert spec.drop_step is not None
     theory = expected(spec)
     steps = [step for step in theory if spec.drop_step // 2 < step <= spec.drop_step]
@@ -327,4 +359,139 @@ def decay_is_a_bias(results: Results, size: int) -> Finding:
         f"with lam {DECAY:g} the bias is {bias_S.mean():.4f} (theory {bias:.4f}, deviation {_percent(parts[0])}) and the"
         f" variance {variance_S.mean():.5f} (theory {variance:.5f}, deviation {_percent(parts[1])}), against"
         f" {plain_S.mean():.5f} without decay (theory {plain:.5f})",
+    )
+
+
+RECOVERED = 0.5  # averaging must bring more than this share of what the branch brings
+
+Blocks = NDArray[np.float64]
+
+
+def is_shared(key: str) -> bool:
+    """Whether an arm of `lm-schedules` is one of this study, too: constant runs at the main rate and their branches."""
+    wanted = {key_of("constant", lam) for lam in LAMS} | {f"cooldown-constant-{lam}-100" for lam in LAMS}
+    return key in wanted or key.startswith("tiny-lr-constant-")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The losses of one study at one size, block by block.
+
+    Args:
+        results: What the store holds.
+        size: The size.
+    """
+
+    results: Results
+    size: int
+
+    @cached_property
+    def shares(self) -> list[int]:
+        """Where the branches start, in per cent of the run."""
+        return shares_of(self.results, "tiny-lr", "constant", self.size)
+
+    def step(self, share: int) -> int:
+        """The step of the run at which they start."""
+        return step_of(self.results, "constant", share, self.size)
+
+    def loss(self, lam: str, share: int, average: str = "") -> Blocks:
+        """The run's loss there, or that of one of its averages, (S, N)."""
+        return self.results.array_at_step(key_of("constant", lam), f"{average}{BLOCKS}", self.step(share), self.size)
+
+    def after(self, lam: str, share: int) -> Blocks:
+        """The loss at the end of the branch from there, (S, N)."""
+        return self.results.last_array(f"tiny-lr-constant-{lam}-{share}", BLOCKS, self.size)
+
+    def variance(self, lam: str, share: int) -> Blocks:
+        """What the branch takes off, (S, N)."""
+        return self.loss(lam, share) - self.after(lam, share)
+
+    @cached_property
+    def reference(self) -> Blocks:
+        """The best that any lam reaches by a cooldown, for each seed with the lam that is best on the others, (S, N)."""
+        keys = [f"cooldown-constant-{lam}-100" for lam in LAMS]
+        return best_of(self.results, keys, "val/loss", self.size, array=BLOCKS)
+
+    def bias(self, lam: str, share: int) -> Blocks:
+        """How far the end of the branch is from the reference, (S, N)."""
+        return self.after(lam, share) - self.reference
+
+    def best_decay(self, share: int) -> Blocks:
+        """The loss after the branch with the lam > 0 that is best on the other seeds, (S, N)."""
+        keys = [f"tiny-lr-constant-{lam}-{share}" for lam in LAMS[1:]]
+        return best_of(self.results, keys, "val/loss", self.size, array=BLOCKS)
+
+
+def over_blocks(values_SN: Blocks, confidence: float = 0.95) -> Interval:
+    """The interval of a mean over seeds and blocks."""
+    return crossed_interval(values_SN, confidence=confidence, example_name="blocks")
+
+
+def variance_grows(results: Results, size: int) -> Finding:
+    """At the last step, from each lam to the next."""
+    split = Split(results, size)
+    share = split.shares[-1]
+    levels = [split.variance(lam, share) for lam in LAMS]
+    steps = [over_blocks(after - before) for before, after in itertools.pairwise(levels)]
+    effect = over_blocks(levels[-1] - levels[0])
+    words = [f"{nats(over_blocks(level))} ({lam})" for lam, level in zip(LAMS, levels, strict=True)]
+    return Finding(
+        all_of(*(above_zero(step) for step in steps)),
+        effect,
+        f"at {share} % of the run the tiny-lr branch takes off {', '.join(words)}; with large decay {nats(effect)} more than"
+        " without",
+    )
+
+
+def bias_is_lower(results: Results, size: int, *, branch: int) -> Finding:
+    """At the branch of this index (0 the first, -1 the last), with the lam that is best there on the other seeds."""
+    split = Split(results, size)
+    share = split.shares[branch]
+    effect = over_blocks(split.best_decay(share) - split.after("none", share))
+    words = [f"{nats(over_blocks(split.bias(lam, share)))} ({lam})" for lam in LAMS]
+    return Finding(
+        below(effect),
+        effect,
+        f"at {share} % of the run the bias is {', '.join(words)}; that of the lam which is best on the other seeds minus that"
+        f" without decay is {nats(effect)}",
+    )
+
+
+def bias_coincides_early(results: Results, size: int) -> Finding:
+    """At the first step from which there are branches, where the runs themselves differ by more than the margin."""
+    split = Split(results, size)
+    share = split.shares[0]
+    outcomes, differences, words = [], [], []
+    for lam in LAMS[1:]:
+        run = over_blocks(split.loss(lam, share) - split.loss("none", share))
+        bias = over_blocks(split.after(lam, share) - split.after("none", share), EQUAL_CONFIDENCE)
+        at_stake = run.low > EARLY_MARGIN
+        outcomes.append(equal_at_stake(bias, EARLY_MARGIN, at_stake=at_stake))
+        differences.append(bias)
+        idle = "" if at_stake else f", not surely more than {EARLY_MARGIN:g}, so that nothing is at stake"
+        words.append(f"{lam} decay changes the bias by {nats(bias)} (90 %), the loss of the run by {nats(run)}{idle}")
+    return Finding(
+        all_of(*outcomes),
+        max(differences, key=lambda difference: max(abs(difference.low), abs(difference.high))),
+        f"at {share} % of the run {'; '.join(words)}",
+    )
+
+
+def averaging_recovers(results: Results, size: int, *, average: str) -> Finding:
+    """The part of the variance that an average of the weights takes off, at the last step."""
+    split = Split(results, size)
+    share = split.shares[-1]
+    words = []
+    for lam in LAMS:
+        gain, variance = split.loss(lam, share) - split.loss(lam, share, average), split.variance(lam, share)
+        share_of = (
+            f", {gain.mean() / variance.mean():.0%} of what the branch does" if over_blocks(variance).low > 0 else ""
+        )
+        words.append(f"{nats(over_blocks(gain))}{share_of} ({lam})")
+    effect = over_blocks(gain - RECOVERED * variance)
+    return Finding(
+        above_zero(effect, given=over_blocks(variance).low > 0),
+        effect,
+        f"at {share} % of the run the average takes off {'; '.join(words)}; with large decay that minus half of what the branch"
+        f" takes off is {nats(effect)}",
     )
