@@ -1,6 +1,6 @@
 """Pack measured stores into results/, and make the tables and pictures of the docs from what is packed there.
 
-    python tools/results.py pack STORE      every study sheet of the store -> results/<study>-<preset>.tar.xz
+    python tools/results.py pack STORE      every study manifest of the store -> results/<study>-<preset>.tar.xz
     python tools/results.py docs            results/ -> docs/results.md, docs/papers/, docs/images/, the block in README.md
     python tools/results.py check           fails if `docs` would change a table
 
@@ -31,7 +31,7 @@ from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, why_not_drawn
 from halflife.studies.report.files import render_figure
-from halflife.studies.report.pages.guide import Step, walk
+from halflife.studies.report.pages.guide import Step, guide_of
 from halflife.studies.report.pages.provenance import duration, num_earlier
 from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_markdown
 from halflife.studies.store.store import LARGEST_READINGS, RUN_NAME, SHEET_NAME, Store
@@ -45,16 +45,16 @@ BEGIN, END = f"<!-- {README_RESULT}: made by tools/results.py -->", "<!-- end --
 
 
 def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
-    """Write one archive for every sheet of a store, the same bytes for the same store."""
+    """Write one archive for every manifest of a store, the same bytes for the same store."""
     store = Store(source)
     written = []
-    for sheet in store.sheets():
-        results = StudyResults(store, get_study(sheet["study"]), sheet)
+    for manifest in store.sheets():
+        results = StudyResults(store, get_study(manifest["study"]), manifest)
         if results.num_finished < results.num_planned:
             sys.exit(
-                f"{sheet['study']}, {sheet['preset']}: {results.num_finished} of {results.num_planned} runs finished"
+                f"{manifest['study']}, {manifest['preset']}: {results.num_finished} of {results.num_planned} runs finished"
             )
-        name = f"{sheet['study']}-{sheet['preset']}"
+        name = f"{manifest['study']}-{manifest['preset']}"
         members = [source / "store.json", source / "sheets" / f"{name}.json"]
         for identity in sorted(results.headers):
             members += [source / "runs" / identity / file for file in ("run.json", "readings.jsonl")]
@@ -87,8 +87,8 @@ def unpack(folder: Path) -> Store:
 
 
 def all_results(store: Store) -> dict[str, StudyResults]:
-    """Each sheet's results by name, in the order of studies and presets."""
-    found = [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    """Each manifest's results by name, in the order of studies and presets."""
+    found = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
     studies = list(STUDIES)
     found.sort(key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
     return {f"{results.study.name}-{results.preset_name}": results for results in found}
@@ -144,9 +144,9 @@ def anchor(results: StudyResults) -> str:
 def paper_page(
     paper: Paper, many: dict[str, StudyResults], verdicts: dict[str, list[Verdict]]
 ) -> tuple[str, dict[str, Figure]]:
-    """The content of docs/papers/<key>.md, and its pictures by name: the walk of the report, without what results.md has."""
+    """The content of docs/papers/<key>.md, and its pictures by name: the guide of the report, without what results.md has."""
     pictures: dict[str, Figure] = {}
-    steps = walk(paper, list(many.values()))
+    steps = guide_of(paper, list(many.values()))
     parts = [
         f"# {paper.title}",
         f"{paper.authors}. {paper.reference}.",
@@ -179,7 +179,7 @@ def paper_page(
 
 
 def contents(steps: Sequence[Step], verdicts: dict[str, list[Verdict]]) -> str:
-    """The steps of a walk with the counts of their verdicts."""
+    """The steps of a guide with the counts of their verdicts."""
     lines = ["| step | study | " + " | ".join(SYMBOLS) + " |", "| --- | --- |" + " --- |" * len(SYMBOLS)]
     for step in steps:
         counts = ["not run", "", ""]

@@ -12,13 +12,13 @@ from halflife.studies.store.store import Store
 
 
 def smoke_results(path: Path, study: Study) -> StudyResults:
-    """Every run, parents first, and the sheet."""
+    """Every run, parents first, and the manifest."""
     plan = make_plan(study, "smoke", study.presets["smoke"])
     store = Store(path)
     store.create()
     for run in plan.needed:
         task = Task(run.id, run.spec, run.parent_id)
         train_run(store, task, progress=lambda *_: None, device="cpu", data_folder=None, stop=lambda: False)
-    sheet = plan.sheet(1, None)
-    store.write_sheet(f"{study.name}-smoke", sheet)
-    return StudyResults(store, study, sheet)
+    manifest = plan.sheet(1, None)
+    store.write_sheet(f"{study.name}-smoke", manifest)
+    return StudyResults(store, study, manifest)

@@ -88,12 +88,12 @@ def make_store(
     labels: dict[str, str] | None = None,
     change: Callable[[str, int, list[Reading]], list[Reading]] | None = None,
     status: Callable[[str, int, int], str] = lambda key, seed, size: "finished",
-    **sheet: Any,
+    **manifest: Any,
 ) -> Store:
     """Write a store.
 
     ``change(key, seed, readings)`` replaces the readings of a run, ``status(key, seed, size)`` is what its header says
-    (``"absent"``: never started), ``sheet`` overrides keys of the sheet.
+    (``"absent"``: never started), ``manifest`` overrides keys of the manifest.
     """
     store = Store(path)
     store.create()
@@ -121,7 +121,7 @@ def make_store(
         "machine": {"cores": 2, "processor": "Some processor", "platform": "Linux-6.1-x86_64"},
         "arms": arms,
     }
-    store.write_sheet(f"{study}-{preset}", content | sheet)
+    store.write_sheet(f"{study}-{preset}", content | manifest)
     return store
 
 

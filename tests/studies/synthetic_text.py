@@ -261,12 +261,12 @@ def make_text_store(
     num_seeds: int = 3,
     change: Callable[[str, RunSpec, list[Reading]], list[Reading]] = lambda key, spec, readings: readings,
     status: Callable[[str, int, int], str] = lambda key, seed, size: "finished",
-    **sheet: Any,
+    **manifest: Any,
 ) -> Store:
     """Write a store of `TEXT_STUDY`.
 
     ``change(key, spec, readings)`` replaces the readings of a run, ``status(key, seed, size)`` is what its header says
-    (``"absent"``: never started), ``sheet`` overrides keys of the sheet.
+    (``"absent"``: never started), ``manifest`` overrides keys of the manifest.
     """
     store = Store(path)
     store.create()
@@ -315,5 +315,5 @@ def make_text_store(
         "machine": {"cores": 2, "processor": "Some processor"},
         "arms": arms,
     }
-    store.write_sheet("made-up-lm-laptop", content | sheet)
+    store.write_sheet("made-up-lm-laptop", content | manifest)
     return store

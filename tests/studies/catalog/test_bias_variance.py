@@ -116,7 +116,7 @@ def results_of(
 ) -> StudyResults:
     store = Store(path)
     store.create()
-    sheet_arms = []
+    manifest_arms = []
     for number, arm in enumerate(arms):
         runs = {}
         for seed in range(num_seeds):
@@ -126,12 +126,12 @@ def results_of(
             folder.write_header({"id": identity, "status": "finished", "spec": spec.to_json()})
             (folder.path / "readings.jsonl").write_text("".join(reading.to_line() + "\n" for reading in readings))
             runs[str(seed)] = identity
-        sheet_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
-    sheet = {
+        manifest_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
+    manifest = {
         "study": "bias-variance", "preset": preset, "main_size": BIAS_VARIANCE.presets[preset].main_size,
-        "max_steps": None, "arms": sheet_arms,
+        "max_steps": None, "arms": manifest_arms,
     }  # fmt: skip
-    return StudyResults(store, BIAS_VARIANCE, sheet)
+    return StudyResults(store, BIAS_VARIANCE, manifest)
 
 
 Make = Callable[..., StudyResults]

@@ -72,8 +72,8 @@ def results_of(path: Path, source: Callable[[Arm, int], list[Reading]]) -> Study
             runs[str(seed)] = identity
         arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
     main = PRESET.main_size
-    sheet = {"study": "noise-loss", "preset": "laptop", "main_size": main, "max_steps": None, "arms": arms}
-    return StudyResults(store, NOISE_LOSS, sheet)
+    manifest = {"study": "noise-loss", "preset": "laptop", "main_size": main, "max_steps": None, "arms": arms}
+    return StudyResults(store, NOISE_LOSS, manifest)
 
 
 Make = Callable[..., StudyResults]

@@ -89,7 +89,7 @@ def readings_of(arm: Arm, spec: RunSpec, seed: int, world: World) -> list[Readin
 def results_of(path: Path, world: World, num_seeds: int = NUM_SEEDS) -> StudyResults:
     store = Store(path)
     store.create()
-    sheet_arms = []
+    manifest_arms = []
     for number, arm in enumerate(PRESET.arms):
         runs = {}
         for seed in range(num_seeds):
@@ -100,9 +100,9 @@ def results_of(path: Path, world: World, num_seeds: int = NUM_SEEDS) -> StudyRes
             lines = (reading.to_line() + "\n" for reading in readings_of(arm, spec, seed, world))
             (folder.path / "readings.jsonl").write_text("".join(lines))
             runs[str(seed)] = identity
-        sheet_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
-    sheet = {"study": "sphere", "preset": "laptop", "main_size": 8, "max_steps": None, "arms": sheet_arms}
-    return StudyResults(store, SPHERE, sheet)
+        manifest_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
+    manifest = {"study": "sphere", "preset": "laptop", "main_size": 8, "max_steps": None, "arms": manifest_arms}
+    return StudyResults(store, SPHERE, manifest)
 
 
 def findings(results: StudyResults) -> dict[str, Finding]:

@@ -78,7 +78,7 @@ def results_of(
 ) -> StudyResults:
     store = Store(path)
     store.create()
-    sheet_arms = []
+    manifest_arms = []
     for number, arm in enumerate(arms):
         runs = {}
         for seed in range(num_seeds):
@@ -88,12 +88,12 @@ def results_of(
             folder.write_header({"id": identity, "status": "finished", "spec": spec.to_json()})
             (folder.path / "readings.jsonl").write_text(reading_of(arm.key, spec, seed, change).to_line() + "\n")
             runs[str(seed)] = identity
-        sheet_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
-    sheet = {
+        manifest_arms.append({"key": arm.key, "label": arm.label, "size": arm.size, "runs": runs})
+    manifest = {
         "study": "stationary-mean", "preset": "laptop", "main_size": PRESET.main_size, "max_steps": None,
-        "arms": sheet_arms,
+        "arms": manifest_arms,
     }  # fmt: skip
-    return StudyResults(store, STATIONARY_MEAN, sheet)
+    return StudyResults(store, STATIONARY_MEAN, manifest)
 
 
 class MadeUp:

@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_every_study_has_its_laptop_runs(store: Store) -> None:
-    packed = {(sheet["study"], sheet["preset"]) for sheet in store.sheets()}
+    packed = {(manifest["study"], manifest["preset"]) for manifest in store.sheets()}
     assert {(study, "laptop") for study in STUDIES} <= packed
     assert {preset for _, preset in packed} <= {"laptop", "night"}
     names = {path.name.removesuffix(".tar.xz") for path in (ROOT / "results").glob("*.tar.xz")}
@@ -44,15 +44,15 @@ def code_of(header: dict[str, Any]) -> str:
 
 
 def test_the_runs_are_those_of_the_presets(store: Store) -> None:
-    for sheet in store.sheets():
-        study = get_study(sheet["study"])
-        preset = study.presets[sheet["preset"]]
-        results = StudyResults(store, study, sheet)
+    for manifest in store.sheets():
+        study = get_study(manifest["study"])
+        preset = study.presets[manifest["preset"]]
+        results = StudyResults(store, study, manifest)
         assert results.num_finished == results.num_planned
         assert len(results.seeds(preset.main_size)) == preset.num_seeds
         data: dict[str, set[str]] = {}
         code: dict[str, set[str]] = {}
-        arms = {(arm["key"], arm["size"]): arm for arm in sheet["arms"]}
+        arms = {(arm["key"], arm["size"]): arm for arm in manifest["arms"]}
         assert set(arms) == {(arm.key, arm.size) for arm in preset.arms}
         for arm in preset.arms:
             for seed, identity in arms[arm.key, arm.size]["runs"].items():

@@ -240,17 +240,17 @@ def test_a_missing_row_is_an_error_and_not_a_smaller_sample(
 
 def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    sheet = store.sheets()[0]
+    manifest = store.sheets()[0]
     with pytest.raises(StoreError, match=r"holds stabilization at a preset 'day' that this halflife does not know"):
-        StudyResults(store, get_study("stabilization"), sheet | {"preset": "day"})
-    broken = StudyResults(store, get_study("stabilization"), sheet | {"arms": sheet["arms"][1:]})
+        StudyResults(store, get_study("stabilization"), manifest | {"preset": "day"})
+    broken = StudyResults(store, get_study("stabilization"), manifest | {"arms": manifest["arms"][1:]})
     with pytest.raises(StoreError, match="has no arm 'large-decay' at size 8: it was written by another version"):
         broken.verdicts()
 
 
 def test_sheets_are_found_by_name(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    assert [sheet["preset"] for sheet in manifests_of(store, [])] == ["laptop"]
+    assert [manifest["preset"] for manifest in manifests_of(store, [])] == ["laptop"]
     with pytest.raises(
         UserError, match=r"has no runs of stabilization-vgg: run `halflife study run stabilization-vgg`"
     ):

@@ -17,8 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from halflife.errors import UserError
 from halflife.studies.lab.text import probes as text_probes
 from halflife.studies.lab.text.models import build_text_model
+from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.lab.text.probes import check_probes, probe
-from halflife.studies.lab.text.world import World
 from halflife.studies.specs import TextBranch, TextRun
 from halflife.studies.specs.base import spec_from_json
 from tests.studies.lab.text_runs import GPT, MLP, run, write_corpus
@@ -152,16 +152,16 @@ def test_probes_that_cannot_be_are_refused(change: dict[str, Any], sentence: str
 
 
 def test_several_processes_take_no_probes() -> None:
-    world = World(torch.device("cpu"))
-    world.size = 2
+    parallel = DataParallelContext(torch.device("cpu"))
+    parallel.size = 2
     with pytest.raises(UserError, match=r"the run has probes and 2 processes, expected one, .*: leave probes out"):
-        check_probes(TINY, world)
-    check_probes(MLP, world)
+        check_probes(TINY, parallel)
+    check_probes(MLP, parallel)
 
 
 def test_a_missing_package_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "curvlinops", None)
-    world = World(torch.device("cpu"))
+    parallel = DataParallelContext(torch.device("cpu"))
     with pytest.raises(UserError, match=r"curvlinops.*pip install"):
-        check_probes(TINY, world)
-    check_probes(dataclasses.replace(TINY, probes=("jacobian-norm", "gradient-norm")), world)
+        check_probes(TINY, parallel)
+    check_probes(dataclasses.replace(TINY, probes=("jacobian-norm", "gradient-norm")), parallel)

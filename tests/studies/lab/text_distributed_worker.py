@@ -20,13 +20,13 @@ import torch.distributed as dist
 
 from halflife.errors import RunFailedError, RunStoppedError, UserError
 from halflife.studies.lab.text import evaluate
-from halflife.studies.lab.text.distributed import DataParallel, Sharded
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.distributed import Replicated, Sharded
+from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.specs import TextBranch, TextReplay, TextRun
 from halflife.studies.store.records import Reading
 from tests.studies.lab.text_runs import GPT, MLP, run, stop_after
 
-FORMS: dict[str, type[DataParallel]] = {"ddp": DataParallel, "fsdp": Sharded}
+FORMS: dict[str, type[Replicated]] = {"ddp": Replicated, "fsdp": Sharded}
 PARTS: dict[str, Any] = {"accumulate": 2, "num_steps": 20, "keep_at": (10,), "eval_every": 10, "num_eval_tokens": 200}
 AVERAGED: dict[str, Any] = {"ema": (0.9,), "average_from": 3}
 SPECS: dict[str, TextRun] = {
@@ -63,11 +63,11 @@ class Jobs:
 
     def __init__(self, form: str, folder: Path) -> None:
         self.form, self.folder = form, folder
-        self.world: World = FORMS[form](torch.device("cpu"))
+        self.parallel: DataParallelContext = FORMS[form](torch.device("cpu"))
         self.found: dict[str, Any] = {}
 
     def train(self, name: str, spec: TextRun | TextBranch | TextReplay, where: Path, **more: Any) -> None:
-        self.found[name] = plain(run(spec, where, self.folder / "corpus", world=self.world, **more)[0])
+        self.found[name] = plain(run(spec, where, self.folder / "corpus", parallel=self.parallel, **more)[0])
 
     def begin(self) -> None:
         """Whole runs, and runs that are stopped."""

@@ -87,8 +87,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         status=lambda key, seed, size: "failed" if (key, seed, size) == ("large-none", 1, 4) else "finished",
     )
     text = make_text_store(folder / "text")
-    many = [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
-    many += [StudyResults(text, TEXT_STUDY, sheet) for sheet in text.sheets()]
+    many = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
+    many += [StudyResults(text, TEXT_STUDY, manifest) for manifest in text.sheets()]
     page = folder / "page.html"
     page.write_text(render_page(many), encoding="utf-8")
     return page
@@ -374,14 +374,14 @@ def paper(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     context.close()
 
 
-def test_the_figures_of_a_walk_are_drawn_in_their_steps(paper: Page) -> None:
+def test_the_figures_of_a_guide_are_drawn_in_their_steps(paper: Page) -> None:
     drawn = [step.locator(".chart svg").count() for step in paper.locator(".step").all()]
     assert [count for count in drawn if count] == [4, 2]
     assert paper.locator(".step .banner.note").count() == len(drawn) - 2, "the others say how to run them"
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
-def test_a_walk_fits_and_can_be_read(paper: Page, width: int, scheme: str) -> None:
+def test_a_guide_fits_and_can_be_read(paper: Page, width: int, scheme: str) -> None:
     paper.set_viewport_size({"width": width, "height": 900})
     paper.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]  # pytest passes str
     paper.wait_for_function(
@@ -399,7 +399,7 @@ def test_a_walk_fits_and_can_be_read(paper: Page, width: int, scheme: str) -> No
     paper.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_links_lead_from_the_walk_to_the_studies_and_back(paper: Page) -> None:
+def test_links_lead_from_the_guide_to_the_studies_and_back(paper: Page) -> None:
     paper.locator("nav[aria-label=Steps] a").get_by_text("Loss stabilization").click()
     step = paper.locator(".step").filter(has=paper.get_by_role("heading", name="Loss stabilization")).first
     paper.wait_for_function("box => Math.abs(box.getBoundingClientRect().top) < 5", arg=step.element_handle())

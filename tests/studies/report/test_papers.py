@@ -1,4 +1,4 @@
-"""Walks through the papers: every step has its study, claims and figures, and every study its step. Pages without a browser."""
+"""Guides through the papers: every step has its study, claims and figures, and every study its step; no browser needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper, PaperStep
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
-from halflife.studies.report.pages.guide import walk
+from halflife.studies.report.pages.guide import guide_of
 from halflife.studies.report.pages.page import render_paper
 from halflife.studies.report.pages.sections import section_of
 from halflife.studies.report.pages.tables import verdict_rows
@@ -33,7 +33,7 @@ def text_of(page: str) -> str:
 
 
 def results_in(store: Store) -> list[StudyResults]:
-    return [StudyResults(store, get_study(sheet["study"]), sheet) for sheet in store.sheets()]
+    return [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
 
 
 def section_words(page: str, number: int) -> str:
@@ -43,10 +43,10 @@ def section_words(page: str, number: int) -> str:
     return text_of(found[0])
 
 
-# ---- the walks as data
+# ---- the guides as data
 
 
-def test_every_study_is_in_a_walk() -> None:
+def test_every_study_is_in_a_guide() -> None:
     assert STUDIES.keys() <= {step.study for paper in PAPERS for step in paper.steps}
 
 
@@ -58,7 +58,7 @@ def test_steps_name_claims_and_figures_that_there_are(paper: Paper) -> None:
         study = STUDIES[step.study]
         assert set(step.claims) <= {claim.key for claim in study.claims}
         assert set(step.panels) <= {panel.file_slug for panel in study.panels}
-        (shown,) = [found for found in walk(paper, []) if found.told is step]
+        (shown,) = [found for found in guide_of(paper, []) if found.told is step]
         assert 1 <= len(shown.panels) <= 8
         assert shown.results is None
     assert re.search(r"arXiv \d{4}\.\d{5}", paper.reference)
@@ -66,7 +66,7 @@ def test_steps_name_claims_and_figures_that_there_are(paper: Paper) -> None:
     assert all(step.words.endswith(".") for step in paper.steps)
 
 
-def test_the_paper_is_walked_in_its_own_order() -> None:
+def test_the_paper_is_told_in_its_own_order() -> None:
     names = [step.study for step in WHY.steps]
     images = [
         "dataset-size",
@@ -87,7 +87,7 @@ def test_a_step_shows_the_largest_finished_preset(tmp_path: Path) -> None:
     store = make_store(tmp_path, preset="laptop")
     make_store(tmp_path, preset="night", sizes=(4, 8, 16))
     make_store(tmp_path, preset="smoke")
-    (step,) = [step for step in walk(WHY, results_in(store)) if step.results is not None]
+    (step,) = [step for step in guide_of(WHY, results_in(store)) if step.results is not None]
     assert step.results is not None
     assert (step.study.name, step.results.preset_name) == ("stabilization", "night")
     assert [other.preset_name for other in step.others] == ["smoke", "laptop"]
@@ -103,7 +103,7 @@ def test_a_part_of_a_large_preset_gives_way_to_a_whole_small_one(tmp_path: Path,
         status=lambda key, seed, size: "absent" if missing == "run" and (seed, size) == (1, 16) else "finished",
         max_steps=100 if missing == "steps" else None,
     )
-    (step,) = [step for step in walk(WHY, results_in(store)) if step.results is not None]
+    (step,) = [step for step in guide_of(WHY, results_in(store)) if step.results is not None]
     assert step.results is not None
     assert step.results.preset_name == "laptop"
 
@@ -132,7 +132,7 @@ def test_a_paper_whose_studies_were_not_run_has_no_page(pages: dict[str, str]) -
 
 def test_a_step_has_words_verdicts_numbers_figures_and_how_it_was_run(store: Store, pages: dict[str, str]) -> None:
     page = pages["paper-why.html"]
-    (step,) = [step for step in walk(WHY, results_in(store)) if step.study.name == "stabilization"]
+    (step,) = [step for step in guide_of(WHY, results_in(store)) if step.study.name == "stabilization"]
     words = section_words(page, step.number)
     assert step.told.words in words
     assert f"{step.number}. {step.told.heading}" in words
@@ -174,7 +174,7 @@ def test_ours_is_the_mean_of_the_seeds(store: Store) -> None:
 
 def test_a_step_without_runs_says_how_to_run_it(pages: dict[str, str]) -> None:
     page = pages["paper-why.html"]
-    steps = walk(WHY, [])
+    steps = guide_of(WHY, [])
     (step,) = [step for step in steps if step.study.name == "lm-schedules"]
     words = section_words(page, step.number)
     assert "This was not run yet. halflife study run lm-schedules runs it" in words
@@ -191,7 +191,7 @@ def test_a_step_may_show_a_part_of_a_study(store: Store) -> None:
         key="k", title="A paper", authors="N", reference="arXiv 1111.11111", steps=(told,), untested="All else."
     )
     many = results_in(store)
-    page = render_paper(paper, walk(paper, many), [section_of(r) for r in many], report="r.html", papers=[paper])
+    page = render_paper(paper, guide_of(paper, many), [section_of(r) for r in many], report="r.html", papers=[paper])
     words = text_of(page)
     rows = {row["claim"]: row for row in verdict_rows(many[0].verdicts())}
     assert rows["c"]["text"] in words
@@ -221,7 +221,7 @@ def test_pages_are_documents_that_load_nothing(pages: dict[str, str]) -> None:
                 assert address.startswith("https://arxiv.org/abs/") or address.partition("#")[0] in pages
 
 
-def test_names_restrict_the_walk(store: Store, tmp_path: Path) -> None:
+def test_names_restrict_the_guide(store: Store, tmp_path: Path) -> None:
     paths = build_report(store, ["stabilization-vgg"], out=tmp_path / "vgg.html")
     assert [path.name for path in paths] == ["vgg.html", "paper-why.html"]
     page = paths[1].read_text(encoding="utf-8")
@@ -238,8 +238,8 @@ def damaged(source: Path, target: Path, study: str) -> tuple[Store, Path]:
     """A copy of a store in which a line of one run of a study is no JSON."""
     shutil.copytree(source, target)
     store = Store(target)
-    sheet = next(sheet for sheet in store.sheets() if sheet["study"] == study)
-    path = store.run(sheet["arms"][1]["runs"]["0"]).path / "readings.jsonl"
+    manifest = next(manifest for manifest in store.sheets() if manifest["study"] == study)
+    path = store.run(manifest["arms"][1]["runs"]["0"]).path / "readings.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n", encoding="utf-8")
     return store, path
@@ -256,7 +256,7 @@ def test_a_damaged_run_is_a_named_problem_and_the_other_studies_are_shown(tmp_pa
     report = text_of(pages["report.html"])
     assert f"stabilization, preset laptop, cannot be shown: {path} is damaged" in report
     assert "stabilization-vgg, preset laptop" in report
-    (step,) = [step for step in walk(WHY, []) if step.study.name == "stabilization"]
+    (step,) = [step for step in guide_of(WHY, []) if step.study.name == "stabilization"]
     told = section_words(pages["paper-why.html"], step.number)
     assert "stabilization, preset laptop, cannot be shown" in told
     assert "not run yet" not in told

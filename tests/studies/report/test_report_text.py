@@ -144,9 +144,9 @@ def test_arrays_of_different_length_are_an_error(tmp_path: Path) -> None:
 
 def test_runs_that_arms_share_count_once(tmp_path: Path) -> None:
     store = make_text_store(tmp_path)
-    sheet = store.sheets()[0]
-    again = {**sheet["arms"][0], "key": "again"}
-    found = StudyResults(store, TEXT_STUDY, sheet | {"arms": [*sheet["arms"], again]})
+    manifest = store.sheets()[0]
+    again = {**manifest["arms"][0], "key": "again"}
+    found = StudyResults(store, TEXT_STUDY, manifest | {"arms": [*manifest["arms"], again]})
     assert found.num_planned == found.num_finished == 12 * (2 + 3)
 
 
@@ -221,9 +221,9 @@ def test_arms_that_a_preset_does_not_have_are_left_out_and_lost_ones_are_an_erro
     panel = replace(LOSS, arms=("lr0.006-lam0.1", "only-at-night"))
     assert {row["arm"] for row in rows_of(panel_figure(results, panel))} == {"lr 0.006, lam 0.1"}
     assert why_not_drawn(results, replace(LOSS, arms=("only-at-night",))) == "the preset has none of its arms"
-    sheet = dict(results.manifest) | {"arms": [arm for arm in results.arms if arm["key"] != "lr0.006-lam0.1"]}
+    manifest = dict(results.manifest) | {"arms": [arm for arm in results.arms if arm["key"] != "lr0.006-lam0.1"]}
     with pytest.raises(StoreError, match=r"has no arm 'lr0\.006-lam0\.1', which its figure 'Validation loss' draws"):
-        panel_figure(StudyResults(store, TEXT_STUDY, sheet), LOSS)
+        panel_figure(StudyResults(store, TEXT_STUDY, manifest), LOSS)
 
 
 # ---- points

@@ -1,4 +1,4 @@
-"""The papers as walks through their claims, in the order in which the papers and their slides make them. All of it is data.
+"""The papers as guides through their claims, in the order in which the papers and their slides make them. All of it is data.
 
 What a step says of a paper is what the paper says, right or wrong; numbers and verdicts come from the studies.
 """
@@ -12,7 +12,7 @@ __all__ = ["PAPERS", "Paper", "PaperStep"]
 
 @dataclass(frozen=True)
 class PaperStep:
-    """One step of a walk: what the paper says there, and the study that tests it.
+    """One step of a guide: what the paper says there, and the study that tests it.
 
     Args:
         heading: A headline.
@@ -33,14 +33,14 @@ class PaperStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A paper and the walk through it.
+    """A paper and the guide through it.
 
     Args:
         key: Names the paper's page.
         title: Its title.
         authors: Who wrote it.
         reference: Where it appeared, with its arXiv number.
-        steps: The walk.
+        steps: The steps of the guide.
         untested: What the paper claims and no study here tests, in one sentence or more (empty: nothing that we know of).
     """
 

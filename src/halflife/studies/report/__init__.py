@@ -31,7 +31,7 @@ def build_report(
 ) -> list[Path]:
     """Write the report of the store's studies.
 
-    A sheet of a preset that is made for tests is shown only for a study that has no other. A study whose runs are damaged or
+    A manifest of a preset that is made for tests is shown only for a study that has no other. A study whose runs are damaged or
     lack readings is named as a problem, and the others are shown.
 
     Args:
@@ -93,7 +93,7 @@ def _pages(
     trouble: Callable[[str, str, UserError], None],
 ) -> dict[str, str | bytes]:
     """The pages by their file names; none where nothing can be shown."""
-    from halflife.studies.report.pages.guide import walk
+    from halflife.studies.report.pages.guide import guide_of
     from halflife.studies.report.pages.page import paper_file, render_page, render_paper
     from halflife.studies.report.pages.sections import section_of
 
@@ -108,24 +108,24 @@ def _pages(
             shown.append(results)
     if not shown:
         return {}
-    walks = {paper.key: [s for s in walk(paper, shown) if not names or s.study.name in names] for paper in PAPERS}
-    papers = [paper for paper in PAPERS if any(step.results is not None for step in walks[paper.key])]
+    guides = {paper.key: [s for s in guide_of(paper, shown) if not names or s.study.name in names] for paper in PAPERS}
+    papers = [paper for paper in PAPERS if any(step.results is not None for step in guides[paper.key])]
     pages: dict[str, str | bytes] = {report: render_page(shown, sections=sections, problems=problems, papers=papers)}
     for paper in papers:
         pages[paper_file(paper)] = render_paper(
-            paper, walks[paper.key], sections, report=report, problems=problems, papers=papers
+            paper, guides[paper.key], sections, report=report, problems=problems, papers=papers
         )
     return pages
 
 
 def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, UserError], None]) -> list[StudyResults]:
-    """The results of all sheets to show, in the order of studies and presets."""
+    """The results of all manifests to show, in the order of studies and presets."""
     found = []
-    for sheet in manifests_of(store, names):
+    for manifest in manifests_of(store, names):
         try:
-            found.append(StudyResults(store, get_study(sheet["study"]), sheet))
+            found.append(StudyResults(store, get_study(manifest["study"]), manifest))
         except UserError as error:
-            trouble(sheet["study"], sheet["preset"], error)
+            trouble(manifest["study"], manifest["preset"], error)
     serious = {results.study.name for results in found if _decides(results)}
     shown = [results for results in found if _decides(results) or results.study.name not in serious]
     studies = list(STUDIES)

@@ -19,17 +19,17 @@ __all__ = ["render_figure", "render_files"]
 
 
 def render_files(many: Sequence[StudyResults], fmt: Literal["svg", "pdf"]) -> dict[str, str | bytes]:
-    """All figures of all sheets.
+    """All figures of all manifests.
 
     Args:
-        many: One per sheet.
+        many: One per manifest.
         fmt: The format.
 
     Returns:
         File name, ``<study>-<preset>-<figure>.<fmt>``, to content.
 
     Raises:
-        StoreError: A sheet has nothing to draw yet.
+        StoreError: A manifest has nothing to draw yet.
     """
     files: dict[str, str | bytes] = {}
     for results in many:

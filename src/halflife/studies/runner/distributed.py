@@ -27,7 +27,7 @@ from halflife.studies.specs.trainers import TEXT
 from halflife.studies.store.store import Store
 
 if TYPE_CHECKING:
-    from halflife.studies.lab.text.distributed import DataParallel
+    from halflife.studies.lab.text.distributed import Replicated
 
 __all__ = ["Crew", "joined", "launched"]
 
@@ -110,7 +110,7 @@ class Crew:
         import torch
         import torch.distributed as dist
 
-        from halflife.studies.lab.text.distributed import DataParallel, Sharded
+        from halflife.studies.lab.text.distributed import Replicated, Sharded
 
         self.store = store
         self.device, backend = "cpu", "gloo"
@@ -126,7 +126,7 @@ class Crew:
             self.device = f"{accelerator.type}:{index}"
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
         dist.init_process_group(backend)
-        self.world: DataParallel = (Sharded if fsdp else DataParallel)(torch.device(self.device))
+        self.world: Replicated = (Sharded if fsdp else Replicated)(torch.device(self.device))
         # Held by torchrun itself, so that it outlives any of the processes.
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         self.shared = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]  # it is public all the same

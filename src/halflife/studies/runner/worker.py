@@ -23,7 +23,7 @@ from halflife.studies.store.machine import describe_commit, describe_machine, de
 from halflife.studies.store.store import RunFolder, Store
 
 if TYPE_CHECKING:
-    from halflife.studies.lab.text.world import World
+    from halflife.studies.lab.text.parallel import DataParallelContext
 
 __all__ = ["Task", "header_of", "train_run", "work"]
 
@@ -157,7 +157,7 @@ def train_run(
     device: str,
     data_folder: str | None,
     stop: Callable[[], bool],
-    world: World | None = None,
+    world: DataParallelContext | None = None,
 ) -> None:
     """Train a run and write its folder; of several processes that train it together, the first one writes.
 
@@ -182,7 +182,7 @@ def train_run(
         device=device,
         parent=None if run.parent_id is None else store.run(run.parent_id).kept,
         stop=stop,
-        **({} if world is None else {"world": world}),
+        **({} if world is None else {"parallel": world}),
     )
     if world is not None and world.rank > 0:
         train(sink=lambda _reading: None)

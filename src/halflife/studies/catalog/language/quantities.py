@@ -76,7 +76,7 @@ def nats(interval: Interval) -> str:
 
 
 def starting_with(results: Results, prefix: str, size: int) -> list[str]:
-    """The keys at a size that start so, in the sheet's order: presets differ in how many rates they run."""
+    """The keys at a size that start so, in the manifest's order: presets differ in how many rates they run."""
     return [arm["key"] for arm in results.arms if arm["size"] == size and arm["key"].startswith(prefix)]
 
 

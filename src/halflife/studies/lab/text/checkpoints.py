@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from halflife.errors import UserError
 from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.store.files import named_in, read_object, said_plainly, write_whole
 
 __all__ = ["found", "read", "write_file", "write_folder"]
@@ -55,37 +55,39 @@ def write_file(path: Path, tensors: dict[str, Tensor], values: Values, *, run: s
     shutil.rmtree(path, ignore_errors=True)
 
 
-def write_folder(path: Path, tensors: dict[str, Tensor], values: Values, world: World, *, run: str) -> None:
+def write_folder(
+    path: Path, tensors: dict[str, Tensor], values: Values, parallel: DataParallelContext, *, run: str
+) -> None:
     """Write what each process holds; all of them call it, and see the same file system.
 
     Args:
         path: The folder.
         tensors: The tensors, sharded or the same in all processes.
         values: JSON values, of which those of the first process count.
-        world: The processes.
+        parallel: The processes.
         run: The digest of the spec of the run that writes.
     """
     about = path / "values.json"
     # Only the first process looks: a file that has just been renamed may look old to another machine.
-    taken = world.rank == 0 and about.exists() and read_object(about).get("folder") == "a"
-    name = "b" if world.any(taken) else "a"
-    if world.rank == 0:
+    taken = parallel.rank == 0 and about.exists() and read_object(about).get("folder") == "a"
+    name = "b" if parallel.any(taken) else "a"
+    if parallel.rank == 0:
         shutil.rmtree(path / name, ignore_errors=True)
         with said_plainly(path):
             path.mkdir(parents=True, exist_ok=True)
-    world.any(False)  # nobody writes before it is gone
+    parallel.any(False)  # nobody writes before it is gone
     try:
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path / name), save_distributed=True))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         with said_plainly(path):
             raise cause from error
-    if world.rank == 0:
+    if parallel.rank == 0:
         shapes = {key: list(value.shape) for key, value in tensors.items()}
         write_whole(about, json.dumps({"folder": name, "run": run, "values": values, "shapes": shapes}))
         shutil.rmtree(path / ("a" if name == "b" else "b"), ignore_errors=True)
         _file(path).unlink(missing_ok=True)
-    world.any(False)  # nobody goes on, and perhaps ends, before it counts
+    parallel.any(False)  # nobody goes on, and perhaps ends, before it counts
 
 
 def found(path: Path) -> bool:

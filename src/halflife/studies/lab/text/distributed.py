@@ -19,12 +19,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
 
-__all__ = ["DataParallel", "Sharded"]
+__all__ = ["Replicated", "Sharded"]
 
 
-class DataParallel(World):
+class Replicated(DataParallelContext):
     """All processes of the default group, each with the whole model, by `DistributedDataParallel`.
 
     Args:
@@ -65,7 +65,7 @@ class DataParallel(World):
         return bool(found)
 
 
-class Sharded(DataParallel):
+class Sharded(Replicated):
     """All processes of the default group, each with a part of every tensor, by FSDP2 (`fully_shard`).
 
     Args:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
 
 __all__ = ["NUM_BLOCKS", "block_means", "even_windows", "on_its_way", "window_losses", "windows_at"]
 
@@ -43,7 +43,7 @@ def window_losses(
     model: nn.Module,
     windows_WT: Tensor,
     autocast: Callable[[], contextlib.AbstractContextManager[None]],
-    world: World,
+    parallel: DataParallelContext,
     *,
     last_only: bool,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def window_losses(
         model: Gives logits; it is put into evaluation mode and back.
         windows_WT: Token ids, one more than the model reads.
         autocast: The run's precision.
-        world: The processes, which evaluate a part each, in batches as large as those of one process.
+        parallel: The processes, which evaluate a part each, in batches as large as those of one process.
         last_only: The model predicts the last token alone.
 
     Returns:
@@ -64,10 +64,10 @@ def window_losses(
     parts = torch.split(windows_WT, per_batch)
     losses: dict[int, Tensor] = {}
     with torch.no_grad(), autocast():
-        for first in range(0, len(parts), world.size):
+        for first in range(0, len(parts), parallel.size):
             # Sharded weights are gathered by all processes together: one that has no batch left repeats the last.
-            mine = min(first + world.rank, len(parts) - 1)
-            part_BT = on_its_way(parts[mine], world.device)
+            mine = min(first + parallel.rank, len(parts) - 1)
+            part_BT = on_its_way(parts[mine], parallel.device)
             logits = model(part_BT[:, :-1]).float()
             if last_only:
                 losses[mine] = functional.cross_entropy(logits, part_BT[:, -1], reduction="none")
@@ -75,13 +75,13 @@ def window_losses(
                 flat = functional.cross_entropy(logits.flatten(0, 1), part_BT[:, 1:].flatten(), reduction="none")
                 losses[mine] = flat.view(len(part_BT), -1).mean(dim=1)
     model.train()
-    world.forget_gathered()
-    if world.size == 1:
+    parallel.forget_gathered()
+    if parallel.size == 1:
         return torch.cat(list(losses.values()))
-    losses_W = torch.zeros(len(windows_WT), device=world.device)
-    for index in range(world.rank, len(parts), world.size):
+    losses_W = torch.zeros(len(windows_WT), device=parallel.device)
+    for index in range(parallel.rank, len(parts), parallel.size):
         losses_W[index * per_batch : (index + 1) * per_batch] = losses[index]
-    return world.sum(losses_W)
+    return parallel.sum(losses_W)
 
 
 def block_means(losses_W: Tensor) -> Tensor:

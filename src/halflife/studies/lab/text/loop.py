@@ -17,16 +17,16 @@ from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.precision import autocast_to
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.lab.text.averages import averages_of
-from halflife.studies.lab.text.courses import Course
 from halflife.studies.lab.text.evaluate import block_means, even_windows, on_its_way, window_losses, windows_at
 from halflife.studies.lab.text.models import build_text_model
 from halflife.studies.lab.text.optimizers import training_of
 from halflife.studies.lab.text.order import WindowOrder
+from halflife.studies.lab.text.parallel import DataParallelContext
+from halflife.studies.lab.text.plans import TrainingPlan
 from halflife.studies.lab.text.probes import check_probes, probe
 from halflife.studies.lab.text.replay import Matcher, trace_row, write_trace
 from halflife.studies.lab.text.state import State
 from halflife.studies.lab.text.tokens import load_tokens
-from halflife.studies.lab.text.world import World
 from halflife.studies.store.records import Array, Reading
 
 __all__ = ["TextLoop"]
@@ -38,26 +38,32 @@ class TextLoop:
     """The state of one run, and the few things that are done with it.
 
     Args:
-        course: What the run does.
+        plan: What the run does.
         seed: Of the initial weights and the order of the data.
         device: A torch device.
         data_folder: Where data that are not shipped lie.
-        world: The processes that train together.
+        parallel: The processes that train together.
     """
 
     def __init__(
-        self, course: Course, *, seed: int, device: str, data_folder: str | None, world: World | None = None
+        self,
+        plan: TrainingPlan,
+        *,
+        seed: int,
+        device: str,
+        data_folder: str | None,
+        parallel: DataParallelContext | None = None,
     ) -> None:
-        self.course, self.spec, self.seed = course, course.base, seed
+        self.plan, self.spec, self.seed = plan, plan.base, seed
         self.device = torch.device(device)
-        self.world = world or World(self.device)
+        self.parallel = parallel or DataParallelContext(self.device)
         spec = self.spec
-        if spec.batch_size % (self.world.size * spec.accumulate):
+        if spec.batch_size % (self.parallel.size * spec.accumulate):
             raise UserError(
-                f"batch_size is {spec.batch_size} on {self.world.size} processes in {spec.accumulate} parts, expected a"
+                f"batch_size is {spec.batch_size} on {self.parallel.size} processes in {spec.accumulate} parts, expected a"
                 " multiple of processes times parts: take another number of processes"
             )
-        check_probes(spec, self.world)
+        check_probes(spec, self.parallel)
         data = load_tokens(spec, data_folder)
         self.tokens, self.last_only = data.train, spec.model == "mlp"
         targets = 1 if self.last_only else spec.context
@@ -70,20 +76,20 @@ class TextLoop:
             seed=seed,
             order=spec.order,
         )
-        self.order.check(course.first_batch + course.num_steps)
+        self.order.check(plan.first_batch + plan.num_steps)
         self.num_eval_windows = math.ceil(spec.num_eval_tokens / targets)
         starts = even_windows(len(data.val), spec.context + 1, self.num_eval_windows)
         self.val_WT = windows_at(data.val, starts, spec.context + 1)
         model = build_text_model(spec, seed).to(self.device)
         self.model = model
-        wrapped = self.world.wrap(model, list(model.blocks))
+        wrapped = self.parallel.wrap(model, list(model.blocks))
         self.forward = torch.compile(wrapped) if spec.compile else wrapped
         training = training_of(
-            spec, self.model, decay=course.decay, tokens_per_step=self.tokens_per_step, split=course.replay is not None
+            spec, self.model, decay=plan.decay, tokens_per_step=self.tokens_per_step, split=plan.replay is not None
         )
         self.optimizer, self.decay, self.decayed = training.optimizer, training.decay, training.decayed
         self.parameters = list(self.model.parameters())
-        self.averages = averages_of(self.parameters, course.ema, course.average_from)
+        self.averages = averages_of(self.parameters, plan.ema, plan.average_from)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "float16")
         self.state = State(
             model=model,
@@ -91,13 +97,13 @@ class TextLoop:
             averages=self.averages,
             scaler=self.scaler,
             tokens_digest=data.digest,
-            world=self.world,
-            run=course.run,
+            parallel=self.parallel,
+            run=plan.run,
         )
         self.matcher = None
-        if course.replay is not None and course.norms is not None:
-            self.matcher = Matcher(course.norms, course.replay, self.parameters, self.decayed, run=course.parent)
-        self.lr = course.lr(0)
+        if plan.replay is not None and plan.norms is not None:
+            self.matcher = Matcher(plan.norms, plan.replay, self.parameters, self.decayed, run=plan.parent)
+        self.lr = plan.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
         self.costs = Costs()
         self.last_norms = "no good reading before"
@@ -110,11 +116,11 @@ class TextLoop:
     @property
     def epoch(self) -> float:
         """Passes over the training tokens."""
-        return (self.course.first_batch + self.step) * self.tokens_per_step / len(self.tokens)
+        return (self.plan.first_batch + self.step) * self.tokens_per_step / len(self.tokens)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the losses on both splits are read after so many steps."""
-        return step % self.course.eval_every == 0 or step in self.course.arrays_at
+        return step % self.plan.eval_every == 0 or step in self.plan.arrays_at
 
     def reads_at(self, step: int) -> bool:
         """Whether the cheap quantities are read after so many steps."""
@@ -129,7 +135,7 @@ class TextLoop:
         Raises:
             UserError: It is not there.
         """
-        if not self.state.load(path, parent=self.course.parent):
+        if not self.state.load(path, parent=self.plan.parent):
             raise UserError(
                 f"the checkpoint {path} is gone: remove the parent's folder, the parent is then trained again"
             )
@@ -155,17 +161,17 @@ class TextLoop:
         """Forward, backward, clip, step; nothing waits for the device."""
         spec, optimizer = self.spec, self.optimizer
         self._set_lr()
-        if self.course.trace_norms:
+        if self.plan.trace_norms:
             self.state.trace.append(trace_row(self.parameters, 0.0))
         if spec.dropout > 0:
-            torch.manual_seed(seed_of(f"dropout/{self.seed}/{self.course.first_batch + self.step}/{self.world.rank}"))
-        starts = self.order.starts(self.course.first_batch + self.step)
-        if self.world.size > 1:
-            starts = starts[self.world.rank :: self.world.size]
+            torch.manual_seed(seed_of(f"dropout/{self.seed}/{self.plan.first_batch + self.step}/{self.parallel.rank}"))
+        starts = self.order.starts(self.plan.first_batch + self.step)
+        if self.parallel.size > 1:
+            starts = starts[self.parallel.rank :: self.parallel.size]
         windows_BT = on_its_way(windows_at(self.tokens, starts, spec.context + 1), self.device)
         total: Tensor | None = None
         for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate) if spec.accumulate > 1 else (windows_BT,)):
-            with self.world.gradient_sync(index == spec.accumulate - 1):
+            with self.parallel.gradient_sync(index == spec.accumulate - 1):
                 loss = self._loss(part_BT)
                 if spec.accumulate > 1:
                     loss = loss / spec.accumulate
@@ -175,22 +181,22 @@ class TextLoop:
         self.state.losses.append(total)
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
-        if self.course.loss_penalty > 0:
+        if self.plan.loss_penalty > 0:
             with torch.no_grad():
                 pairs = [(p.grad, p) for p in self.decayed if p.grad is not None]
-                torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.course.loss_penalty)
+                torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.plan.loss_penalty)
         if spec.clip is not None:
-            self.grad_norm = self.world.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
+            self.grad_norm = self.parallel.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
         elif self.reads_at(self.step + 1) or self.evaluates_at(self.step + 1):
             gradients = [p.grad for p in self.parameters if p.grad is not None]
-            self.grad_norm = self.world.plain(torch.nn.utils.get_total_norm(gradients))
+            self.grad_norm = self.parallel.plain(torch.nn.utils.get_total_norm(gradients))
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
         else:
             optimizer.step()
         optimizer.zero_grad()
-        if self.course.trace_norms and self.decay is not None:
+        if self.plan.trace_norms and self.decay is not None:
             self.state.trace[-1][-1] = max(self.decay.fractions())
         self.state.step += 1
         for average in self.averages:
@@ -204,7 +210,7 @@ class TextLoop:
             return functional.cross_entropy(logits.float(), y, label_smoothing=self.spec.label_smoothing)
 
     def _set_lr(self) -> None:
-        self.lr = self.course.lr(self.step)
+        self.lr = self.plan.lr(self.step)
         if self.matcher is None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
@@ -215,7 +221,7 @@ class TextLoop:
 
     def first_bad(self) -> int | None:
         """The first step since the last reading whose loss is NaN or infinite; the last one if it broke anything else."""
-        finite = self.world.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
+        finite = self.parallel.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
         if not all(finite):
             return self.step - len(finite) + finite.index(False) + 1
         # float16 gradients overflow now and then: the scaler skips the step and halves its factor.
@@ -229,7 +235,7 @@ class TextLoop:
 
     def take_running_loss(self) -> float:
         """The mean loss of the steps since the last reading, over all processes."""
-        mean = self.world.mean(torch.stack(self.state.losses).double().mean())
+        mean = self.parallel.mean(torch.stack(self.state.losses).double().mean())
         self.state.losses.clear()
         return float(mean)
 
@@ -254,7 +260,7 @@ class TextLoop:
             values["lr_factor"] = max(group["lr"] for group in self.optimizer.param_groups) / lr if lr > 0 else 1.0
             lr *= values["lr_factor"]
         values["lr"] = lr
-        if self.course.replay != "per-tensor":  # there each tensor has its own
+        if self.plan.replay != "per-tensor":  # there each tensor has its own
             values["effective_lr"] = lr / norm
         if running_loss is not None:
             fractions = self.decay.fractions() if self.decay is not None else [0.0]
@@ -276,18 +282,18 @@ class TextLoop:
         return Reading(step=self.step, epoch=self.epoch, values=values | more, arrays=arrays)
 
     def _evaluate(self, prefix: str, values: dict[str, float], arrays: dict[str, Array]) -> None:
-        seen = self.order.seen(self.course.first_batch + self.step, self.num_eval_windows)
+        seen = self.order.seen(self.plan.first_batch + self.step, self.num_eval_windows)
         parts = {"val": self.val_WT}
         if len(seen):
             parts["train"] = windows_at(self.tokens, seen, self.spec.context + 1)
         for name, windows_WT in parts.items():
-            losses_W = window_losses(self.model, windows_WT, self.autocast, self.world, last_only=self.last_only)
+            losses_W = window_losses(self.model, windows_WT, self.autocast, self.parallel, last_only=self.last_only)
             values[f"{prefix}{name}/loss"] = losses_W.double().mean().item()
-            if name == "val" and self.step in self.course.arrays_at:
+            if name == "val" and self.step in self.plan.arrays_at:
                 blocks = block_means(losses_W).cpu().numpy().astype("<f4")
                 arrays[f"{prefix}val/loss_blocks"] = Array("<f4", len(blocks), blocks.tobytes())
-        if self.spec.probes and self.step in self.course.arrays_at:
-            starts = self.order.seen(self.course.first_batch + self.step, self.spec.probe_windows)
+        if self.spec.probes and self.step in self.plan.arrays_at:
+            starts = self.order.seen(self.plan.first_batch + self.step, self.spec.probe_windows)
             found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
             values |= {f"{prefix}{name}": value for name, value in found.items()}
 
@@ -298,9 +304,9 @@ class TextLoop:
 
     def keep_trace(self, path: Path) -> None:
         """Write the norms that replays follow."""
-        if self.world.rank == 0:
+        if self.parallel.rank == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_trace(path, self.state.trace, run=self.course.run)
+            write_trace(path, self.state.trace, run=self.plan.run)
 
     def norms_in_words(self) -> str:
         """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""

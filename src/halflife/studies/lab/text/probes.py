@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from halflife import probes
 from halflife.errors import UserError
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["check_probes", "probe"]
@@ -38,22 +38,22 @@ class _ClassesSecond(nn.Module):
         return logits.movedim(-1, 1)
 
 
-def check_probes(spec: TextRun, world: World) -> None:
+def check_probes(spec: TextRun, parallel: DataParallelContext) -> None:
     """Refuse a run that cannot take its probes, before hours are spent.
 
     Args:
         spec: The run.
-        world: The processes that train it.
+        parallel: The processes that train it.
 
     Raises:
         UserError: Several processes hold its weights, or curvlinops is not installed.
     """
     if not spec.probes:
         return
-    if world.size > 1:
+    if parallel.size > 1:
         raise UserError(
-            f"the run has probes and {world.size} processes, expected one, which holds all weights: leave probes out, or train"
-            " in one process"
+            f"the run has probes and {parallel.size} processes, expected one, which holds all weights: leave probes out, or"
+            " train in one process"
         )
     if set(spec.probes) & {"hessian-trace", "gauss-newton-trace"}:
         probes.require_curvlinops()

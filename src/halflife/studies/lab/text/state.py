@@ -25,7 +25,7 @@ from halflife.studies.lab.tensor_files import readable
 from halflife.studies.lab.text import checkpoints
 from halflife.studies.lab.text.averages import WeightAverage
 from halflife.studies.lab.text.optimizers import Training
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
 
 __all__ = ["State"]
 
@@ -42,7 +42,7 @@ class State:
         averages: Averages of its weights.
         scaler: The gradient scaler.
         tokens_digest: Which tokens and tokenizer it is trained on.
-        world: The processes that hold it.
+        parallel: The processes that hold it.
         run: The digest of the run's spec.
         step: Steps done.
         losses: Losses of the steps since the last reading, on the device.
@@ -54,7 +54,7 @@ class State:
     averages: list[WeightAverage]
     scaler: torch.amp.GradScaler
     tokens_digest: str
-    world: World
+    parallel: DataParallelContext
     run: str
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
@@ -84,10 +84,10 @@ class State:
         Args:
             path: Without suffix.
         """
-        if self.world.form == "alone":
+        if self.parallel.form == "alone":
             checkpoints.write_file(path, *self.parts(), run=self.run)
         else:
-            checkpoints.write_folder(path, *self.parts(), self.world, run=self.run)
+            checkpoints.write_folder(path, *self.parts(), self.parallel, run=self.run)
 
     def exists(self, path: Path) -> bool:
         """Whether there is a checkpoint."""

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from halflife.errors import RunFailedError, RunStoppedError
-from halflife.studies.lab.text.courses import course_of
 from halflife.studies.lab.text.loop import TextLoop
-from halflife.studies.lab.text.world import World
+from halflife.studies.lab.text.parallel import DataParallelContext
+from halflife.studies.lab.text.plans import plan_of
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
 from halflife.studies.store.records import Reading
@@ -40,7 +40,7 @@ def train(
     device: str = "cpu",
     parent: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
-    world: World | None = None,
+    parallel: DataParallelContext | None = None,
 ) -> dict[str, float]:
     """Train the run that ``spec`` describes, from its last checkpoint if there is one.
 
@@ -54,7 +54,7 @@ def train(
         parent: The folder of what the parent kept, of a branch or a replay.
         stop: Asked after every step, by several processes at every reading; once it says yes to one of them, the run
             writes a checkpoint and ends.
-        world: The processes that train together (``None``: this one alone).
+        parallel: The processes that train together (``None``: this one alone).
 
     Returns:
         What it cost: seconds and tokens per second of training (forward, backward, step, readings), seconds of evaluation,
@@ -64,22 +64,22 @@ def train(
         RunFailedError: The loss or a norm became NaN or infinite. The last good checkpoint stays.
         RunStoppedError: It was asked to stop.
     """
-    course = course_of(spec, parent)
-    loop = TextLoop(course, seed=spec.seed, device=device, data_folder=data_folder, world=world)
+    plan = plan_of(spec, parent)
+    loop = TextLoop(plan, seed=spec.seed, device=device, data_folder=data_folder, parallel=parallel)
     checkpoint = folder / "checkpoint"
     if not loop.state.load(checkpoint):
-        if course.start is not None:
-            loop.start_from(course.start)
+        if plan.start is not None:
+            loop.start_from(plan.start)
         sink(loop.reading(None))
     clock = _Clock(loop)
     with loop.random_state():
-        while loop.step < course.num_steps:
+        while loop.step < plan.num_steps:
             loop.one_step()
-            last = loop.step == course.num_steps
+            last = loop.step == plan.num_steps
             evaluates = last or loop.evaluates_at(loop.step)
             reads = evaluates or loop.reads_at(loop.step)
             # Several processes would have to wait for each other to agree on it, which they do at readings anyway.
-            asked = (reads or loop.world.size == 1) and loop.world.any(stop())
+            asked = (reads or loop.parallel.size == 1) and loop.parallel.any(stop())
             if not reads and not asked:
                 continue
             bad = loop.first_bad()
@@ -89,7 +89,7 @@ def train(
             if reads:
                 loss = loop.take_running_loss()
                 if progress is not None:
-                    progress(loop.step, course.num_steps, loss)
+                    progress(loop.step, plan.num_steps, loss)
                 end = {"diverged_at": -1.0} if last and isinstance(spec, TextReplay) else {}
                 reading = loop.reading(loss, **end)
                 # Finite weights can still be too large to evaluate.
@@ -97,15 +97,15 @@ def train(
                     _broken(loop, loop.step, spec, checkpoint, sink)
                     return clock.cost()
                 sink(reading)
-            if loop.step in course.keep_at:
+            if loop.step in plan.keep_at:
                 loop.keep(folder / "kept")
             if last:
                 break
-            if asked or loop.world.any(clock.may_save(evaluates)):
+            if asked or loop.parallel.any(clock.may_save(evaluates)):
                 clock.save(checkpoint)
             if asked:
-                raise RunStoppedError(f"stopped after step {loop.step} of {course.num_steps}: a checkpoint is kept")
-    if course.trace_norms:
+                raise RunStoppedError(f"stopped after step {loop.step} of {plan.num_steps}: a checkpoint is kept")
+    if plan.trace_norms:
         loop.keep_trace(folder / "kept" / "norms.safetensors")
     return clock.cost()
 

@@ -36,7 +36,7 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
         Their keys; none when the preset has none of those that the panel names.
 
     Raises:
-        StoreError: The sheet lacks an arm that the preset has.
+        StoreError: The manifest lacks an arm that the preset has.
     """
     present = [arm["key"] for arm in results.arms if arm["size"] == results.main_size]
     if panel.arms is None:
@@ -46,7 +46,7 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
     lacking = [key for key in panel.arms if key in known and key not in present]
     if lacking:
         raise StoreError(
-            f"the sheet of {results.study.name} ({results.preset_name}) has no arm {lacking[0]!r}, which its figure"
+            f"the manifest of {results.study.name} ({results.preset_name}) has no arm {lacking[0]!r}, which its figure"
             f" {panel.title!r} draws: it was written by another version of the study, run it again"
         )
     return [key for key in panel.arms if key in present]

@@ -56,7 +56,7 @@ def arm_styles(results: StudyResults) -> list[ArmStyle]:
         results: What the store holds of the study.
 
     Returns:
-        One style per arm of the main size, in the sheet's order.
+        One style per arm of the main size, in the manifest's order.
     """
     arms = [arm for arm in results.arms if arm["size"] == results.main_size]
     together = _drawn_together(results, [arm["key"] for arm in arms])

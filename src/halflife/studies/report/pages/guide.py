@@ -1,4 +1,4 @@
-"""A walk through a paper: its steps, each with the runs that tell most about it. The page and the docs share it."""
+"""The guide through a paper: its steps, each with the runs that tell most about it. The page and the docs share it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from halflife.studies.evidence.claims import Study, Verdict
 from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.verdicts import StudyResults
 
-__all__ = ["Step", "walk"]
+__all__ = ["Step", "guide_of"]
 
 NUM_FIGURES = 2  # of a study that names none for the docs
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a walk.
+    """One step of a guide.
 
     Args:
         number: Its number, from 1.
@@ -65,7 +65,7 @@ class Step:
         return [verdict for verdict in everything if self.has_claim(verdict.claim.key)]
 
 
-def walk(paper: Paper, many: Sequence[StudyResults]) -> list[Step]:
+def guide_of(paper: Paper, many: Sequence[StudyResults]) -> list[Step]:
     """The steps of a paper, each with the runs that tell most: those of the largest preset that is finished.
 
     Args:

@@ -1,4 +1,4 @@
-"""The pages: HTML files that need no network, drawn from the store. One shows all studies, and one a paper walks through it."""
+"""The pages: HTML files that need no network, drawn from the store: one with all studies, and a guide through each paper."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def render_page(
     """The page of these studies.
 
     Args:
-        many: One per sheet, in the order of the page.
+        many: One per manifest, in the order of the page.
         sections: From `halflife.studies.report.pages.sections.section_of`, where they were computed before.
         problems: Studies that cannot be shown.
         papers: The papers that have a page beside this one.
@@ -95,8 +95,8 @@ def render_paper(
 
     Args:
         paper: The paper.
-        steps: From `halflife.studies.report.pages.guide.walk`.
-        sections: From `halflife.studies.report.pages.sections.section_of`, of all sheets that the steps show.
+        steps: From `halflife.studies.report.pages.guide.guide_of`.
+        sections: From `halflife.studies.report.pages.sections.section_of`, of all manifests that the steps show.
         report: File of the page with all studies.
         problems: Studies that cannot be shown.
         papers: All papers that have a page, this one among them.

@@ -44,7 +44,7 @@ class Provenance:
 
 
 def num_earlier(results: StudyResults) -> int:
-    """How many runs were finished before the command that made the sheet: of other studies, or by an earlier call."""
+    """How many runs were finished before the command that made the manifest: of other studies, or by an earlier call."""
     started = results.manifest.get("started") or ""
     return sum((header.get("finished") or started) < started for header in results.headers.values())
 
@@ -158,7 +158,7 @@ def provenance_of(results: StudyResults) -> Provenance:
     Returns:
         Its tables.
     """
-    sheet = results.manifest
+    manifest = results.manifest
     headers = [header for header in results.headers.values() if header]
     specs: list[tuple[Mapping[str, Any], dict[str, Any]]] = []
     written: list[Mapping[str, Any]] = []
@@ -180,7 +180,7 @@ def provenance_of(results: StudyResults) -> Provenance:
         meanings = _meanings(spec) | meanings
     parents = {identity: header["parent"] for identity, header in results.headers.items() if header.get("parent")}
     return Provenance(
-        command=sheet.get("command") or f"halflife study run {results.study.name} --preset {results.preset_name}",
+        command=manifest.get("command") or f"halflife study run {results.study.name} --preset {results.preset_name}",
         facts=_facts(results, headers),
         differing=differing,
         arms=[
@@ -223,8 +223,8 @@ def _seeds(results: StudyResults) -> str:
 
 
 def _facts(results: StudyResults, headers: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    sheet, earlier = results.manifest, num_earlier(results)
-    machines = [header["machine"] for header in headers if "machine" in header] or [sheet.get("machine") or {}]
+    manifest, earlier = results.manifest, num_earlier(results)
+    machines = [header["machine"] for header in headers if "machine" in header] or [manifest.get("machine") or {}]
     preset = results.study.presets[results.preset_name]
     packages = list(dict.fromkeys(name for header in headers for name in header.get("versions", {})))
     spent = [header["seconds"] for header in headers if isinstance(header.get("seconds"), int | float)]
@@ -232,11 +232,14 @@ def _facts(results: StudyResults, headers: list[dict[str, Any]]) -> list[tuple[s
         ("preset", f"{results.preset_name}: {preset.description}"),
         ("runs", f"{results.num_finished} of {results.num_planned} finished"),
         ("seeds", _seeds(results)),
-        ("started", _when(sheet.get("started"))),
-        ("wall time", duration(sheet.get("seconds")) + (f", {earlier} runs were finished before" if earlier else "")),
+        ("started", _when(manifest.get("started"))),
+        (
+            "wall time",
+            duration(manifest.get("seconds")) + (f", {earlier} runs were finished before" if earlier else ""),
+        ),
         ("time of all runs", duration(sum(spent)) if spent else MISSING),
         *_costs(headers),
-        ("workers", _value(sheet.get("workers") or MISSING)),
+        ("workers", _value(manifest.get("workers") or MISSING)),
         *((name, _distinct(machines, name)) for name in dict.fromkeys(name for m in machines for name in m)),
         ("data", _distinct(headers, "data", "title")),
         ("data sha256", _distinct(headers, "data", "sha256")),

@@ -1,4 +1,4 @@
-"""What the pages show of one sheet, as plain values: computed once, and shown by every page that needs it."""
+"""What the pages show of one manifest, as plain values: computed once, and shown by every page that needs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["counts_of", "not_drawn", "section_of"]
 
 
 def section_of(results: StudyResults) -> dict[str, Any]:
-    """What the pages show of one sheet.
+    """What the pages show of one manifest.
 
     Args:
         results: What the store holds of the study.

@@ -114,7 +114,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     ]
 
 
-def _sheets(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def _manifests(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """The studies and presets of the rows, in their order, each once."""
     return list(dict.fromkeys((row["study"], row["preset"]) for row in rows))
 
@@ -131,7 +131,7 @@ def verdict_markdown(verdicts: Sequence[Verdict], *, reasons: bool = True) -> st
     """
     rows = verdict_rows(verdicts)
     parts = []
-    for study, preset in _sheets(rows):
+    for study, preset in _manifests(rows):
         own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
         lines = [f"**{study}**, preset `{preset}`", ""] if reasons else []
         lines += [
@@ -168,18 +168,18 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         Something that rich prints.
     """
     rows = verdict_rows(verdicts)
-    sheets = _sheets(rows)
+    manifests = _manifests(rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="bold")
-    if len(sheets) == 1:
-        table.title = "{} ({})".format(*sheets[0])
+    if len(manifests) == 1:
+        table.title = "{} ({})".format(*manifests[0])
     table.add_column("claim", min_width=24)
     table.add_column("outcome", no_wrap=True)
     # Estimate and interval stand on two lines, and so do seeds and examples: that keeps 80 columns readable.
     table.add_column("effect [95 %]", no_wrap=True)
     table.add_column("n", no_wrap=True)
-    for study, preset in sheets:
+    for study, preset in manifests:
         own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
-        if len(sheets) > 1:
+        if len(manifests) > 1:
             table.add_row(Text(f"{study} ({preset})", style="bold"), "", "", "")
         for row in own:
             table.add_row(
@@ -189,7 +189,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
                 Text(row["sample"].replace(", ", "\n", 1)),
                 end_section=row is own[-1],
             )
-    several = len(sheets) > 1
+    several = len(manifests) > 1
     reasons = [
         Text.assemble(
             (f"{row['study']} {row['claim']}" if several else row["claim"], "bold"),

@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["World"]
+__all__ = ["DataParallelContext"]
 
 
-class World:
-    """One process by itself. Several processes have the same methods (`halflife.studies.lab.text.distributed`).
+class DataParallelContext:
+    """What the loop asks of the processes that train one model; this class is one process by itself.
+
+    Several processes have the same methods (`halflife.studies.lab.text.distributed`).
 
     Args:
         device: Where this process computes.

@@ -1,6 +1,6 @@
-"""What a run does: from where it starts, at which learning rates, with which decay, on which batches.
+"""The training plan of a run: from where it starts, at which learning rates, with which decay, on which batches.
 
-A plain run, a branch and a replay differ in these answers and in nothing else, so that one loop serves them all.
+A plain run, a branch and a replay differ in their plans and in nothing else, so that one loop serves them all.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from halflife.studies.lab.tensor_files import kept_file
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
 
-__all__ = ["Course", "course_of"]
+__all__ = ["TrainingPlan", "plan_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """The answers for one run.
+class TrainingPlan:
+    """What one run does.
 
     Args:
         run: The digest of the run's spec, which stands in what it writes.
@@ -64,22 +64,22 @@ class Course:
         return {*self.keep_at, self.num_steps}
 
 
-def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> Course:
-    """What a run does.
+def plan_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> TrainingPlan:
+    """The training plan of a run.
 
     Args:
         spec: The run.
-        parent: What its parent kept, of a branch or a replay.
+        parent: The folder of what its parent kept, of a branch or a replay.
 
     Returns:
-        The course.
+        The plan.
 
     Raises:
         UserError: A branch or replay without what its parent kept, or a cooldown from a learning rate of 0.
     """
     if isinstance(spec, TextRun):
         schedule = schedule_from(spec.lr_schedule)
-        return Course(
+        return TrainingPlan(
             run=spec.digest(),
             base=spec,
             num_steps=spec.last_step,
@@ -97,7 +97,7 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
     of = spec.of
     schedule = schedule_from(of.lr_schedule)
     if isinstance(spec, TextReplay):
-        return Course(
+        return TrainingPlan(
             run=spec.digest(),
             parent=of.digest(),
             base=of,
@@ -114,7 +114,7 @@ def course_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> C
         peak = of.lr * schedule(at)
         if peak == 0:
             raise UserError(f"a cooldown starts at step {at}, where the learning rate is 0 already: branch off earlier")
-    return Course(
+    return TrainingPlan(
         run=spec.digest(),
         parent=of.digest(),
         base=of,
