@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from halflife.errors import UserError
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval, t_quantile
 
 
 def test_an_interval_over_seeds_is_students() -> None:
@@ -87,3 +87,28 @@ def test_one_seed_gives_no_interval() -> None:
         seed_interval([1.0])
     with pytest.raises(UserError, match=message):
         crossed_interval(np.zeros((1, 10)))
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95])
+def test_the_quantile_at_infinitely_many_degrees_is_the_normal_one(confidence: float) -> None:
+    normal = scipy_stats.norm.ppf(0.5 + confidence / 2)
+    assert t_quantile(confidence, math.inf) == pytest.approx(normal, rel=1e-12)
+    assert t_quantile(confidence, 1e9) == pytest.approx(normal, rel=1e-6)
+    assert t_quantile(confidence, 4) == pytest.approx(scipy_stats.t.ppf(0.5 + confidence / 2, 4), rel=1e-12)
+
+
+def test_seeds_that_agree_in_their_means_leave_the_spread_of_examples() -> None:
+    """Rows with one mean have no variance over seeds, so the degrees of freedom are infinite and the quantile normal."""
+    row = np.array([1.0, -1.0, 2.0, -2.0])
+    found = crossed_interval(np.stack([row, row, row]))
+    half = scipy_stats.norm.ppf(0.975) * row.std(ddof=1) / math.sqrt(4)
+    assert (found.low, found.estimate, found.high) == pytest.approx((-half, 0, half))
+
+
+@pytest.mark.parametrize("values", [[[1.0], [2.0]], [[0.0], [0.0], [0.0]], [[], []]])
+def test_one_example_gives_no_interval_over_examples(values: list[list[float]]) -> None:
+    count = len(values[0])
+    with pytest.raises(
+        UserError, match=rf"over seeds and blocks got {count} of the blocks, expected at least 2: evaluate on"
+    ):
+        crossed_interval(np.array(values), example_name="blocks")

@@ -52,15 +52,20 @@ def t_quantile(confidence: float, degrees: float) -> float:
 
     Args:
         confidence: Probability between minus and plus the quantile.
-        degrees: Degrees of freedom, > 0; may be infinite.
+        degrees: Degrees of freedom, > 0; with infinitely many it is the normal quantile.
 
     Returns:
         The quantile.
+
+    Examples:
+        >>> round(t_quantile(0.95, 2), 3), round(t_quantile(0.95, float("inf")), 3)
+        (4.303, 1.96)
     """
     # Imported here, and not scipy.stats, because a command that only lists studies should start at once.
-    from scipy.special import stdtrit
+    from scipy.special import ndtri, stdtrit
 
-    return float(stdtrit(degrees, 0.5 + confidence / 2))
+    upper = 0.5 + confidence / 2
+    return float(ndtri(upper) if math.isinf(degrees) else stdtrit(degrees, upper))
 
 
 def seed_interval(values_S: Sequence[float] | NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval:
@@ -106,7 +111,7 @@ def crossed_interval(
     which is what resampling seeds and examples, each with replacement, tends to, without the draws and without their
     bias (resampling shows (S - 1) / S of the seeds' variance and counts what is left three times; Owen 2007, "The
     pigeonhole bootstrap", Annals of Applied Statistics 1(2)). The interval is mean +- t * sqrt(V), Student's t with
-    Satterthwaite's degrees of freedom (S - 1) (V / (var_S / S))^2: a few seeds only matter as far as seeds differ.
+    Satterthwaite's degrees of freedom (S - 1) (V / (var_S / S))^2: that the seeds are few matters as far as they differ.
 
     Examples that are no independent sample make it too narrow: neighbouring stretches of a text are pooled first
     (`halflife.studies.evidence.readings.pooled`, with the autocorrelations before and after).
@@ -120,12 +125,17 @@ def crossed_interval(
         The interval.
 
     Raises:
-        UserError: There are fewer than two seeds.
+        UserError: There are fewer than two seeds, or fewer than two examples: one does not say how much examples differ.
     """
     d_SN = np.asarray(differences_SN, dtype=np.float64)
     num_seeds, num_examples = d_SN.shape
     if num_seeds < 2:
         raise UserError(f"an interval over seeds got {num_seeds} seed, expected at least 2: run with --seeds 2 or more")
+    if num_examples < 2:
+        raise UserError(
+            f"an interval over seeds and {example_name} got {num_examples} of the {example_name}, expected at least 2:"
+            " evaluate on more, or take seed_interval of one value per seed"
+        )
     mean = float(d_SN.mean())
     rows_S, columns_N = d_SN.mean(axis=1), d_SN.mean(axis=0)
     seed_part = float(rows_S.var(ddof=1)) / num_seeds
