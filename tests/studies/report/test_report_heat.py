@@ -78,7 +78,7 @@ def test_a_grid_shows_the_study_s_numbers_where_they_belong(results: StudyResult
                 mean = results.last(name_of(lam, lr), "val/loss", 32).mean()
                 assert said == f"{mean:.4g}", "four digits, for all lie within a twentieth"
     assert figure.caption == (
-        "Means over seeds. Width 32, 3 seeds. 1 of 6 places of the grid were not run. Corresponds to figure 3 of the paper."
+        "Means over seeds. Width 32, 3 seeds. 1 of 6 settings of the grid were not run. Corresponds to figure 3 of the paper."
     )
     lowest = min(
         (float(said), lam, row[0]) for row in figure.rows for lam, said in zip(LAMS, row[1:], strict=True) if said
@@ -139,11 +139,11 @@ def test_one_cell_is_a_grid(results: StudyResults) -> None:
 @pytest.mark.parametrize(
     ("panel", "message"),
     [
-        (heat(), "the figure 'T' of made-up-lm has no cells: run the study again"),
-        (heat(Cell(1, 2, float("nan"))), "the cell at 1, 2 of the figure 'T' is not finite"),
-        (heat(Cell(float("inf"), "a", 1.0)), "the cell at inf, a of the figure 'T' is not finite"),
+        (heat(), "the figure 'T' of made-up-lm has no values: run the study again"),
+        (heat(Cell(1, 2, float("nan"))), "the value at 1, 2 of the figure 'T' is not finite"),
+        (heat(Cell(float("inf"), "a", 1.0)), "the value at inf, a of the figure 'T' is not finite"),
         (heat(Cell(1, 2, 0.0), log_value=True), "at 1, 2 of the figure 'T' is not above 0, so its logarithmic scale"),
-        (heat(Cell(1, 2, 1.0), Cell(1.0, 2.0, 2.0)), "two cells at one place: mend the study"),
+        (heat(Cell(1, 2, 1.0), Cell(1.0, 2.0, 2.0)), "two values for one setting: mend the study"),
     ],
 )
 def test_cells_that_cannot_be_drawn_are_an_error(results: StudyResults, panel: HeatPanel, message: str) -> None:

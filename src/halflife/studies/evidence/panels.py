@@ -89,7 +89,7 @@ class PointsPanel:
         source_figure: The paper's figure that it corresponds to.
         note: What points and bars are, in one sentence or more; the caption.
         equal: Whether the figure shows a plane: one unit is as long on both axes, which must be linear. Each series has a
-            shape of its own, no line marks 0, and points at one place are not moved apart.
+            shape of its own, no line marks 0, and points with the same coordinates are not moved apart.
     """
 
     slug: str
@@ -114,7 +114,7 @@ class PointsPanel:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a `HeatPanel`.
+    """The value of one setting, a cell of a `HeatPanel`.
 
     Args:
         x: Its column: a number, or a name. All cells of a panel have the same kind.
@@ -131,10 +131,11 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatPanel:
-    """A quantity over a grid, one coloured cell a place with its value written in it. Several quantities are several panels.
+    """A quantity over a grid of settings, one coloured cell a setting, with its value written in it.
 
-    The places are drawn at equal distances, whatever lies between them, so that 0 has a place beside the others. Numbers
-    grow to the right and upwards; names stand in the order in which they come, from the left and from the top.
+    The settings are drawn at equal distances, whatever the numbers, so that 0 stands beside the others. Numbers grow to the
+    right and upwards; names stand in the order in which they come, from the left and from the top. Several quantities are
+    several panels.
 
     It is drawn when at least two seeds are finished in every arm of the main size and no run was cut.
 
@@ -144,7 +145,7 @@ class HeatPanel:
         x_label: What the columns are, with unit.
         y_label: What the rows are, with unit.
         value_label: What the colours show, with unit.
-        cells: The cells, each place at most once; a place of the grid without one stays empty, and the caption says so.
+        cells: The cells, each setting at most once; a setting of the grid without one stays empty, and the caption says so.
         log_value: Whether the scale of colours is logarithmic.
         factor: The values are multiplied by this (100 for per cent).
         source_figure: The paper's figure that it corresponds to.

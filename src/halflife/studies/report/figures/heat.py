@@ -37,23 +37,23 @@ def heat_figure(results: StudyResults, panel: HeatPanel) -> Figure:
         The figure.
 
     Raises:
-        StoreError: There are no cells, two stand at one place, a value is not finite, or one has no place on a logarithmic
-            scale; the message names the figure.
+        StoreError: There are no values, two are for one setting, a value is not finite, or one is not above 0 on a
+            logarithmic scale; the message names the figure.
     """
     cells = panel.cells(results)
     if not cells:
-        raise StoreError(f"the figure {panel.title!r} of {results.study.name} has no cells: run the study again")
+        raise StoreError(f"the figure {panel.title!r} of {results.study.name} has no values: run the study again")
     for cell in cells:
         _check(panel, cell)
     digits = _digits([cell.value for cell in cells])
     cells = [replace(cell, text=cell.text or f"{cell.value * panel.factor:.{digits}g}") for cell in cells]
-    columns, rows = _places([cell.x for cell in cells]), _places([cell.y for cell in cells])
+    columns, rows = _labels([cell.x for cell in cells]), _labels([cell.y for cell in cells])
     if rows and not isinstance(cells[0].y, str):
         rows = rows[::-1]  # numbers grow upwards
-    by_place = {(_name(cell.x), _name(cell.y)): cell for cell in cells}
-    if len(by_place) < len(cells):
+    by_setting = {(_name(cell.x), _name(cell.y)): cell for cell in cells}
+    if len(by_setting) < len(cells):
         raise StoreError(
-            f"the figure {panel.title!r} of {results.study.name} has two cells at one place: mend the study"
+            f"the figure {panel.title!r} of {results.study.name} has two values for one setting: mend the study"
         )
     empty = len(columns) * len(rows) - len(cells)
     caption = panel.note
@@ -61,7 +61,7 @@ def heat_figure(results: StudyResults, panel: HeatPanel) -> Figure:
         f" {sentence_start(size_name(results))} {results.main_size}, {len(results.seeds(results.main_size))} seeds."
     )
     if empty:
-        caption += f" {empty} of {len(columns) * len(rows)} places of the grid were not run."
+        caption += f" {empty} of {len(columns) * len(rows)} settings of the grid were not run."
     if panel.source_figure:
         caption += f" Corresponds to {panel.source_figure} of the paper."
     least, most = (pick(cells, key=lambda cell: cell.value) for pick in (min, max))
@@ -70,7 +70,8 @@ def heat_figure(results: StudyResults, panel: HeatPanel) -> Figure:
         for word, cell in (("lowest", least), ("highest", most))
     )
     table = tuple(
-        (row, *(by_place[column, row].text if (column, row) in by_place else "" for column in columns)) for row in rows
+        (row, *(by_setting[column, row].text if (column, row) in by_setting else "" for column in columns))
+        for row in rows
     )
     return Figure(
         slug=panel.slug,
@@ -139,7 +140,7 @@ def heat_chart(
 
 
 def _check(panel: HeatPanel, cell: Cell) -> None:
-    where = f"the cell at {_name(cell.x)}, {_name(cell.y)} of the figure {panel.title!r}"
+    where = f"the value at {_name(cell.x)}, {_name(cell.y)} of the figure {panel.title!r}"
     numbers = [part for part in (cell.x, cell.y, cell.value) if not isinstance(part, str)]
     if not all(map(math.isfinite, numbers)):
         raise StoreError(f"{where} is not finite: a reading is damaged, run the study again")
@@ -147,14 +148,14 @@ def _check(panel: HeatPanel, cell: Cell) -> None:
         raise StoreError(f"{where} is not above 0, so its logarithmic scale has no colour for it: run the study again")
 
 
-def _name(place: str | float) -> str:
-    return place if isinstance(place, str) else f"{place:.6g}"
+def _name(setting: str | float) -> str:
+    return setting if isinstance(setting, str) else f"{setting:.6g}"
 
 
-def _places(places: Sequence[str | float]) -> list[str]:
+def _labels(settings: Sequence[str | float]) -> list[str]:
     """The labels of an axis, each once: numbers in their order, names in that in which they come."""
-    assert len({isinstance(place, str) for place in places}) == 1, "numbers and names on one axis"
-    ordered = places if isinstance(places[0], str) else sorted(places)
+    assert len({isinstance(setting, str) for setting in settings}) == 1, "numbers and names on one axis"
+    ordered = settings if isinstance(settings[0], str) else sorted(settings)
     return list(dict.fromkeys(map(_name, ordered)))
 
 

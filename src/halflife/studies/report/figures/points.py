@@ -28,7 +28,7 @@ def points_figure(results: StudyResults, panel: PointsPanel) -> Figure:
         The figure.
 
     Raises:
-        StoreError: There are no points, one is not finite, or one lies where a logarithmic axis has no place.
+        StoreError: There are no points, one is not finite, or one is not above 0 on a logarithmic axis.
     """
     rows = panel.rows(results)
     if not rows:
