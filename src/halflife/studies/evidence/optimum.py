@@ -62,14 +62,7 @@ class Optimum:
     problem: str = ""
 
     def lam(self, confidence: float = CONFIDENCE) -> Interval:
-        """The geometric mean of lam* over seeds.
-
-        Args:
-            confidence: Nominal coverage.
-
-        Returns:
-            The interval.
-        """
+        """The geometric mean of lam* over seeds."""
         return crossed_interval(self.log_lam_SN, confidence=confidence, example_name="blocks").exp()
 
 
@@ -170,16 +163,7 @@ def exponent_of(x_A: Sequence[float], optima: Sequence[Optimum], confidence: flo
 
 
 def text_spec(results: Results, key: str, size: int) -> TextRun:
-    """The spec of an arm of language-model runs.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
-
-    Returns:
-        The spec.
-    """
+    """The spec of an arm of language-model runs."""
     spec = results.spec(key, size)
     assert isinstance(spec, TextRun)
     return spec

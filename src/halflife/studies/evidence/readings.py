@@ -38,9 +38,6 @@ class RunReadings:
     def at_epoch(self, epoch: float) -> Reading:
         """The reading at an epoch.
 
-        Args:
-            epoch: The epoch.
-
         Returns:
             The reading.
 
@@ -56,9 +53,6 @@ class RunReadings:
 
     def at_step(self, step: int) -> Reading:
         """The reading at a step.
-
-        Args:
-            step: The step.
 
         Returns:
             The reading.

@@ -26,7 +26,8 @@ __all__ = ["Results"]
 class Results:
     """The finished runs of one study and preset, as its manifest in the store lists them.
 
-    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired.
+    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired. What the methods
+    ask for is named by an arm's key, by a reading or an array, and by a size of the ladder.
 
     Args:
         store: The store.
@@ -82,10 +83,6 @@ class Results:
     def spec(self, key: str, size: int) -> RunSpec:
         """The spec of an arm's first finished seed.
 
-        Args:
-            key: The arm.
-            size: Its size.
-
         Returns:
             The spec; all seeds of an arm differ in their seed alone.
 
@@ -133,11 +130,6 @@ class Results:
 
     def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
         """The last reading of a quantity per seed, shape (S,); it stands at the same step in every seed.
-
-        Args:
-            key: The arm.
-            metric: The reading's name.
-            size: The size.
 
         Returns:
             The values in the order of `seeds`.
@@ -190,11 +182,6 @@ class Results:
 
         Losses by block are means over up to 64 longer blocks (`halflife.studies.evidence.readings.pooled`).
 
-        Args:
-            key: The arm.
-            name: The array's name.
-            size: The size.
-
         Returns:
             0 or 1 for arrays of bits.
 
@@ -208,11 +195,6 @@ class Results:
     def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """For each seed the epochs at which a quantity was read, and its values.
 
-        Args:
-            key: The arm.
-            metric: The reading's name.
-            size: The size.
-
         Returns:
             One pair of arrays of equal length per seed.
         """
@@ -220,11 +202,6 @@ class Results:
 
     def series_by_step(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """For each seed the steps at which a quantity was read, and its values.
-
-        Args:
-            key: The arm.
-            metric: The reading's name.
-            size: The size.
 
         Returns:
             One pair of arrays of equal length per seed.

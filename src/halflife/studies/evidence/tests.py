@@ -120,16 +120,7 @@ def within(interval: Interval, margin: float, *, around: float = 0.0, given: boo
 
 
 def exceeds(effect: Interval, margin: float) -> bool:
-    """Whether an effect of either sign is larger than a margin: its whole interval lies outside +- ``margin``.
-
-    Args:
-        effect: The effect.
-        margin: The margin.
-
-    Returns:
-        Whether it is.
-
-    """
+    """Whether an effect of either sign is larger than a margin: its whole interval lies outside +- ``margin``."""
     return effect.low > margin or effect.high < -margin
 
 

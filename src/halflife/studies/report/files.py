@@ -49,10 +49,6 @@ def render_files(many: Sequence[StudyResults], fmt: Literal["svg", "pdf"]) -> di
 def render_figure(figure: Figure, fmt: Literal["svg", "pdf"]) -> str | bytes:
     """One figure as a file.
 
-    Args:
-        figure: The figure.
-        fmt: The format.
-
     Returns:
         The file's content.
     """

@@ -48,15 +48,7 @@ def _error(results: Results, kind: str, size: int) -> str:
 
 
 def gain_shrinks(results: Results, size: int) -> Finding:
-    """The gain of decay without augmentation against that with.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """The gain of decay without augmentation against that with."""
     plain_SN, augmented_SN = (gain_of_decay(results, kind, size) for kind in KINDS)
     plain, augmented, effect = (crossed_interval(d_SN) for d_SN in (plain_SN, augmented_SN, plain_SN - augmented_SN))
     return Finding(
@@ -69,15 +61,7 @@ def gain_shrinks(results: Results, size: int) -> Finding:
 
 
 def helps_augmented(results: Results, size: int) -> Finding:
-    """The best lam against none, with augmentation.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """The best lam against none, with augmentation."""
     effect = crossed_interval(-gain_of_decay(results, KINDS[1], size))
     return Finding(
         lowered(effect, SMALLEST_EFFECT),
@@ -110,14 +94,7 @@ CLAIMS = (
 
 
 def sweep_rows(results: Results) -> list[PointRow]:
-    """The final test error against lam, and a point without decay, for each augmentation.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The points.
-    """
+    """The final test error against lam, and a point without decay, for each augmentation."""
     size, rows = results.main_size, []
     for kind in KINDS:
         keys = [key_of(kind, index) for index in range(NUM_LAMS)]

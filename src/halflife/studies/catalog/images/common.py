@@ -10,16 +10,7 @@ __all__ = ["image_run", "points"]
 
 
 def image_run(results: Results, key: str, size: int) -> ImageRun:
-    """The spec of an arm that is no branch.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
-
-    Returns:
-        The spec.
-    """
+    """The spec of an arm that is no branch."""
     spec = results.spec(key, size)
     assert isinstance(spec, ImageRun)
     return spec

@@ -57,15 +57,7 @@ def _angle_text(results: Results, key: str, size: int) -> str:
 
 
 def twins_are_equal(results: Results, size: int) -> Finding:
-    """Claim equal: every seed, every step.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim equal: every seed, every step."""
     worst = {
         name: results.last(MATCHED, name, size).max()
         for name in ("largest_angle", "largest_norm_error", "largest_loss_difference")
@@ -136,14 +128,7 @@ CLAIMS = (
 
 
 def norm_rows(results: Results) -> list[PointRow]:
-    """Norms of the run and its twin, and what the theorem says of the second, in the first seed.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The points and lines.
-    """
+    """Norms of the run and its twin, and what the theorem says of the second, in the first seed."""
     size, rows = results.main_size, []
     (steps, run), (_, twin), (_, ratio) = (
         results.series_by_step(MATCHED, name, size)[0]
@@ -163,14 +148,7 @@ def norm_rows(results: Results) -> list[PointRow]:
 
 
 def loss_rows(results: Results) -> list[PointRow]:
-    """Training losses of the run and of its twins in the first seed.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The points and lines.
-    """
+    """Training losses of the run and of its twins in the first seed."""
     rows = []
     for key, name, series in (
         (MATCHED, "loss", "with decay"),

@@ -24,11 +24,7 @@ Arrays = dict[str, Array]
 
 
 def check_probes(spec: ImageRun) -> None:
-    """Refuse a run whose probes need a package that is not installed, before hours are spent.
-
-    Args:
-        spec: The run.
-    """
+    """Refuse a run whose probes need a package that is not installed, before hours are spent."""
     if set(spec.probes) & {"hessian-trace", "gauss-newton-trace", "top-eigenvalue", "alignment"}:
         probes.require_curvlinops()
 

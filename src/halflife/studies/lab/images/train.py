@@ -40,15 +40,8 @@ def train(
 ) -> dict[str, float]:
     """Train the run that ``spec`` describes, from its last checkpoint if there is one.
 
-    Args:
-        spec: The run.
-        sink: Gets one reading an epoch; after a resume, those since the checkpoint again, equal to the bit.
-        folder: Where ``checkpoint.safetensors`` is kept; it is replaced by renaming.
-        progress: Told after each epoch.
-        data_folder: Where a data set that is not shipped lies.
-        device: A torch device.
-        parent: What the run kept that a branch starts from.
-        stop: Asked after each epoch; once it says yes, the run writes a checkpoint and ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). There is one reading an epoch; ``progress`` is told and
+    ``stop`` is asked after each. The checkpoint ``checkpoint.safetensors`` in ``folder`` is replaced by renaming.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`.

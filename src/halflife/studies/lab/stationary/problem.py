@@ -110,14 +110,7 @@ class Problem:
 
 
 def make_problem(spec: StationaryRun) -> Problem:
-    """The examples and the function that a spec describes, in float64; a function of the spec alone.
-
-    Args:
-        spec: The run.
-
-    Returns:
-        The problem.
-    """
+    """The examples and the function that a spec describes, in float64; a function of the spec alone."""
     x_MI, y_N = {"unit": _unit, "sparse": _sparse, "fashion-mnist-5k": _images}[spec.data](spec)
     num_inputs = x_MI.shape[1]
     functions: dict[str, Callable[[], Function]] = {

@@ -50,15 +50,8 @@ def train(
     times as long, of the minima nearest to that mean, c by c; ``lowest/<regularizer>/<inputs>`` of the lowest minimum from any
     start, for each c of ``searched``, and ``gain/<regularizer>`` by how much it is lower than the nearest.
 
-    Args:
-        spec: The run.
-        sink: Gets the reading.
-        folder: Not used: there is no checkpoint.
-        progress: Told now and then, with the mean expected loss.
-        data_folder: Not used: everything is shipped or drawn.
-        device: A torch device.
-        parent: Not used: it starts from no other run.
-        stop: Asked now and then; once it says yes, the run ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the mean expected loss, and ``stop``
+    is asked, now and then. A run that was stopped starts over.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.

@@ -55,15 +55,8 @@ def train(
     - at the end ``test/error`` and ``twin/test/error``, BatchNorm with the statistics of the training set, and
       ``test/differing``: the share of test images that the two put into different classes.
 
-    Args:
-        spec: The run.
-        sink: Gets the readings.
-        folder: Not used: there is no checkpoint.
-        progress: Told at every reading, with the run's loss.
-        data_folder: Where a data set that is not shipped lies.
-        device: A torch device; float64 needs one that has it.
-        parent: Not used: it starts from no other run.
-        stop: Asked at every reading; once it says yes, the run ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the loss of the first run, and
+    ``stop`` is asked, at every reading. A run that was stopped starts over. Float64 needs a device that has it.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`, each image counted once for the two.

@@ -46,15 +46,8 @@ def train(
     - ``average/risk`` and ``ema-<decay>/risk`` of the averages;
     - ``tail/risk`` at the ends of the phases: the mean over the phase's last `LeastSquaresRun.tail` steps.
 
-    Args:
-        spec: The run.
-        sink: Gets the readings.
-        folder: Not used: there is no checkpoint.
-        progress: Told at every reading, with the risk.
-        data_folder: Not used: there are no data.
-        device: A torch device.
-        parent: Not used: it starts from no other run.
-        stop: Asked at every reading; once it says yes, the run ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the risk, and ``stop`` is asked, at
+    every reading. A run that was stopped starts over.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.

@@ -54,15 +54,8 @@ def train(
 
     Arrays of the first replica, for figures: ``points/x``, ``points/y``, ``grid``, ``teacher``, ``function``.
 
-    Args:
-        spec: The run.
-        sink: Gets the readings.
-        folder: Not used: there is no checkpoint.
-        progress: Told at every reading, with the error at the points.
-        data_folder: Not used: there are no data.
-        device: A torch device.
-        parent: Not used: it starts from no other run.
-        stop: Asked at every reading; once it says yes, the run ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the error at the points, and
+    ``stop`` is asked, at every reading. A run that was stopped starts over.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.

@@ -55,15 +55,8 @@ def train(
 
     Arrays of the first data set, for figures: ``points/x``, ``points/y``, ``points/label``, ``weights``, ``hard_margin``.
 
-    Args:
-        spec: The run.
-        sink: Gets the readings.
-        folder: Not used: there is no checkpoint.
-        progress: Told at every reading, with the loss.
-        data_folder: Not used: there are no data.
-        device: A torch device.
-        parent: Not used: it starts from no other run.
-        stop: Asked at every reading; once it says yes, the run ends.
+    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the loss, and ``stop`` is asked, at
+    every reading. A run that was stopped starts over.
 
     Returns:
         What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step on one data set.

@@ -81,9 +81,6 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 def sample_digest(path: Path) -> str:
     """sha256 of a file's size and of 1 MiB each at its head, middle and tail: a file of 17 GB is known in milliseconds.
 
-    Args:
-        path: The file.
-
     Returns:
         Hexadecimal digits.
 

@@ -44,17 +44,9 @@ def train(
 ) -> dict[str, float]:
     """Train the run that ``spec`` describes, from its last checkpoint if there is one.
 
-    Args:
-        spec: The run.
-        sink: Gets the readings; after a resume, those since the checkpoint again, equal to the bit.
-        folder: Where the checkpoint, and in ``kept`` what later runs start from, are written.
-        progress: Told at every reading.
-        data_folder: Where data that are not shipped lie.
-        device: A torch device.
-        parent: The folder of what the parent kept, of a branch or a replay.
-        stop: Asked after every step, by several processes at every reading; once it says yes to one of them, the run
-            writes a checkpoint and ends.
-        parallel: The processes that train together (``None``: this one alone).
+    The arguments are those of every trainer (`halflife.studies.lab`); besides, ``parallel`` are the processes that train
+    together (``None``: this one alone). ``progress`` is told at every reading. ``stop`` is asked after every step, by several
+    processes at every reading, and one yes is enough. What later runs start from is kept in ``kept`` in ``folder``.
 
     Returns:
         What it cost: seconds and tokens per second of training (forward, backward, step, readings), seconds of evaluation,

@@ -15,9 +15,6 @@ HOW = {"text": "", "fig-read": " (read off the figure)", "notebook": " (from the
 def beside_rows(results: StudyResults) -> list[tuple[str, str, str, str]]:
     """The paper's numbers and ours, as text.
 
-    Args:
-        results: What the store holds of the study.
-
     Returns:
         Quantity, the paper's number (marked where it was read off a figure), where it stands, ours; none when the study
         names no numbers.

@@ -28,10 +28,6 @@ PLAN_FIELDS = ("kind", "num_epochs", "num_steps", "eval_every", "log_every", "dr
 def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
     """The arms of a panel that this preset has, in the order of the legend.
 
-    Args:
-        results: What the store holds of the study.
-        panel: The panel.
-
     Returns:
         Their keys; none when the preset has none of those that the panel names.
 

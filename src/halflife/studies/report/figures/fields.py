@@ -70,9 +70,6 @@ def sentence_start(words: str) -> str:
 def size_name(results: StudyResults) -> str:
     """What the sizes of a study are: what the study says, or the one field of the specs that equals the size in every arm.
 
-    Args:
-        results: What the store holds of the study.
-
     Returns:
         Such as ``"width"``; ``"size"`` where no field or more than one fits.
     """

@@ -38,9 +38,6 @@ class Figure:
 def static_chart(figure: Figure) -> alt.TopLevelMixin:
     """The figure as one chart of fixed size with its title, for a file.
 
-    Args:
-        figure: The figure.
-
     Returns:
         An Altair chart.
     """

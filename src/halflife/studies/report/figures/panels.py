@@ -15,9 +15,6 @@ __all__ = ["panel_figure", "panel_figures", "why_not_drawn"]
 def panel_figures(results: StudyResults) -> list[Figure]:
     """All panels of the study that can be drawn, at its main size.
 
-    Args:
-        results: What the store holds of the study.
-
     Returns:
         The figures in the study's order; none when no seed is finished in every arm.
     """
@@ -41,10 +38,6 @@ def panel_figure(results: StudyResults, panel: AnyPanel) -> Figure:
 
 def why_not_drawn(results: StudyResults, panel: AnyPanel) -> str:
     """Why a panel has nothing to draw yet, as far as the plan says so. A reading that is missing is an error instead.
-
-    Args:
-        results: What the store holds of the study.
-        panel: The panel.
 
     Returns:
         The reason, or nothing.

@@ -52,9 +52,6 @@ def arm_styles(results: StudyResults) -> list[ArmStyle]:
     An arm looks the same in every panel. With more arms than colours, those that share a panel get different colours as
     far as these go, and differ in their dashes where they do not.
 
-    Args:
-        results: What the store holds of the study.
-
     Returns:
         One style per arm of the main size, in the manifest's order.
     """

@@ -43,14 +43,7 @@ class Problem:
 
 
 def paper_file(paper: Paper) -> str:
-    """The file of a paper's page, beside the report.
-
-    Args:
-        paper: The paper.
-
-    Returns:
-        The name.
-    """
+    """The file of a paper's page, beside the report."""
     return f"paper-{paper.key}.html"
 
 

@@ -152,9 +152,6 @@ def _commit(header: Mapping[str, Any]) -> str | None:
 def provenance_of(results: StudyResults) -> Provenance:
     """How a study was run.
 
-    Args:
-        results: What the store holds of it.
-
     Returns:
         Its tables.
     """
@@ -268,9 +265,6 @@ def _costs(headers: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 def banners(results: StudyResults) -> list[tuple[str, str, list[str]]]:
     """What a reader must know before reading on.
-
-    Args:
-        results: What the store holds of the study.
 
     Returns:
         Kind (``"alert"`` or ``"note"``), sentence, and details, one each.

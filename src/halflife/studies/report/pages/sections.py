@@ -22,9 +22,6 @@ __all__ = ["counts_of", "not_drawn", "section_of"]
 def section_of(results: StudyResults) -> dict[str, Any]:
     """What the pages show of one manifest.
 
-    Args:
-        results: What the store holds of the study.
-
     Returns:
         Values for the templates.
 

@@ -58,9 +58,6 @@ def effect_text(effect: Interval | None, unit: str) -> str:
 def sample_text(effect: Interval | None) -> str:
     """What an effect rests on.
 
-    Args:
-        effect: The effect.
-
     Returns:
         Such as ``5 seeds, 1,000 examples``; a dash without an effect.
     """

@@ -51,9 +51,6 @@ def _run(results: Results, key: str) -> ImageRun:
 def spectrum_rows(results: Results) -> list[PointRow]:
     """Eigenvalues at the end against their rank, geometric means over seeds.
 
-    Args:
-        results: What the store holds.
-
     Returns:
         Two lines a cell of the grid.
     """

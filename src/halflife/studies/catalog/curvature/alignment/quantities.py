@@ -64,15 +64,7 @@ def cell_key(lr: int, lam: int) -> str:
 
 
 def cell_keys(results: Results, size: int) -> list[str]:
-    """The arms of the grid.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The keys.
-    """
+    """The arms of the grid."""
     return [arm["key"] for arm in results.arms if arm["size"] == size and arm["key"].startswith("cell-")]
 
 
@@ -126,15 +118,7 @@ def aligned(
 
 
 def orthogonal(results: Results, size: int) -> Finding:
-    """Claim c: the rest of the Hessian has no part in the noise, nor in the Gauss-Newton matrix; the larger cosine.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim c: the rest of the Hessian has no part in the noise, nor in the Gauss-Newton matrix; the larger cosine."""
     pairs = ("residual-covariance", "gauss-newton-residual")
     found = [seed_interval(cosine(results, MODELS[0], pair, size), EQUAL_CONFIDENCE) for pair in pairs]
     return Finding(
@@ -145,28 +129,12 @@ def orthogonal(results: Results, size: int) -> Finding:
 
 
 def part_of_hessian(results: Results, size: int) -> Finding:
-    """Claim c-part: it is a part of the Hessian all the same.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim c-part: it is a part of the Hessian all the same."""
     return aligned(results, size, models=MODELS[:1], pair="hessian-residual", bound=CLEARLY_PART)
 
 
 def order(results: Results, size: int) -> Finding:
-    """Claim d: the noise is closer to the Gauss-Newton matrix than to the Hessian.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim d: the noise is closer to the Gauss-Newton matrix than to the Hessian."""
     gauss_newton, hessian = (
         cosine(results, MODELS[0], pair, size) for pair in ("gauss-newton-covariance", "hessian-covariance")
     )
@@ -249,26 +217,10 @@ def _spectra_finding(results: Results, size: int, bound: float, *, shape: bool) 
 
 
 def spectra_in_sum(results: Results, size: int) -> Finding:
-    """Claim h: in each cell of the grid; the effect is the largest distance.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim h: in each cell of the grid; the effect is the largest distance."""
     return _spectra_finding(results, size, SPECTRAL_SUM, shape=False)
 
 
 def spectra_in_shape(results: Results, size: int) -> Finding:
-    """Claim h-log: in each cell of the grid; the effect is the largest factor.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim h-log: in each cell of the grid; the effect is the largest factor."""
     return _spectra_finding(results, size, float(np.log(SPECTRAL_FACTOR)), shape=True)

@@ -34,9 +34,6 @@ def _name(results: Results, key: str) -> str:
 def loss_rows(results: Results) -> list[PointRow]:
     """The training loss of the noisy runs, mean over seeds.
 
-    Args:
-        results: What the store holds.
-
     Returns:
         Lines.
     """
@@ -92,9 +89,6 @@ def fine_tuned_rows(results: Results, *, metric: str, factor: float = 1.0) -> li
 def norm_rows(results: Results) -> list[PointRow]:
     """The norms at the end against the learning rate.
 
-    Args:
-        results: What the store holds.
-
     Returns:
         Lines and points of the fine-tuned weights, the weights and the average.
     """
@@ -114,9 +108,6 @@ def norm_rows(results: Results) -> list[PointRow]:
 
 def ensemble_rows(results: Results) -> list[PointRow]:
     """The test error of the average and of the ensemble at the end, against lr * lam.
-
-    Args:
-        results: What the store holds.
 
     Returns:
         Lines and points, the slow arm apart on the left.
@@ -238,14 +229,7 @@ def error_text(results: Results, *, of: str) -> str:
 
 
 def norm_text(results: Results) -> str:
-    """The norms at the smallest and the largest learning rate.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The numbers as text.
-    """
+    """The norms at the smallest and the largest learning rate."""
     points = [row for row in norm_rows(results) if row.style == "point"]
     names = ("SGD", "average", "fine-tuned")
     heights = {name: [row.y for row in points if row.series == name] for name in names}
@@ -253,14 +237,7 @@ def norm_text(results: Results) -> str:
 
 
 def loss_text(results: Results) -> str:
-    """The level of the training loss in the last quarter.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The numbers as text.
-    """
+    """The level of the training loss in the last quarter."""
     levels = []
     for key in rate_keys(results, results.main_size):
         end = image_run(results, key, results.main_size).num_epochs

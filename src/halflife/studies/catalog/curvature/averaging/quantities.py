@@ -61,25 +61,12 @@ def fine_tuned_key(rate: int, place: int) -> str:
 
 
 def rate_keys(results: Results, size: int) -> list[str]:
-    """The arms of the grid, learning rates rising.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The keys.
-    """
+    """The arms of the grid, learning rates rising."""
     return [arm["key"] for arm in results.arms if arm["size"] == size and arm["key"].startswith("lr-")]
 
 
 def average_of(results: Results, key: str, size: int) -> str:
     """The prefix of the average's readings.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
 
     Returns:
         Such as ``"ema-0.99/"``.
@@ -113,11 +100,6 @@ def late_values(results: Results, of: str, metric: str, size: int) -> NDArray[np
 
 def fine_tuned_along(results: Results, metric: str, size: int) -> NDArray[np.float64]:
     """A quantity of the fine-tuned weights at every learning rate and kept epoch.
-
-    Args:
-        results: What the store holds.
-        metric: The reading.
-        size: The size.
 
     Returns:
         The values, shape (R, P, S).
@@ -166,11 +148,6 @@ def fine_tuned_wrong(results: Results, rate: int, size: int) -> NDArray[np.float
 def ensemble_gap(results: Results, key: str, size: int) -> NDArray[np.float64]:
     """Wrong by the average minus wrong by the ensemble of snapshots.
 
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
-
     Returns:
         In points, shape (S, N).
     """
@@ -179,11 +156,6 @@ def ensemble_gap(results: Results, key: str, size: int) -> NDArray[np.float64]:
 
 def variation(results: Results, key: str, size: int) -> NDArray[np.float64]:
     """Total variation between the predictions of the ensemble and of the average, mean over the test set.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
 
     Returns:
         In [0, 1], shape (S,).
@@ -245,15 +217,7 @@ def lowers_error(results: Results, size: int, *, by: str) -> Finding:
 
 
 def as_good(results: Results, size: int) -> Finding:
-    """Claim b: the average against the fine-tuned weights at the end, mean over the learning rates.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim b: the average against the fine-tuned weights at the end, mean over the learning rates."""
     pairs = [
         (wrong(results, key, average_of(results, key, size), size), fine_tuned_wrong(results, rate, size))
         for rate, key in enumerate(rate_keys(results, size))
@@ -269,15 +233,7 @@ def as_good(results: Results, size: int) -> Finding:
 
 
 def plateau_rises(results: Results, size: int) -> Finding:
-    """Claim c: the level of the training loss in the last quarter, and how fast it still falls.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim c: the level of the training loss in the last quarter, and how fast it still falls."""
     levels, falls = [], []
     for key in rate_keys(results, size):
         end = image_run(results, key, size).num_epochs
@@ -333,15 +289,7 @@ def _standardized(values_RPS: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mirrors_error(results: Results, size: int) -> Finding:
-    """Claim h: the rank correlation of trace and test error over learning rates and kept epochs, one per seed.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim h: the rank correlation of trace and test error over learning rates and kept epochs, one per seed."""
     trace_RPS, error_RPS = (fine_tuned_along(results, name, size) for name in ("hessian_trace", "test/error"))
     num_seeds = trace_RPS.shape[2]
     # All points of a seed as if they were one run.
@@ -360,15 +308,7 @@ def mirrors_error(results: Results, size: int) -> Finding:
 
 
 def mirrors_within_runs(results: Results, size: int) -> Finding:
-    """Claim h-along: the correlation within a run, mean over the learning rates, one per seed.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim h-along: the correlation within a run, mean over the learning rates, one per seed."""
     both = (fine_tuned_along(results, name, size) for name in ("hessian_trace", "test/error"))
     # Over its own spread as well, so that no run counts for more because its traces are larger.
     trace_RPS, error_RPS = (_standardized(values_RPS) for values_RPS in both)
@@ -381,15 +321,7 @@ def mirrors_within_runs(results: Results, size: int) -> Finding:
 
 
 def norms_are_ordered(results: Results, size: int) -> Finding:
-    """Claim i: at each learning rate; the effect is the ratio of the outer two at the largest one.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim i: at each learning rate; the effect is the ratio of the outer two at the largest one."""
     keys = rate_keys(results, size)
     outcomes, words = [], []
     for rate, key in enumerate(keys):
@@ -407,15 +339,7 @@ def norms_are_ordered(results: Results, size: int) -> Finding:
 
 
 def ensemble_is_average(results: Results, size: int) -> Finding:
-    """Claim j: at each learning rate; the effect is the largest gap.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim j: at each learning rate; the effect is the largest gap."""
     keys = rate_keys(results, size)
     gaps = [crossed_interval(ensemble_gap(results, key, size), confidence=EQUAL_CONFIDENCE) for key in keys]
     apart = [seed_interval(variation(results, key, size)) for key in keys]
@@ -428,15 +352,7 @@ def ensemble_is_average(results: Results, size: int) -> Finding:
 
 
 def ensemble_gap_unmixed(results: Results, size: int) -> Finding:
-    """Claim j-unmixed: the gap where the timescale of decay is as long as the run, against the mean gap of the grid.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim j-unmixed: the gap where the timescale of decay is as long as the run, against the mean gap of the grid."""
     mixed_SN = np.mean([ensemble_gap(results, key, size) for key in rate_keys(results, size)], axis=0)
     slow_SN = ensemble_gap(results, SLOW, size)
     slow, mixed, effect = (crossed_interval(gap_SN) for gap_SN in (slow_SN, mixed_SN, slow_SN - mixed_SN))

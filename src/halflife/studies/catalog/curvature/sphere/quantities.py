@@ -107,15 +107,7 @@ def _wrong(results: Results, key: str, size: int) -> NDArray[np.float64]:
 
 
 def optimum_inside(results: Results, size: int) -> Finding:
-    """Claim u-shape.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim u-shape."""
     keys = rate_keys(results, size)
     wrong_RSN = np.array([_wrong(results, key, size) for key in keys])
     chosen_S = 1 + leave_one_out(wrong_RSN[1:-1].mean(axis=2))
@@ -135,11 +127,6 @@ def optimum_inside(results: Results, size: int) -> Finding:
 
 def plateau_of(results: Results, key: str, size: int) -> NDArray[np.float64]:
     """The mean training loss of an epoch over the second half of the large-rate phase.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: The size.
 
     Returns:
         Shape (S,).
@@ -163,15 +150,7 @@ def _exponent(
 
 
 def plateau_rises(results: Results, size: int) -> Finding:
-    """Claim plateau.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim plateau."""
     keys = drawn_keys(results, size)
     losses_RS = np.array([plateau_of(results, key, size) for key in keys])
     effect = _exponent(results, keys, losses_RS, size)
@@ -184,15 +163,7 @@ def plateau_rises(results: Results, size: int) -> Finding:
 
 
 def average_jacobian_falls(results: Results, size: int) -> Finding:
-    """Claim average-jacobian: as the average is, and scaled to the sphere.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim average-jacobian: as the average is, and scaled to the sphere."""
     keys = drawn_keys(results, size)
     norms, jacobians = [], []
     for key in keys:
@@ -241,15 +212,7 @@ def fine_tuned_rises(results: Results, size: int, *, metric: str, name: str) -> 
 
 
 def only_the_ratio_counts(results: Results, size: int) -> Finding:
-    """Claim radius.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """Claim radius."""
     outcomes: list[Outcome] = []
     effects, words = [], []
     for key in _keys(results, size, "scaled-"):

@@ -67,15 +67,7 @@ def _times(interval: Interval) -> str:
 
 
 def loss_plateaus(results: Results, size: int) -> Finding:
-    """With the large rate, how the training loss falls in the second half of the runs, with strong decay and without.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """With the large rate, how the training loss falls in the second half of the runs, with strong decay and without."""
     end = num_steps(results, size)
     levels = {
         (lam, step): np.log(results.at_step(key_of("large", lam), "train/loss", step, size))
@@ -114,15 +106,7 @@ def _gap(results: Results, rate: str, lam: str, size: int) -> NDArray[np.float64
 
 
 def generalizes_better(results: Results, size: int) -> Finding:
-    """With the large rate, validation loss and generalization gap after the branch, strong decay against none.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """With the large rate, validation loss and generalization gap after the branch, strong decay against none."""
     effect = paired_blocks(results, branch_of("large", "strong"), branch_of("large", "none"), size)
     gaps = [_gap(results, "large", lam, size) for lam in ("strong", "none")]
     gap = seed_interval(gaps[0] - gaps[1])
@@ -145,15 +129,7 @@ def _candidates(results: Results, lams: Sequence[str], size: int) -> NDArray[np.
 
 
 def beats_early_stopping(results: Results, size: int) -> Finding:
-    """The lowest validation loss at any evaluation, any rate: with decay against without.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """The lowest validation loss at any evaluation, any rate: with decay against without."""
     sides = []
     for lams in (LAMS[1:], LAMS[:1]):
         losses_AS = _candidates(results, lams, size)
@@ -168,15 +144,7 @@ def beats_early_stopping(results: Results, size: int) -> Finding:
 
 
 def less_at_small_rate(results: Results, size: int) -> Finding:
-    """What strong decay changes at the small rate, against half of what it changes at the large one.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """What strong decay changes at the small rate, against half of what it changes at the large one."""
     large_SN, small_SN = (
         _blocks(results, rate, "strong", size) - _blocks(results, rate, "none", size) for rate in RATES
     )

@@ -63,10 +63,6 @@ class Subset:
 def subsets(results: Results, size: int) -> list[Subset]:
     """The numbers of examples in rising order, each with its arms.
 
-    Args:
-        results: What the store holds.
-        size: The size.
-
     Returns:
         One subset a number.
     """
@@ -93,10 +89,6 @@ def chosen_lams(results: Results, size: int) -> list[float]:
 
     One lam for all numbers of examples, as in the paper's figure: chosen anew for each, a small enough lam would make no
     difference in one pass whatever decay does there.
-
-    Args:
-        results: What the store holds.
-        size: The size.
 
     Returns:
         One lam a seed.

@@ -116,14 +116,7 @@ def error_rows(results: Results, *, part: str) -> list[PointRow]:
 
 
 def gap_rows(results: Results) -> list[PointRow]:
-    """What the best lam gains against the number of distinct examples, with intervals over seeds and test examples.
-
-    Args:
-        results: What the store holds.
-
-    Returns:
-        The points.
-    """
+    """What the best lam gains against the number of distinct examples, with intervals over seeds and test examples."""
     rows = []
     for count, gap_SN in rules.gaps(results, results.main_size).items():
         gap = crossed_interval(gap_SN)

@@ -84,10 +84,6 @@ class GridCell:
 def cells_of(results: Results, size: int) -> list[GridCell]:
     """The grid, learning rates and lams rising.
 
-    Args:
-        results: What the store holds.
-        size: The size.
-
     Returns:
         One cell an arm.
     """

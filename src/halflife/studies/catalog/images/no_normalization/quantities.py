@@ -94,15 +94,7 @@ def _average(results: Results, key: str, size: int) -> Errors:
 
 
 def tuned_decay_helps(results: Results, size: int) -> Finding:
-    """The best of all arms with decay against the best without, rates and lam chosen on the other seeds.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """The best of all arms with decay against the best without, rates and lam chosen on the other seeds."""
     sides = [
         100 * best_of(results, keys_of(decay=decay), "test/error", size, array="test/wrong") for decay in (True, False)
     ]
@@ -116,15 +108,7 @@ def tuned_decay_helps(results: Results, size: int) -> Finding:
 
 
 def small_rate_needs_normalization(results: Results, size: int) -> Finding:
-    """What decay changes at the small rate: without normalization minus with; the lam is that of a good large rate.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """What decay changes at the small rate: without normalization minus with; the lam is that of a good large rate."""
     changes = {
         (net, rate): _at_end(results, key_of(net, rate, SAME_LAM[rate]), size)
         - _at_end(results, key_of(net, rate, 0), size)
@@ -143,15 +127,7 @@ def small_rate_needs_normalization(results: Results, size: int) -> Finding:
 
 
 def error_is_of_the_product(results: Results, size: int) -> Finding:
-    """The error of the average at equal lr * lam: large rate minus small, mean over the products that have mixed.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """The error of the average at equal lr * lam: large rate minus small, mean over the products that have mixed."""
     wrong = {
         (rate, index): _average(results, key_of(PLAIN, rate, index), size)
         for rate in RATES
@@ -214,15 +190,7 @@ def prediction_errors(x_AS: NDArray[np.float64], y_AS: NDArray[np.float64]) -> N
 
 
 def product_beats_effective_rate(results: Results, size: int) -> Finding:
-    """How well the error of the average is predicted by lr / ||w||^2, against lr * lam; curvature beside them.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-
-    Returns:
-        The finding.
-    """
+    """How well the error of the average is predicted by lr / ||w||^2, against lr * lam; curvature beside them."""
     keys = keys_of(decay=True)
     error_AS = 100 * np.array([_at_drop(results, key, f"{AVERAGE}test/error", size) for key in keys])
 

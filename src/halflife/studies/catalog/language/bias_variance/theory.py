@@ -53,9 +53,6 @@ class _Average:
 def expected(spec: LeastSquaresRun) -> Mapping[int, Mapping[str, float]]:
     """The expectation of every reading of a run, by step and name.
 
-    Args:
-        spec: The run.
-
     Returns:
         For each step that is read the exact mean of ``risk``, ``bias``, ``variance``, ``average/risk``,
         ``ema-<decay>/risk`` and ``tail/risk``, where the run reads them.

@@ -161,15 +161,7 @@ class Setting:
 
 
 def sweep_rows(results: Results, *, run: str) -> list[PointRow]:
-    """The final loss against lam, one line a dropout, with a point without decay for each.
-
-    Args:
-        results: What the store holds.
-        run: The kind of run.
-
-    Returns:
-        The points.
-    """
+    """The final loss against lam, one line a dropout, with a point without decay for each."""
     size, rows = results.main_size, []
     for dropout, smoothed in ((0, False), (1, False), (2, False), (0, True)):
         if smoothed and run != REPEATED:

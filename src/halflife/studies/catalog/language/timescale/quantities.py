@@ -65,14 +65,7 @@ class Axis:
 
 
 def num_parameters(spec: TextRun) -> int:
-    """Parameters of a model without biases: embeddings, blocks, the gains of norms, and the head unless it is tied.
-
-    Args:
-        spec: The run.
-
-    Returns:
-        The number.
-    """
+    """Parameters of a model without biases: embeddings, blocks, the gains of norms, and the head unless it is tied."""
     v, d, depth = spec.vocab_size, spec.width, spec.depth
     gains = d + (d * depth * (2 if spec.model == "gpt" else 1) if spec.norm_gain else 0)
     head = 0 if spec.tied else v * d
@@ -189,10 +182,6 @@ def matched_timescale(results: Results, size: int) -> Finding:
 
     The base's lam is chosen for each seed on the other seeds. At every other batch it is used as it is and scaled, and
     compared with the best lam there, chosen alike.
-
-    Args:
-        results: What the store holds.
-        size: The size.
 
     Returns:
         The finding; its effect is the loss with lam kept minus that with lam scaled, averaged over the other batches.
