@@ -116,7 +116,7 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
 
 
 def _vertices(x_L: NDArray[np.float64], y_L: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least-squares parabolas through y against x: where they are level, and their curvature. Further axes go along."""
+    """The vertices and curvatures of least-squares parabolas through y against x, along the first axis of y."""
     middle = x_L.mean()
     to_coefficients = np.linalg.pinv(np.vander(x_L - middle, 3))
     curvature, slope, _ = np.tensordot(to_coefficients, y_L, axes=1)

@@ -32,7 +32,7 @@ SMALLEST_EFFECT = 0.5  # points of test error, as in the stabilization studies
 
 
 def key_of(kind: str, lam: int) -> str:
-    """The arm of an augmentation and a lam by its place in the grid."""
+    """The arm of an augmentation and a lam by its index in the grid."""
     return f"{kind}-{lam}"
 
 

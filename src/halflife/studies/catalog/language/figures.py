@@ -24,7 +24,7 @@ def _decay_of(results: Results, lam: str, size: int) -> str:
 
 
 def _rows(series: str, x: float, values: Interval) -> list[PointRow]:
-    """A place of a line, and a point there with its interval."""
+    """A vertex of a line, and a point there with its interval."""
     return [
         PointRow(series=series, x=x, y=values.estimate, style="line"),
         PointRow(series=series, x=x, y=values.estimate, low=values.low, high=values.high),

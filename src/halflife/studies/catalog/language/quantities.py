@@ -119,7 +119,7 @@ def no_best_rate(results: Results, keys: Sequence[str], size: int, metric: str =
 
 
 def words_of_stake(effect: Interval, margin: float, *, at_stake: bool) -> str:
-    """The effect that makes an equality worth something, and whether it does, in words that end a sentence."""
+    """The effect of decay beside the margin of an equality, and whether it is larger, in words that end a sentence."""
     words = f"; decay itself changes it by {nats(effect)} there"
     return words if at_stake else f"{words}, not surely more than {margin:g}, so that nothing is at stake"
 
@@ -165,7 +165,7 @@ def higher_at_constant(results: Results, size: int, *, lam: str) -> Finding:
 
 
 def gap_shrinks(results: Results, size: int, *, lam: str, branch: str = "tiny-lr") -> Finding:
-    """What decay costs before and after a branch at the end of the run at a constant rate."""
+    """How much decay raises the loss before and after a branch at the end of the run at a constant rate."""
     before_SN = _blocks(results, key_of("constant", lam), size) - _blocks(results, key_of("constant", "none"), size)
     after_SN = _blocks(results, f"{branch}-constant-{lam}-100", size) - _blocks(
         results, f"{branch}-constant-none-100", size

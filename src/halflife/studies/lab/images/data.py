@@ -28,7 +28,7 @@ class Images:
     x_NCHW: Tensor
     y_N: Tensor
     black_C: Tensor
-    """What a pixel of value 0 became."""
+    """The normalized value of a black pixel."""
 
     def __len__(self) -> int:
         """Number of images."""

@@ -66,7 +66,7 @@ def view_of(image: int, which: int) -> tuple[bool, int, int]:
 
 
 def _seen(images_NHW: NDArray[np.uint8], which: int) -> NDArray[np.uint8]:
-    """Each image in its view, black coming in, averaged over squares of two pixels: (N, H / 2, W / 2)."""
+    """Each image flipped and moved, black from outside, averaged over squares of two pixels: (N, H / 2, W / 2)."""
     moved_NHW = np.zeros_like(images_NHW)
     for first in range(NUM_VIEWS):  # images of equal number modulo NUM_VIEWS have equal views
         mirrored, down, right = view_of(first, which)

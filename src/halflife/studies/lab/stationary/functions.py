@@ -22,7 +22,7 @@ class Function(Protocol):
 
     @property
     def num_parameters(self) -> int:
-        """D."""
+        """The number of weights, D."""
         ...
 
     def initial(self, scale: float, generator: torch.Generator) -> Tensor:
@@ -92,7 +92,7 @@ class Square:
         self.num_parameters = num_inputs
 
     def initial(self, scale: float, generator: torch.Generator) -> Tensor:
-        """All ``scale``."""
+        """Every weight is ``scale``."""
         return torch.full((self.num_parameters,), scale, dtype=torch.float64)
 
     def outputs(self, w_RD: Tensor, x_RNI: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Problem:
 
     @property
     def num_examples(self) -> int:
-        """N."""
+        """The number of training examples, N."""
         return len(self.y_N)
 
     def objective(self, w_RD: Tensor, regularizer: str, weight: float) -> Tensor:

@@ -122,7 +122,7 @@ def read(
 
 
 def _index(path: Path, run: str) -> Values | None:
-    """What says what is in a folder of parts."""
+    """The file that lists the tensors of a folder of parts."""
     old = next(path.glob("*/.metadata"), None)
     if old is not None:
         raise UserError(
@@ -138,7 +138,7 @@ def _index(path: Path, run: str) -> Values | None:
 
 
 def _parted(tensors: dict[str, Tensor], mine: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Give whole tensors the sharding of mine, without a word to other processes: each has read all of them."""
+    """Cut whole tensors as mine are cut, without communication: each process has read all of them."""
     if not torch.distributed.is_initialized():
         return tensors
     cut = {

@@ -88,7 +88,7 @@ class Sharded(Replicated):
         return contextlib.nullcontext()
 
     def forget_gathered(self) -> None:
-        """The outermost weights stay gathered after a forward pass, and would outlive a change of the parts."""
+        """Drop the outermost weights, which stay gathered after a forward pass, so that a change of the parts is seen."""
         self.root.reshard()
 
     def plain(self, value: Tensor) -> Tensor:

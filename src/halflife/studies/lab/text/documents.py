@@ -84,7 +84,7 @@ class Found:
     linked: tuple[str, ...]
 
     def left_out(self) -> str:
-        """What is no part of the text, for people; empty where that is nothing."""
+        """What was left out of the text, for people to read; empty if nothing was."""
         kinds = ((self.not_text, "not UTF-8 text"), (self.hidden, "hidden"), (self.linked, "links to folders"))
         return "".join(f"; left out as {what}: {len(names)} ({_some(names)})" for names, what in kinds if names)
 

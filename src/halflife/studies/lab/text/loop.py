@@ -220,7 +220,7 @@ class TextLoop:
             group["lr"] = self.lr * factor_of[id(group["params"][0])]
 
     def first_bad(self) -> int | None:
-        """The first step since the last reading whose loss is NaN or infinite; the last one if it broke anything else."""
+        """The first step since the last reading whose loss is NaN or infinite; the last step if only something else is."""
         finite = self.parallel.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
         if not all(finite):
             return self.step - len(finite) + finite.index(False) + 1

@@ -197,7 +197,7 @@ def _read_sidecar(path: Path) -> Sidecar:
 
 
 def _survey(path: Path, sample: str, tokenizer: str) -> Sidecar:
-    """What a file without a sidecar holds, found by reading it once from end to end, and kept."""
+    """What a file without a sidecar holds: it is read once from end to end, and the result is kept."""
     size = path.stat().st_size
     if size % 2 or not size:
         raise UserError(

@@ -111,7 +111,7 @@ class _Clock:
         self.saved_at, self.last_save, self.saving = self.began, 0.0, 0.0
 
     def may_save(self, evaluates: bool) -> bool:
-        """At evaluations, and where these are far apart, as long as checkpoints cost a small share of the time."""
+        """At evaluations; where these are far apart in between, too, as long as checkpoints take a small share of the time."""
         since = time.perf_counter() - self.saved_at
         return (evaluates or since > SAVING_SECONDS) and self.last_save <= SAVING_SHARE * since
 

@@ -49,7 +49,7 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
 
 
 def _readings(results: StudyResults, panel: Panel, keys: Sequence[str]) -> pl.DataFrame:
-    """The rows of one panel, one a run and place; a missing one is an error that names the run."""
+    """The rows of one panel, one a run and epoch or step; a missing one is an error that names the run."""
     everything = results.frame.filter((pl.col("size") == results.main_size) & pl.col("arm").is_in(list(keys)))
     if panel.metric not in everything.columns or everything[panel.metric].is_null().all():
         raise StoreError(
@@ -94,7 +94,7 @@ def _end(spec: dict[str, Any], panel: Panel) -> float | None:
 
 
 def _summary(rows: pl.DataFrame, panel: Panel, styles: Sequence[ArmStyle]) -> list[dict[str, Any]]:
-    """Mean and range over seeds, one row an arm and place, in the arms' order."""
+    """Mean and range over seeds, one row an arm and epoch or step, in the arms' order."""
     value = pl.col(panel.metric) * panel.factor
     frame = (
         rows.group_by("arm", panel.x)

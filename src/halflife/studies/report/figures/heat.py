@@ -172,7 +172,7 @@ def _part(value: float, domain: Sequence[float], *, log: bool) -> float:
 
 
 def _plain(panel: HeatPanel, cell: Cell, part: float) -> dict[str, Any]:
-    """A cell for the chart."""
+    """The value of a setting, for the chart."""
     return {
         "column": _name(cell.x),
         "row": _name(cell.y),

@@ -1,4 +1,4 @@
-"""The guide through a paper: its steps, each with the runs that tell most about it. The page and the docs share it."""
+"""The guide through a paper: its steps, each with the runs that say most about it. The page and the docs share it."""
 
 from __future__ import annotations
 

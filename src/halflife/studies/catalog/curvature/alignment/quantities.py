@@ -59,7 +59,7 @@ def noisy(model: str) -> str:
 
 
 def cell_key(lr: int, lam: int) -> str:
-    """The arm of a cell of the grid, by the places of its learning rate and lam."""
+    """The arm of a setting of the grid, by the index of its learning rate and of its lam."""
     return f"cell-{lr}-{lam}"
 
 
@@ -217,10 +217,10 @@ def _spectra_finding(results: Results, size: int, bound: float, *, shape: bool) 
 
 
 def spectra_in_sum(results: Results, size: int) -> Finding:
-    """Claim h: in each cell of the grid; the effect is the largest distance."""
+    """Claim h: at each setting of the grid; the effect is the largest distance."""
     return _spectra_finding(results, size, SPECTRAL_SUM, shape=False)
 
 
 def spectra_in_shape(results: Results, size: int) -> Finding:
-    """Claim h-log: in each cell of the grid; the effect is the largest factor."""
+    """Claim h-log: at each setting of the grid; the effect is the largest factor."""
     return _spectra_finding(results, size, float(np.log(SPECTRAL_FACTOR)), shape=True)

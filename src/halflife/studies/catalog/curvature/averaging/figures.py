@@ -237,7 +237,7 @@ def norm_text(results: Results) -> str:
 
 
 def loss_text(results: Results) -> str:
-    """The level of the training loss in the last quarter."""
+    """The training loss in the last quarter, against the learning rate."""
     levels = []
     for key in rate_keys(results, results.main_size):
         end = image_run(results, key, results.main_size).num_epochs

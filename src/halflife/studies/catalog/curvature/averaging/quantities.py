@@ -51,12 +51,12 @@ SLOW = "slow"
 
 
 def rate_key(rate: int) -> str:
-    """The arm of a learning rate by its place in the grid."""
+    """The arm of a learning rate, by its index in the grid."""
     return f"lr-{rate}"
 
 
 def fine_tuned_key(rate: int, place: int) -> str:
-    """The arm that is fine-tuned from a learning rate's weights, by the place of the epoch among those kept."""
+    """The arm that is fine-tuned from a learning rate's weights, by the index of the epoch among those kept."""
     return f"fine-tuned-{rate}-{place}"
 
 

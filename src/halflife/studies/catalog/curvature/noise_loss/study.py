@@ -129,7 +129,7 @@ def _label(results: Results, key: str) -> str:
 
 
 def noise_rows(results: Results, *, per_jacobian: bool) -> list[PointRow]:
-    """Noise against the loss, every reading of every seed, with lines of slope 1 and 2 through one place."""
+    """Noise against the loss, every reading of every seed, with lines of slope 1 and 2 through one point."""
     rows, places = [], []
     for key in (rules.NONE, rules.DECAY):
         for run in rules.noise_of(results, key, results.main_size):

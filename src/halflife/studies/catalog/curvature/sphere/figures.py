@@ -101,13 +101,13 @@ def errors_beside(results: Results) -> str:
 
 
 def plateaus_beside(results: Results) -> str:
-    """Training losses before the drop of the drawn learning rates."""
+    """Training losses before the drop, at the learning rates whose curves are shown."""
     keys = drawn_keys(results, results.main_size)
     return " / ".join(f"{plateau_of(results, key, results.main_size).mean():.2f}" for key in keys)
 
 
 def traces_beside(results: Results) -> str:
-    """Traces of the Hessian after fine-tuning of the drawn learning rates."""
+    """Traces of the Hessian after fine-tuning, at the learning rates whose curves are shown."""
     keys = drawn_keys(results, results.main_size)
     return " / ".join(f"{_at_end(results, key, 'hessian_trace').mean():.2g}" for key in keys)
 

@@ -47,22 +47,22 @@ NUM_DRAWN = 3
 
 
 def rate_key(rate: int) -> str:
-    """The arm of a learning rate that is not drawn, by its place among these."""
+    """The arm of a learning rate whose curves are not shown, by its index among these."""
     return f"lr-{rate}"
 
 
 def drawn_key(drawn: int) -> str:
-    """The arm of a learning rate that is drawn, by its place among these."""
+    """The arm of a learning rate whose curves are shown, by its index among these."""
     return f"lr-drawn-{drawn}"
 
 
 def scaled_key(drawn: int) -> str:
-    """The arm with twice the radius and four times a drawn learning rate."""
+    """The arm with twice the radius and four times a learning rate whose curves are shown."""
     return f"scaled-drawn-{drawn}"
 
 
 def branch_key(drawn: int, place: int) -> str:
-    """The arm that is fine-tuned from the weights of a drawn one, by the place of the epoch among those kept."""
+    """The arm that is fine-tuned from the weights of a shown one, by the index of the epoch among those kept."""
     return f"fine-tuned-drawn-{drawn}-{place}"
 
 
@@ -76,7 +76,7 @@ def rate_keys(results: Results, size: int) -> list[str]:
 
 
 def drawn_keys(results: Results, size: int) -> list[str]:
-    """The arms of the drawn learning rates, rising."""
+    """The arms of the learning rates whose curves are shown, rising."""
     return _keys(results, size, "lr-drawn-")
 
 

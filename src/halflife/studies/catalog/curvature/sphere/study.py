@@ -122,7 +122,7 @@ def _arms(
     common: Mapping[str, Any],
     widths: Sequence[int],
 ) -> tuple[Arm, ...]:
-    """A run for each learning rate; of the drawn ones branches from the kept epochs, and two at twice the radius."""
+    """A run for each learning rate, and for those whose curves are shown branches from the kept epochs and twice the radius."""
     arms = []
     shared = {"num_epochs": sum(phases), "drop_at": phases[0] / sum(phases), "eval_every": sum(phases), **common}
     for width in widths:

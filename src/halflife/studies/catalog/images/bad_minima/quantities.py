@@ -59,7 +59,7 @@ def grid_setting(lr: float, product: float) -> str:
 
 
 def parent_key(model: str) -> str:
-    """The arm that meets random labels."""
+    """The arm that is trained on random labels."""
     return f"{model}-random"
 
 
@@ -102,7 +102,7 @@ def _full(model: str) -> str:
 
 
 def is_bad(results: Results, size: int, *, model: str) -> Finding:
-    """The gap at the small rate without decay, where random and true labels were met."""
+    """The gap in test error at the small rate without decay, if random and true labels were both fitted."""
     if (elsewhere := _elsewhere(results, model, size)) is not None:
         return elsewhere
     setting = _plain(model)

@@ -72,7 +72,7 @@ class GridCell:
 
     @property
     def product(self) -> float:
-        """The product lr * lam, equal to the last bit on a diagonal."""
+        """The product lr * lam, equal to the last bit for all settings of a diagonal."""
         return float(f"{self.lr * self.lam:.9g}")
 
     @property
@@ -106,23 +106,23 @@ def cells_of(results: Results, size: int) -> list[GridCell]:
 
 
 def forgotten(cells: Sequence[GridCell]) -> list[GridCell]:
-    """The cells whose runs are at least `FORGOTTEN` tau long."""
+    """The settings whose runs are at least `FORGOTTEN` tau long."""
     return [cell for cell in cells if cell.lifetimes >= FORGOTTEN - 1e-9]
 
 
 def unforgotten(cells: Sequence[GridCell]) -> list[GridCell]:
-    """The cells whose runs are shorter than tau, those without decay among them."""
+    """The settings whose runs are shorter than tau, those without decay among them."""
     return [cell for cell in cells if cell.lifetimes < 1]
 
 
 def diagonals(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
-    """Cells by their product, which rises."""
+    """The settings by their product, which rises."""
     products = sorted({cell.product for cell in cells})
     return {product: [cell for cell in cells if cell.product == product] for product in products}
 
 
 def shared(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
-    """The diagonals that have at least two cells: one alone says nothing of what else matters."""
+    """The diagonals that have at least two settings: one alone says nothing of what else matters."""
     return {product: found for product, found in diagonals(cells).items() if len(found) > 1}
 
 
@@ -233,7 +233,7 @@ def _too_few(what: str) -> Finding:
 
 
 def u_shaped(results: Results, size: int) -> Finding:
-    """Whether the test error is lowest inside: higher at the smallest and at the largest forgotten product."""
+    """Whether the test error is lowest inside: higher at the smallest and at the largest product."""
     found = diagonals(forgotten(cells_of(results, size)))
     if len(found) < 3:
         return _too_few(f"have runs of {FORGOTTEN:g} tau or more")
@@ -253,7 +253,7 @@ def u_shaped(results: Results, size: int) -> Finding:
 
 
 def best_product(results: Results, size: int) -> Optimum | None:
-    """Where the test error is lowest, as a product lr * lam (``None``: fewer than three forgotten diagonals)."""
+    """Where the test error is lowest, as a product lr * lam (``None``: there are fewer than three diagonals)."""
     found = diagonals(forgotten(cells_of(results, size)))
     if len(found) < 3:
         return None
@@ -289,7 +289,7 @@ def best_epochs(results: Results, size: int) -> Finding:
 
 
 def monotone(results: Results, size: int, *, quantity: str, rising: bool) -> Finding:
-    """Whether a quantity rises, or falls, with lr * lam over the forgotten cells."""
+    """Whether a quantity rises, or falls, with lr * lam over the settings that have forgotten their start."""
     cells = forgotten(cells_of(results, size))
     if len(diagonals(cells)) < 3:
         return _too_few(f"have runs of {FORGOTTEN:g} tau or more")
@@ -308,7 +308,7 @@ def monotone(results: Results, size: int, *, quantity: str, rising: bool) -> Fin
 
 
 def falls_with_rate(results: Results, size: int, *, quantity: str) -> Finding:
-    """Whether a quantity falls with lr at fixed lam: one exponent for all lams, a level for each."""
+    """Whether a quantity falls with lr at fixed lam: one exponent for all lams, a factor for each."""
     cells = forgotten(cells_of(results, size))
     rows = [[i for i, cell in enumerate(cells) if cell.lam == lam] for lam in sorted({cell.lam for cell in cells})]
     rows = [row for row in rows if len(row) > 1]
@@ -330,7 +330,7 @@ def falls_with_rate(results: Results, size: int, *, quantity: str) -> Finding:
 
 
 def _designs(found: Mapping[float, Sequence[GridCell]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One level for each product; and beside these the other direction, v = ln(lr / lam), as v, v^2 and v ln(lr lam)."""
+    """One value for each product; and beside these the other direction, v = ln(lr / lam), as v, v^2 and v ln(lr lam)."""
     cells = [cell for group in found.values() for cell in group]
     levels_CL = np.array([[float(cell.product == product) for product in found] for cell in cells])
     u_C = np.log([cell.product for cell in cells])
@@ -340,7 +340,7 @@ def _designs(found: Mapping[float, Sequence[GridCell]]) -> tuple[NDArray[np.floa
 
 
 def _explained(design_CQ: NDArray[np.float64], values_CS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For each seed the share of its variance over cells that a fit to the other seeds' mean predicts."""
+    """For each seed the share of its variance over settings that a fit to the other seeds' mean predicts."""
     centred_CS = values_CS - values_CS.mean(axis=0)
     shares = []
     for seed in range(values_CS.shape[1]):
@@ -395,7 +395,7 @@ def collapses(results: Results, size: int, *, quantity: str) -> Finding:
 def _spread(
     results: Results, found: Mapping[float, Sequence[GridCell]], quantity: str, size: int
 ) -> NDArray[np.float64]:
-    """Standard deviation over cells of equal product, per seed."""
+    """Standard deviation over settings of equal product, per seed."""
     groups = [values_of(results, cells, quantity, size) for cells in found.values()]
     squares_S = sum(((values_CS - values_CS.mean(axis=0)) ** 2).sum(axis=0) for values_CS in groups)
     degrees = sum(len(values_CS) - 1 for values_CS in groups)
@@ -403,7 +403,7 @@ def _spread(
 
 
 def unforgotten_spread(results: Results, size: int, *, quantity: str) -> Finding:
-    """Whether cells of equal product differ more where the run is shorter than tau."""
+    """Whether settings of equal product differ more where the run is shorter than tau."""
     cells = cells_of(results, size)
     apart, together = shared(unforgotten(cells)), shared(forgotten(cells))
     if not apart or not together:

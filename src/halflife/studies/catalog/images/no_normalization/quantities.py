@@ -72,7 +72,7 @@ Errors = NDArray[np.float64]
 
 
 def key_of(net: str, rate: str, index: int) -> str:
-    """The arm of a net, a rate by name and a product by its place."""
+    """The arm of a net, a rate by name and a product by its index."""
     return f"{net}-{rate}-{index}"
 
 

@@ -128,7 +128,7 @@ def sgd_helps(results: Results, size: int) -> Finding:
 
 
 def _gap(results: Results, size: int, lam: str, average: str = "") -> NDArray[np.float64]:
-    """What decay costs at the end of the run at a constant rate, of the weights or of an average, (S, N)."""
+    """How much decay raises the loss at the end of the run at a constant rate, of the weights or an average, (S, N)."""
     name = f"{average}{BLOCKS}"
     keys = key_of("constant", lam), key_of("constant", "none")
     first, second = (results.last_array(key, name, size) for key in keys)
@@ -149,7 +149,7 @@ def _contrast(first_SN: NDArray[np.float64], second_SN: NDArray[np.float64]) -> 
 
 
 def averages_shrink(results: Results, size: int, *, lam: str, average: str) -> Finding:
-    """What decay costs at a constant rate, of the weights and of their average."""
+    """How much decay raises the loss at a constant rate, of the weights and of their average."""
     before, after, effect = _contrast(_gap(results, size, lam), _gap(results, size, lam, AVERAGES[average]))
     return Finding(
         above_zero(effect, given=before.low > 0),
@@ -160,7 +160,7 @@ def averages_shrink(results: Results, size: int, *, lam: str, average: str) -> F
 
 
 def averages_less_than_branch(results: Results, size: int, *, lam: str, average: str) -> Finding:
-    """What decay costs of the averaged weights, and after a tiny-lr branch."""
+    """How much decay raises the loss of the averaged weights, and that after a tiny-lr branch."""
     averaged, branch, effect = _contrast(_gap(results, size, lam, AVERAGES[average]), _branch_gap(results, size, lam))
     return Finding(
         above_zero(effect),
@@ -216,7 +216,7 @@ def final_by_rate(results: Results) -> list[PointRow]:
 
 
 def gaps_by_lam(results: Results) -> list[PointRow]:
-    """What decay costs at a constant rate: of the weights, of their averages, after a tiny-lr branch."""
+    """How much decay raises the loss at a constant rate: of the weights, of their averages, after a tiny-lr branch."""
     size, rows = results.main_size, []
     for lam in LAMS[1:]:
         gaps = {

@@ -116,13 +116,13 @@ def split_against_lam(results: Results) -> list[PointRow]:
 
 
 def variances(results: Results) -> str:
-    """What the tiny-lr branch takes off at the last step, each lam."""
+    """How far the tiny-lr branch lowers the loss at the last step, by lam."""
     split = Split(results, results.main_size)
     return " / ".join(_short(over_blocks(split.variance(lam, split.shares[-1]))) for lam in LAMS)
 
 
 def averaging_gains(results: Results) -> str:
-    """What the moving average takes off at the last step with large decay."""
+    """How far the moving average lowers the loss at the last step with large decay."""
     split = Split(results, results.main_size)
     share = split.shares[-1]
     return _short(over_blocks(split.loss(LAMS[-1], share) - split.loss(LAMS[-1], share, "ema-0.99/")))

@@ -181,7 +181,7 @@ def _as_percent(ratio: Interval) -> Interval:
 
 
 def _worst(ratios: Sequence[Interval]) -> Interval:
-    """The one that reaches farthest from 0."""
+    """The interval that reaches farthest from 0."""
     return max(ratios, key=lambda ratio: max(abs(ratio.low), abs(ratio.high)))
 
 
@@ -403,7 +403,7 @@ class Split:
         return self.results.last_array(f"tiny-lr-constant-{lam}-{share}", BLOCKS, self.size)
 
     def variance(self, lam: str, share: int) -> Blocks:
-        """What the branch takes off, (S, N)."""
+        """How far the branch lowers the loss, (S, N)."""
         return self.loss(lam, share) - self.after(lam, share)
 
     @cached_property
@@ -478,7 +478,7 @@ def bias_coincides_early(results: Results, size: int) -> Finding:
 
 
 def averaging_recovers(results: Results, size: int, *, average: str) -> Finding:
-    """The part of the variance that an average of the weights takes off, at the last step."""
+    """The part of the variance that an average of the weights removes, at the last step."""
     split = Split(results, size)
     share = split.shares[-1]
     words = []

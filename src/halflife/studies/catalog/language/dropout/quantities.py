@@ -59,7 +59,7 @@ SMALLEST_EFFECT = 0.01
 
 
 def key_of(run: str, dropout: str, lam: int, *, smoothed: bool = False) -> str:
-    """The arm of a kind of run, a dropout by name and a lam by its place in the grid."""
+    """The arm of a kind of run, a dropout by name and a lam by its index in the grid."""
     return f"{run}-{dropout}{'-smoothed' if smoothed else ''}-{lam}"
 
 

@@ -42,7 +42,7 @@ LOSS, BLOCKS = "val/loss", "val/loss_blocks"
 
 BASE = "base"
 GRID = (-3, -2, -1, 0, 1, 2)
-"""Powers of 2 by which the values of lam of a place differ from the one in its middle."""
+"""Powers of 2 by which the values of lam of a sweep differ from the one in its middle."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ width."""
 
 
 def arm_key(place: str, power: int) -> str:
-    """The arm of a place with the lam of its middle times 2^power."""
+    """The arm of a sweep whose lam is 2^power times that of its middle."""
     return f"{place} {power:+d}"
 
 
@@ -142,7 +142,7 @@ def sweeps_on(results: Results, axis: str, size: int) -> list[Sweep]:
 
 
 def optima_on(results: Results, axis: str, size: int) -> list[Optimum]:
-    """The optimum at each place of an axis, in the order of `sweeps_on`."""
+    """The optimum of each sweep on an axis, in the order of `sweeps_on`."""
     return [optimum_of(results, sweep, size, BLOCKS) for sweep in sweeps_on(results, axis, size)]
 
 

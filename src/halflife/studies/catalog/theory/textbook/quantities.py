@@ -109,7 +109,7 @@ def _misfit(results: Results, key: str, size: int) -> Interval:
 
 
 def ratio_is_lower(results: Results, size: int, *, key: str, other: str, metric: str, name: str) -> Finding:
-    """Whether a quantity is lower in one arm than in another, both meeting the points."""
+    """Whether a quantity is lower in one arm than in another, both fitting the points."""
     misfits = [_misfit(results, arm, size) for arm in (key, other)]
     ratio = ratio_of(results, key, other, metric, size)
     fit = all(misfit.high < FITS for misfit in misfits)
