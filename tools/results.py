@@ -152,7 +152,7 @@ def paper_page(
         f"{paper.authors}. {paper.reference}.",
         "What the paper claims, in its own order, and what came out here, made from the archives in `results/` by"
         " `tools/results.py docs`. Nets and data are mostly smaller here than in the paper, and the paper's numbers decide"
-        " nothing. `halflife report` writes the same walk from your own runs, with the decision rules and with figures that"
+        " nothing. `halflife report` writes the same guide from your own runs, with the decision rules and with figures that"
         f" answer to the pointer. {paper.untested}",
         contents(steps, verdicts),
     ]

@@ -94,7 +94,7 @@ def test_with_the_paper_right_every_claim_is_reproduced() -> None:
 CASES: list[tuple[str, Change, float, str]] = [
     ("bad", {"resnet small-none": 0.3}, 0.1, "not reproduced"),
     ("bad", {"resnet small-none": 1.2}, 1.0, "inconclusive"),
-    ("bad", {"resnet-random train": 3.0}, 0.1, "inconclusive"),  # random labels were not met
+    ("bad", {"resnet-random train": 3.0}, 0.1, "inconclusive"),  # random labels were not fitted
     ("bad", {"resnet-bad-small-none train": 3.0}, 0.1, "inconclusive"),  # nor the true ones
     ("bad", {"resnet-fresh-small-none train": 3.0}, 0.1, "reproduced"),  # a fresh start need not be through
     ("escape", {"resnet large-decay": 2.0}, 0.1, "not reproduced"),
@@ -144,7 +144,7 @@ def test_the_mlp_is_decided_at_the_main_size_alone() -> None:
 def test_rules_state_their_bounds() -> None:
     texts = {claim.key: claim.rule for claim in BAD_MINIMA.claims}
     assert f"above {rules.GAP:g} point;" in texts["bad"]
-    assert f"below {rules.MET:.0%}" in texts["bad"]
+    assert f"below {rules.FITTED:.0%}" in texts["bad"]
     assert f"within +- {rules.GAP:g} point" in texts["escape"]
     assert f"less than {rules.KEPT:g} of that" in texts["rate-alone"]
     assert f"At lr * lam = {rules.MIDDLE:g}" in texts["mlp-product"]

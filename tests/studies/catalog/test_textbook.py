@@ -111,7 +111,7 @@ CASES: list[tuple[str, Change, str]] = [
         "relu-smooth",
         {("relu-small", "train/rmse"): (5.0, 1e-3)},
         "inconclusive",
-    ),  # the small rate has not met the points
+    ),  # the small rate has not fitted the points
     ("relu-smooth", {("relu-small", "train/rmse"): (2.0, 1e-3)}, "reproduced"),
     ("relu-kinks", {("relu-large", "effective_kinks"): (2.0, 1e-3)}, "not reproduced"),
     ("relu-kinks", {("relu-large", "effective_kinks"): (1.7, 0.3)}, "inconclusive"),

@@ -82,7 +82,7 @@ def ends(norm: float, loss: float) -> dict[tuple[str, str], float]:
     }
 
 
-SIX = functools.partial(rules.average_cashes_in, decay=0.999)
+SIX = functools.partial(rules.average_gains_early, decay=0.999)
 CASES: list[tuple[str, Callable[..., Finding], dict[str, Any], str, float]] = [
     ("a clear gain", rules.helps_at_large_lr, {"errors": errors(large_decay=0.15, large_none=0.17)}, "reproduced", -2.0),
     ("clear harm", rules.helps_at_large_lr, {"errors": errors(large_decay=0.17, large_none=0.15)}, "not reproduced", 2.0),

@@ -206,8 +206,8 @@ _WHY_TEXT = (
     PaperStep(
         "Language models: what does not matter",
         "Figures 20 to 23: whether the gains of LayerNorm decay, unless lam is large; whether decay is decoupled or in the"
-        " loss; whether the optimizer is Adam or SGD with momentum. Averaging the weights takes away a part of what decay"
-        " costs at a constant learning rate, and less than a branch at a tiny rate.",
+        " loss; whether the optimizer is Adam or SGD with momentum. Averaging the weights removes a part of what decay"
+        " adds to the loss at a constant learning rate, and less than a branch at a tiny rate.",
         "lm-ablations",
     ),
     PaperStep(

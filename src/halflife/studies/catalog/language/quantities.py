@@ -121,7 +121,11 @@ def no_best_rate(results: Results, keys: Sequence[str], size: int, metric: str =
 def words_of_stake(effect: Interval, margin: float, *, at_stake: bool) -> str:
     """The effect of decay beside the margin of an equality, and whether it is larger, in words that end a sentence."""
     words = f"; decay itself changes it by {nats(effect)} there"
-    return words if at_stake else f"{words}, not surely more than {margin:g}, so that nothing is at stake"
+    return (
+        words
+        if at_stake
+        else f"{words}, not surely more than {margin:g}, so that being equal would say nothing of decay"
+    )
 
 
 def _blocks(results: Results, key: str, size: int, step: int | None = None) -> NDArray[np.float64]:
@@ -176,8 +180,8 @@ def gap_shrinks(results: Results, size: int, *, lam: str, branch: str = "tiny-lr
     return Finding(
         above_zero(effect, given=before.low > 0),
         effect,
-        f"at the end of the run at a constant rate {lam} decay costs {nats(before)}, after the {branch} branch"
-        f" {nats(after)}: the first minus the second is {nats(effect)}",
+        f"at the end of the run at a constant rate {lam} decay changes the loss by {nats(before)}, after the {branch}"
+        f" branch by {nats(after)}: the first minus the second is {nats(effect)}",
     )
 
 

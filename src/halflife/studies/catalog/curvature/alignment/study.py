@@ -48,7 +48,7 @@ CLAIMS = (
     ),
     Claim(
         key="b",
-        text="It is aligned with the Hessian too.",
+        text="After one epoch the covariance of SGD's noise is aligned with the Hessian, too.",
         rule=_level("The scale-invariant ResNet", START, rules.ALIGNED).format(*ONE),
         effect_name="cos(H, Sigma)",
         unit="",
@@ -66,7 +66,7 @@ CLAIMS = (
     ),
     Claim(
         key="c-part",
-        text="It is a part of the Hessian that counts all the same.",
+        text="The rest of the Hessian, E, is a considerable part of it all the same.",
         rule=_level("The scale-invariant ResNet", START, rules.CLEARLY_PART).format(*ONE),
         effect_name="cos(H, E)",
         unit="",
@@ -91,7 +91,7 @@ CLAIMS = (
     ),
     Claim(
         key="f",
-        text="They still are at the end of training (our claim).",
+        text="Covariance and Hessian are still aligned at the end of training (our claim).",
         rule=_level("All three nets", END, rules.ALIGNED).format(*EACH) + " The effect is the smallest one.",
         effect_name="cos(H, Sigma)",
         unit="",
@@ -111,7 +111,7 @@ CLAIMS = (
     ),
     Claim(
         key="g-match",
-        text="With label noise the two match.",
+        text="With label noise covariance and Hessian match.",
         rule=_level("All three nets with random labels", END, rules.CLOSELY).format(*EACH)
         + " The effect is the smallest one.",
         effect_name="cos(H, Sigma) with random labels",
@@ -137,7 +137,7 @@ CLAIMS = (
     ),
     Claim(
         key="h-log",
-        text="They overlap on a logarithmic axis, as the paper draws them.",
+        text="The spectra with and without the approximation overlap on a logarithmic axis, as the paper draws them.",
         rule="As h, with the mean factor between eigenvalues of the same rank, which is to be below"
         f" {rules.SPECTRAL_FACTOR:g}.",
         effect_name="mean factor between eigenvalues",

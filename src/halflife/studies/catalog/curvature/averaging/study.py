@@ -45,8 +45,8 @@ CLAIMS = (
     ),
     Claim(
         key="a-fine-tuning",
-        text="So have weights that are fine-tuned from them with a tiny learning rate and without decay: both cash in what"
-        " the noisy phase has done.",
+        text="Fine-tuning with a tiny learning rate and without decay lowers the test error of the weights, too: both bring out"
+        " what the noisy phase has gained.",
         rule="As a-average.",
         effect_name="test error after fine-tuning minus that of the weights",
         unit="points",
@@ -54,7 +54,7 @@ CLAIMS = (
     ),
     Claim(
         key="b",
-        text="The average, which costs nothing, is at least as good as fine-tuning.",
+        text="The average, which needs no further training, is at least as good as fine-tuning.",
         rule="From the end of the runs, mean over the learning rates. Reproduced if the 95 % interval of (error of the average"
         f" - error after fine-tuning) lies below {rules.WORSE_MARGIN} points; not reproduced if it lies above; else"
         " inconclusive.",
@@ -82,8 +82,8 @@ CLAIMS = (
     ),
     Claim(
         key="e",
-        text="That of the fine-tuned weights is larger for larger learning rates: the order that the conjecture does not"
-        " have, as the paper admits.",
+        text="The Jacobian norm of the fine-tuned weights is larger for larger learning rates: the order that the conjecture"
+        " does not have, as the paper admits.",
         rule=f"{EXPONENT} Reproduced if the 95 % interval of p lies above 0; not reproduced if below; else inconclusive.",
         effect_name="exponent of ||J|| of the fine-tuned weights in the learning rate",
         unit="",
@@ -91,7 +91,7 @@ CLAIMS = (
     ),
     Claim(
         key="f",
-        text="So is the trace of the Hessian of the fine-tuned weights.",
+        text="The trace of the Hessian of the fine-tuned weights is larger for larger learning rates, too.",
         rule="As e.",
         effect_name="exponent of Tr(H) of the fine-tuned weights in the learning rate",
         unit="",
@@ -118,7 +118,7 @@ CLAIMS = (
     ),
     Claim(
         key="h-along",
-        text="It does so along a single run.",
+        text="The trace of the Hessian of the fine-tuned weights mirrors their test error along a single run, too.",
         rule="For each seed the correlation of the two over the kept epochs of a run, mean over the learning rates. Bounds as"
         " in h.",
         effect_name="correlation of Tr(H) and test error within a run",
@@ -148,8 +148,8 @@ CLAIMS = (
     ),
     Claim(
         key="j-unmixed",
-        text="Where it is as long as the run, the average is worse than the ensemble by more (the paper's tables, not its"
-        " words).",
+        text="Where the timescale of decay is as long as the run, the average is worse than the ensemble by more (the paper's"
+        " tables, not its words).",
         rule="Reproduced if the 95 % interval of (gap where decay is slow - mean gap at the learning rates of j) lies above 0;"
         " not reproduced if below; else inconclusive. A gap is (error of the average - error of the ensemble) at the end.",
         effect_name="gap where decay is slow minus mean gap elsewhere",

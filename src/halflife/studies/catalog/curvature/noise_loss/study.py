@@ -82,7 +82,7 @@ CLAIMS = (
     ),
     _slope_claim(
         "early-per-jacobian",
-        "The same of the noise over ||J||^2, that is, with the changes of the net's Jacobian taken out.",
+        "While the loss is large the noise over ||J||^2 is proportional to it along a run, Jacobian changes taken out.",
         rules.EARLY,
         1.0,
         True,
@@ -104,7 +104,7 @@ CLAIMS = (
     ),
     _slope_claim(
         "late-two-per-jacobian",
-        "The same of the noise over ||J||^2.",
+        "Where the images are interpolated the noise over ||J||^2 falls as the square of the loss.",
         rules.INTERPOLATING,
         2.0,
         True,

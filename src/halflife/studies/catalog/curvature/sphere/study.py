@@ -72,7 +72,8 @@ CLAIMS = (
     ),
     Claim(
         key="fine-tuned-jacobian",
-        text="Of fine-tuned weights it is larger: what the paper itself calls a contradiction.",
+        text="Fine-tuned weights have a larger Jacobian norm, the larger the learning rate: what the paper itself calls a"
+        " contradiction.",
         rule=_POWER.format("above", "below"),
         effect_name="exponent of ||J|| after fine-tuning in the learning rate",
         unit="",
@@ -80,7 +81,7 @@ CLAIMS = (
     ),
     Claim(
         key="fine-tuned-trace",
-        text="So is the trace of the Hessian of fine-tuned weights.",
+        text="Fine-tuned weights have a larger trace of the Hessian, the larger the learning rate.",
         rule=_POWER.format("above", "below"),
         effect_name="exponent of the trace after fine-tuning in the learning rate",
         unit="",

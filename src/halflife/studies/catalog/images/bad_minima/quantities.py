@@ -41,8 +41,8 @@ GRID_RATES = (0.01, 0.03, 0.1)
 GRID_PRODUCTS = (0.0, 1e-4, 3e-4, 1e-3)
 MIDDLE = GRID_PRODUCTS[2]
 
-GAP = 1.0  # points of test error: a start that costs less is not bad
-MET = 0.01  # training error: below, the labels are met
+GAP = 1.0  # points of test error: a start that raises the error by less is not bad
+FITTED = 0.01  # training error: below, the labels count as fitted
 KEPT = 0.5  # a gap that shrinks to less than this share has shrunk
 
 Wrong = NDArray[np.float64]
@@ -111,13 +111,13 @@ def is_bad(results: Results, size: int, *, model: str) -> Finding:
         seed_interval(results.last(key, "train/error", size))
         for key in (parent_key(model), key_of(model, BAD, setting))
     )
-    met = random.high < MET and true.high < MET
+    fitted = random.high < FITTED and true.high < FITTED
     return Finding(
-        above(effect, GAP, given=met),
+        above(effect, GAP, given=fitted),
         effect,
         f"the gap is {_said(results, model, setting, size)}; the training error is {100 * random.estimate:.2f} % on the random"
         f" labels and then {100 * true.estimate:.2f} % on the true ones"
-        + ("" if met else f", not surely below {MET:.0%}: no global minimum was reached"),
+        + ("" if fitted else f", not surely below {FITTED:.0%}: no global minimum was reached"),
     )
 
 

@@ -30,9 +30,9 @@ from halflife.studies.specs.images import ImageBranch, ImageRun
 __all__ = ["BAD_MINIMA", "CLAIMS"]
 
 BAD_RULE = (
-    f"Where random and true labels were met (95 % intervals of both training errors below {rules.MET:.0%}): reproduced if the"
-    f" 95 % interval of the gap lies above {rules.GAP:g} point; not reproduced if it lies below; else, and where they were not"
-    " met, inconclusive."
+    f"Where random and true labels were fitted (95 % intervals of both training errors below {rules.FITTED:.0%}): reproduced if"
+    f" the 95 % interval of the gap lies above {rules.GAP:g} point; not reproduced if it lies below; else, and where they were"
+    " not fitted, inconclusive."
 )
 CLOSES_RULE = (
     f"Reproduced if the 90 % interval of the gap lies within +- {rules.GAP:g} point, where the 95 % interval of the gap at the"
@@ -47,8 +47,8 @@ SHRINKS_RULE = (
 CLAIMS = (
     Claim(
         key="bad",
-        text="ResNet: from the weights that met random labels, SGD with a small learning rate and without decay meets the true"
-        " ones at a global minimum that generalizes worse.",
+        text="ResNet: from weights that fit random labels, SGD with a small learning rate and without decay fits the true"
+        " labels at a global minimum that generalizes worse.",
         rule=BAD_RULE,
         effect_name="gap at the small rate without decay, ResNet",
         unit="points",
@@ -56,7 +56,7 @@ CLAIMS = (
     ),
     Claim(
         key="escape",
-        text="With a large learning rate and decay it leaves: the start does not matter.",
+        text="ResNet: with a large learning rate and decay SGD leaves it: the start does not matter.",
         rule=CLOSES_RULE,
         effect_name="gap at the large rate with decay, ResNet",
         unit="points",
@@ -64,7 +64,7 @@ CLAIMS = (
     ),
     Claim(
         key="rate-alone",
-        text="The large learning rate does it without decay.",
+        text="ResNet: the large learning rate is enough without decay.",
         rule=SHRINKS_RULE,
         effect_name="gap at the large rate minus half of that at the small one, both without decay",
         unit="points",
@@ -72,7 +72,7 @@ CLAIMS = (
     ),
     Claim(
         key="decay-alone",
-        text="The same lam does it at the small learning rate.",
+        text="ResNet: the same lam is enough at the small learning rate.",
         rule=SHRINKS_RULE,
         effect_name="gap at the small rate with decay minus half of that without",
         unit="points",
@@ -80,7 +80,7 @@ CLAIMS = (
     ),
     Claim(
         key="product",
-        text="The same lr * lam does it at the small learning rate.",
+        text="ResNet: the same lr * lam is enough at the small learning rate.",
         rule=SHRINKS_RULE,
         effect_name="gap at the small rate with the product of the large one minus half of that without decay",
         unit="points",
@@ -88,7 +88,7 @@ CLAIMS = (
     ),
     Claim(
         key="mlp-bad",
-        text="MLP: at the smallest learning rate and without decay the bad start costs, too.",
+        text="MLP: at the smallest learning rate and without decay the bad start raises the test error, too.",
         rule=BAD_RULE,
         effect_name="gap at the smallest rate without decay, MLP",
         unit="points",
@@ -96,7 +96,7 @@ CLAIMS = (
     ),
     Claim(
         key="mlp-escape",
-        text="MLP: with the largest rate and decay it costs nothing.",
+        text="MLP: with the largest rate and decay the start does not matter.",
         rule=CLOSES_RULE,
         effect_name="gap at the largest rate with the largest lr * lam, MLP",
         unit="points",
@@ -129,8 +129,8 @@ AFTER_DROP = 0.01
 MATCHED = LAM * LARGE / SMALL  # at the small rate the product of the large one
 
 GAP_NOTE = (
-    "Test error from weights that met random labels minus that from fresh weights, in points; positive where the bad start"
-    " costs."
+    "Test error from weights that fit random labels minus that from fresh weights, in points; positive where the bad start"
+    " is worse."
 )
 CURVES = tuple(
     rules.key_of(rules.RESNET, start, setting)
@@ -149,7 +149,7 @@ PANELS = (
     ),
     HeatPanel(
         slug="resnet-gaps",
-        title="ResNet: what the bad start costs",
+        title="ResNet: test error from the bad start minus that from a fresh one",
         x_label="learning rate",
         y_label="lam",
         value_label="gap (points)",
@@ -166,7 +166,7 @@ PANELS = (
     Panel(metric="weight_norm", title="ResNet: norm of the weights", y_label="norm of all weights", arms=CURVES),
     HeatPanel(
         slug="mlp-gaps",
-        title="MLP: what the bad start costs",
+        title="MLP: test error from the bad start minus that from a fresh one",
         x_label="learning rate",
         y_label="lr * lam",
         value_label="gap (points)",

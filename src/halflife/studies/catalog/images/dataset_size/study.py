@@ -56,7 +56,7 @@ CLAIMS = (
     ),
     Claim(
         key="interpolates",
-        text="It does so without keeping the net from interpolating them.",
+        text="Where few examples are seen many times, decay lowers the test error though the net still interpolates them.",
         rule=f"{_BEST}At each of the {rules.NUM_SMALL} smallest numbers of examples: reproduced if the 95 % intervals of the"
         f" average's training error, with decay and without, all lie below {rules.INTERPOLATED:g} %; not reproduced if one lies"
         " above; else inconclusive.",

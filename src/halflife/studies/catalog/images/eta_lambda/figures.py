@@ -143,7 +143,7 @@ def product_text(results: Results) -> str:
     """Our best product."""
     optimum = best_product(results, results.main_size)
     if optimum is None or optimum.problem:
-        return f"none: {'too few cells' if optimum is None else optimum.problem}"
+        return f"none: {'too few settings' if optimum is None else optimum.problem}"
     found = optimum.lam()
     return f"{found.estimate:.2g} [{found.low:.2g}, {found.high:.2g}]"
 
@@ -152,7 +152,7 @@ def epochs_text(results: Results) -> str:
     """Our best tau in epochs."""
     optimum = best_product(results, results.main_size)
     if optimum is None or optimum.problem:
-        return f"none: {'too few cells' if optimum is None else optimum.problem}"
+        return f"none: {'too few settings' if optimum is None else optimum.problem}"
     cell = cells_of(results, results.main_size)[0]
     tau = crossed_interval(-optimum.log_lam_SN - np.log(cell.num_steps / cell.num_epochs)).exp()
     return f"{tau.estimate:.1f} [{tau.low:.1f}, {tau.high:.1f}] of {cell.num_epochs}"

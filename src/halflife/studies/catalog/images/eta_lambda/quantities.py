@@ -212,7 +212,7 @@ def wrong_on(results: Results, found: Mapping[float, Sequence[GridCell]], size: 
 
 RANK_BOUND = 0.8  # of a rank correlation: "monotonically" at a glance; 1 would be without exception
 EXPLAINED = 0.9  # of what lr and lam explain together, so much must their product explain
-SMALLEST_EXPLAINED = 0.5  # of the variance over cells: with less there is nothing to share
+SMALLEST_EXPLAINED = 0.5  # of the variance over settings: with less there is nothing to share
 BEST_EPOCHS = (2.0, 6.0)  # tau at the optimum, in epochs, as read from the paper's two grids
 
 
@@ -226,7 +226,7 @@ def _none(why: str) -> Finding:
 
 
 def _too_few(what: str) -> Finding:
-    return _none(f"too few cells of the grid {what}, so that nothing can be fitted")
+    return _none(f"too few settings of the grid {what}, so that nothing can be fitted")
 
 
 # ---- the U of the test error
@@ -303,7 +303,7 @@ def monotone(results: Results, size: int, *, quantity: str, rising: bool) -> Fin
         outcome,
         correlation,
         f"the {QUANTITIES[quantity].name} goes from {ends[0]:.3g} at lr * lam = {products_C.min():g} to {ends[1]:.3g} at"
-        f" {products_C.max():g}; its rank correlation with the product over {len(cells)} cells is {_text(correlation)}",
+        f" {products_C.max():g}; its rank correlation with the product over {len(cells)} settings is {_text(correlation)}",
     )
 
 
@@ -366,7 +366,7 @@ def shares_explained(
         quantity: A key of `QUANTITIES`.
 
     Returns:
-        Two shares of the variance over cells per seed, shape (S,) each (``None``: fewer than two diagonals of two cells).
+        Two shares of the variance over settings per seed, shape (S,) each (``None``: fewer than two diagonals of two cells).
     """
     found = shared(forgotten(cells_of(results, size)))
     if len(found) < 2:
@@ -387,7 +387,7 @@ def collapses(results: Results, size: int, *, quantity: str) -> Finding:
     return Finding(
         above(part, EXPLAINED, given=both.low > SMALLEST_EXPLAINED),
         part,
-        f"of the variance of the {QUANTITIES[quantity].name} over the cells, in a seed that was not fitted, a level for each"
+        f"of the variance of the {QUANTITIES[quantity].name} over the settings, in a seed that was not fitted, a level for each"
         f" product explains {_text(seed_interval(product_S))}, these and terms in lr / lam explain {_text(both)}",
     )
 

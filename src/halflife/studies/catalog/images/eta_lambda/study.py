@@ -43,7 +43,7 @@ from halflife.studies.specs.images import ImageRun
 
 __all__ = ["ETA_LAMBDA", "ETA_LAMBDA_VGG"]
 
-_WHERE = f"Cells whose run is {FORGOTTEN:g} tau or longer."
+_WHERE = f"Settings whose run is {FORGOTTEN:g} tau or longer."
 _END = "not reproduced if it lies wholly on the other side; else inconclusive"
 
 
@@ -64,8 +64,8 @@ def _collapse_claim(quantity: str, name: str) -> Claim:
     return Claim(
         key=f"collapse-{quantity}",
         text=f"The {name} depends on the learning rate and lam through their product alone.",
-        rule=f"{_WHERE} Only products that two cells or more share. Two fits to the mean of the other seeds, scored by the"
-        " share of the variance over cells that they explain in the seed left out: one level for each product; and the same"
+        rule=f"{_WHERE} Only products that two settings or more share. Two fits to the mean of the other seeds, scored by the"
+        " share of the variance over settings that they explain in the seed left out: one level for each product; and the same"
         " with terms in v = ln(lr / lam), that is v, v^2 and v ln(lr lam). Reproduced if the 95 % interval of (share of the"
         f" first / share of the second) lies above {rules.EXPLAINED}; {_END}, and if the second share is not above"
         f" {rules.SMALLEST_EXPLAINED}.",
@@ -131,8 +131,8 @@ CLAIMS = (
     _collapse_claim("jacobian", "Jacobian norm of the average (its logarithm)"),
     Claim(
         key="unforgotten",
-        text="Where the run is shorter than tau, cells of equal product differ more: they leave the curve.",
-        rule="The standard deviation of the average's test error over cells of equal product, lam = 0 being one, in a seed."
+        text="Where the run is shorter than tau, settings of equal product differ more: they leave the curve.",
+        rule="The standard deviation of the average's test error over settings of equal product, lam = 0 being one, in a seed."
         " Reproduced if the 95 % interval of (spread where the run is shorter than tau - spread where it is"
         f" {FORGOTTEN:g} tau or longer) lies above 0; not reproduced if it lies below; else inconclusive.",
         effect_name="spread at equal product, run shorter than tau minus longer",

@@ -17,7 +17,7 @@ from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above_zero, all_of
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [
-    "average_cashes_in",
+    "average_gains_early",
     "helps_at_large_lr",
     "loss_plateaus",
     "not_at_small_lr",
@@ -141,7 +141,7 @@ def same_norm_other_error(results: Results, size: int) -> Finding:
     )
 
 
-def average_cashes_in(results: Results, size: int, *, decay: float) -> Finding:
+def average_gains_early(results: Results, size: int, *, decay: float) -> Finding:
     """Claim e, for one averaging time."""
     drop, end = _epochs(results, size)
     before, after = (_wrong(results, LARGE_DECAY, size, epoch) for epoch in (drop, end))

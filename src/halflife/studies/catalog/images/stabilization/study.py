@@ -102,7 +102,7 @@ CLAIMS = (
         " inconclusive.",
         effect_name="gain by the average before the drop minus half of the gain by the drop",
         unit="points",
-        measure=functools.partial(rules.average_cashes_in, decay=0.999),
+        measure=functools.partial(rules.average_gains_early, decay=0.999),
     ),
     Claim(
         key="e-short",
@@ -111,7 +111,7 @@ CLAIMS = (
         rule="As (e), for the average with 0.99 per step.",
         effect_name="gain by the short average before the drop minus half of the gain by the drop",
         unit="points",
-        measure=functools.partial(rules.average_cashes_in, decay=0.99),
+        measure=functools.partial(rules.average_gains_early, decay=0.99),
     ),
 )
 

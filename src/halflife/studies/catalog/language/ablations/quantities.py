@@ -154,8 +154,8 @@ def averages_shrink(results: Results, size: int, *, lam: str, average: str) -> F
     return Finding(
         above_zero(effect, given=before.low > 0),
         effect,
-        f"at a constant rate {lam} decay costs {nats(before)}, of the averaged weights ({average}) {nats(after)}: the first"
-        f" minus the second is {nats(effect)}",
+        f"at a constant rate {lam} decay changes the loss by {nats(before)}, that of the averaged weights ({average}) by"
+        f" {nats(after)}: the first minus the second is {nats(effect)}",
     )
 
 
@@ -165,8 +165,8 @@ def averages_less_than_branch(results: Results, size: int, *, lam: str, average:
     return Finding(
         above_zero(effect),
         effect,
-        f"{lam} decay costs {nats(averaged)} of the averaged weights ({average}) and {nats(branch)} after a tiny-lr branch: the"
-        f" first minus the second is {nats(effect)}",
+        f"{lam} decay changes the loss of the averaged weights ({average}) by {nats(averaged)} and that after a tiny-lr branch"
+        f" by {nats(branch)}: the first minus the second is {nats(effect)}",
     )
 
 

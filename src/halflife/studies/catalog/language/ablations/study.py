@@ -259,7 +259,7 @@ PANELS = (
     ),
     PointsPanel(
         slug="averages",
-        title="What decay costs at a constant learning rate, and what averaging and a tiny-lr branch leave of it",
+        title="Change of the loss by decay at a constant learning rate, and what averaging and a tiny-lr branch leave of it",
         x_label="lam",
         y_label="loss with decay minus without (nats per token)",
         rows=rules.gaps_by_lam,
@@ -307,7 +307,7 @@ LM_ABLATIONS = Study(
     title="Weight decay in one-pass language models: what does not matter",
     source=f"{PAPER_TITLE}, appendix D, figures 20 to 23",
     claim="The benefit of decay needs neither decoupling nor Adam, and hardly depends on whether gains decay; averaging the"
-    " weights takes away a part of what decay costs at a constant rate.",
+    " weights removes a part of what decay adds to the loss at a constant rate.",
     claims=CLAIMS,
     panels=PANELS,
     published=PUBLISHED,

@@ -438,8 +438,8 @@ def variance_grows(results: Results, size: int) -> Finding:
     return Finding(
         all_of(*(above_zero(step) for step in steps)),
         effect,
-        f"at {share} % of the run the tiny-lr branch takes off {', '.join(words)}; with large decay {nats(effect)} more than"
-        " without",
+        f"at {share} % of the run the tiny-lr branch lowers the loss by {', '.join(words)}; with large decay by {nats(effect)}"
+        " more than without",
     )
 
 
@@ -468,7 +468,11 @@ def bias_coincides_early(results: Results, size: int) -> Finding:
         at_stake = run.low > EARLY_MARGIN
         outcomes.append(equal_at_stake(bias, EARLY_MARGIN, at_stake=at_stake))
         differences.append(bias)
-        idle = "" if at_stake else f", not surely more than {EARLY_MARGIN:g}, so that nothing is at stake"
+        idle = (
+            ""
+            if at_stake
+            else f", not surely more than {EARLY_MARGIN:g}, so that being equal would say nothing of decay"
+        )
         words.append(f"{lam} decay changes the bias by {nats(bias)} (90 %), the loss of the run by {nats(run)}{idle}")
     return Finding(
         all_of(*outcomes),
@@ -492,6 +496,6 @@ def averaging_recovers(results: Results, size: int, *, average: str) -> Finding:
     return Finding(
         above_zero(effect, given=over_blocks(variance).low > 0),
         effect,
-        f"at {share} % of the run the average takes off {'; '.join(words)}; with large decay that minus half of what the branch"
-        f" takes off is {nats(effect)}",
+        f"at {share} % of the run the average lowers the loss by {'; '.join(words)}; with large decay that minus half of what"
+        f" the branch lowers it by is {nats(effect)}",
     )

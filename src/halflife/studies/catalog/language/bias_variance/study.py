@@ -33,7 +33,7 @@ BOUND_RULE = (
 )
 AVERAGE_RULE = (
     "At the last step of the run, with large decay. Reproduced if the tiny-lr branch lowers the loss (95 % interval"
-    f" above 0) and the 95 % interval of (what the average takes off - {rules.RECOVERED:g} of what the branch takes off)"
+    f" above 0) and the 95 % interval of (fall of the loss by the average - {rules.RECOVERED:g} of the fall by the branch)"
     " lies above 0; not reproduced if it lies below 0; else inconclusive."
 )
 
@@ -60,7 +60,7 @@ SYNTHETIC_CLAIMS = (
     ),
     Claim(
         key="b-sampled",
-        text="It holds with one sample a step, too, whose noise grows with the error.",
+        text="The bound holds with one sample a step, too, whose noise grows with the error.",
         rule=BOUND_RULE,
         effect_name="largest risk over the bound, sampled gradients",
         unit="x",
@@ -122,8 +122,9 @@ TEXT_CLAIMS = (
     Claim(
         key="g",
         text="Language models: the variance part of the loss at a constant learning rate grows with lam.",
-        rule="The variance part is what a tiny-lr branch from the last step takes off. Reproduced if its 95 % intervals"
-        " of (moderate - no decay) and (large - moderate) lie above 0; not reproduced if one lies below 0; else inconclusive.",
+        rule="The variance part is how far a tiny-lr branch from the last step lowers the loss. Reproduced if its 95 %"
+        " intervals of (moderate - no decay) and (large - moderate) lie above 0; not reproduced if one lies below 0; else"
+        " inconclusive.",
         effect_name="variance part with large decay minus that without",
         unit="nats",
         measure=rules.variance_grows,
@@ -164,7 +165,7 @@ TEXT_CLAIMS = (
     ),
     Claim(
         key="i-mean",
-        text="The plain mean of the weights over the second half of the run does so, too.",
+        text="The plain mean of the weights over the second half of the run recovers most of the variance part, too.",
         rule=AVERAGE_RULE,
         effect_name="gain by the plain mean minus half of the variance part, large decay",
         unit="nats",
@@ -230,7 +231,7 @@ PANELS = (
 
 PUBLISHED = (
     Published(
-        quantity="what a tiny-lr branch from the last step takes off (nats), lam 0 / moderate / large; the paper's from"
+        quantity="fall of the loss along a tiny-lr branch from the last step (nats), lam 0 / moderate / large; the paper's from"
         " a cosine that ends at a tenth, ours from a constant rate",
         published="0.03 / 0.04 / 0.065",
         where="figure 6, lam 0 / 0.1 / 0.3",
@@ -238,7 +239,7 @@ PUBLISHED = (
         ours=figures.variances,
     ),
     Published(
-        quantity="what a moving average of the weights takes off at a constant learning rate (nats), large lam",
+        quantity="fall of the loss by a moving average of the weights at a constant learning rate (nats), large lam",
         published="0.14",
         where="figure 23, lam 0.3",
         how="fig-read",

@@ -215,5 +215,9 @@ def fresh_gain_stays(results: Results, size: int) -> Finding:
         effect,
         f"on a one-pass run decay gains {nats(alone)} without dropout and {nats(beside)} with the high one: the first minus the"
         f" second is {nats(effect)} (90 %)"
-        + ("" if at_stake else f"; the first is not surely more than {SMALLEST_EFFECT}, so that nothing is at stake"),
+        + (
+            ""
+            if at_stake
+            else f"; the first is not surely more than {SMALLEST_EFFECT}, so that being equal would say nothing of decay"
+        ),
     )

@@ -279,7 +279,7 @@ LM_DROPOUT = Study(
     title="Decay, dropout and label smoothing in language models",
     source=f"an open question of {PAPER_TITLE}, section 3; the claims are ours unless they say so",
     claim="Where a text is read several times, decay is a regularizer that dropout replaces in part; where each token is read"
-    " once it is none, and dropout only costs.",
+    " once it is none, and dropout only raises the loss.",
     claims=CLAIMS,
     panels=PANELS,
     presets=PRESETS,

@@ -76,7 +76,7 @@ CLAIMS = (
     ),
     *_for_both(
         "d",
-        "A few steps at a tiny learning rate without decay take away a part of what {lam} decay costs there.",
+        "A few steps at a tiny learning rate without decay remove a part of what {lam} decay adds to the loss there.",
         "Before is the difference (with decay - without) at the end of the runs at a constant rate, after the same at the end"
         " of tiny-lr branches from there. Reproduced if the 95 % interval of (before - after) lies above 0; not reproduced if"
         " below; else inconclusive, and if before is not above 0.",
@@ -94,7 +94,7 @@ CLAIMS = (
     ),
     *_for_both(
         "f",
-        "The same after a cooldown to 0 in a straight line, {lam} decay kept.",
+        "After a cooldown to 0 in a straight line, {lam} decay kept, the run with {lam} decay has the lower loss, too.",
         "As (e), for the cooldown branches.",
         "loss after the cooldown with decay minus without",
         functools.partial(rules.branch_is_lower, branch="cooldown"),

@@ -44,7 +44,7 @@ PLANTED, RANDOM = "planted", "random"
 RANDOM_LAMS = (0.1, 0.01, 0.001, 0.0001)
 OUTLIER_LAMS = (0.0, 0.01, 0.1)
 
-FITS = 0.05  # root mean square error at the points over the spread of their values: what counts as met
+FITS = 0.05  # root mean square error at the points over the spread of their values: what counts as fitted
 SMALLEST_SHARE = 0.1  # a reduction by less than this share is none
 RATE_MARGIN = 0.25  # of the exponent of log time
 THEORY_MARGIN = 0.02  # relative, of angle and norm against their asymptote
@@ -120,7 +120,7 @@ def ratio_is_lower(results: Results, size: int, *, key: str, other: str, metric:
         ratio.exp(),
         f"{name} is {means[0]:.3g} against {means[1]:.3g}, a ratio of {words(ratio.exp())}; the errors at the points are"
         f" {100 * misfits[0].estimate:.2f} and {100 * misfits[1].estimate:.2f} % of the spread of their values"
-        + ("" if fit else f", not surely below {FITS:.0%}: the points are not met, so nothing is compared"),
+        + ("" if fit else f", not surely below {FITS:.0%}: the points are not fitted, so nothing is compared"),
     )
 
 

@@ -27,9 +27,9 @@ from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
 __all__ = ["CLAIMS", "TEXTBOOK"]
 
 _LOWER_RULE = (
-    "Where both meet the points (95 % interval of the root mean square error at them below"
+    "Where both fit the points (95 % interval of the root mean square error at them below"
     f" {rules.FITS:.0%} of the spread of their values): reproduced if the 95 % interval of the ratio lies below 1; not"
-    f" reproduced if it excludes a reduction by {rules.SMALLEST_SHARE:.0%}; else, and where they are not met, inconclusive."
+    f" reproduced if it excludes a reduction by {rules.SMALLEST_SHARE:.0%}; else, and where they are not fitted, inconclusive."
 )
 
 
@@ -47,27 +47,27 @@ def _lower(key: str, text: str, effect: str, arm: str, other: str, metric: str, 
 RELU_CLAIMS = (
     _lower(
         "relu-smooth",
-        "Without decay, SGD with a large learning rate meets the points by a smoother function than with a small one: the total"
+        "Without decay, SGD with a large learning rate fits the points by a smoother function than with a small one: the total"
         " variation of its slope is lower.",
         "total variation of the slope, large over small rate",
         rules.LARGE, rules.SMALL, "variation", "the total variation of the slope",
     ),
     _lower(
         "relu-kinks",
-        "It has fewer kinks.",
+        "Without decay, the function that SGD finds with a large learning rate has fewer kinks.",
         "effective number of kinks, large over small rate",
         rules.LARGE, rules.SMALL, "effective_kinks", "the effective number of kinks",
     ),
     _lower(
         "relu-error",
-        "Between the points it is nearer to the truth.",
+        "Without decay, the function that SGD finds with a large learning rate is nearer to the truth between the points.",
         "root mean square error between the points, large over small rate",
         rules.LARGE, rules.SMALL, "test/rmse", "the error between the points",
     ),
     Claim(
         key="relu-flat",
         text="The reason is stability: at the large rate SGD can only stay where the top eigenvalue of the Hessian is below 2 /"
-        " lr, and what the small rate finds is not such a place.",
+        " lr, and at the minimum that the small rate finds it is larger.",
         rule="Reproduced if the 95 % interval of (large lr / 2 * top eigenvalue at the end) lies below 1 for the large rate and"
         " above 1 for the small one; not reproduced if one lies on the other side; else inconclusive.",
         effect_name="top eigenvalue over 2 / lr at the end of the large rate",
@@ -91,7 +91,7 @@ RELU_CLAIMS = (
     ),
     _lower(
         "relu-decay",
-        "Explicit decay does it at the small rate.",
+        "At the small rate explicit decay makes the function smoother, too.",
         "total variation of the slope with decay over without, small rate",
         rules.DECAYED, rules.SMALL, "variation", "the total variation of the slope",
     ),
@@ -124,7 +124,7 @@ SEPARABLE_CLAIMS = (
     ),
     Claim(
         key="svm-theory",
-        text="Check: w is u log t + a rest that the dual solution gives.",
+        text="Check: without decay w is u log t + a rest that the dual solution gives.",
         rule="Reproduced if at the end the 90 % intervals of angle and norm over those of the asymptote lie within"
         f" {rules.THEORY_MARGIN:.0%} of 1; not reproduced if one lies wholly outside; else inconclusive.",
         effect_name="angle over that of the asymptote",
@@ -142,7 +142,7 @@ SEPARABLE_CLAIMS = (
     ),
     Claim(
         key="svm-random-rate",
-        text="And as 1 / log t within the steps that one can do.",
+        text="On random points, too, the angle falls as 1 / log t within the steps of the run.",
         rule=_RATE_RULE,
         effect_name="exponent p, random points",
         unit="",
@@ -150,7 +150,7 @@ SEPARABLE_CLAIMS = (
     ),
     Claim(
         key="svm-minimum",
-        text="Check: with lam > 0 it ends at the minimum of loss + lam/2 ||w||^2, as another solver finds it.",
+        text="Check: with lam > 0 gradient descent ends at the minimum of loss + lam/2 ||w||^2, as another solver finds it.",
         rule="Reproduced if at every lam the 95 % interval, over seeds and in logarithms, of the largest relative distance of"
         f" any data set lies below {rules.REACHED:g}; not reproduced if one lies above; else inconclusive.",
         effect_name="decimal logarithm of the largest relative distance to the minimum",
@@ -159,7 +159,7 @@ SEPARABLE_CLAIMS = (
     ),
     Claim(
         key="svm-path",
-        text="As lam goes to 0, that minimum turns to the hard-margin direction.",
+        text="As lam goes to 0, the minimum of loss + lam/2 ||w||^2 turns to the hard-margin direction.",
         rule=f"Random points, lam {', '.join(f'{lam:g}' for lam in rules.RANDOM_LAMS)}: reproduced if the 95 % interval of the"
         " ratio of angles lies below 1 from each lam to the next smaller; not reproduced if one lies above; else inconclusive.",
         effect_name="angle with the smallest over that with the largest lam",
@@ -190,7 +190,7 @@ MEANS_NOTE = "Means over seeds with 95 % intervals; lines join them."
 PANELS = (
     PointsPanel(
         slug="functions",
-        title="A two-layer ReLU net meets twelve points",
+        title="A two-layer ReLU net fits twelve points",
         x_label="x",
         y_label="f(x)",
         rows=figures.fitted_functions,
