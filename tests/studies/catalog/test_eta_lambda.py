@@ -192,7 +192,7 @@ def test_too_small_a_grid_is_inconclusive_and_not_an_error() -> None:
     for claim in ETA_LAMBDA.claims:
         finding = claim.measure(results, 8)
         assert (finding.outcome, finding.effect) == ("inconclusive", None)
-        assert finding.reason.startswith("too few cells")
+        assert finding.reason.startswith("too few settings")
 
 
 def test_figures_show_the_grid_and_the_collapse() -> None:

@@ -123,7 +123,7 @@ CLAIMS = (
     ),
     _needed(CONSTANT, "Without decay and without growth of the rate the run is another one."),
     _needed(UNMATCHED, "The start has to be matched: with a momentum that starts at 0 the twin is another run."),
-    _needed(NORMALIZED, "Of a ResNet with trained gains and a trained last layer it does not hold."),
+    _needed(NORMALIZED, "For a ResNet with trained gains and a trained last layer it does not hold."),
 )
 
 

@@ -74,7 +74,7 @@ CLAIMS = (
     ),
     Claim(
         key="d",
-        text="So the covariance is closer to the Gauss-Newton matrix than to the Hessian.",
+        text="The covariance of SGD's noise is closer to the Gauss-Newton matrix than to the Hessian.",
         rule=f"The scale-invariant ResNet, {START}. Reproduced if the 95 % interval of (cos(G, Sigma) - cos(H, Sigma)), paired"
         " by seed, lies above 0; not reproduced if below; else inconclusive.",
         effect_name="cos(G, Sigma) - cos(H, Sigma)",

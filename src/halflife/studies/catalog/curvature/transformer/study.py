@@ -87,7 +87,7 @@ CLAIMS = (
     ),
     Claim(
         key="generalizes",
-        text="After the branch from the large rate, decay leaves a lower validation loss and a smaller gap.",
+        text="After the branch from the large rate, decay leaves a lower validation loss and a smaller generalization gap.",
         rule="Reproduced if the 95 % intervals of both differences (strong decay minus none) lie below 0; not reproduced if"
         f" that of the validation loss excludes an improvement of {rules.SMALLEST_EFFECT} nats, or that of the gap (validation"
         " minus training loss) lies above 0; else inconclusive.",

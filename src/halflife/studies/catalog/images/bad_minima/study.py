@@ -31,7 +31,8 @@ __all__ = ["BAD_MINIMA", "CLAIMS"]
 
 BAD_RULE = (
     f"Where random and true labels were fitted (95 % intervals of both training errors below {rules.FITTED:.0%}): reproduced if"
-    f" the 95 % interval of the gap lies above {rules.GAP:g} point; not reproduced if it lies below; else, and where they were"
+    f" the 95 % interval of the gap (test error from the bad start minus that from a fresh one) lies above"
+    f" {rules.GAP:g} point; not reproduced if it lies below; else, and where they were"
     " not fitted, inconclusive."
 )
 CLOSES_RULE = (

@@ -131,7 +131,7 @@ TEXT_CLAIMS = (
     ),
     Claim(
         key="h-early",
-        text="Early the bias part does not depend on lam: branches end at the same loss.",
+        text="Early in the run the bias part does not depend on lam: branches end at the same loss.",
         rule="At the first branch: reproduced if for moderate and for large decay the 90 % interval of (bias with decay -"
         f" without) lies within {quantities.EARLY_MARGIN:g} nats of 0 where the 95 % interval of (loss of the run with decay -"
         f" without) lies above {quantities.EARLY_MARGIN:g} nats; not reproduced if one of the first lies wholly outside; else"
@@ -152,7 +152,7 @@ TEXT_CLAIMS = (
         )
         for key, words, name, index in (
             ("h-first", "The larger effective rate lowers the bias part from the start.", "first", 0),
-            ("h", "Late the bias part is lower with decay.", "last", -1),
+            ("h", "Late in the run the bias part is lower with decay.", "last", -1),
         )
     ),
     Claim(

@@ -90,7 +90,7 @@ CLAIMS = (
     ),
     Claim(
         key="one-pass-dropout",
-        text="On a one-pass run dropout only hurts, whatever lam.",
+        text="On a one-pass run dropout only raises the loss, whatever lam.",
         rule="Reproduced if at every lam the 95 % interval of (loss with the low dropout - loss without) lies above 0; not"
         " reproduced if at one it lies below 0; else inconclusive.",
         effect_name="loss with the low dropout minus without, at the lam where it is least",
