@@ -34,13 +34,13 @@ from halflife.studies.report.files import render_figure
 from halflife.studies.report.pages.guide import Step, guide_of
 from halflife.studies.report.pages.provenance import duration, num_earlier
 from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_markdown
-from halflife.studies.store.store import LARGEST_READINGS, RUN_NAME, SHEET_NAME, Store
+from halflife.studies.store.store import LARGEST_READINGS, RUN_NAME, MANIFEST_NAME, Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"
 README_RESULT = "stabilization-laptop"
 NUM_PICTURES = 2  # of a study that names none
-MEMBER = re.compile(rf"store\.json|sheets/{SHEET_NAME}\.json|runs/{RUN_NAME}/(run\.json|readings\.jsonl)")
+MEMBER = re.compile(rf"store\.json|sheets/{MANIFEST_NAME}\.json|runs/{RUN_NAME}/(run\.json|readings\.jsonl)")
 BEGIN, END = f"<!-- {README_RESULT}: made by tools/results.py -->", "<!-- end -->"
 
 
@@ -48,7 +48,7 @@ def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
     """Write one archive for every manifest of a store, the same bytes for the same store."""
     store = Store(source)
     written = []
-    for manifest in store.sheets():
+    for manifest in store.manifests():
         results = StudyResults(store, get_study(manifest["study"]), manifest)
         if results.num_finished < results.num_planned:
             sys.exit(
@@ -88,7 +88,7 @@ def unpack(folder: Path) -> Store:
 
 def all_results(store: Store) -> dict[str, StudyResults]:
     """Each manifest's results by name, in the order of studies and presets."""
-    found = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
+    found = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.manifests()]
     studies = list(STUDIES)
     found.sort(key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
     return {f"{results.study.name}-{results.preset_name}": results for results in found}

@@ -19,6 +19,6 @@ def smoke_results(path: Path, study: Study) -> StudyResults:
     for run in plan.needed:
         task = Task(run.id, run.spec, run.parent_id)
         train_run(store, task, progress=lambda *_: None, device="cpu", data_folder=None, stop=lambda: False)
-    manifest = plan.sheet(1, None)
-    store.write_sheet(f"{study.name}-smoke", manifest)
+    manifest = plan.manifest(1, None)
+    store.write_manifest(f"{study.name}-smoke", manifest)
     return StudyResults(store, study, manifest)

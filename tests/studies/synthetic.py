@@ -121,7 +121,7 @@ def make_store(
         "machine": {"cores": 2, "processor": "Some processor", "platform": "Linux-6.1-x86_64"},
         "arms": arms,
     }
-    store.write_sheet(f"{study}-{preset}", content | manifest)
+    store.write_manifest(f"{study}-{preset}", content | manifest)
     return store
 
 

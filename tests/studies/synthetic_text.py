@@ -315,5 +315,5 @@ def make_text_store(
         "machine": {"cores": 2, "processor": "Some processor"},
         "arms": arms,
     }
-    store.write_sheet("made-up-lm-laptop", content | manifest)
+    store.write_manifest("made-up-lm-laptop", content | manifest)
     return store

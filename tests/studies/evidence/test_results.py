@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_every_study_has_its_laptop_runs(store: Store) -> None:
-    packed = {(manifest["study"], manifest["preset"]) for manifest in store.sheets()}
+    packed = {(manifest["study"], manifest["preset"]) for manifest in store.manifests()}
     assert {(study, "laptop") for study in STUDIES} <= packed
     assert {preset for _, preset in packed} <= {"laptop", "night"}
     names = {path.name.removesuffix(".tar.xz") for path in (ROOT / "results").glob("*.tar.xz")}
@@ -44,7 +44,7 @@ def code_of(header: dict[str, Any]) -> str:
 
 
 def test_the_runs_are_those_of_the_presets(store: Store) -> None:
-    for manifest in store.sheets():
+    for manifest in store.manifests():
         study = get_study(manifest["study"])
         preset = study.presets[manifest["preset"]]
         results = StudyResults(store, study, manifest)
@@ -109,7 +109,7 @@ def test_what_runs_keep_for_branches_is_not_packed(
         found.extractall(tmp_path / "again", filter="data")
     assert {Path(name).name for name in names} == {"store.json", "made-up-lm-laptop.json", "run.json", "readings.jsonl"}
     assert len(names) == 2 + 2 * len(results.headers)
-    again = StudyResults(Store(tmp_path / "again"), TEXT_STUDY, Store(tmp_path / "again").sheets()[0])
+    again = StudyResults(Store(tmp_path / "again"), TEXT_STUDY, Store(tmp_path / "again").manifests()[0])
     assert [v.finding for v in again.verdicts()] == [v.finding for v in results.verdicts()]
 
 

@@ -182,7 +182,7 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
 
 def results(tmp_path: Path, **kwargs: Any) -> StudyResults:
     store = make_store(tmp_path, num_seeds=3, **kwargs)
-    return StudyResults(store, get_study("stabilization"), store.sheets()[0])
+    return StudyResults(store, get_study("stabilization"), store.manifests()[0])
 
 
 def test_only_seeds_that_every_arm_has_are_compared(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_missing_row_is_an_error_and_not_a_smaller_sample(
 
 def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    manifest = store.sheets()[0]
+    manifest = store.manifests()[0]
     with pytest.raises(StoreError, match=r"holds stabilization at a preset 'day' that this halflife does not know"):
         StudyResults(store, get_study("stabilization"), manifest | {"preset": "day"})
     broken = StudyResults(store, get_study("stabilization"), manifest | {"arms": manifest["arms"][1:]})
@@ -255,7 +255,7 @@ def test_sheets_are_found_by_name(tmp_path: Path) -> None:
         UserError, match=r"has no runs of stabilization-vgg: run `halflife study run stabilization-vgg`"
     ):
         manifests_of(store, ["stabilization-vgg"])
-    json.dumps(store.sheets())
+    json.dumps(store.manifests())
 
 
 def test_every_amendment_is_of_a_claim_that_exists() -> None:

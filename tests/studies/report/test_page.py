@@ -87,8 +87,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         status=lambda key, seed, size: "failed" if (key, seed, size) == ("large-none", 1, 4) else "finished",
     )
     text = make_text_store(folder / "text")
-    many = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
-    many += [StudyResults(text, TEXT_STUDY, manifest) for manifest in text.sheets()]
+    many = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.manifests()]
+    many += [StudyResults(text, TEXT_STUDY, manifest) for manifest in text.manifests()]
     page = folder / "page.html"
     page.write_text(render_page(many), encoding="utf-8")
     return page

@@ -33,7 +33,7 @@ def text_of(page: str) -> str:
 
 
 def results_in(store: Store) -> list[StudyResults]:
-    return [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.sheets()]
+    return [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.manifests()]
 
 
 def section_words(page: str, number: int) -> str:
@@ -238,7 +238,7 @@ def damaged(source: Path, target: Path, study: str) -> tuple[Store, Path]:
     """A copy of a store in which a line of one run of a study is no JSON."""
     shutil.copytree(source, target)
     store = Store(target)
-    manifest = next(manifest for manifest in store.sheets() if manifest["study"] == study)
+    manifest = next(manifest for manifest in store.manifests() if manifest["study"] == study)
     path = store.run(manifest["arms"][1]["runs"]["0"]).path / "readings.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n", encoding="utf-8")
@@ -277,7 +277,7 @@ def test_where_nothing_can_be_shown_the_report_is_an_error(tmp_path: Path) -> No
 
 def test_a_study_of_a_newer_halflife_is_a_named_problem(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    store.write_sheet("from-tomorrow-laptop", store.sheets()[0] | {"study": "from-tomorrow"})
+    store.write_manifest("from-tomorrow-laptop", store.manifests()[0] | {"study": "from-tomorrow"})
     words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
     assert "from-tomorrow, preset laptop, cannot be shown: there is no study 'from-tomorrow'" in words
     assert "stabilization, preset laptop" in words

@@ -42,7 +42,7 @@ FAILURE = "the training loss became nan in epoch 3 (lr 0.1, lam 0, seed 1): lowe
 
 
 def results_of(store: Store, index: int = 0) -> StudyResults:
-    manifest = store.sheets()[index]
+    manifest = store.manifests()[index]
     return StudyResults(store, get_study(manifest["study"]), manifest)
 
 
@@ -435,9 +435,9 @@ def test_a_test_sheet_gives_way_to_a_real_one(tmp_path: Path) -> None:
 
 def test_what_older_sheets_lack_is_left_out(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    manifest = store.sheets()[0]
+    manifest = store.manifests()[0]
     needed = {"study", "preset", "main_size", "arms"}
-    store.write_sheet("stabilization-laptop", {key: value for key, value in manifest.items() if key in needed})
+    store.write_manifest("stabilization-laptop", {key: value for key, value in manifest.items() if key in needed})
     for identity, header in results_of(store).headers.items():
         kept = {"id", "status", "spec"}
         store.run(identity).write_header({key: value for key, value in header.items() if key in kept})

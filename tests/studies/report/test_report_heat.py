@@ -26,7 +26,7 @@ GRID, PLANE = TEXT_STUDY.panels[4:]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> StudyResults:
     store = make_text_store(tmp_path_factory.mktemp("heat") / "store")
-    return StudyResults(store, TEXT_STUDY, store.sheets()[0])
+    return StudyResults(store, TEXT_STUDY, store.manifests()[0])
 
 
 def heat(*cells: Cell, **fields: Any) -> HeatPanel:
@@ -154,7 +154,7 @@ def test_cells_that_cannot_be_drawn_are_an_error(results: StudyResults, panel: H
 def test_a_grid_waits_for_seeds_and_whole_runs(tmp_path: Path, results: StudyResults) -> None:
     def found(folder: Path, **given: Any) -> StudyResults:
         store: Store = make_text_store(folder, **given)
-        return StudyResults(store, TEXT_STUDY, store.sheets()[0])
+        return StudyResults(store, TEXT_STUDY, store.manifests()[0])
 
     one = found(tmp_path / "one", num_seeds=1)
     assert why_not_drawn(one, GRID) == "1 of 2 seeds are finished in every arm"

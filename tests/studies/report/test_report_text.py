@@ -38,7 +38,7 @@ LOSS, BRANCHES, EVERY_ARM, SWEEP = TEXT_STUDY.panels[:4]
 
 
 def results_of(store: Store) -> StudyResults:
-    return StudyResults(store, TEXT_STUDY, store.sheets()[0])
+    return StudyResults(store, TEXT_STUDY, store.manifests()[0])
 
 
 def rows_of(figure: Any) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def test_arrays_of_different_length_are_an_error(tmp_path: Path) -> None:
 
 def test_runs_that_arms_share_count_once(tmp_path: Path) -> None:
     store = make_text_store(tmp_path)
-    manifest = store.sheets()[0]
+    manifest = store.manifests()[0]
     again = {**manifest["arms"][0], "key": "again"}
     found = StudyResults(store, TEXT_STUDY, manifest | {"arms": [*manifest["arms"], again]})
     assert found.num_planned == found.num_finished == 12 * (2 + 3)

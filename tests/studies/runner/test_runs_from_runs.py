@@ -39,7 +39,7 @@ def test_parents_come_first_and_once(corpus: str, tmp_path: Path) -> None:
             assert event.run.id not in done
             done.add(event.run.id)
     assert done == {run.id for run in plan.needed}
-    (sheet,) = store.sheets()
+    (sheet,) = store.manifests()
     assert [arm["key"] for arm in sheet["arms"]] == ["branch", "parent", "replay"]
     listed = {run for arm in sheet["arms"] for run in arm["runs"].values()}
     helpers = done - listed

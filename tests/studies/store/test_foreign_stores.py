@@ -398,14 +398,14 @@ def test_an_archive_is_not_unpickled(
     about.size = len(content)
     with tarfile.open(path, "w:xz") as archive:
         archive.addfile(about, io.BytesIO(content))
-    refused(lambda: tool.unpack(tmp_path / "store").sheets(), "stabilization-laptop.json is not valid JSON")
+    refused(lambda: tool.unpack(tmp_path / "store").manifests(), "stabilization-laptop.json is not valid JSON")
 
 
 def test_an_archive_of_our_own_is_unpacked(tool: ModuleType, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     tool.pack(store.path, tmp_path / "archives")
     again: Store = tool.unpack(tmp_path / "again")
-    assert again.sheets() == store.sheets()
+    assert again.manifests() == store.manifests()
     ours, theirs = ({p.relative_to(s.path): p.read_bytes() for p in s.path.rglob("*.json*")} for s in (store, again))
     assert ours == theirs
 
@@ -430,7 +430,10 @@ def test_the_id_of_a_run_is_text(tmp_path: Path, name: Any) -> None:
 @pytest.mark.parametrize("name", ["../x", "/x", "", ".x", "a/b", "a" * 201])
 def test_the_name_of_a_sheet_leads_nowhere(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path / "store")
-    refused(lambda: store.write_sheet(name, {}), "the name of a sheet is .*, expected letters, digits, dots and dashes")
+    refused(
+        lambda: store.write_manifest(name, {}),
+        "the name of a manifest is .*, expected letters, digits, dots and dashes",
+    )
     assert not [path for path in tmp_path.rglob("*.json") if path.name != "store.json"]
 
 
@@ -446,11 +449,11 @@ def test_a_sheet_cannot_name_a_run_outside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "store")
-    (sheet,) = store.sheets()
+    (sheet,) = store.manifests()
     secret = shutil.copytree(store.run(sheet["arms"][0]["runs"]["0"]).path, tmp_path / "secret")
     for name in ("../../secret", str(secret)):
         sheet["arms"][0]["runs"]["0"] = name
-        store.write_sheet("stabilization-laptop", sheet)
+        store.write_manifest("stabilization-laptop", sheet)
         for arguments in (("study", "verdicts"), ("report",)):
             said = command(capsys, monkeypatch, *arguments, "--store", str(store.path))
             assert f"the id of a run is {name!r}, expected 16 hexadecimal digits" in said
@@ -506,8 +509,8 @@ def test_the_store_itself_may_be_a_link(tmp_path: Path) -> None:
     store = make_store(tmp_path / "large disk")
     (tmp_path / "store").symlink_to(store.path)
     again = Store(tmp_path / "store")
-    assert again.sheets() == store.sheets()
-    assert again.run(again.sheets()[0]["arms"][0]["runs"]["0"]).finished
+    assert again.manifests() == store.manifests()
+    assert again.run(again.manifests()[0]["arms"][0]["runs"]["0"]).finished
 
 
 @pytest.mark.timeout(20)
@@ -518,7 +521,7 @@ def test_files_of_the_store_are_regular(tmp_path: Path, place: str, make: Callab
     path = store.path / place
     path.rename(tmp_path / "outside.json")
     make(path, tmp_path / "outside.json")
-    refused(lambda: Store(store.path).sheets(), r"json is a (link|named pipe), expected a file: remove it")
+    refused(lambda: Store(store.path).manifests(), r"json is a (link|named pipe), expected a file: remove it")
 
 
 @pytest.mark.parametrize(
@@ -526,7 +529,7 @@ def test_files_of_the_store_are_regular(tmp_path: Path, place: str, make: Callab
 )
 def test_json_that_is_nested_too_deeply_is_one_sentence(tmp_path: Path, text: str) -> None:
     store = make_store(tmp_path / "store")
-    folder = store.run(store.sheets()[0]["arms"][0]["runs"]["0"])
+    folder = store.run(store.manifests()[0]["arms"][0]["runs"]["0"])
     (folder.path / "run.json").write_text(text)
     refused(folder.header, "run.json is nested too deeply to be read: remove it, and run the study again")
     (folder.path / "readings.jsonl").write_text(f"{text}\n")  # of the last kind, one that is no reading

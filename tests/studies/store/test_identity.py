@@ -17,7 +17,7 @@ from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.pages.provenance import provenance_of
 from halflife.studies.runner import plan
 from halflife.studies.runner.plan import make_plan
-from halflife.studies.runner.pool import sheet_kept
+from halflife.studies.runner.pool import timed_manifest
 from halflife.studies.runner.worker import header_of
 from halflife.studies.specs import ImageBranch, ImageRun, LeastSquaresRun, RunSpec, SeparableRun, TextBranch, TextRun
 from halflife.studies.specs.base import _KINDS
@@ -107,14 +107,14 @@ def test_runs_of_older_names_are_shown_and_stay_in_the_store(tmp_path: Path) -> 
         folder.write_header(head | {"code_digest": "c0de" * 16})
         folder.append(Reading(step=1, epoch=1, values={"train/loss": 1.0}))
         folder.close()
-    store.write_sheet("stabilization-smoke", older.sheet(1, None))
-    shown = StudyResults(store, study, store.sheets()[0])
+    store.write_manifest("stabilization-smoke", older.manifest(1, None))
+    shown = StudyResults(store, study, store.manifests()[0])
     assert shown.num_finished == shown.num_planned == len(older.needed)
     assert dict(provenance_of(shown).facts)["trainer"] == "before trainer versions (code digest c0dec0de)"
     before = {path: path.read_bytes() for path in tmp_path.glob("runs/*/*") if path.is_file()}
-    with sheet_kept(store, fresh, 1):  # what `study run` does around its runs
+    with timed_manifest(store, fresh, 1):  # what `study run` does around its runs
         assert not [run for run in fresh.needed if store.run(run.id).finished]
-    assert StudyResults(store, study, store.sheets()[0]).num_finished == 0
+    assert StudyResults(store, study, store.manifests()[0]).num_finished == 0
     assert {path: path.read_bytes() for path in tmp_path.glob("runs/*/*") if path.is_file()} == before
 
 

@@ -156,7 +156,7 @@ def test_one_process_writes_a_store_and_others_read_it(tmp_path: Path) -> None:
 from halflife.studies.store.store import Store
 from halflife.errors import StoreError
 store = Store({str(tmp_path)!r})
-print(len(store.sheets()))
+print(len(store.manifests()))
 try:
     with store.locked():
         print("held")
@@ -170,7 +170,7 @@ except StoreError as error:
 """
     store = Store(tmp_path)
     with store.locked(), store.run(RUN).locked():
-        store.write_sheet("a-b", {"study": "a"})
+        store.write_manifest("a-b", {"study": "a"})
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
         "1",

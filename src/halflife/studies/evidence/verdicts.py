@@ -92,7 +92,7 @@ def manifests_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         UserError: A named study has no manifest, or the store has none at all.
     """
-    manifests = [found for found in store.sheets() if not names or found["study"] in names]
+    manifests = [found for found in store.manifests() if not names or found["study"] in names]
     missing = [name for name in names if all(found["study"] != name for found in manifests)]
     if missing or not manifests:
         what = f"no runs of {missing[0]}" if missing else "no runs"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halflife.errors import UserError
 from halflife.studies.specs.base import RunSpec
-from halflife.studies.store.files import named_in, said_plainly, write_whole
+from halflife.studies.store.files import explain_write_errors, named_in, write_whole
 
 __all__ = ["Values", "check_run", "header_of", "kept_file", "read_tensors", "readable", "write_tensors"]
 
@@ -57,7 +57,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Values, *, 
         values: Values that JSON can hold.
         run: The digest of the spec of the run that writes.
     """
-    with said_plainly(path.parent):
+    with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     # safetensors wants each tensor dense in its own order of dimensions, channels_last is not.
     dense = {name: value.contiguous() for name, value in tensors.items()}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError, UserError
 from halflife.studies.runner.plan import Plan, PlannedRun
-from halflife.studies.runner.pool import Event, orphaned, sheet_kept
+from halflife.studies.runner.pool import Event, orphaned, timed_manifest
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.specs.trainers import TEXT
 from halflife.studies.store.store import Store
@@ -250,7 +250,7 @@ class Crew:
         """
         failures: list[str] = []
         failed: set[str] = set()
-        with sheet_kept(self.store, plan, workers=1):
+        with timed_manifest(self.store, plan, workers=1):
             for run in missing:
                 if run.parent_id in failed:
                     failed.add(run.id)

@@ -49,7 +49,7 @@ class Plan:
             found.setdefault(run.id, run)
         return list(found.values())
 
-    def sheet(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    def manifest(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """The study's sheet for the store.
 
         Args:

@@ -26,7 +26,7 @@ from halflife.studies.runner.worker import Task, work
 from halflife.studies.store.machine import available_cores
 from halflife.studies.store.store import Store
 
-__all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "sheet_kept"]
+__all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "timed_manifest"]
 
 STOP_SECONDS = 300.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -85,7 +85,7 @@ def execute(
         KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
     """
     pool = _Pool(store, data_folder)
-    with sheet_kept(store, plan, workers):
+    with timed_manifest(store, plan, workers):
         try:
             with _terminated_like_interrupted():
                 return pool.work(deque(missing), workers, listen)
@@ -97,7 +97,7 @@ def execute(
 
 
 @contextlib.contextmanager
-def sheet_kept(store: Store, plan: Plan, workers: int) -> Iterator[None]:
+def timed_manifest(store: Store, plan: Plan, workers: int) -> Iterator[None]:
     """Write a plan's sheet, and once its runs are done, or not, how long it took.
 
     Args:
@@ -110,15 +110,15 @@ def sheet_kept(store: Store, plan: Plan, workers: int) -> Iterator[None]:
     """
     name = f"{plan.study.name}-{plan.preset_name}"
     earlier = next(
-        (s for s in store.sheets() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
+        (s for s in store.manifests() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
     )
-    sheet = plan.sheet(workers, earlier)
-    store.write_sheet(name, sheet)
+    sheet = plan.manifest(workers, earlier)
+    store.write_manifest(name, sheet)
     began, spent = time.perf_counter(), float(sheet["seconds"])
     try:
         yield
     finally:
-        store.write_sheet(name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+        store.write_manifest(name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
 
 
 def orphaned(run: PlannedRun) -> str:

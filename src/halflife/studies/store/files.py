@@ -18,10 +18,10 @@ from typing import Any
 
 from halflife.errors import StoreError
 
-__all__ = ["check_regular", "check_tree", "named_in", "read_object", "said_plainly", "write_whole"]
+__all__ = ["check_regular", "check_tree", "explain_write_errors", "named_in", "read_object", "write_whole"]
 
 DEEPEST_JSON = 32  # levels; a branch of a branch in a header has 4
-LARGEST_JSON = 64 << 20  # bytes; a sheet of 10,000 runs has half a million
+LARGEST_JSON = 64 << 20  # bytes; a manifest of 10,000 runs has half a million
 KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
 
 
@@ -134,7 +134,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def said_plainly(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusals to write into one sentence each.
 
     Args:
@@ -180,7 +180,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with said_plainly(path):
+    with explain_write_errors(path):
         aside.unlink(missing_ok=True)
         try:
             with aside.open("xb") as file:  # never through a link that lies there

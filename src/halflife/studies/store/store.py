@@ -1,15 +1,15 @@
-"""The store: a folder of runs and study sheets that is readable after a crash at any byte.
+"""The store: a folder of runs and of studies' manifests that is readable after a crash at any byte.
 
     halflife-runs/
       store.json                     the schema version
-      sheets/<study>-<preset>.json   which runs a study consists of, and how it was started
+      sheets/<study>-<preset>.json   the manifest: which runs a study consists of, and how it was started
       runs/<id>/run.json             spec, versions, hashes, status
       runs/<id>/readings.jsonl       append-only, one reading a line
       runs/<id>/checkpoint.safetensors   until the run is finished; checkpoint/ of several processes
       runs/<id>/kept/                what other runs start from: checkpoints, norms
 
 Whole files are written aside and renamed. A torn last line of ``readings.jsonl`` is dropped with a warning, and so is
-never parsed. One process writes a store at a time.
+never parsed. One process writes a store at a time. ``sheets`` is what schema 1 calls the folder of the manifests.
 
 A store may come from somebody else: names in it are checked before they become paths, and it holds folders and regular
 files, no links.
@@ -31,15 +31,22 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from halflife.errors import StoreError
-from halflife.studies.store.files import check_regular, check_tree, named_in, read_object, said_plainly, write_whole
+from halflife.studies.store.files import (
+    check_regular,
+    check_tree,
+    explain_write_errors,
+    named_in,
+    read_object,
+    write_whole,
+)
 from halflife.studies.store.records import Reading
 
-__all__ = ["LARGEST_READINGS", "RUN_NAME", "SHEET_NAME", "RunFolder", "Store", "run_id"]
+__all__ = ["LARGEST_READINGS", "MANIFEST_NAME", "RUN_NAME", "RunFolder", "Store", "run_id"]
 
 SCHEMA = 1
 ID_LENGTH = 16
 RUN_NAME = "[0-9a-f]{16}"
-SHEET_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+MANIFEST_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
 LARGEST_READINGS = 1 << 30  # bytes
 
 
@@ -86,11 +93,7 @@ class RunFolder:
         return self.path / "kept"
 
     def header(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty when the run was never started.
-
-        Returns:
-            Spec, hashes, versions, and ``status``: ``"running"``, ``"finished"`` or ``"failed"``.
-        """
+        """What ``run.json`` says, with ``status`` "running", "finished" or "failed"; empty if the run was never started."""
         path = self.path / "run.json"
         return read_object(path) if path.exists() else {}
 
@@ -100,12 +103,8 @@ class RunFolder:
         return self.header().get("status") == "finished"
 
     def write_header(self, header: dict[str, Any]) -> None:
-        """Replace ``run.json``.
-
-        Args:
-            header: Its new content.
-        """
-        with said_plainly(self.path):
+        """Replace ``run.json``."""
+        with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
 
@@ -145,7 +144,7 @@ class RunFolder:
             return
         line = memoryview(reading.to_line().encode() + b"\n")
         try:
-            with said_plainly(self.path):
+            with explain_write_errors(self.path):
                 while line:  # unbuffered, so that a full disk leaves nothing to be written at close
                     line = line[self._file.write(line) :]
                 # A checkpoint follows, and must never be on the disk before the readings that it stands for.
@@ -159,7 +158,7 @@ class RunFolder:
         readings = self.readings()
         self._last_step = readings[-1].step if readings else -1
         path = self.path / "readings.jsonl"
-        with said_plainly(self.path):
+        with explain_write_errors(self.path):
             self._file = path.open("ab", buffering=0)
         # A torn line is cut off before anything is added behind it.
         whole = path.read_bytes().rfind(b"\n") + 1
@@ -184,7 +183,7 @@ class RunFolder:
         Raises:
             StoreError: The other process did not let go.
         """
-        with said_plainly(self.path):
+        with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
         try:
@@ -203,7 +202,7 @@ class RunFolder:
 
 
 class Store:
-    """A folder of runs and study sheets.
+    """A folder of runs and of studies' manifests.
 
     Args:
         path: The folder; made when something is first written.
@@ -233,7 +232,7 @@ class Store:
 
     def create(self) -> None:
         """Make the folder, if it is not there."""
-        with said_plainly(self.path):
+        with explain_write_errors(self.path):
             (self.path / "runs").mkdir(parents=True, exist_ok=True)
             (self.path / "sheets").mkdir(exist_ok=True)
         if not (self.path / "store.json").exists():
@@ -250,7 +249,7 @@ class Store:
             StoreError: Another process holds it.
         """
         self.create()
-        with said_plainly(self.path):
+        with explain_write_errors(self.path):
             lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -282,23 +281,14 @@ class Store:
         check_tree(path)
         return RunFolder(path)
 
-    def write_sheet(self, name: str, sheet: dict[str, Any]) -> None:
-        """Write which runs a study consists of.
-
-        Args:
-            name: ``<study>-<preset>``.
-            sheet: JSON values.
-        """
+    def write_manifest(self, name: str, manifest: dict[str, Any]) -> None:
+        """Write the manifest ``name``, which is ``<study>-<preset>``: the runs that a study consists of."""
         self.create()
         words = "letters, digits, dots and dashes"
-        path = named_in(self.path / "sheets", name, SHEET_NAME, what="the name of a sheet", expected=words)
-        write_whole(path.with_name(f"{name}.json"), json.dumps(sheet, indent=1) + "\n")
+        path = named_in(self.path / "sheets", name, MANIFEST_NAME, what="the name of a manifest", expected=words)
+        write_whole(path.with_name(f"{name}.json"), json.dumps(manifest, indent=1) + "\n")
 
-    def sheets(self) -> list[dict[str, Any]]:
-        """All study sheets, by name.
-
-        Returns:
-            One JSON object a study and preset.
-        """
+    def manifests(self) -> list[dict[str, Any]]:
+        """All manifests in the order of their names: one JSON object a study and preset."""
         folder = self.path / "sheets"
         return [read_object(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from halflife.errors import UserError
 from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
 from halflife.studies.lab.text.parallel import DataParallelContext
-from halflife.studies.store.files import named_in, read_object, said_plainly, write_whole
+from halflife.studies.store.files import named_in, read_object, explain_write_errors, write_whole
 
 __all__ = ["found", "read", "write_file", "write_folder"]
 
@@ -73,14 +73,14 @@ def write_folder(
     name = "b" if parallel.any(taken) else "a"
     if parallel.rank == 0:
         shutil.rmtree(path / name, ignore_errors=True)
-        with said_plainly(path):
+        with explain_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
     parallel.any(False)  # nobody writes before it is gone
     try:
         save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path / name), save_distributed=True))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
-        with said_plainly(path):
+        with explain_write_errors(path):
             raise cause from error
     if parallel.rank == 0:
         shapes = {key: list(value.shape) for key, value in tensors.items()}
