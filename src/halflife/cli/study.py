@@ -18,7 +18,7 @@ from rich.markup import escape
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
-    from halflife.studies.runner.distributed import Crew
+    from halflife.studies.runner.distributed import Rank
     from halflife.studies.runner.plan import Plan
     from halflife.studies.store.store import Store
 
@@ -121,7 +121,7 @@ def run_studies(
         raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected an integer >= 1: a verdict needs at least 2")
-    from halflife.studies.runner.distributed import joined
+    from halflife.studies.runner.distributed import process_group
     from halflife.studies.runner.plan import make_plan
 
     data_folder = None if data is None else str(data)
@@ -142,11 +142,12 @@ def run_studies(
             f"--data is {data}, and no run of {', '.join(plan.study.name for plan in plans)} at {preset} reads a folder: leave"
             " it out, or choose a preset that says so in `halflife study list`"
         )
-    with joined(where, plans, fsdp=fsdp) as crew:
-        if crew is not None and not crew.leads:
-            crew.follow(plans, data_folder)
+    with process_group(where, plans, fsdp=fsdp) as rank:
+        if rank is not None and rank.world.rank > 0:
+            for plan in plans:
+                rank.execute(plan, (), data_folder=data_folder)
             return
-        failures = _run_plans(where, plans, workers, data_folder, crew)
+        failures = _run_plans(where, plans, workers, data_folder, rank)
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
@@ -157,9 +158,9 @@ def run_studies(
 
 
 def _run_plans(
-    where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, crew: Crew | None
+    where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, rank: Rank | None
 ) -> list[str]:
-    """Do what is missing of plans, in workers or with all processes on each run; the answer is why runs failed."""
+    """Do what is missing of plans, in worker processes or by all ranks together; the answer is why runs failed."""
     from halflife.studies.runner import pool
     from halflife.studies.runner.progress import shown_progress
 
@@ -168,10 +169,10 @@ def _run_plans(
         for plan in plans:
             needed = plan.needed
             missing = [run for run in needed if not where.run(run.id).finished]
-            num_workers = 1 if crew is not None else workers if workers is not None else pool.default_workers()
+            num_workers = 1 if rank is not None else workers if workers is not None else pool.default_workers()
             num_workers = max(1, min(num_workers, len(missing)))
             finished = len(needed) - len(missing)
-            who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if crew is None else crew.words
+            who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if rank is None else rank.description
             console.print(
                 f"[bold]{plan.study.name}[/], {plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished}"
                 f" finished before, {who}, store {where.path}",
@@ -179,8 +180,8 @@ def _run_plans(
             )
             with shown_progress(console, missing, finished, num_workers) as listen:
                 try:
-                    if crew is not None:
-                        failures += crew.execute(plan, missing, listen=listen, data_folder=data_folder)
+                    if rank is not None:
+                        failures += rank.execute(plan, missing, listen=listen, data_folder=data_folder)
                     else:
                         failures += pool.execute(
                             where,
@@ -198,8 +199,6 @@ def _run_plans(
                         " goes on where it stopped, and `halflife study verdicts` shows what there is"
                     ) from None
             _print_verdicts(where, plan.study.name, plan.preset_name)
-    if crew is not None:
-        crew.named(None)
     return failures
 
 

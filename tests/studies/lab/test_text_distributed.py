@@ -25,7 +25,7 @@ import torch
 
 from halflife.errors import RunStoppedError, UserError
 from halflife.studies.lab.text.train import train
-from halflife.studies.runner.distributed import joined
+from halflife.studies.runner.distributed import process_group
 from halflife.studies.specs import TextRun
 from halflife.studies.specs.base import spec_from_json
 from halflife.studies.store.store import Store
@@ -280,11 +280,11 @@ def test_fsdp_needs_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     with (
         pytest.raises(UserError, match="torchrun --nproc-per-node N -m halflife study run"),
-        joined(Store(tmp_path), [], fsdp=True),
+        process_group(Store(tmp_path), [], fsdp=True),
     ):
         pass
-    with joined(Store(tmp_path), [], fsdp=False) as crew:
-        assert crew is None
+    with process_group(Store(tmp_path), [], fsdp=False) as rank:
+        assert rank is None
 
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -314,7 +314,7 @@ def test_a_study_under_torchrun(tmp_path: Path, options: tuple[str, ...]) -> Non
     process = torchrun(tmp_path, *arguments, "together", *options)
     out, err = ended(process)
     assert process.returncode == 0, err
-    assert out.count("report: ") == out.count("runs, 0 finished before, 2 processes together") == 1
+    assert out.count("report: ") == out.count("runs, 0 finished before, 2 processes with ") == 1
     single = [sys.executable, "-m", "halflife", *arguments, "alone", "--workers", "1"]
     subprocess.run(single, cwd=tmp_path, check=True, capture_output=True)
     runs = {path.name for path in (tmp_path / "alone" / "runs").iterdir()}

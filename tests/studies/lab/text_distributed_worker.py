@@ -7,6 +7,7 @@ Each process writes the readings of every run to FOLDER/found-RANK.json.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -105,15 +106,19 @@ def main(rank: int, size: int, folder: Path) -> None:
         "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size, timeout=timedelta(seconds=180)
     )
     try:
-        jobs = [Jobs(form, folder) for form in FORMS]
-        for each in jobs:
-            each.begin()
-        for each in jobs:
-            each.go_on()
-        found = {each.form: each.found for each in jobs}
-        (folder / f"found-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+        (folder / f"found-{rank}.json").write_text(json.dumps(train_all(folder)), encoding="utf-8")
     finally:
+        gc.collect()  # as `halflife.studies.runner.distributed` does: DDP must not be the last to hold the group
         dist.destroy_process_group()
+
+
+def train_all(folder: Path) -> dict[str, Any]:
+    jobs = [Jobs(form, folder) for form in FORMS]
+    for each in jobs:
+        each.begin()
+    for each in jobs:
+        each.go_on()
+    return {each.form: each.found for each in jobs}
 
 
 if __name__ == "__main__":

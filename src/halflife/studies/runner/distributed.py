@@ -1,46 +1,139 @@
-"""One run on all processes that torchrun started, and a plan's runs one after the other.
+"""The missing runs of a plan, one after the other, each on all processes that torchrun started.
 
     torchrun --nproc-per-node 8 -m halflife study run NAME --preset paper --fsdp
 
-The first process leads: it holds the store, writes readings, prints. It names the next run to the others, and all of them
-train it (`halflife.studies.lab.text.distributed`). They must see the same files.
+Rank 0 holds the store, writes readings and prints. It tells the others which runs are missing, and all ranks train them
+(`halflife.studies.lab.text.distributed`). They must see the same files.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
-import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError, UserError
 from halflife.studies.runner.plan import Plan, PlannedRun
-from halflife.studies.runner.pool import Event, orphaned, timed_manifest
-from halflife.studies.runner.worker import Task, train_run
+from halflife.studies.runner.pool import Event, parent_failed, timed_manifest
+from halflife.studies.runner.worker import Task, keep_traceback, train_run
 from halflife.studies.specs.trainers import TEXT
-from halflife.studies.store.store import Store
+from halflife.studies.store.store import RunFolder, Store
 
 if TYPE_CHECKING:
     from halflife.studies.lab.text.distributed import Replicated
 
-__all__ = ["Crew", "joined", "launched"]
+__all__ = ["Rank", "process_group"]
 
-EXIT_ELSEWHERE, EXIT_STOPPED = 1, 130
+EXIT_OTHER_RANK, EXIT_STOPPED = 1, 130
 
 
-def launched() -> bool:
-    """Whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+class Rank:
+    """This process, as one of those that train together.
+
+    Args:
+        store: Where runs are.
+        world: The process group, and how the model is spread over it.
+    """
+
+    def __init__(self, store: Store, world: Replicated) -> None:
+        self.store, self.world = store, world
+        self.stop_asked = False
+        self.folder: RunFolder | None = None
+
+    @property
+    def description(self) -> str:
+        """How many processes train together, and by what."""
+        size, form = self.world.size, "FSDP2" if self.world.form == "fsdp" else "DDP"
+        return f"{size} process{'es' if size > 1 else ''} with {form}"
+
+    def ask_to_stop(self, _signal: int, _frame: object) -> None:
+        """Handle SIGTERM or Ctrl-C: the run in progress writes a checkpoint first."""
+        self.stop_asked = True
+
+    def execute(
+        self,
+        plan: Plan,
+        missing: Sequence[PlannedRun],
+        *,
+        listen: Callable[[Event], None] = lambda event: None,
+        data_folder: str | None = None,
+    ) -> list[str]:
+        """Train what is missing of a plan; every rank calls it, and rank 0 must hold the store.
+
+        Args:
+            plan: The plan.
+            missing: Its runs that are not finished yet, in the order to do them; what rank 0 gives counts.
+            listen: Told what happens.
+            data_folder: Where data that are not shipped lie.
+
+        Returns:
+            Why runs failed, one sentence each.
+
+        Raises:
+            UserError: Rank 0 names a run that is not planned here.
+            KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
+        """
+        import torch
+        import torch.distributed as dist
+
+        box = [[run.id for run in missing]]
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
+        runs = {run.id: run for run in plan.needed}
+        for unknown in (name for name in box[0] if name not in runs):
+            raise UserError(
+                f"rank 0 starts the run {unknown}, which is not planned here: give all processes the same code, data and"
+                " options"
+            )
+        failures: list[str] = []
+        failed: set[str] = set()
+        with timed_manifest(self.store, plan, workers=1) if self.world.rank == 0 else contextlib.nullcontext():
+            for run in (runs[name] for name in box[0]):
+                if run.parent_id in failed:
+                    message = parent_failed(run)
+                else:
+                    began = time.perf_counter()
+                    failure = self._train(run, listen, data_folder)
+                    if failure is None:
+                        listen(Event("finished", 0, run, seconds=time.perf_counter() - began))
+                        continue
+                    failures.append(message := failure)
+                failed.add(run.id)
+                listen(Event("failed", 0, run, message=message))
+        return failures
+
+    def _train(self, run: PlannedRun, listen: Callable[[Event], None], data_folder: str | None) -> str | None:
+        """Train one run; the answer is why it failed."""
+        if self.world.any(self.stop_asked):
+            raise KeyboardInterrupt
+        self.folder = self.store.run(run.id)
+        listen(Event("started", 0, run))
+        with contextlib.suppress(RunStoppedError):
+            try:
+                train_run(
+                    self.store,
+                    Task(run.id, run.spec, run.parent_id),
+                    progress=lambda step, num_steps, loss: listen(
+                        Event("progress", 0, run, step=step, num_steps=num_steps, loss=loss)
+                    ),
+                    device=str(self.world.device),
+                    data_folder=data_folder,
+                    stop=lambda: self.stop_asked,
+                    world=self.world,
+                )
+            except RunFailedError as error:
+                return f"run {run.id} failed: {error}"
+            return None
+        raise KeyboardInterrupt  # here, so that no traceback holds the model of the run that stopped
 
 
 @contextlib.contextmanager
-def joined(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Crew | None]:
+def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Rank | None]:
     """Join the processes that torchrun started. Whatever happens to them, one of them says it.
 
     Args:
@@ -53,12 +146,11 @@ def joined(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Crew 
 
     Raises:
         UserError: ``fsdp`` without torchrun, or another mistake of the user's that this process is the first to meet.
-        RunFailedError: Something that nobody expected; its traceback is kept beside the run.
-        KeyboardInterrupt: The user stopped it.
-        RunStoppedError: Likewise, inside a run.
-        SystemExit: Another process says what happened.
+        RunFailedError: An unexpected error, whose traceback is kept beside the run.
+        KeyboardInterrupt: The user stopped it; rank 0 says so.
+        SystemExit: Another rank says what happened.
     """
-    if not launched():
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         if fsdp:
             raise UserError(
                 "--fsdp shards a model over the processes of torchrun, which did not start this one: start it by"
@@ -66,235 +158,82 @@ def joined(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Crew 
             )
         yield None
         return
-    for plan in plans:  # all of them refuse it, and the first one says so
-        refuse_others(plan)
+    for plan in plans:  # all ranks refuse it, and rank 0 says so
+        refuse_other_kinds(plan)
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
+    number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    key_value_store, rank = None, None
+    before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     try:
-        crew = Crew(store, fsdp=fsdp)
-    except (RuntimeError, OSError, KeyError) as error:
-        sentence = (
-            f"the processes of torchrun cannot join ({type(error).__name__}: {_last_line(error)}): start them again"
-        )
-        print(f"error: process {os.environ.get('RANK')}: {sentence}", file=sys.__stderr__, flush=True)
-        raise UserError(sentence) from error
-    try:
-        with crew.hearing():
-            yield crew
-    except (KeyboardInterrupt, RunStoppedError):
-        if crew.leads:
-            raise
-        raise SystemExit(EXIT_STOPPED) from None
+        key_value_store = next(rendezvous("env://"))[0]  # torchrun holds it, so that it outlives any of the ranks
+        rank = Rank(store, _init_process_group(key_value_store, number, size, fsdp=fsdp))
+        for which in before:
+            signal.signal(which, rank.ask_to_stop)
+        yield rank
+    except KeyboardInterrupt:
+        if number > 0:
+            raise SystemExit(EXIT_STOPPED) from None
+        raise
     except Exception as error:
-        if not crew.is_first("failure"):
-            raise SystemExit(EXIT_ELSEWHERE) from None
-        said = error if isinstance(error, HalflifeError) else RunFailedError(crew.describe(error))
-        if not crew.leads:  # its standard error is closed to what all of them would say
-            print(f"error: process {crew.world.rank} of {crew.world.size}: {said}", file=sys.__stderr__, flush=True)
-        raise said from error
+        traceback.clear_frames(error.__traceback__)  # they hold the model
+        if not _first_to_fail(key_value_store, number):
+            raise SystemExit(EXIT_OTHER_RANK) from None
+        if number > 0:
+            sys.stderr = sys.__stderr__  # it was closed to what all ranks would say
+            print(f"rank {number} of {size}: ", end="", file=sys.stderr)
+        if isinstance(error, HalflifeError):
+            raise
+        what = keep_traceback(error, None if rank is None else rank.folder)
+        raise RunFailedError(
+            f"the processes stopped at {what}: if one of them was ended, perhaps for want of memory, run the same command"
+            " again, it goes on from the last checkpoint"
+        ) from error
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+        # DDP's reducer frees its process group without releasing the GIL. Were it the last to hold the group, gloo's
+        # threads, which are joined then, might wait for the GIL for ever. So models are freed while the group is in use.
+        if rank is not None:
+            del rank.world
+            gc.collect()
     dist.destroy_process_group()
 
 
-class Crew:
-    """One of the processes that train together.
+def _init_process_group(key_value_store: Any, number: int, size: int, *, fsdp: bool) -> Replicated:
+    """Join the default process group, on the accelerator of this process if the machine has any."""
+    import torch
+    import torch.distributed as dist
 
-    Args:
-        store: Where runs are.
-        fsdp: Shard the model (FSDP2) instead of copying it (DDP).
+    from halflife.studies.lab.text.distributed import Replicated, Sharded
 
-    Raises:
-        UserError: There are fewer accelerators than processes on this machine.
-    """
-
-    def __init__(self, store: Store, *, fsdp: bool) -> None:
-        import torch
-        import torch.distributed as dist
-
-        from halflife.studies.lab.text.distributed import Replicated, Sharded
-
-        self.store = store
-        self.device, backend = "cpu", "gloo"
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        if accelerator is not None:
-            index, size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-            if size > (count := torch.accelerator.device_count()):
-                raise UserError(
-                    f"--nproc-per-node is {size} and this machine has {count} accelerators, expected at most as many"
-                    " processes: lower it"
-                )
-            torch.accelerator.set_device_index(index)
-            self.device = f"{accelerator.type}:{index}"
-            backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
-        dist.init_process_group(backend)
-        self.world: Replicated = (Sharded if fsdp else Replicated)(torch.device(self.device))
-        # Held by torchrun itself, so that it outlives any of the processes.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        self.shared = dist.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]  # it is public all the same
-        self.asked = False
-        self.current: Path | None = None
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
-        return self.world.rank == 0
-
-    @property
-    def words(self) -> str:
-        """How many they are, and in which form."""
-        size, form = self.world.size, "FSDP2" if self.world.form == "fsdp" else "DDP"
-        return f"{size} process{'es' if size > 1 else ''} together ({form})"
-
-    @contextlib.contextmanager
-    def hearing(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C ask for a checkpoint first.
-
-        Yields:
-            Nothing.
-        """
-
-        def hear(_signal: int, _frame: object) -> None:
-            self.asked = True
-
-        before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def is_first(self, what: str) -> bool:
-        """Whether no other process has asked this before; ``False`` if nobody can tell any more."""
-        key = f"halflife/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{what}"
-        try:
-            taken: bytes = self.shared.compare_set(key, "", str(self.world.rank))
-        except Exception:  # torch raises several kinds when the one that holds it is gone
-            return self.leads
-        return taken == str(self.world.rank).encode()
-
-    def describe(self, error: Exception) -> str:
-        """Keep a traceback, and say so in one sentence."""
-        where = ""
-        if self.current is not None:
-            path = self.current / "traceback.txt"
-            with contextlib.suppress(OSError):
-                path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-                where = f", see {path}"
-        return (
-            f"the processes stopped at an unexpected error ({type(error).__name__}: {_last_line(error)}){where}: if one of"
-            " them was ended, perhaps for want of memory, run the same command again, it goes on from the last checkpoint"
-        )
-
-    def named(self, identity: str | None) -> str | None:
-        """The name that the leading process gives to all."""
-        import torch
-        import torch.distributed as dist
-
-        box = [identity]
-        dist.broadcast_object_list(box, device=torch.device("cpu"))
-        return box[0]
-
-    def follow(self, plans: Sequence[Plan], data_folder: str | None) -> None:
-        """Train what the leading process names, until it names nothing.
-
-        Args:
-            plans: All plans.
-            data_folder: Where data that are not shipped lie.
-
-        Raises:
-            UserError: It names a run that is not planned here.
-        """
-        runs = {run.id: run for plan in plans for run in plan.needed}
-        while (identity := self.named(None)) is not None:
-            if identity not in runs:
-                raise UserError(
-                    f"the first process starts the run {identity}, which is not planned here: give all processes the same"
-                    " code, data and options"
-                )
-            with contextlib.suppress(RunFailedError):
-                self.train(runs[identity], data_folder, lambda _step, _num_steps, _loss: None)
-
-    def train(self, run: PlannedRun, data_folder: str | None, progress: Callable[[int, int, float], None]) -> None:
-        """Train one run, together with the others."""
-        self.current = self.store.run(run.id).path
-        train_run(
-            self.store,
-            Task(run.id, run.spec, run.parent_id),
-            progress=progress,
-            device=self.device,
-            data_folder=data_folder,
-            stop=lambda: self.asked,
-            world=self.world,
-        )
-
-    def execute(
-        self,
-        plan: Plan,
-        missing: Sequence[PlannedRun],
-        *,
-        listen: Callable[[Event], None],
-        data_folder: str | None = None,
-    ) -> list[str]:
-        """Lead the others through what is missing of a plan. The store must be held by this process.
-
-        Args:
-            plan: The plan.
-            missing: Its runs that are not finished yet, in the order to do them.
-            listen: Told what happens.
-            data_folder: Where data that are not shipped lie.
-
-        Returns:
-            Why runs failed, one sentence each.
-
-        Raises:
-            KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
-        """
-        failures: list[str] = []
-        failed: set[str] = set()
-        with timed_manifest(self.store, plan, workers=1):
-            for run in missing:
-                if run.parent_id in failed:
-                    failed.add(run.id)
-                    listen(Event("failed", 0, run, message=orphaned(run)))
-                    continue
-                if self.asked:
-                    self.named(None)
-                    raise KeyboardInterrupt
-                self.named(run.id)
-                failure = self.lead(run, listen, data_folder)
-                if failure is not None:
-                    failures.append(failure)
-                    failed.add(run.id)
-        return failures
-
-    def lead(self, run: PlannedRun, listen: Callable[[Event], None], data_folder: str | None) -> str | None:
-        """Train one run and tell of it; the answer is why it failed."""
-
-        def progress(step: int, num_steps: int, loss: float) -> None:
-            listen(Event("progress", 0, run, step=step, num_steps=num_steps, loss=loss))
-
-        listen(Event("started", 0, run))
-        began = time.perf_counter()
-        try:
-            self.train(run, data_folder, progress)
-        except RunStoppedError as error:
-            raise KeyboardInterrupt from error
-        except RunFailedError as error:
-            message = f"run {run.id} failed: {error}"
-            listen(Event("failed", 0, run, message=message))
-            return message
-        listen(Event("finished", 0, run, seconds=time.perf_counter() - began))
-        return None
+    device, backend = "cpu", "gloo"
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        index, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if here > (count := torch.accelerator.device_count()):
+            raise UserError(
+                f"--nproc-per-node is {here} and this machine has {count} accelerators, expected at most as many"
+                " processes: lower it"
+            )
+        torch.accelerator.set_device_index(index)
+        device = f"{accelerator.type}:{index}"
+        backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
+    dist.init_process_group(backend, store=key_value_store, rank=number, world_size=size)
+    return (Sharded if fsdp else Replicated)(torch.device(device))
 
 
-def _last_line(error: Exception) -> str:
-    return textwrap.shorten((str(error).strip().splitlines() or [""])[-1], 120, placeholder=" ...")
+def _first_to_fail(key_value_store: Any, number: int) -> bool:
+    """Whether no other rank failed before this one; rank 0 counts as the first where the store does not answer."""
+    try:
+        return bool(key_value_store.compare_set("halflife/first to fail", "", str(number)) == str(number).encode())
+    except Exception:  # torch raises several kinds when torchrun has ended, and there may be no store yet
+        return number == 0
 
 
-def refuse_others(plan: Plan) -> None:
-    """Refuse plans of anything but language models.
-
-    Args:
-        plan: The plan.
+def refuse_other_kinds(plan: Plan) -> None:
+    """Refuse a plan with runs of anything but language models.
 
     Raises:
         UserError: It has other runs.
@@ -302,6 +241,6 @@ def refuse_others(plan: Plan) -> None:
     others = sorted({run.spec.kind for run in plan.needed if run.spec.trainer is not TEXT})
     if others:
         raise UserError(
-            f"{plan.study.name} has runs of kind {', '.join(others)}, expected runs of language models, which several"
-            " processes train together: run it without torchrun, a run a worker"
+            f"{plan.study.name} has runs of kind {', '.join(others)}, and torchrun's processes train language models only:"
+            " run it without torchrun, where each worker trains a run"
         )

@@ -1,4 +1,4 @@
-"""What a study's preset consists of: runs with names, and the sheet that lists them in the store."""
+"""What a study's preset consists of: runs with names, and the manifest that lists them in the store."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class PlannedRun:
     arm: Arm
     seed: int
     parent_id: str | None = None
-    helps: bool = False
-    """It is no arm's run, and only what an arm's run starts from."""
+    is_only_parent: bool = False
+    """Whether it belongs to no arm: only other runs start from it."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Plan:
         return list(found.values())
 
     def manifest(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The study's sheet for the store.
+        """The manifest for the store.
 
         Args:
             workers: Worker processes used.
-            earlier: The sheet that is there already; its start and its seconds are kept if it lists the same runs.
+            earlier: The manifest that is there already; its start and its seconds are kept if it lists the same runs.
 
         Returns:
             JSON values.
         """
         arms: dict[tuple[str, int], dict[str, Any]] = {}
-        for run in (run for run in self.runs if not run.helps):
+        for run in (run for run in self.runs if not run.is_only_parent):
             head = {"key": run.arm.key, "label": run.arm.label, "size": run.arm.size, "runs": {}}
             arms.setdefault((run.arm.key, run.arm.size), head)["runs"][str(run.seed)] = run.id
-        sheet = {
+        manifest = {
             "study": self.study.name,
             "preset": self.preset_name,
             "main_size": self.preset.main_size,
@@ -76,9 +76,9 @@ class Plan:
             "machine": describe_machine(),
             "arms": list(arms.values()),
         }
-        if earlier is not None and earlier.get("arms") == sheet["arms"]:
-            sheet |= {"started": earlier["started"], "seconds": earlier["seconds"]}
-        return sheet
+        if earlier is not None and earlier.get("arms") == manifest["arms"]:
+            manifest |= {"started": earlier["started"], "seconds": earlier["seconds"]}
+        return manifest
 
 
 def make_plan(
@@ -128,21 +128,13 @@ def _with_parents(spec: RunSpec, arm: Arm, seed: int, data_folder: str | None) -
     if spec.parent is not None:
         *_, parent = found = list(_with_parents(spec.parent, arm, seed, data_folder))
         parent_id = parent.id
-        yield from (replace(run, helps=True) for run in found)
+        yield from (replace(run, is_only_parent=True) for run in found)
     identity = run_id(spec.digest(), str(spec.trainer), describe_data(spec, data_folder).sha256)
     yield PlannedRun(identity, spec, arm, seed, parent_id)
 
 
 def describe_data(spec: RunSpec, data_folder: str | None) -> DataDescription:
-    """What a run is trained on.
-
-    Args:
-        spec: The run.
-        data_folder: Where data that are not shipped lie.
-
-    Returns:
-        Name, title and digest; empty where nothing is read.
-    """
+    """What a run is trained on: name, title and digest, which is empty where nothing is read."""
     if not spec.data_module:
         return DataDescription("none", "none", "")
     description: DataDescription = importlib.import_module(spec.data_module).describe(spec, data_folder)

@@ -26,7 +26,7 @@ from halflife.studies.runner.worker import Task, work
 from halflife.studies.store.machine import available_cores
 from halflife.studies.store.store import Store
 
-__all__ = ["Event", "EventKind", "default_workers", "execute", "orphaned", "timed_manifest"]
+__all__ = ["Event", "EventKind", "default_workers", "execute", "parent_failed", "timed_manifest"]
 
 STOP_SECONDS = 300.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -87,7 +87,7 @@ def execute(
     pool = _Pool(store, data_folder)
     with timed_manifest(store, plan, workers):
         try:
-            with _terminated_like_interrupted():
+            with _sigterm_as_interrupt():
                 return pool.work(deque(missing), workers, listen)
         except KeyboardInterrupt:
             notice("stopping: runs in progress write checkpoints first; Ctrl-C again does not wait for them")
@@ -98,7 +98,7 @@ def execute(
 
 @contextlib.contextmanager
 def timed_manifest(store: Store, plan: Plan, workers: int) -> Iterator[None]:
-    """Write a plan's sheet, and once its runs are done, or not, how long it took.
+    """Write a plan's manifest before its runs, and again after them with the seconds that they took.
 
     Args:
         store: The store.
@@ -110,25 +110,25 @@ def timed_manifest(store: Store, plan: Plan, workers: int) -> Iterator[None]:
     """
     name = f"{plan.study.name}-{plan.preset_name}"
     earlier = next(
-        (s for s in store.manifests() if (s["study"], s["preset"]) == (plan.study.name, plan.preset_name)), None
+        (m for m in store.manifests() if (m["study"], m["preset"]) == (plan.study.name, plan.preset_name)), None
     )
-    sheet = plan.manifest(workers, earlier)
-    store.write_manifest(name, sheet)
-    began, spent = time.perf_counter(), float(sheet["seconds"])
+    manifest = plan.manifest(workers, earlier)
+    store.write_manifest(name, manifest)
+    began, spent = time.perf_counter(), float(manifest["seconds"])
     try:
         yield
     finally:
-        store.write_manifest(name, sheet | {"seconds": round(spent + time.perf_counter() - began, 1)})
+        store.write_manifest(name, manifest | {"seconds": round(spent + time.perf_counter() - began, 1)})
 
 
-def orphaned(run: PlannedRun) -> str:
-    """Why a run was not started whose parent failed."""
+def parent_failed(run: PlannedRun) -> str:
+    """Why a run was not started: the run that it starts from failed."""
     return f"{run.arm.label}, seed {run.seed}, was not started: the run {run.parent_id}, from which it starts, failed"
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: checkpoints are written, then all end."""
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: checkpoints are written, then all processes end."""
 
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
@@ -159,10 +159,10 @@ class _Pool:
         idle = list(self.workers)
         failed: set[str] = set()
         while missing or self.busy:
-            for orphan in [run for run in missing if run.parent_id in failed]:
-                missing.remove(orphan)
-                failed.add(orphan.id)
-                listen(Event("failed", -1, orphan, message=orphaned(orphan)))
+            for child in [run for run in missing if run.parent_id in failed]:
+                missing.remove(child)
+                failed.add(child.id)
+                listen(Event("failed", -1, child, message=parent_failed(child)))
             while idle and (run := self.next_of(missing)) is not None:
                 link = idle.pop()
                 self.busy[link] = run
@@ -180,7 +180,7 @@ class _Pool:
                 except (EOFError, ConnectionResetError):
                     process.join()
                     what = "died"
-                    payload = {"message": _obituary(run, process.exitcode)}
+                    payload = {"message": _worker_ended(run, process.exitcode)}
                 if what == "refused":
                     raise UserError(payload["message"])
                 if what == "progress":
@@ -243,9 +243,16 @@ class _Pool:
                 link.close()
 
 
-def _obituary(run: PlannedRun, exitcode: int | None) -> str:
-    cause = f"signal {signal.Signals(-exitcode).name}" if exitcode is not None and exitcode < 0 else f"code {exitcode}"
+def _worker_ended(run: PlannedRun, exitcode: int | None) -> str:
+    """What is said of a run whose worker ended by itself."""
+    if exitcode == 0:
+        cause = "was ended by SIGTERM, which did not come from this command"
+    elif exitcode is not None and exitcode < 0:
+        cause = f"ended with signal {signal.Signals(-exitcode).name}"
+        cause += ", perhaps for want of memory" if exitcode == -signal.SIGKILL else ""
+    else:
+        cause = f"ended with exit code {exitcode}"
     return (
-        f"the worker of run {run.id} ({run.arm.label}, seed {run.seed}) ended with {cause}, perhaps for want of memory:"
-        " run the same command again, it goes on from the last checkpoint"
+        f"the worker of run {run.id} ({run.arm.label}, seed {run.seed}) {cause}: run the same command again, it goes on from"
+        " the last checkpoint"
     )

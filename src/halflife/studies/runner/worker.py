@@ -1,4 +1,4 @@
-"""The life of a worker process: take a spec, train it, report, until the parent closes the link."""
+"""What a worker process does: it takes a spec, trains it and reports, until the parent closes the link."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import textwrap
 import threading
 import time
 import traceback
@@ -25,7 +26,7 @@ from halflife.studies.store.store import RunFolder, Store
 if TYPE_CHECKING:
     from halflife.studies.lab.text.parallel import DataParallelContext
 
-__all__ = ["Task", "header_of", "train_run", "work"]
+__all__ = ["Task", "header_of", "keep_traceback", "train_run", "work"]
 
 
 class Task(NamedTuple):
@@ -37,7 +38,7 @@ class Task(NamedTuple):
 
 
 def work(link: Connection, index: int, store_path: str, data_folder: str | None) -> None:
-    """The life of a worker process: take a spec, train it, report, until the parent closes the link."""
+    """Take specs from ``link``, train each and report, until the parent closes the link or asks to stop."""
     # Ctrl-C reaches the whole terminal; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -53,14 +54,14 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
     def progress(step: int, num_steps: int, loss: float) -> None:
         link.send(("progress", {"step": step, "num_steps": num_steps, "loss": loss}))
 
-    while not stop.asked:  # asked in a run that could not heed it, on a full disk for example
+    while not stop.asked:  # it may have been asked in a run that ended by an error, for example on a full disk
         try:
             run: Task = link.recv()
         except EOFError:
             return
         began = time.perf_counter()
         try:
-            with stop.heeded():
+            with stop.deferred():
                 train_run(store, run, progress=progress, device=device, data_folder=data_folder, stop=stop)
         except RunStoppedError:
             return
@@ -68,14 +69,30 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
             link.send(("failed", {"message": f"run {run.id} failed: {error}"}))
         except HalflifeError as error:
             link.send(("refused", {"message": str(error)}))
-        except Exception:  # a bug must not look like a finished run, nor take the other runs down
-            folder = store.run(run.id)
-            (folder.path / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            last = traceback.format_exc().strip().splitlines()[-1]
-            message = f"run {folder.id} stopped at an unexpected error ({last}): see {folder.path / 'traceback.txt'}"
-            link.send(("failed", {"message": message}))
+        except Exception as error:  # a bug must not look like a finished run, nor take the other runs down
+            link.send(("failed", {"message": f"run {run.id} stopped at {keep_traceback(error, store.run(run.id))}"}))
         else:
             link.send(("finished", {"seconds": time.perf_counter() - began}))
+
+
+def keep_traceback(error: Exception, folder: RunFolder | None) -> str:
+    """Write an unexpected error's traceback into the folder of its run.
+
+    Args:
+        error: The error.
+        folder: The folder (``None``: there is none yet).
+
+    Returns:
+        What happened, to stand in a sentence.
+    """
+    last = textwrap.shorten((str(error).strip().splitlines() or [""])[-1], 120, placeholder=" ...")
+    words = f"an unexpected error ({type(error).__name__}: {last})"
+    if folder is not None:
+        path = folder.path / "traceback.txt"
+        with contextlib.suppress(OSError):  # on a full disk the sentence must do
+            path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            words += f", see {path}"
+    return words
 
 
 def _leave_with(sentinel: int) -> None:
@@ -99,9 +116,9 @@ class _Stop:
 
     def __init__(self) -> None:
         self.asked = self.training = False
-        signal.signal(signal.SIGTERM, self.hear)
+        signal.signal(signal.SIGTERM, self.handle)
 
-    def hear(self, _signal: int, _frame: object) -> None:
+    def handle(self, _signal: int, _frame: object) -> None:
         self.asked = True
         if not self.training:
             raise SystemExit(0)
@@ -110,7 +127,8 @@ class _Stop:
         return self.asked
 
     @contextlib.contextmanager
-    def heeded(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
+        """While a run trains, which asks by calling this."""
         self.training = True
         try:
             yield
