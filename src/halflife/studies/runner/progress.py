@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from halflife.studies.runner.plan import PlannedRun
 from halflife.studies.runner.pool import Event
 
-__all__ = ["Estimate", "shown_progress"]
+__all__ = ["TimeLeft", "shown_progress"]
 
 
-class Estimate:
-    """The seconds left, from what finished and running runs have taken.
+class TimeLeft:
+    """The time left for runs of different sizes: the seconds of a whole run of each size, as measured, times what is left.
 
-    Runs of one size, kind and length take about the same time. Others are guessed at the mean of those that have run.
+    A run is timed from its first report to its latest, so that neither the start of a worker counts nor what a resumed run
+    had done before. Sizes that are not measured yet are guessed at the mean of those that are. The speed of a single bar
+    would mislead: small runs come first.
 
     Args:
         missing: The runs to do.
@@ -30,77 +35,37 @@ class Estimate:
     def __init__(
         self, missing: Sequence[PlannedRun], workers: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.missing = {run.id: run for run in missing}
         self.workers, self.clock = workers, clock
-        self.taken: dict[tuple[Any, ...], list[float]] = {}
-        self.begun: dict[str, float] = {}
-        self.share: dict[str, float] = {}
-        self.resumed: dict[str, float] = {}
+        self.left = {run.id: (_like(run), 1.0) for run in missing}
+        self.first: dict[str, tuple[float, float]] = {}
+        self.seconds: dict[tuple[Any, ...], float] = {}
 
-    def hear(self, event: Event) -> None:
-        """Take in what a worker reported.
+    def take(self, event: Event) -> None:
+        """Take in what a worker reported."""
+        run, like = event.run, _like(event.run)
+        if event.what == "progress":
+            share, now = event.step / event.num_steps, self.clock()
+            first_share, began = self.first.setdefault(run.id, (share, now))
+            if share > first_share:
+                self.seconds[like] = (now - began) / (share - first_share)
+            self.left[run.id] = (like, 1 - share)
+        elif event.what != "started":
+            self.left.pop(run.id, None)
+            if event.what == "finished" and self.first.get(run.id, (1.0,))[0] == 1.0:  # it reported at its end alone
+                self.seconds.setdefault(like, event.seconds)
 
-        Args:
-            event: The event.
-        """
-        run = event.run
-        if event.what == "started":
-            self.begun[run.id] = self.clock()
-        elif event.what == "progress":
-            share = event.step / event.num_steps
-            if run.id not in self.resumed:  # the first report comes after one epoch, or after a resume and one epoch
-                self.resumed[run.id] = share
-                self.begun[run.id] = self.clock()
-            self.share[run.id] = share
-        else:
-            if event.what == "finished" and self.resumed.get(run.id, 0) < 0.5:
-                self.taken.setdefault(_like(run), []).append(event.seconds)
-            self.missing.pop(run.id, None)
-
-    def _whole_run(self, run: PlannedRun) -> float | None:
-        done = self.taken.get(_like(run))
-        if done:
-            return sum(done) / len(done)
-        rates = [
-            (self.clock() - self.begun[other]) / (share - self.resumed[other])
-            for other, share in self.share.items()
-            if share > self.resumed[other] and other in self.missing and _like(self.missing[other]) == _like(run)
-        ]
-        return sum(rates) / len(rates) if rates else None
-
-    def seconds_left(self) -> float | None:
-        """The estimate; 0 when all is done, ``None`` before there is anything to base it on."""
-        if not self.missing:
-            return 0.0
-        known: list[float] = []
-        weights: list[tuple[float | None, float]] = []
-        for run in self.missing.values():
-            whole = self._whole_run(run)
-            weights.append((whole, 1 - self.share.get(run.id, 0.0)))
-            if whole is not None:
-                known.append(whole)
-        if not known:
-            return None
-        mean = sum(known) / len(known)
-        return sum((mean if whole is None else whole) * left for whole, left in weights) / max(1, self.workers)
+    def __str__(self) -> str:
+        if self.left and not self.seconds:
+            return "time left: measuring"
+        mean = statistics.fmean(self.seconds.values()) if self.seconds else 0.0
+        seconds = sum(self.seconds.get(like, mean) * share for like, share in self.left.values()) / self.workers
+        return f"{datetime.timedelta(seconds=round(seconds))} left"
 
 
 def _like(run: PlannedRun) -> tuple[Any, ...]:
     """What runs must have in common to take about the same time."""
-    spec = run.spec
-    return (
-        run.arm.size,
-        spec.kind,
-        *(getattr(spec, name, None) for name in ("num_steps", "num_epochs", "batch_size", "data")),
-    )
-
-
-def _clock_words(seconds: float | None) -> str:
-    if seconds is None:
-        return "time left: measuring"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min left" if hours else f"{minutes} min {rest:02d} s left"
+    names = ("num_steps", "num_epochs", "batch_size", "data")
+    return (run.arm.size, run.spec.kind, *(getattr(run.spec, name, None) for name in names))
 
 
 @contextlib.contextmanager
@@ -118,7 +83,7 @@ def shown_progress(
     Yields:
         The listener for `halflife.studies.runner.pool.execute`.
     """
-    estimate = Estimate(missing, workers)
+    left = TimeLeft(missing, workers)
     total = num_finished + len(missing)
     done = num_finished
     bars = Progress(
@@ -135,7 +100,7 @@ def shown_progress(
 
     def listen(event: Event) -> None:
         nonlocal done
-        estimate.hear(event)
+        left.take(event)
         run = event.run
         what = f"{run.arm.label}, seed {run.seed}"
         if event.worker not in rows:
@@ -148,15 +113,10 @@ def shown_progress(
         else:
             done += 1
             if event.what == "failed":
-                console.print(f"[red]failed[/] {event.message}")
+                console.print(f"[red]failed[/] {escape(event.message)}", highlight=False, soft_wrap=True)
             elif not console.is_terminal:
-                left = _clock_words(estimate.seconds_left())
-                console.print(
-                    f"{done}/{total} {what}, width {run.arm.size}: {event.seconds:.0f} s; {left}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        left = _clock_words(estimate.seconds_left())
+                line = f"{done}/{total} {what}, width {run.arm.size}: {event.seconds:.0f} s; {left}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         bars.update(overall, completed=done, note=f"{done}/{total}, {left}")
 
     with bars:
