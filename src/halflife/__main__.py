@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 __all__ = ["main"]
@@ -15,13 +16,14 @@ def main() -> None:
         ModuleNotFoundError: A module of halflife itself is missing.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0":
-        # What every process that torchrun started would say, the first one says.
+        # What all processes of torchrun would say, rank 0 says.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
         from halflife.cli.main import main as run
 
         run()
-    except KeyboardInterrupt:  # while the command line itself is being imported
+    except KeyboardInterrupt:  # while the command line is being imported, or again while it ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(130)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]

@@ -157,6 +157,10 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in listed.stdout.split()]
 
 
+def command_of(pid: int) -> str:
+    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+
+
 def alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(state.strip()) and not state.startswith("Z")
@@ -193,6 +197,44 @@ def test_a_worker_that_dies_fails_its_run_alone(tmp_path: Path) -> None:
     assert finished(tmp_path / "halflife-runs") == 3, said
     assert halflife(*SMOKE, "--seeds", "1", cwd=tmp_path).returncode == 0
     assert finished(tmp_path / "halflife-runs") == 4
+
+
+def test_a_worker_that_gets_sigterm_says_so(tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", "--seeds", "1", cwd=tmp_path)
+    wait_for_runs(process, 1)
+    (worker,) = (pid for pid in children_of(process.pid) if "spawn_main" in command_of(pid))
+    os.kill(worker, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert (
+        "was ended by SIGTERM, which did not come from this command: run the same command again, it goes on"
+        in " ".join(errors.split())
+    )
+    assert "memory" not in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("finished_runs", [0, 2], ids=["workers start", "workers train"])
+def test_ctrl_c_five_times_is_no_traceback(tmp_path: Path, finished_runs: int) -> None:
+    process = start(*SMOKE, cwd=tmp_path)
+    if finished_runs:
+        wait_for_runs(process, finished_runs)
+    else:
+        assert process.stdout is not None
+        assert "finished before" in process.stdout.readline() + process.stdout.readline()
+    for _ in range(5):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in {130, -signal.SIGINT}, "the second: Python has ended, and its handler with it"
+    assert "Traceback" not in errors
+    assert "Error" not in errors
+    deadline = time.monotonic() + 30
+    while (
+        subprocess.run(["pgrep", "--pgroup", str(process.pid)], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    ):
+        assert time.monotonic() < deadline, "a process outlived its command"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("limit", [3, 16], ids=["readings", "checkpoint"])
@@ -246,6 +288,14 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     ((*SMOKE, "--store", "old"), "the store old has schema version 0, and this halflife writes 1"),
     ((*SMOKE, "--store", "file"), "the store file is a file, expected a folder"),
     ((*SMOKE, "--store", "file/inside"), "cannot be written (Not a directory)"),
+    ((*SMOKE, "--store", "a[/]b[red]c", "--data", "x" * 300), "--data is xxx"),
+    (
+        (*SMOKE, "--store", "x" * 300),
+        "xxx cannot be used (File name too long): make it accessible, or name another path",
+    ),
+    ((*SMOKE, "--store", "x" * 300, "--dry-run"), "xxx cannot be used (File name too long)"),
+    (("report", "--store", "made", "--out", "x" * 300), "xxx cannot be "),
+    (("study", "verdicts", "--store", "a[/]b[red]c"), "there is no store at a[/]b[red]c: run"),
     (("study", "run", "stabilization", "--preset", "paper"), "cifar10 needs CIFAR-10's binary version"),
     (("study", "run", "stabilization", "--preset", "paper", "--data", "empty"), "empty has no data_batch_1.bin"),
     (("study", "run", "stabilization", "--preset", "paper", "--data", "gone"), "gone is no folder, expected one with"),

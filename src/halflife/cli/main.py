@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
-from importlib import metadata
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from halflife.cli.audit import audit_command
 from halflife.cli.selfcheck import selfcheck_command
@@ -35,6 +36,8 @@ errors = Console(stderr=True)
 
 def _version(wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         print(f"halflife {metadata.version('torch-halflife')}")
         raise typer.Exit
 
@@ -49,19 +52,33 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is one sentence on standard error and exit code 2."""
+    """Run the command line; a mistake of the user's is one sentence on standard error and exit code 2.
+
+    Raises:
+        OSError: The system refused something that names no file.
+    """
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch's, where numpy is not installed
     try:
         app(standalone_mode=True)
+    except OSError as error:  # whatever is not explained where it happens
+        if error.filename is None:
+            raise
+        _print_error(f"{error.filename} cannot be used ({error.strerror}): make it accessible, or name another path")
+        sys.exit(EXIT_USER)
     except HalflifeError as error:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # the process ends now, and Ctrl-C again would only add a traceback
         codes: dict[type[HalflifeError], int] = {
             RunFailedError: EXIT_RUN_FAILED,
             StoppedError: EXIT_INTERRUPTED,
         }
-        label = "" if isinstance(error, StoppedError) else "[red]error:[/] "
-        errors.print(f"{label}", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        if isinstance(error, StoppedError):
+            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        else:
+            _print_error(str(error))
         sys.exit(codes.get(type(error), EXIT_USER))
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_error(words: str) -> None:
+    errors.print(f"[red]error:[/] {escape(words)}", highlight=False, soft_wrap=True)

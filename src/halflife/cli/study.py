@@ -1,13 +1,14 @@
 """``halflife study`` and ``halflife report``: run studies, print verdicts, draw the report.
 
-What studies need beyond the command line (numpy and more) is imported where a command runs, so that the other commands
-do without it.
+Studies need more than the command line does, for example numpy. A command imports it when it runs, so that the other
+commands do without it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,7 +153,7 @@ def run_studies(
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
     path = build_report(where, notice=_warn)[0]
-    console.print(f"report: {path.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
 
@@ -173,10 +174,11 @@ def _run_plans(
             num_workers = max(1, min(num_workers, len(missing)))
             finished = len(needed) - len(missing)
             who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if rank is None else rank.description
+            about = (
+                f"{plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished} finished before, {who}"
+            )
             console.print(
-                f"[bold]{plan.study.name}[/], {plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished}"
-                f" finished before, {who}, store {where.path}",
-                highlight=False,
+                f"[bold]{plan.study.name}[/], {escape(f'{about}, store {where.path}')}", highlight=False, soft_wrap=True
             )
             with shown_progress(console, missing, finished, num_workers) as listen:
                 try:
@@ -193,6 +195,7 @@ def _run_plans(
                             notice=console.print,
                         )
                 except KeyboardInterrupt:
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command ends, and has nothing more to be asked
                     kept = sum(where.run(run.id).finished for run in needed)
                     raise StoppedError(
                         f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"

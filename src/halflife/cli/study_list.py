@@ -188,7 +188,8 @@ def print_batches(
     from halflife.studies.runner.plan import make_plan
 
     batches = batches_of(preset, num_seeds=num_seeds, max_steps=max_steps)
-    console.print(f"[bold]{study.name}[/], {preset_name}: {preset.description} ({preset.budget})", highlight=False)
+    about = escape(f"{preset_name}: {preset.description} ({preset.budget})")
+    console.print(f"[bold]{study.name}[/], {about}", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for name in ("size", "kind of run", "each", "configurations", "runs"):
         table.add_column(name, justify="left" if name in {"kind of run", "each"} else "right")
@@ -206,5 +207,7 @@ def print_batches(
         return
     finished = sum(store.run(run.id).finished for run in plan.needed)
     console.print(
-        f"{total:,} runs, {finished:,} of them finished in {store.path}; nothing was started", highlight=False
+        f"{total:,} runs, {finished:,} of them finished in {store.path}; nothing was started",
+        markup=False,
+        highlight=False,
     )

@@ -133,6 +133,26 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(tmp_path: Path) -> Non
         Store(tmp_path / "file")
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_store_that_is_read_only_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Its folders are there, so the lock is the first thing that would be written."""
+    store = Store(tmp_path)
+    store.create()
+    folder = store.run(RUN)
+    folder.path.mkdir()
+
+    def refuses(path: str, flags: int, *rest: object, **more: object) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", refuses)
+    said = rf"{tmp_path}.* cannot be written \({os.strerror(number)}\), expected a place that you may write to: choose"
+    for held in (store, folder):
+        with pytest.raises(StoreError, match=said), held.locked():
+            pass
+
+
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     Store(tmp_path).create()
     (tmp_path / "store.json").write_text('{"schema": 99}')

@@ -180,25 +180,29 @@ def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterato
         traceback.clear_frames(error.__traceback__)  # they hold the model
         if not _first_to_fail(key_value_store, number):
             raise SystemExit(EXIT_OTHER_RANK) from None
+        kind, words = type(error), str(error)
+        if not isinstance(error, HalflifeError):
+            kind, what = RunFailedError, keep_traceback(error, None if rank is None else rank.folder)
+            words = (
+                f"the processes stopped at {what}: if one of them was ended, perhaps for want of memory, run the same command"
+                " again, it goes on from the last checkpoint"
+            )
         if number > 0:
             sys.stderr = sys.__stderr__  # it was closed to what all ranks would say
-            print(f"rank {number} of {size}: ", end="", file=sys.stderr)
-        if isinstance(error, HalflifeError):
-            raise
-        what = keep_traceback(error, None if rank is None else rank.folder)
-        raise RunFailedError(
-            f"the processes stopped at {what}: if one of them was ended, perhaps for want of memory, run the same command"
-            " again, it goes on from the last checkpoint"
-        ) from error
+            words = f"rank {number} of {size}: {words}"
+        raise kind(words) from error
     finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
         # DDP's reducer frees its process group without releasing the GIL. Were it the last to hold the group, gloo's
         # threads, which are joined then, might wait for the GIL for ever. So models are freed while the group is in use.
         if rank is not None:
             del rank.world
             gc.collect()
     dist.destroy_process_group()
+    for (
+        which,
+        handler,
+    ) in before.items():  # not after an error: torchrun sends SIGTERM, and somebody has to say the error
+        signal.signal(which, handler)
 
 
 def _init_process_group(key_value_store: Any, number: int, size: int, *, fsdp: bool) -> Replicated:

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
@@ -143,6 +144,20 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Let Ctrl-C wait. Processes that are started meanwhile never get it: the parent decides what it means."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    multiprocessing.resource_tracker.ensure_running()  # would unblock it when it starts with the first worker
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Pool:
     """Worker processes, and what each is doing."""
 
@@ -209,6 +224,10 @@ class _Pool:
         return None
 
     def start(self, index: int) -> Connection:
+        with _ctrl_c_blocked():
+            return self._start(index)
+
+    def _start(self, index: int) -> Connection:
         here, there = self.context.Pipe()
         process = self.context.Process(
             target=work, args=(there, index, str(self.store.path), self.data_folder), daemon=True
@@ -236,10 +255,10 @@ class _Pool:
             for _, process in self.workers.values():
                 process.join(max(0.0, patience - time.monotonic()))
         finally:  # a second Ctrl-C does not wait
+            for _, process in self.workers.values():
+                process.kill()
             for link, (_, process) in self.workers.items():
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+                process.join()
                 link.close()
 
 

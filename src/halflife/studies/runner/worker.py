@@ -39,7 +39,7 @@ class Task(NamedTuple):
 
 def work(link: Connection, index: int, store_path: str, data_folder: str | None) -> None:
     """Take specs from ``link``, train each and report, until the parent closes the link or asks to stop."""
-    # Ctrl-C reaches the whole terminal; the parent decides what it means.
+    # Ctrl-C reaches all processes of a terminal, and the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -22,6 +22,11 @@ __all__ = ["check_regular", "check_tree", "explain_write_errors", "named_in", "r
 
 DEEPEST_JSON = 32  # levels; a branch of a branch in a header has 4
 LARGEST_JSON = 64 << 20  # bytes; a manifest of 10,000 runs has half a million
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNWRITABLE = {
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
+    errno.ELOOP,
+}  # fmt: skip
 KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
 
 
@@ -150,20 +155,12 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        if error.errno in FULL:
             raise StoreError(
                 f"the disk of {path} is full, and everything written so far is kept: free some space and run the same"
                 " command again, it goes on where it stopped"
             ) from error
-        if error.errno in {
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-            errno.ENOENT,
-        }:
+        if error.errno in UNWRITABLE:
             raise StoreError(
                 f"{path} cannot be written ({error.strerror}), expected a place that you may write to: choose another"
                 " with --store, HALFLIFE_STORE or --out"

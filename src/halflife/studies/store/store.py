@@ -186,12 +186,12 @@ class RunFolder:
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout as error:
-            raise StoreError(
-                f"another process still works on the run {self.id}: wait until it ends, or stop it"
-            ) from error
+            try:
+                lock.acquire(timeout=timeout)
+            except Timeout as error:
+                raise StoreError(
+                    f"another process still works on the run {self.id}: wait until it ends, or stop it"
+                ) from error
         for left in (*self.path.glob(".*.aside"), *self.kept.glob(".*.aside")):
             left.unlink()  # of a process that was killed while it wrote
         try:
@@ -251,13 +251,13 @@ class Store:
         self.create()
         with explain_write_errors(self.path):
             lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(
-                f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its"
-                " own folder with --store"
-            ) from error
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise StoreError(
+                    f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its"
+                    " own folder with --store"
+                ) from error
         try:
             yield
         finally:
