@@ -93,9 +93,9 @@ def test_a_study_ends_with_verdicts_and_a_report(whole: tuple[Path, str]) -> Non
     header = json.loads(next(iter(store.glob("runs/*/run.json"))).read_text())
     assert {"spec", "data", "versions", "commit", "machine", "seconds"} <= set(header)
     assert header["trainer"] == {"name": "images", "version": IMAGES.version}
-    sheet = Store(store).manifests()[0]
-    assert sheet["command"] == "halflife study run stabilization --preset smoke"
-    assert sheet["seconds"] > 0
+    manifest = Store(store).manifests()[0]
+    assert manifest["command"] == "halflife study run stabilization --preset smoke"
+    assert manifest["seconds"] > 0
 
 
 def test_a_finished_study_is_not_run_again(whole: tuple[Path, str]) -> None:

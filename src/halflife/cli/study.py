@@ -210,9 +210,9 @@ def _print_verdicts(store: Store, name: str, preset: str) -> None:
     from halflife.studies.evidence.verdicts import StudyResults, manifests_of
     from halflife.studies.report.pages.tables import verdict_table
 
-    for sheet in manifests_of(store, [name]):
-        if sheet["preset"] == preset:
-            results = StudyResults(store, get_study(name), sheet)
+    for manifest in manifests_of(store, [name]):
+        if manifest["preset"] == preset:
+            results = StudyResults(store, get_study(name), manifest)
             if results.num_finished < results.num_planned:
                 console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
             console.print(verdict_table(results.verdicts()))
@@ -226,19 +226,19 @@ def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: Js
     from halflife.studies.report.pages.tables import verdict_rows
 
     where = _existing_store(store)
-    sheets = manifests_of(where, names or [])
+    manifests = manifests_of(where, names or [])
     if as_json:
         rows: list[dict[str, Any]] = []
-        for sheet in sheets:
-            rows += verdict_rows(StudyResults(where, get_study(sheet["study"]), sheet).verdicts())
+        for manifest in manifests:
+            rows += verdict_rows(StudyResults(where, get_study(manifest["study"]), manifest).verdicts())
         print(json.dumps(rows, indent=1))
         return
     problems = []
-    for sheet in sheets:
+    for manifest in manifests:
         try:
-            _print_verdicts(where, sheet["study"], sheet["preset"])
+            _print_verdicts(where, manifest["study"], manifest["preset"])
         except UserError as error:  # the others can be read
-            problems.append(f"{sheet['study']}, preset {sheet['preset']}: {error}")
+            problems.append(f"{manifest['study']}, preset {manifest['preset']}: {error}")
     if problems:
         raise StoreError("; ".join(problems))
 

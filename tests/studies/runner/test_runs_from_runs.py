@@ -39,9 +39,9 @@ def test_parents_come_first_and_once(corpus: str, tmp_path: Path) -> None:
             assert event.run.id not in done
             done.add(event.run.id)
     assert done == {run.id for run in plan.needed}
-    (sheet,) = store.manifests()
-    assert [arm["key"] for arm in sheet["arms"]] == ["branch", "parent", "replay"]
-    listed = {run for arm in sheet["arms"] for run in arm["runs"].values()}
+    (manifest,) = store.manifests()
+    assert [arm["key"] for arm in manifest["arms"]] == ["branch", "parent", "replay"]
+    listed = {run for arm in manifest["arms"] for run in arm["runs"].values()}
     helpers = done - listed
     assert len(helpers) == 2  # the replays' parents are no arm's runs
     for run in plan.needed:
@@ -58,9 +58,9 @@ def test_a_parent_that_fails_takes_its_children_along(corpus: str, tmp_path: Pat
     failures = carry_out(store, plan, corpus, events.append)
     assert len(failures) == 4  # two seeds of two parents: children are not counted again
     assert all("became NaN or infinite at step" in failure for failure in failures)
-    orphans = [event for event in events if event.what == "failed" and event.run.parent_id is not None]
-    assert len(orphans) == 4
-    assert all("from which it starts, failed" in event.message for event in orphans)
+    children = [event for event in events if event.what == "failed" and event.run.parent_id is not None]
+    assert len(children) == 4
+    assert all("from which it starts, failed" in event.message for event in children)
 
 
 def start(corpus: str, store: Path) -> subprocess.Popen[str]:

@@ -250,7 +250,7 @@ def test_a_tensor_of_another_shape_or_type_is_refused(tmp_path: Path, value: tor
 
 
 @by_form
-@pytest.mark.parametrize("place", ["store.json", "sheet", "run.json", "readings.jsonl"])
+@pytest.mark.parametrize("place", ["store.json", "manifest", "run.json", "readings.jsonl"])
 def test_verdicts_and_report_unpickle_nothing(
     marker: Path,
     tmp_path: Path,
@@ -260,7 +260,7 @@ def test_verdicts_and_report_unpickle_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = make_store(tmp_path / "store")
-    path = next(store.path.rglob(place if place != "sheet" else "stabilization-laptop.json"))
+    path = next(store.path.rglob(place if place != "manifest" else "stabilization-laptop.json"))
     for end in (b"", b"\n"):
         path.write_bytes(form(marker) + end)
         for arguments in (("study", "verdicts"), ("report",)):
@@ -428,7 +428,7 @@ def test_the_id_of_a_run_is_text(tmp_path: Path, name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "", ".x", "a/b", "a" * 201])
-def test_the_name_of_a_sheet_leads_nowhere(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_manifest_leads_nowhere(tmp_path: Path, name: str) -> None:
     store = Store(tmp_path / "store")
     refused(
         lambda: store.write_manifest(name, {}),
@@ -445,15 +445,15 @@ def test_what_a_parent_kept_lies_in_its_folder(tmp_path: Path, monkeypatch: pyte
         assert said.startswith(f"the file of the parent is {name!r}, expected a name such as step-100 or epoch-10.safe")
 
 
-def test_a_sheet_cannot_name_a_run_outside(
+def test_a_manifest_cannot_name_a_run_outside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(tmp_path / "store")
-    (sheet,) = store.manifests()
-    secret = shutil.copytree(store.run(sheet["arms"][0]["runs"]["0"]).path, tmp_path / "secret")
+    (manifest,) = store.manifests()
+    secret = shutil.copytree(store.run(manifest["arms"][0]["runs"]["0"]).path, tmp_path / "secret")
     for name in ("../../secret", str(secret)):
-        sheet["arms"][0]["runs"]["0"] = name
-        store.write_manifest("stabilization-laptop", sheet)
+        manifest["arms"][0]["runs"]["0"] = name
+        store.write_manifest("stabilization-laptop", manifest)
         for arguments in (("study", "verdicts"), ("report",)):
             said = command(capsys, monkeypatch, *arguments, "--store", str(store.path))
             assert f"the id of a run is {name!r}, expected 16 hexadecimal digits" in said

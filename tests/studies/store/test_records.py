@@ -95,6 +95,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_steps": 0}, r"max_steps is 0, expected an integer >= 1"),
     ({"width": 0}, r"width is 0, expected an integer >= 1"),
     ({"num_epochs": -1}, r"num_epochs is -1, expected an integer >= 1"),
+    ({"num_epochs": 2.5}, r"num_epochs is 2.5, expected an integer >= 1"),
+    ({"num_epochs": math.nan}, r"num_epochs is nan, expected an integer >= 1"),
+    ({"batch_size": True}, r"batch_size is True, expected an integer >= 1"),
+    ({"width": None}, r"width is None, expected an integer >= 1"),
+    ({"keep_at": ("3",)}, r"keep_at is '3', expected an integer >= 1"),
+    ({"lr": "0.1"}, r"lr must be a number, got '0.1'"),
+    ({"ema": (0.9, None)}, r"ema must be a number, got None"),
     ({"blocks": ()}, r"blocks is \(\), expected at least one stage"),
     ({"blocks": (1, 0)}, r"blocks is \(1, 0\), expected at least one stage"),
 ]

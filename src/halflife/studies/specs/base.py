@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from halflife.errors import StoreError, UserError
+from halflife.numbers import as_number
 from halflife.studies.specs.trainers import Trainer
 
-__all__ = ["RunSpec", "check_at_least", "check_number", "spec_from_json"]
+__all__ = ["RunSpec", "check_choices", "check_counts", "check_numbers", "check_removed", "spec_from_json"]
 
 _KINDS: dict[str, Callable[..., RunSpec]] = {}
 
@@ -109,35 +110,76 @@ def _from_json(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def check_number(name: str, value: float, *, above: float | None = None, at_most: float = math.inf) -> None:
-    """Refuse a number that is NaN, infinite, negative, not above ``above`` or above ``at_most``.
+def check_numbers(spec: RunSpec, *names: str, above: float | None = None, at_most: float = math.inf) -> None:
+    """Refuse fields that hold anything but finite numbers, or tuples of them, within bounds.
 
     Args:
-        name: What the number is, for the message.
-        value: The number.
-        above: A bound that the number must exceed (``None``: it must be >= 0).
-        at_most: The largest allowed value.
+        spec: The spec.
+        names: The fields.
+        above: A bound that each number must exceed (``None``: it must be >= 0).
+        at_most: The largest allowed number.
 
     Raises:
-        UserError: The number is outside.
+        UserError: A number is outside.
     """
-    low_ok = value >= 0 if above is None else value > above
-    if not (math.isfinite(value) and low_ok and value <= at_most):
-        low = ">= 0" if above is None else f"> {above:g}"
-        high = "" if at_most == math.inf else f" and <= {at_most:g}"
-        raise UserError(f"{name} is {value}, expected a finite number {low}{high}: change {name}")
+    for name in names:
+        values = getattr(spec, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            number = as_number(name, value)
+            low_ok = number >= 0 if above is None else number > above
+            if not (low_ok and number <= at_most and number < math.inf):
+                low = ">= 0" if above is None else f"> {above:g}"
+                high = "" if at_most == math.inf else f" and <= {at_most:g}"
+                raise UserError(f"{name} is {value}, expected a finite number {low}{high}: change {name}")
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
-    """Refuse an integer below ``least``.
+def check_counts(spec: RunSpec, *names: str, least: int = 1, or_none: bool = False) -> None:
+    """Refuse fields that hold anything but integers, or tuples of them, of at least ``least``.
 
     Args:
-        name: What the number is, for the message.
-        value: The number.
-        least: The smallest allowed value.
+        spec: The spec.
+        names: The fields.
+        least: The smallest allowed integer.
+        or_none: Whether ``None`` is allowed too.
 
     Raises:
-        UserError: The number is below.
+        UserError: A field holds something else.
     """
-    if value < least:
-        raise UserError(f"{name} is {value}, expected an integer >= {least}: change {name}")
+    for name in names:
+        values = getattr(spec, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is None and or_none:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{name} is {value!r}, expected an integer >= {least}: change {name}")
+
+
+def check_choices(spec: RunSpec, known: Mapping[str, Sequence[str]]) -> None:
+    """Refuse fields that hold anything but one of the names known for each.
+
+    Args:
+        spec: The spec.
+        known: Names by field.
+
+    Raises:
+        UserError: A field holds something else.
+    """
+    for name, names in known.items():
+        if (value := getattr(spec, name)) not in names:
+            raise UserError(f"{name} is {value!r}, expected one of {', '.join(names)}: change {name}")
+
+
+def check_removed(lr: float, lam: float) -> None:
+    """Refuse a decay that would erase or flip the weights.
+
+    Args:
+        lr: The largest learning rate.
+        lam: The coefficient.
+
+    Raises:
+        UserError: ``lr * lam`` is >= 1.
+    """
+    if lr * lam >= 1:
+        raise UserError(
+            f"lr * lam is {lr * lam:g}, expected < 1 (it is the fraction removed at each step): lower lr or lam"
+        )

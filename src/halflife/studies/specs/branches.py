@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
 from halflife.studies.specs.text import TextRun
 from halflife.studies.specs.trainers import TEXT, Trainer
 
@@ -48,12 +48,12 @@ class TextBranch(RunSpec):
         # The parent's seed is the branch's: the name of one says the other.
         if self.seed != self.of.seed:
             object.__setattr__(self, "seed", self.of.seed)
-        if self.branch not in BRANCHES:
-            raise UserError(f"branch is {self.branch!r}, expected one of {', '.join(BRANCHES)}: change branch")
+        check_choices(self, {"branch": BRANCHES})
         if self.at not in self.of.keep_at:
             raise UserError(f"a branch starts at step {self.at}, which the parent does not keep: add it to keep_at")
-        check_number("lr_factor", self.lr_factor, above=0, at_most=1)
-        check_at_least("num_steps", self.num_steps, 1)
+        check_numbers(self, "lr_factor", above=0, at_most=1)
+        check_counts(self, "num_steps")
+        check_counts(self, "max_steps", or_none=True)
 
     @property
     def parent(self) -> RunSpec | None:
@@ -108,8 +108,7 @@ class TextReplay(RunSpec):
     def __post_init__(self) -> None:
         if self.seed != self.of.seed:
             object.__setattr__(self, "seed", self.of.seed)
-        if self.match not in MATCHES:
-            raise UserError(f"match is {self.match!r}, expected one of {', '.join(MATCHES)}: change match")
+        check_choices(self, {"match": MATCHES})
         if not self.of.trace_norms:
             raise UserError("a replay needs the norms of its parent: give the parent trace_norms=True")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
 from halflife.studies.specs.images import DATASETS, MODELS
 from halflife.studies.specs.trainers import EXPONENTIAL, Trainer
 
@@ -75,24 +75,13 @@ class ExponentialRun(RunSpec):
     eval_every: int = 20
 
     def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
-        check_number("lam", self.lam, above=0)
-        check_number("momentum", self.momentum)
+        check_numbers(self, "lr", "lam", above=0)
+        check_numbers(self, "momentum")
         if self.momentum >= 1:
             raise UserError(f"momentum is {self.momentum}, expected a number >= 0 and < 1: change momentum")
-        for name in ("num_steps", "batch_size", "eval_every", "downsample", "width"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("num_train", "num_test", "max_steps"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
-        for name, value, known in (
-            ("model", self.model, MODELS),
-            ("data", self.data, DATASETS),
-            ("twin", self.twin, TWINS),
-            ("dtype", self.dtype, DTYPES),
-        ):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
+        check_counts(self, "num_steps", "batch_size", "eval_every", "downsample", "width")
+        check_counts(self, "num_train", "num_test", "max_steps", or_none=True)
+        check_choices(self, {"model": MODELS, "data": DATASETS, "twin": TWINS, "dtype": DTYPES})
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
         largest = (1 - math.sqrt(self.momentum)) ** 2

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers, check_removed
 from halflife.studies.specs.trainers import IMAGES, Trainer
 
 __all__ = ["ImageBranch", "ImageRun", "fine_tune_branch"]
@@ -120,21 +120,21 @@ class ImageRun(RunSpec):
     probe_vectors: int = 24
 
     def __post_init__(self) -> None:
-        check_number("lr", self.lr, above=0)
-        check_number("lr_after_drop", self.lr_after_drop, above=0)
-        check_number("lam", self.lam)
-        check_number("drop_at", self.drop_at, above=0, at_most=1)
-        check_number("label_smoothing", self.label_smoothing, at_most=0.9)
-        check_number("label_noise", self.label_noise, at_most=1)
-        check_number("sphere", self.sphere)
+        check_numbers(self, "lr", "lr_after_drop", above=0)
+        check_numbers(self, "drop_at", above=0, at_most=1)
+        check_numbers(self, "lam", "sphere")
+        check_numbers(self, "label_noise", "ema", at_most=1)
+        check_numbers(self, "label_smoothing", at_most=0.9)
+        check_counts(self, "num_train", "num_test", "max_steps", or_none=True)
+        check_counts(self, "downsample", "width", "num_epochs", "batch_size", "eval_every", "keep_at")
+        check_counts(self, "probe_examples", "probe_vectors")
+        check_counts(self, "ensemble_every", "probe_every", least=0)
+        check_choices(self, {"model": MODELS, "data": DATASETS, "precision": PRECISIONS, "augmentation": AUGMENTATIONS})
         if self.sphere > 0 and self.lam > 0:
             raise UserError(
                 f"sphere is {self.sphere:g} and lam is {self.lam:g}: on a sphere there is nothing to decay, set one to 0"
             )
-        for decay in self.ema:
-            check_number("ema", decay, at_most=1)
         for epoch in self.keep_at:
-            check_at_least("keep_at", epoch, 1)
             if epoch > self.num_epochs:
                 raise UserError(f"keep_at has {epoch}, expected at most num_epochs {self.num_epochs}: change keep_at")
         for probe in self.probes:
@@ -146,38 +146,7 @@ class ImageRun(RunSpec):
                 f"probe_vectors is {self.probe_vectors}, expected an even integer >= 6, which the trace estimator needs: change"
                 " probe_vectors"
             )
-        if max(self.lr, self.lr_after_drop) * self.lam >= 1:
-            raise UserError(
-                f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction of the"
-                " weight removed at each step): lower lr or lam"
-            )
-        for name, value, known in (
-            ("model", self.model, MODELS),
-            ("data", self.data, DATASETS),
-            ("precision", self.precision, PRECISIONS),
-            ("augmentation", self.augmentation, AUGMENTATIONS),
-        ):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
-        for name, count in (
-            ("num_train", self.num_train),
-            ("num_test", self.num_test),
-            ("max_steps", self.max_steps),
-        ):
-            if count is not None:
-                check_at_least(name, count, 1)
-        for name in (
-            "downsample",
-            "width",
-            "num_epochs",
-            "batch_size",
-            "eval_every",
-            "probe_examples",
-            "probe_vectors",
-        ):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("ensemble_every", "probe_every"):
-            check_at_least(name, getattr(self, name), 0)
+        check_removed(max(self.lr, self.lr_after_drop), self.lam)
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers, check_removed
 from halflife.studies.specs.trainers import LEAST_SQUARES, Trainer
 
 __all__ = ["LeastSquaresRun"]
@@ -73,27 +73,14 @@ class LeastSquaresRun(RunSpec):
     def __post_init__(self) -> None:
         if not self.eigenvalues:
             raise UserError("eigenvalues is empty, expected at least one number > 0: change eigenvalues")
-        for eigenvalue in self.eigenvalues:
-            check_number("eigenvalues", eigenvalue, above=0)
-        if self.noise not in NOISES:
-            raise UserError(f"noise is {self.noise!r}, expected one of {', '.join(NOISES)}: change noise")
-        check_number("lr", self.lr, above=0)
-        check_number("lr_after_drop", self.lr_after_drop, above=0)
-        for name in ("noise_std", "optimum", "distance", "lam"):
-            check_number(name, getattr(self, name))
-        if max(self.lr, self.lr_after_drop) * self.lam >= 1:
-            raise UserError(
-                f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction removed at"
-                " each step): lower lr or lam"
-            )
-        for decay in self.ema:
-            check_number("ema", decay, at_most=1)
-        for name in ("num_steps", "eval_every", "tail"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_replicas", self.num_replicas, 2)
-        for name in ("max_steps", "average_from", "drop_step"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
+        check_choices(self, {"noise": NOISES})
+        check_numbers(self, "eigenvalues", "lr", "lr_after_drop", above=0)
+        check_numbers(self, "noise_std", "optimum", "distance", "lam")
+        check_numbers(self, "ema", at_most=1)
+        check_removed(max(self.lr, self.lr_after_drop), self.lam)
+        check_counts(self, "num_steps", "eval_every", "tail")
+        check_counts(self, "num_replicas", least=2)
+        check_counts(self, "max_steps", "average_from", "drop_step", or_none=True)
         for name in ("average_from", "drop_step"):
             if (getattr(self, name) or 0) > self.num_steps:
                 raise UserError(

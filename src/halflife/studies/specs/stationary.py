@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers, check_removed
 from halflife.studies.specs.trainers import STATIONARY, Trainer
 
 __all__ = ["StationaryRun"]
@@ -96,33 +96,21 @@ class StationaryRun(RunSpec):
     num_starts: int = 2
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("model", self.model, MODELS),
-            ("loss", self.loss, LOSSES),
-            ("data", self.data, DATASETS),
-        ):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}, expected one of {', '.join(known)}: change {name}")
-        check_number("lr", self.lr, above=0)
-        check_number("init", self.init, above=0)
-        check_number("lam", self.lam)
-        check_number("label_noise", self.label_noise)
+        check_choices(self, {"model": MODELS, "loss": LOSSES, "data": DATASETS})
+        check_numbers(self, "lr", "init", above=0)
+        check_numbers(self, "lam", "label_noise", "prefactors", "searched")
         if self.loss == "logistic" and self.label_noise >= 0.5:
             raise UserError(
                 f"label_noise is {self.label_noise:g}, expected < 0.5 with the logistic loss (it is the probability of a"
                 " wrong label): lower label_noise"
             )
-        if self.lr * self.lam >= 1:
-            raise UserError(
-                f"lr * lam is {self.lr * self.lam:g}, expected < 1 (it is the fraction removed at each step): lower lr or lam"
-            )
-        for name in ("hidden", "num_examples", "num_inputs", "downsample", "batch_size", "num_steps", "measure_every"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_replicas", self.num_replicas, 2)
-        for name in ("num_held_out", "burn_in", "num_starts"):
-            check_at_least(name, getattr(self, name), 0)
-        if self.max_steps is not None:
-            check_at_least("max_steps", self.max_steps, 1)
+        check_removed(self.lr, self.lam)
+        check_counts(
+            self, "hidden", "num_examples", "num_inputs", "downsample", "batch_size", "num_steps", "measure_every"
+        )
+        check_counts(self, "num_replicas", least=2)
+        check_counts(self, "num_held_out", "burn_in", "num_starts", "num_relevant", least=0)
+        check_counts(self, "max_steps", or_none=True)
         if not 1 <= self.num_relevant <= self.num_inputs:
             raise UserError(
                 f"num_relevant is {self.num_relevant}, expected 1 to num_inputs {self.num_inputs}: change num_relevant"

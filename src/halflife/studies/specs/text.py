@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 from halflife.errors import UserError
 from halflife.rules.registry import check_decay_text, schedule_from
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
 from halflife.studies.specs.trainers import TEXT, Trainer
 
 __all__ = ["TextRun"]
@@ -152,35 +152,23 @@ class TextRun(RunSpec):
             raise UserError(f"decay is {self.decay!r}, expected text such as 'Decoupled(lam=0.1)': change decay")
         if self.decay:
             check_decay_text(self.decay)
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}: change {name}")
+        check_choices(self, CHOICES)
         if self.corpus not in CORPORA and not self.corpus.startswith("folder:"):
             raise UserError(
                 f"corpus is {self.corpus!r}, expected one of {', '.join(CORPORA)} or folder:PATH: change corpus"
             )
-        check_number("lr", self.lr, above=0)
-        for name, bound in (
-            ("beta1", 1.0),
-            ("beta2", 1.0),
-            ("momentum", 1.0),
-            ("dropout", 0.9),
-            ("label_smoothing", 0.9),
-        ):
-            check_number(name, getattr(self, name), at_most=bound)
-        for name in ("init_std", "eps"):
-            check_number(name, getattr(self, name), above=0)
-        check_number("loss_penalty", self.loss_penalty)
-        for decay in self.ema:
-            check_number("ema", decay, at_most=1)
+        check_numbers(self, "lr", "init_std", "eps", above=0)
+        check_numbers(self, "beta1", "beta2", "momentum", "ema", at_most=1)
+        check_numbers(self, "dropout", "label_smoothing", at_most=0.9)
+        check_numbers(self, "loss_penalty")
         if self.clip is not None:
-            check_number("clip", self.clip, above=0)
-        for name in (
-            "context", "width", "depth", "heads", "embedding_width", "num_steps", "batch_size", "accumulate", "eval_every",
-            "log_every", "num_eval_tokens", "probe_windows",
-        ):  # fmt: skip
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("vocab_size", self.vocab_size, 2)
+            check_numbers(self, "clip", above=0)
+        check_counts(
+            self, "context", "width", "depth", "heads", "embedding_width", "num_steps", "batch_size", "accumulate"
+        )
+        check_counts(self, "eval_every", "log_every", "num_eval_tokens", "probe_windows", "keep_at")
+        check_counts(self, "vocab_size", "probe_vectors", least=2)
+        check_counts(self, "num_train_tokens", "average_from", "max_steps", or_none=True)
         if self.probe_vectors < 6 or self.probe_vectors % 2:
             raise UserError(
                 f"probe_vectors is {self.probe_vectors}, expected an even number >= 6: change probe_vectors"
@@ -188,9 +176,6 @@ class TextRun(RunSpec):
         for probe in self.probes:
             if probe not in PROBES:
                 raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
-        for name in ("num_train_tokens", "average_from", "max_steps"):
-            if getattr(self, name) is not None:
-                check_at_least(name, getattr(self, name), 1)
         schedule_from(self.lr_schedule)
         self._check_together()
 

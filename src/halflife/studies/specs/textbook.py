@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from halflife.errors import UserError
-from halflife.studies.specs.base import RunSpec, check_at_least, check_number
+from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers, check_removed
 from halflife.studies.specs.trainers import RELU_REGRESSION, SEPARABLE, Trainer
 
 __all__ = ["ReluRegressionRun", "SeparableRun"]
@@ -60,21 +60,13 @@ class ReluRegressionRun(RunSpec):
     eval_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("lr", "lr_after_drop", "init_scale"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("lam", "label_noise"):
-            check_number(name, getattr(self, name))
-        if max(self.lr, self.lr_after_drop) * self.lam >= 1:
-            raise UserError(
-                f"lr * lam is {max(self.lr, self.lr_after_drop) * self.lam:g}, expected < 1 (it is the fraction removed at"
-                " each step): lower lr or lam"
-            )
-        for name in ("width", "teacher_kinks", "num_steps", "num_replicas", "eval_every", "drop_step"):
-            check_at_least(name, getattr(self, name), 1)
-        check_at_least("num_points", self.num_points, 3)
-        check_at_least("warmup_steps", self.warmup_steps, 0)
-        if self.max_steps is not None:
-            check_at_least("max_steps", self.max_steps, 1)
+        check_numbers(self, "lr", "lr_after_drop", "init_scale", above=0)
+        check_numbers(self, "lam", "label_noise")
+        check_removed(max(self.lr, self.lr_after_drop), self.lam)
+        check_counts(self, "width", "teacher_kinks", "num_steps", "num_replicas", "eval_every", "drop_step")
+        check_counts(self, "num_points", least=3)
+        check_counts(self, "warmup_steps", least=0)
+        check_counts(self, "max_steps", or_none=True)
         for name in ("drop_step", "warmup_steps"):
             if getattr(self, name) > self.num_steps:
                 raise UserError(
@@ -137,19 +129,13 @@ class SeparableRun(RunSpec):
     num_steps: int
 
     def __post_init__(self) -> None:
-        if self.points not in POINTS:
-            raise UserError(f"points is {self.points!r}, expected one of {', '.join(POINTS)}: change points")
-        check_number("lr", self.lr, above=0)
-        check_number("lam", self.lam)
-        if self.lr * self.lam >= 1:
-            raise UserError(
-                f"lr * lam is {self.lr * self.lam:g}, expected < 1 (it is the fraction removed at each step): lower lr or lam"
-            )
-        check_at_least("num_points", self.num_points, 4)
-        for name in ("num_datasets", "num_steps"):
-            check_at_least(name, getattr(self, name), 1)
-        if self.max_steps is not None:
-            check_at_least("max_steps", self.max_steps, 1)
+        check_choices(self, {"points": POINTS})
+        check_numbers(self, "lr", above=0)
+        check_numbers(self, "lam")
+        check_removed(self.lr, self.lam)
+        check_counts(self, "num_points", least=4)
+        check_counts(self, "num_datasets", "num_steps")
+        check_counts(self, "max_steps", or_none=True)
 
     @property
     def last_step(self) -> int:
