@@ -28,8 +28,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from halflife.errors import StoreError
 from halflife.studies.store.files import (
     check_regular,
@@ -62,6 +60,23 @@ def run_id(spec_digest: str, trainer: str, data_digest: str) -> str:
         Sixteen hexadecimal digits.
     """
     return hashlib.sha256(f"{spec_digest}\0{trainer}\0{data_digest}".encode()).hexdigest()[:ID_LENGTH]
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, timeout: float, said: str) -> Iterator[None]:
+    """Hold the lock file of a folder; ``said`` is the error if another process does not let go in ``timeout`` seconds."""
+    from filelock import FileLock, Timeout  # here, because whoever only lists or reads needs no lock
+
+    with explain_write_errors(folder):
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout as error:
+            raise StoreError(said) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class RunFolder:
@@ -185,20 +200,14 @@ class RunFolder:
         """
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock")
+        said = f"another process still works on the run {self.id}: wait until it ends, or stop it"
+        with _lock(self.path, timeout, said):
+            for left in (*self.path.glob(".*.aside"), *self.kept.glob(".*.aside")):
+                left.unlink()  # of a process that was killed while it wrote
             try:
-                lock.acquire(timeout=timeout)
-            except Timeout as error:
-                raise StoreError(
-                    f"another process still works on the run {self.id}: wait until it ends, or stop it"
-                ) from error
-        for left in (*self.path.glob(".*.aside"), *self.kept.glob(".*.aside")):
-            left.unlink()  # of a process that was killed while it wrote
-        try:
-            yield
-        finally:
-            self.close()
-            lock.release()
+                yield
+            finally:
+                self.close()
 
 
 class Store:
@@ -249,19 +258,12 @@ class Store:
             StoreError: Another process holds it.
         """
         self.create()
-        with explain_write_errors(self.path):
-            lock = FileLock(self.path / ".lock")
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise StoreError(
-                    f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its"
-                    " own folder with --store"
-                ) from error
-        try:
+        said = (
+            f"another halflife process is writing the store {self.path}: wait until it ends, or give this one its own"
+            " folder with --store"
+        )
+        with _lock(self.path, 0, said):
             yield
-        finally:
-            lock.release()
 
     def run(self, identity: str) -> RunFolder:
         """The folder of one run, whether it exists or not.
