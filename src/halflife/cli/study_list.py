@@ -22,12 +22,7 @@ __all__ = ["Batch", "batches_of", "print_batches", "print_details", "print_names
 
 
 def print_names(studies: Sequence[Study], console: Console) -> None:
-    """One line a study: its name, what it is about, how many claims it has.
-
-    Args:
-        studies: The studies.
-        console: Where to print.
-    """
+    """Print a line a study: its name, what it is about, how many claims it has."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("name", no_wrap=True, style="bold")
     table.add_column("title")
@@ -44,12 +39,7 @@ def print_names(studies: Sequence[Study], console: Console) -> None:
 
 
 def print_details(studies: Sequence[Study], console: Console) -> None:
-    """What studies claim, with the source, and at which scales they run.
-
-    Args:
-        studies: The studies.
-        console: Where to print.
-    """
+    """Print what studies claim, with the source, and at which scales they run."""
     for study in studies:
         console.print(f"[bold]{study.name}[/]  {escape(study.title)}", highlight=False)
         console.print(f"  {escape(study.claim)}", highlight=False)
@@ -69,14 +59,7 @@ def print_details(studies: Sequence[Study], console: Console) -> None:
 
 
 def study_json(study: Study) -> dict[str, Any]:
-    """A study as plain values, decision rules included.
-
-    Args:
-        study: The study.
-
-    Returns:
-        JSON values.
-    """
+    """A study as plain values, decision rules included."""
     return {
         "name": study.name,
         "title": study.title,
@@ -121,16 +104,7 @@ class Batch:
 
 
 def batches_of(preset: Preset, *, num_seeds: int | None, max_steps: int | None) -> list[Batch]:
-    """What a preset would run.
-
-    Args:
-        preset: The preset.
-        num_seeds: Seeds per arm instead of the preset's, at every size.
-        max_steps: Cut every run at so many steps.
-
-    Returns:
-        The main size first, then the ladder.
-    """
+    """What a preset would run, the main size first; the options are those of `print_batches`."""
     seen: set[str] = set()
     arms: dict[tuple[int, str, str], set[str]] = {}
     runs: dict[tuple[int, str, str], int] = {}

@@ -76,15 +76,7 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None)
 
 
 def keep_traceback(error: Exception, folder: RunFolder | None) -> str:
-    """Write an unexpected error's traceback into the folder of its run.
-
-    Args:
-        error: The error.
-        folder: The folder (``None``: there is none yet).
-
-    Returns:
-        What happened, to stand in a sentence.
-    """
+    """Describe an unexpected error to stand in a sentence, and keep its traceback in the folder of its run if there is one."""
     last = textwrap.shorten((str(error).strip().splitlines() or [""])[-1], 120, placeholder=" ...")
     words = f"an unexpected error ({type(error).__name__}: {last})"
     if folder is not None:
@@ -139,18 +131,7 @@ class _Stop:
 def header_of(
     run: RunFolder, spec: RunSpec, device: str, data_folder: str | None, parent: str | None
 ) -> dict[str, Any]:
-    """What ``run.json`` says of a run that starts.
-
-    Args:
-        run: Its folder.
-        spec: What it is.
-        device: Where it is trained.
-        data_folder: Where data that are not shipped lie.
-        parent: The run that it starts from.
-
-    Returns:
-        JSON values.
-    """
+    """What ``run.json`` says of a run that starts, on ``device`` and from the run ``parent`` if it has one."""
     data = describe_data(spec, data_folder)
     header: dict[str, Any] = {
         "id": run.id,

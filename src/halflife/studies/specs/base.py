@@ -80,17 +80,7 @@ class RunSpec:
 
 
 def spec_from_json(value: Mapping[str, Any]) -> RunSpec:
-    """The spec that `RunSpec.to_json` wrote.
-
-    Args:
-        value: The JSON object.
-
-    Returns:
-        The spec, of the type that its ``kind`` names.
-
-    Raises:
-        StoreError: The kind is not known here, or the fields are not those of this version.
-    """
+    """The spec that `RunSpec.to_json` wrote; a kind or a field of another version is a `StoreError`."""
     fields = dict(value)
     kind = fields.pop("kind", None)
     if kind not in _KINDS:

@@ -58,15 +58,7 @@ def _refuse_kind(path: Path, mode: int, expected: str) -> None:
 
 
 def check_regular(path: Path, largest: int) -> None:
-    """Refuse whatever is no regular file, such as a link or a pipe, and a file that is too large to be read.
-
-    Args:
-        path: The file, which exists.
-        largest: Bytes.
-
-    Raises:
-        StoreError: It is something else.
-    """
+    """Refuse what is no regular file, such as a link or a pipe, and what has more than ``largest`` bytes."""
     about = path.lstat()
     _refuse_kind(path, about.st_mode, "file")
     if about.st_size > largest:
@@ -76,11 +68,8 @@ def check_regular(path: Path, largest: int) -> None:
 def check_tree(folder: Path) -> None:
     """Refuse a folder that holds, at any depth, anything but folders and regular files; one that is not there is fine.
 
-    Args:
-        folder: The folder.
-
     Raises:
-        StoreError: It is none, or holds a link, a pipe or a device, or may not be read.
+        StoreError: It is no folder, or holds a link, a pipe or a device, or may not be read.
     """
     left = [folder]
     try:
@@ -108,17 +97,7 @@ def _depth_exceeds(most: int, value: object) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object that a regular file of bounded size holds.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The object.
-
-    Raises:
-        StoreError: It holds anything else, or cannot be read.
-    """
+    """The JSON object in a regular file of bounded size and depth; anything else is a `StoreError`."""
     too_deep = f"{path} is nested too deeply to be read: remove it, and run the study again"
     try:
         check_regular(path, LARGEST_JSON)
@@ -169,12 +148,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a crash at any moment leaves either the old content or the new.
-
-    Args:
-        path: The file.
-        content: Its new content; text is written as UTF-8.
-    """
+    """Replace a file so that a crash at any moment leaves either the old content or the new, text as UTF-8."""
     data = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     with explain_write_errors(path):

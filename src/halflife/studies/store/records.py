@@ -70,14 +70,7 @@ class Reading:
     arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def to_line(self) -> str:
-        """The reading as one line of JSON.
-
-        Returns:
-            The line, without the newline.
-
-        Raises:
-            StoreError: A value is NaN or infinite, which JSON cannot hold.
-        """
+        """The reading as one line of JSON without the newline; NaN or infinity, which JSON lacks, is a `StoreError`."""
         bad = [name for name, value in self.values.items() if not math.isfinite(value)]
         if bad:
             raise StoreError(
@@ -91,17 +84,7 @@ class Reading:
 
     @classmethod
     def from_line(cls, line: str) -> Reading:
-        """The inverse of `to_line`.
-
-        Args:
-            line: One line of JSON.
-
-        Returns:
-            The reading.
-
-        Raises:
-            ValueError: The line is not a whole reading.
-        """
+        """The inverse of `to_line`; a line that is not a whole reading is a `ValueError`."""
         try:
             record = json.loads(line)
             return cls(

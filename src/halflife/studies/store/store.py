@@ -124,14 +124,7 @@ class RunFolder:
         write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
 
     def readings(self) -> list[Reading]:
-        """All readings in the order of their steps; a torn last line is dropped with a warning.
-
-        Returns:
-            The readings.
-
-        Raises:
-            StoreError: A line that is not the last cannot be read.
-        """
+        """All readings by step; a torn last line is dropped with a warning, any other damage is a `StoreError`."""
         path = self.path / "readings.jsonl"
         if not path.exists():
             return []
@@ -148,9 +141,6 @@ class RunFolder:
         """Add one reading, if its step was not read before.
 
         A resumed run repeats the steps since its last checkpoint, to the same bits, so what is there already stays.
-
-        Args:
-            reading: The reading.
         """
         if self._file is None:
             self._open()
