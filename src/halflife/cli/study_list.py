@@ -92,7 +92,7 @@ class Batch:
         size: Where they stand on the ladder.
         kind: What they are, as the specs say it.
         length: How long each is, in words.
-        num_arms: Configurations; 0 for runs that are no arm's, and only what others start from.
+        num_arms: Configurations; 0 for runs that belong to no arm and that others start from.
         num_runs: Runs, each once however many arms share it.
     """
 

@@ -64,20 +64,13 @@ class Rank:
         listen: Callable[[Event], None] = lambda event: None,
         data_folder: str | None = None,
     ) -> list[str]:
-        """Train what is missing of a plan; every rank calls it, and rank 0 must hold the store.
-
-        Args:
-            plan: The plan.
-            missing: Its runs that are not finished yet, in the order to do them; what rank 0 gives counts.
-            listen: Told what happens.
-            data_folder: Where data that are not shipped lie.
+        """Train the missing runs of a plan as `halflife.studies.runner.pool.execute` does; rank 0 says which are missing.
 
         Returns:
             Why runs failed, one sentence each.
 
         Raises:
             UserError: Rank 0 names a run that is not planned here.
-            KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
         """
         import torch
         import torch.distributed as dist
@@ -135,11 +128,6 @@ class Rank:
 @contextlib.contextmanager
 def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterator[Rank | None]:
     """Join the processes that torchrun started. Whatever happens to them, one of them says it.
-
-    Args:
-        store: Where runs are.
-        plans: What they are to train.
-        fsdp: Shard the model (FSDP2) instead of copying it (DDP).
 
     Yields:
         This process as one of them; ``None`` when torchrun did not start it.

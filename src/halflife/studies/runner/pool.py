@@ -1,7 +1,7 @@
 """Runs a plan in local worker processes: one thread each, one run at a time, each resumable.
 
-The parent hands out runs and listens. A worker trains and writes its run's folder (`halflife.studies.runner.worker`). A worker
-that dies takes down its run alone; a parent that dies takes its workers along.
+The parent hands out runs and listens. A worker trains and writes its run's folder (`halflife.studies.runner.worker`). If a
+worker dies, only its run fails; if the parent dies, its workers end.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Event:
 
 
 def default_workers() -> int:
-    """One worker an accelerator where there is one, else one a core."""
+    """One worker for each accelerator, or for each core where there is none."""
     import torch
 
     return torch.accelerator.device_count() or available_cores()
@@ -215,7 +215,7 @@ class _Pool:
         return failures
 
     def next_of(self, missing: deque[PlannedRun]) -> PlannedRun | None:
-        """Take out the first run whose parent, if it has one, is not still to be done."""
+        """Take out the first run that need not wait for its parent."""
         undone = {run.id for run in missing} | {run.id for run in self.busy.values()}
         for run in missing:
             if run.parent_id not in undone:

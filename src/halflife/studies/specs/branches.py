@@ -21,8 +21,8 @@ class TextBranch(RunSpec):
     """A run that goes on from a checkpoint of another, with the optimizer's state and the data that come next.
 
     A *tiny-lr branch* holds the learning rate at ``lr_factor`` times the parent's ``lr``, without decay. A *cooldown
-    branch* takes it from the parent's down to 0 in a straight line, with the parent's decay. What a noisy run gains by
-    either is what its noise costs.
+    branch* takes it from the parent's down to 0 in a straight line, with the parent's decay. What a run
+    gains by either is the loss due to its noise.
 
     Source: "Why Do We Need Weight Decay in Modern Deep Learning?", section 3 (figure 6) for the first.
 
@@ -45,7 +45,7 @@ class TextBranch(RunSpec):
     num_steps: int
 
     def __post_init__(self) -> None:
-        # The parent's seed is the branch's: the name of one says the other.
+        # A branch has the seed of its parent.
         if self.seed != self.of.seed:
             object.__setattr__(self, "seed", self.of.seed)
         check_choices(self, {"branch": BRANCHES})

@@ -1,4 +1,4 @@
-"""The spec of a pair of runs that are one and the same where the scale of the weights does not matter."""
+"""The spec of two paired runs that compute the same function if the loss does not depend on the weights' scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ExponentialRun"]
 
 TWINS = ("matched", "unmatched", "constant")
 DTYPES = ("float64", "float32")
-LARGEST_GROWTH = 1e12  # of the learning rate; beyond, the twin's weights leave the range where rounding is what it was
+LARGEST_GROWTH = 1e12  # of the learning rate; beyond it the twin's weights are rounded differently
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class ImageBranch(RunSpec):
     weights: str = "last"
 
     def __post_init__(self) -> None:
-        # The parent's seed is the branch's: the name of one says the other.
+        # A branch has the seed of its parent.
         if self.seed != self.of.seed:
             object.__setattr__(self, "seed", self.of.seed)
         if self.then.seed != self.of.seed:
@@ -226,8 +226,8 @@ class ImageBranch(RunSpec):
 def fine_tune_branch(of: ImageRun, at: int, *, lr: float, num_epochs: int) -> ImageBranch:
     """The tiny-learning-rate branch: lr small, lam = 0, from the parent's weights after epoch ``at``.
 
-    What the noise of a large learning rate hides, it uncovers: one of the two ways to take "the mean of the process", the
-    other being `ImageRun.ema`.
+    It shows the loss without the noise of a large learning rate. It is one of two ways to estimate the mean of the process;
+    `ImageRun.ema` is the other.
 
     Source: "Why Do We Need Weight Decay in Modern Deep Learning?", section 2.2 and figure 5.
 

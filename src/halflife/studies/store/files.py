@@ -31,7 +31,7 @@ KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder
 
 
 def named_in(folder: Path, name: object, pattern: str, *, what: str, expected: str) -> Path:
-    """The path of a name that comes from a file, after a check that it is a name and leads nowhere else.
+    """Check a name that comes from a file, and return its path, which does not lead out of ``folder``.
 
     Args:
         folder: Where it lies.
@@ -119,7 +119,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusals to write into one sentence each.
+    """Turn the system's errors of writing into one sentence each.
 
     Args:
         path: What is written, for the sentence.
