@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -285,6 +286,90 @@ def test_fsdp_needs_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         pass
     with process_group(Store(tmp_path), [], fsdp=False) as rank:
         assert rank is None
+
+
+def start_ranks(program: str, size: int, *arguments: str) -> list[subprocess.Popen[str]]:
+    """Processes with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"TORCHELASTIC_RUN_ID": "tests", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    ]
+
+
+def test_models_are_freed_before_the_process_group(tmp_path: Path) -> None:
+    """DDP's reducer, as the last to hold the group, can wait for ever: it frees the group without releasing the GIL."""
+    program = """
+import sys, weakref
+import torch, torch.distributed as dist
+from halflife.studies.runner.distributed import process_group
+from halflife.studies.store.store import Store
+
+def train(rank):
+    wrapped = rank.world.wrap(torch.nn.Linear(2, 1), [])
+    wrapped(torch.ones(1, 2)).sum().backward()
+    wrapped.itself = wrapped  # a cycle, as models in training have them
+    return weakref.ref(wrapped)
+
+destroy = dist.destroy_process_group
+dist.destroy_process_group = lambda: (print("freed:", found() is None), destroy())
+with process_group(Store(sys.argv[1]), [], fsdp=False) as rank:
+    found = train(rank)
+    print("alive:", found() is not None)
+"""
+    (process,) = start_ranks(program, 1, str(tmp_path))
+    out, err = ended(process)
+    assert process.returncode == 0, err
+    assert out.splitlines() == ["alive: True", "freed: True"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("UserError", "rank 1 of 2: the data lie elsewhere"),
+        (
+            "KeyError",
+            "rank 1 of 2: the processes stopped at an unexpected error (KeyError: 'the data lie elsewhere'): if",
+        ),
+    ],
+)
+def test_the_mistake_of_one_rank_is_said_by_that_rank_alone(tmp_path: Path, kind: str, said: str) -> None:
+    program = f"""
+import os, sys
+import torch.distributed as dist
+from halflife.errors import HalflifeError, UserError
+from halflife.studies.runner.distributed import process_group
+from halflife.studies.store.store import Store
+
+if os.environ["RANK"] != "0":
+    sys.stderr = open(os.devnull, "w")  # as the command does
+try:
+    with process_group(Store(sys.argv[1]), [], fsdp=False) as rank:
+        dist.barrier()
+        if rank.world.rank == 1:
+            raise {kind}("the data lie elsewhere")
+        dist.barrier()
+except HalflifeError as error:
+    print("error:", error, file=sys.stderr)
+    sys.exit(2)
+"""
+    first, second = start_ranks(program, 2, str(tmp_path))
+    _, err = ended(second)
+    assert second.returncode == 2
+    assert f"error: {said}" in err
+    _, err = ended(first)
+    assert first.returncode == 1
+    assert "error:" not in err
 
 
 def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
