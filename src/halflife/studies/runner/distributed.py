@@ -78,9 +78,10 @@ class Rank:
         box = [[run.id for run in missing]]
         dist.broadcast_object_list(box, device=torch.device("cpu"))
         runs = {run.id: run for run in plan.needed}
-        for unknown in (name for name in box[0] if name not in runs):
+        unknown = [name for name in box[0] if name not in runs]
+        if unknown:
             raise UserError(
-                f"rank 0 starts the run {unknown}, which is not planned here: give all processes the same code, data and"
+                f"rank 0 starts the run {unknown[0]}, which is not planned here: give all processes the same code, data and"
                 " options"
             )
         failures: list[str] = []
