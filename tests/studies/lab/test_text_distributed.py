@@ -19,14 +19,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from halflife.errors import RunStoppedError, UserError
+from halflife.studies.catalog import get_study
 from halflife.studies.lab.text.train import train
-from halflife.studies.runner.distributed import process_group
+from halflife.studies.runner.distributed import Rank, process_group
+from halflife.studies.runner.plan import make_plan
 from halflife.studies.specs import TextRun
 from halflife.studies.specs.base import spec_from_json
 from halflife.studies.store.store import Store
@@ -312,7 +315,8 @@ def test_models_are_freed_before_the_process_group(tmp_path: Path) -> None:
     program = """
 import sys, weakref
 import torch, torch.distributed as dist
-from halflife.studies.runner.distributed import process_group
+from halflife.studies.runner.distributed import Rank, process_group
+from halflife.studies.runner.plan import make_plan
 from halflife.studies.store.store import Store
 
 def train(rank):
@@ -333,6 +337,20 @@ with process_group(Store(sys.argv[1]), [], fsdp=False) as rank:
     assert out.splitlines() == ["alive: True", "freed: True"]
 
 
+def test_a_run_that_only_rank_0_plans_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(box: list[list[str]], **_: object) -> None:
+        box[0] = ["0" * 16]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    study = get_study("lm-schedules")
+    plan = make_plan(study, "smoke", study.presets["smoke"], num_seeds=1)
+    rank = Rank(Store(tmp_path), cast("Any", SimpleNamespace(rank=1)))
+    with pytest.raises(
+        UserError, match=r"rank 0 starts the run 0{16}, which is not planned here: give all processes the"
+    ):
+        rank.execute(plan, ())
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -348,7 +366,8 @@ def test_the_mistake_of_one_rank_is_said_by_that_rank_alone(tmp_path: Path, kind
 import os, sys
 import torch.distributed as dist
 from halflife.errors import HalflifeError, UserError
-from halflife.studies.runner.distributed import process_group
+from halflife.studies.runner.distributed import Rank, process_group
+from halflife.studies.runner.plan import make_plan
 from halflife.studies.store.store import Store
 
 if os.environ["RANK"] != "0":
