@@ -34,7 +34,7 @@ from halflife.studies.report.files import render_figure
 from halflife.studies.report.pages.guide import Step, guide_of
 from halflife.studies.report.pages.provenance import duration, num_earlier
 from halflife.studies.report.pages.tables import SYMBOLS, numbers, verdict_markdown
-from halflife.studies.store.store import LARGEST_READINGS, RUN_NAME, MANIFEST_NAME, Store
+from halflife.studies.store.store import LARGEST_READINGS, MANIFEST_NAME, RUN_NAME, Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"

@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from halflife.errors import UserError
 from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
 from halflife.studies.lab.text.parallel import DataParallelContext
-from halflife.studies.store.files import named_in, read_object, explain_write_errors, write_whole
+from halflife.studies.store.files import explain_write_errors, named_in, read_object, write_whole
 
 __all__ = ["found", "read", "write_file", "write_folder"]
 
