@@ -3,3 +3,5 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+
+FLOOR_BINDS = "the floor of Stable"  # how the warning begins with which a row of the table of rules must come

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 
+from tests import FLOOR_BINDS
 from tests.oracles.every_rule import BY_NAME, HALF, STEPS, Net, groups_of, train
 
 
@@ -33,4 +35,5 @@ def resume(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", FLOOR_BINDS, UserWarning)
     resume(Path(sys.argv[1]))

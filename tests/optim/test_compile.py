@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 # Their fraction is 0 from step 5 or 6 on, and torch's optimizers branch at weight_decay == 0: one graph more.
 REACH_ZERO = {"until", "per-group-stable", "stable-at-the-floor-until"}
 STEADY, STEPS = 8, 12  # steps at one learning rate, and in all
-SHAPES = {"matrix": (3, 2), "vector": (2,), "scale": (1,)}  # as many groups as `PerGroup` has rules
+SHAPES = {"matrix": (3, 2), "vector": (2,)}
 
 
 @pytest.fixture(autouse=True)

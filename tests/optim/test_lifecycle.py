@@ -34,6 +34,7 @@ from halflife.rules import (
     Toward,
 )
 from halflife.schedules import until
+from tests import FLOOR_BINDS
 from tests.optim.test_precision import assert_follows_adam
 from tests.oracles.cases import own_pass_only
 from tests.oracles.every_rule import (
@@ -127,7 +128,7 @@ def test_a_group_that_joins_starts_by_itself(case: Case) -> None:
         if case.row.family == "PerGroup" or case.name.startswith(("toward-a-check", "toward-given")):  # nothing for it
             group["weight_decay"] = 0.0
         optimizer = case.optimizer([*groups_of(model), *([] if late else [group])])
-        if case.name == "per-group" and not late:  # one rule for each group that is there
+        if case.row.family == "PerGroup" and not late:  # one rule for each group that is there
             handle = attach(optimizer, PerGroup([*case.rule().inside(), Constant(0.5)]))
         else:
             handle = case.attach(optimizer)
@@ -551,6 +552,7 @@ def test_each_group_may_have_a_part_of_its_own(kind: Callable[..., Optimizer], c
     assert_same([parameter.detach() for parameter in resumed], [parameter.detach() for parameter in together])
 
 
+@pytest.mark.filterwarnings(f"ignore:{FLOOR_BINDS}:UserWarning")
 def test_a_mean_of_gradients_and_norms_in_one_checkpoint() -> None:
     """Stable measures all parameters, NormTarget remembers those of its group: both go on."""
     rule = PerGroup([Stable(0.5, floor=1.0), NormTarget(), Decoupled(1.0)])

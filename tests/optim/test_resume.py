@@ -27,7 +27,7 @@ from halflife.errors import UserError
 from halflife.expressions import spell
 from halflife.optim.attaching import attach, handle_of
 from halflife.rules import Constant, Decoupled, NormTarget, Rule, Stable, Toward
-from tests import ROOT
+from tests import FLOOR_BINDS, ROOT
 from tests.optim.test_precision import assert_follows_adam
 from tests.oracles.every_rule import (
     BY_NAME,
@@ -72,7 +72,9 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = Net()
         optimizer = case.optimizer(groups_of(model))
         case.attach(optimizer)
-        train(model, optimizer, range(HALF), late=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", FLOOR_BINDS, UserWarning)
+            train(model, optimizer, range(HALF), late=True)
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state, folder / f"{case.name}.saved")
     command = [sys.executable, "-W", "error", "-m", "tests.optim.resume_worker", str(folder)]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from halflife.optim.attaching import Handle, attach
-from halflife.rules import Applier, Penalty, Rule
+from halflife.rules import Applier, Penalty, PerGroup, Rule
 from halflife.selfcheck.rules import RULES, FormulaCase, RuleCase, goals
 
 LAM = 0.3  # large, so that a decay that is lost, doubled or late shows
@@ -177,7 +177,10 @@ class Case:
         for group in (optimizer or self.optimizer(groups_of(Net()))).param_groups:
             numbers = map(str, range(len(named), len(named) + len(group["params"])))
             named |= zip(group.get("param_names", numbers), group["params"], strict=True)
-        return self.row.make(named)
+        rule = self.row.make(named)
+        if isinstance(rule, PerGroup) and optimizer is not None:  # one for each group that is there
+            return PerGroup(rule.rules[: len(optimizer.param_groups)])
+        return rule
 
     def attach(self, optimizer: Optimizer, **arguments: Any) -> Handle:
         """Attach a new rule of this kind."""
