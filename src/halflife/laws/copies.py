@@ -6,7 +6,8 @@ import copy
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from halflife.optim.config import ATTRIBUTES, MARK
 
 __all__ = [
     "left_out",
+    "number",
     "peaks_in",
     "plain_attributes",
     "scale_decay",
@@ -80,27 +82,29 @@ def plain_attributes(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((name, value) for name, value in found.items() if isinstance(value, bool | int | float | str)))
 
 
-def small_parameter(
-    parameter: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> torch.nn.Parameter:
+def small_parameter(parameter: Tensor, weight: Tensor) -> torch.nn.Parameter:
     """Make a throw-away parameter that stands for a real one.
 
     Args:
         parameter: The real one; its values are not read.
-        shape: The shape of the small one.
-        device: Where it is to be.
-        dtype: Its precision.
+        weight: The values of the small one.
 
     Returns:
-        The small parameter, all zeros.
+        The small parameter.
     """
-    small = torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+    small = torch.nn.Parameter(weight.detach().clone())
     for name, value in plain_attributes(parameter):
         setattr(small, name, value)
     return small
 
 
-def small_copy(optimizer: Optimizer, memo: dict[int, Any], device: torch.device, dtype: torch.dtype) -> Optimizer:
+def small_copy(
+    optimizer: Optimizer,
+    memo: dict[int, Any],
+    more: Mapping[int, list[Tensor]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Optimizer:
     """Copy an optimizer with throw-away parameters, empty state and no hooks.
 
     Not ``copy.deepcopy`` of the optimizer: torch keeps only state, groups and defaults in it.
@@ -109,6 +113,7 @@ def small_copy(optimizer: Optimizer, memo: dict[int, Any], device: torch.device,
         optimizer: The optimizer to copy.
         memo: By the id of what it stands for, each small parameter that is to step. The other parameters are
             left out, or, if none is to step, stand there empty.
+        more: By the same id, further small parameters that step beside the one in ``memo``.
         device: Where the throw-away parameters are.
         dtype: Their precision.
 
@@ -121,11 +126,21 @@ def small_copy(optimizer: Optimizer, memo: dict[int, Any], device: torch.device,
     some_step = any(id(parameter) in memo for group in optimizer.param_groups for parameter in group["params"])
     kept = []
     for group in optimizer.param_groups:
-        kept.append([memo[id(parameter)] for parameter in group["params"] if id(parameter) in memo])
+        chosen = [parameter for parameter in group["params"] if id(parameter) in memo]
+        kept.append([small for each in chosen for small in (memo[id(each)], *more.get(id(each), ()))])
         for parameter in group["params"]:  # so that references to the others lead nowhere
             memo.setdefault(id(parameter), torch.nn.Parameter(torch.zeros((), dtype=dtype, device=device)))
         if not some_step:
             kept[-1] = [memo[id(parameter)] for parameter in group["params"]]
+
+    def copied(name: str, value: Any) -> Any:
+        try:
+            if isinstance(value, Optimizer) and id(value) not in memo:  # one inside another, such as Lookahead's
+                return small_copy(value, memo, more, device, dtype)
+            return copy.deepcopy(value, memo)
+        except Exception as error:  # process groups, locks, modules, ...
+            raise NotProbedError(f"its {name} cannot be copied: {type(error).__name__}: {error}") from error
+
     made: Optimizer = type(optimizer).__new__(type(optimizer))
     memo[id(optimizer)] = made
     memo[id(optimizer.state)] = made.state = defaultdict(dict)
@@ -135,28 +150,15 @@ def small_copy(optimizer: Optimizer, memo: dict[int, Any], device: torch.device,
         if name.startswith("_optimizer_") and name.endswith("_hooks"):
             made.__dict__[name] = OrderedDict()
             continue
-        made.__dict__[name] = _copied(name, value, memo, device, dtype)
+        made.__dict__[name] = copied(name, value)
     made.param_groups = [
         {
             "params": parameters,
-            **{
-                key: _copied(key, value, memo, device, dtype)
-                for key, value in group.items()
-                if key not in {"params", "param_names"}
-            },
+            **{key: copied(key, value) for key, value in group.items() if key not in {"params", "param_names"}},
         }
         for group, parameters in zip(optimizer.param_groups, kept, strict=True)
     ]
     return made
-
-
-def _copied(name: str, value: Any, memo: dict[int, Any], device: torch.device, dtype: torch.dtype) -> Any:
-    try:
-        if isinstance(value, Optimizer) and id(value) not in memo:  # one inside another, such as Lookahead's
-            return small_copy(value, memo, device, dtype)
-        return copy.deepcopy(value, memo)
-    except Exception as error:  # process groups, locks, modules, ...
-        raise NotProbedError(f"its {name} cannot be copied: {type(error).__name__}: {error}") from error
 
 
 def scale_peaks(optimizer: Optimizer, factor: float) -> None:
@@ -198,11 +200,23 @@ def peaks_in(optimizer: Optimizer, group: Mapping[str, Any], keys: tuple[str, ..
         Positive numbers; maybe none.
     """
     places = [group, vars(optimizer), {"lr": optimizer.defaults.get("lr")}]
-    found = [place.get(key) for place in places for key in (*keys, "lr")]
-    return [float(each) for each in found if (_is_number(each) or isinstance(each, Tensor)) and each > 0.0]
+    found = [number(place.get(key)) for place in places for key in (*keys, "lr")]
+    return [each for each in found if each > 0.0]
 
 
-def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], str, float]]:
+def number(value: Any) -> float:
+    """Return a setting as a plain number: some are numbers of NumPy, or tensors.
+
+    Args:
+        value: The setting.
+
+    Returns:
+        Its value; 0 if it is missing, None, or no number.
+    """
+    return float(value) if _is_number(value) else 0.0
+
+
+def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield where an optimizer keeps numbers with ``word`` in their name."""
     for place in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
         for key, value in list(place.items()):
@@ -210,5 +224,7 @@ def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], 
                 yield place, key, value
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

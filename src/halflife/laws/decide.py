@@ -1,4 +1,4 @@
-"""Decisions: from what the twins did differently to a law.
+"""Decisions: from the difference between paired runs to a law.
 
 The order matters. First whether anything differs at all; then whether adding ``lam * w`` to the gradient from outside
 gives the same trajectory (that, and only that, is L2); then whether the difference is a constant multiple of the weight
@@ -14,13 +14,15 @@ import torch
 
 from halflife.laws.exponents import with_exponents
 from halflife.laws.law import Law
-from halflife.laws.pairs import UNIFORM, Reading, Twins, fit, listed
+from halflife.laws.pairs import NOISE, UNIFORM, Pairs, Reading, fit, listed
 from halflife.laws.probe import BASE, WARMUPS, Bench, Condition, NotProbedError
 
 __all__ = ["NO_EFFECT", "decide"]
 
 NO_EFFECT = "its weight_decay has no effect"
+UNSEEN = 1e-11  # of the size of the weights: an update below it hides a decay of a thousandth of the update
 MEMORY = 1e-4  # of the effect of one step, what a later step must show for a memory
+OWN = 1e-2  # largest relative difference between r at the optimizer's own settings and what the law gives there
 STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.0)
 STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
@@ -31,7 +33,7 @@ def decide(bench: Bench, index: int) -> Law:
     """Find the law of one slot.
 
     Args:
-        bench: The twins.
+        bench: Where the paired runs are made.
         index: Which of its slots.
 
     Returns:
@@ -40,33 +42,33 @@ def decide(bench: Bench, index: int) -> Law:
     Raises:
         NotProbedError: If the optimizer cannot be stepped.
     """
-    twins = Twins(bench, index)
-    if bench.exact and _rounds(twins):
+    pairs = Pairs(bench, index)
+    if bench.exact and _rounds(pairs):
         raise NotProbedError("it rounds the weights to fewer digits")
-    if twins.slot.lam == 0.0 and not twins.slot.attached:
+    if pairs.slot.lam == 0.0 and not pairs.slot.attached:
         law = Law(pathway="none", fraction=0.0)
     else:
-        law = _law(twins)
+        law = _law(pairs)
         if law.pathway not in {"none", "not probed"}:
-            law = replace(law, native=_is_native(twins))
-    return _without_gradient(twins, law)
+            law = replace(law, native=_is_native(pairs))
+    return _at_own_settings(pairs, _without_gradient(pairs, law))
 
 
-def _law(twins: Twins) -> Law:
-    readings = {step: twins.reading(BASE, step) for step in STEPS}
+def _law(pairs: Pairs) -> Law:
+    readings = {step: pairs.reading(BASE, step) for step in STEPS}
     forms = {reading.form for reading in readings.values()}
     if forms == {"nothing"}:
-        return _no_effect(twins)
+        return _no_effect(pairs)
     # The negative one is for optimizers that maximize.
-    penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if twins.equals_penalty(BASE, multiple)), None)
+    penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if pairs.equals_penalty(BASE, multiple)), None)
     start = next((step for step in STEPS if readings[step].form == "masked"), 0)
     first = readings[start]
-    memory = twins.memory(first, start)
+    memory = pairs.memory(first, start)
     one_number = first.form in {"before", "after"} or (first.form == "masked" and penalty is None)
     if one_number and memory <= MEMORY:
-        return _no_memory(twins, first, start, readings, is_l2=penalty is not None)
+        return _no_memory(pairs, first, start, readings, is_l2=penalty is not None)
     if penalty is not None:
-        return _penalty(twins, first, abs(penalty))
+        return _penalty(pairs, first, abs(penalty))
     if first.form == "nothing" and "varied" not in forms:
         return _other(f"it acts on some steps only: r is {listed(readings.values())}")
     if "varied" in forms:
@@ -75,20 +77,29 @@ def _law(twins: Twins) -> Law:
     return _other("the optimizer's state remembers it, but it is not part of the gradient")
 
 
-def _no_effect(twins: Twins) -> Law:
+def _no_effect(pairs: Pairs) -> Law:
     """Decide between no effect and one that only a large weight decay or a long run shows."""
-    if twins.slot.attached:
+    if pairs.slot.attached:
         return Law(pathway="none", fraction=0.0)
-    if all(torch.equal(*twins.weights(BASE.without_decay, step)) for step in STEPS):
+    moved = max(_relative_change(*pairs.weights(BASE.without_decay, step)) for step in STEPS)
+    if moved == 0.0:
         return Law(pathway="not probed", notes=("the optimizer does not move this parameter at all",))
-    if twins.same(STRONG) and twins.same(Condition(lam=50.0, warmup="free")):
+    if moved < UNSEEN:
+        return Law(
+            pathway="not probed",
+            notes=(
+                f"a step at lr = {pairs.slot.lr:.4g} moves the weights by {moved:.1g} of their size, and a decay that "
+                "is smaller still is lost in rounding; pass the optimizer at the peak of its learning rate",
+            ),
+        )
+    if pairs.same(STRONG) and pairs.same(Condition(lam=50.0, warmup="free")):
         return Law(pathway="none", fraction=0.0, notes=(NO_EFFECT,))
-    if twins.equals_penalty(STRONG) or twins.equals_penalty(STRONG, -1.0):
-        return _penalty(twins, Reading("nothing"), 1.0)
+    if pairs.equals_penalty(STRONG) or pairs.equals_penalty(STRONG, -1.0):
+        return _penalty(pairs, Reading("nothing"), 1.0)
     return _other("its weight_decay has an effect, but none within a few steps at a usual value")
 
 
-def _penalty(twins: Twins, first: Reading, multiple: float) -> Law:
+def _penalty(pairs: Pairs, first: Reading, multiple: float) -> Law:
     """L2, proven: does the optimizer only multiply and average gradients, or rescale them too?"""
     preconditioned = Law(
         pathway="l2-preconditioned",
@@ -99,39 +110,39 @@ def _penalty(twins: Twins, first: Reading, multiple: float) -> Law:
         return replace(preconditioned, notes=("it shows only where it changes the sign or the rank of a gradient",))
     if first.form != "before":
         return preconditioned
-    scaled = twins.reading(GRADIENT)
-    if scaled.form != "before" or not twins.close(scaled.r, first.r):
+    scaled = pairs.reading(GRADIENT)
+    if scaled.form != "before" or not pairs.close(scaled.r, first.r):
         return preconditioned
-    longer = twins.reading(Condition(warmup="longer"))
-    if longer.form != "before" or not twins.close(longer.r, first.r):
+    longer = pairs.reading(Condition(warmup="longer"))
+    if longer.form != "before" or not pairs.close(longer.r, first.r):
         return _other(
             "lam * w is added to the gradient, but how much of a gradient acts at once depends on the run so far: "
             f"r is {listed([first, longer])} after {WARMUPS['held']} and {WARMUPS['longer']} steps"
         )
-    total = twins.long_run()
-    law = with_exponents(twins, Law(pathway="l2", name="l2", fraction=None if math.isnan(total) else total), first)
+    total = pairs.long_run()
+    law = with_exponents(pairs, Law(pathway="l2", name="l2", fraction=None if math.isnan(total) else total), first)
     if law.pathway == "l2" and law.fraction is not None:
         share = law.fraction / first.r * (law.coefficient or 1.0)
         law = replace(law, notes=(*law.notes, f"momentum adds up to r = {replace(law, coefficient=share).formula()}"))
     return law
 
 
-def _no_memory(twins: Twins, first: Reading, start: int, readings: dict[int, Reading], *, is_l2: bool) -> Law:
+def _no_memory(pairs: Pairs, first: Reading, start: int, readings: dict[int, Reading], *, is_l2: bool) -> Law:
     """A fraction of the weight that no state remembers: constant, or dependent on what?"""
-    if first.form == "masked" and (reason := _not_cautious(twins, first, start)):
+    if first.form == "masked" and (reason := _not_cautious(pairs, first, start)):
         return _other(reason)
-    if not twins.slot.attached:
-        reason = _changes(twins, first, readings)
+    if not pairs.slot.attached:
+        reason = _changes(pairs, first, readings)
         if reason is not None:
             return _other(reason)
-    elif first.form != "masked" and not twins.close(twins.reading(GRADIENT).r, first.r):
-        law = with_exponents(twins, Law(pathway="decoupled", position="before"), first)
+    elif first.form != "masked" and not pairs.close(pairs.reading(GRADIENT).r, first.r):
+        law = with_exponents(pairs, Law(pathway="decoupled", position="before"), first)
         return replace(law, coefficient=None, notes=("its coefficient depends on the gradients",))
     masked, position = first.form == "masked", "after" if first.form == "after" else "before"
     law = Law(pathway="cautious" if masked else "decoupled", position=position, fraction=first.r)
-    law = with_exponents(twins, law, first)
+    law = with_exponents(pairs, law, first)
     if law.pathway == "cautious":
-        at_rest = twins.reading(Condition(gradient=0.0, warmup="none"))
+        at_rest = pairs.reading(Condition(gradient=0.0, warmup="none"))
         law = replace(law, name="cautious" if law.coefficient == 1.0 else None)
         if at_rest.form == "nothing":
             law = replace(law, name=None, notes=(*law.notes, "elements whose update is 0 do not decay"))
@@ -139,83 +150,83 @@ def _no_memory(twins: Twins, first: Reading, start: int, readings: dict[int, Rea
         law = replace(law, pathway="l2", equivalent_to="decoupled", position=None)
     if law.pathway == "other":
         return law
-    return replace(law, notes=(*law.notes, *_exceptions(twins, first)))
+    return replace(law, notes=(*law.notes, *_exceptions(pairs, first)))
 
 
-def _changes(twins: Twins, first: Reading, readings: dict[int, Reading]) -> str | None:
+def _changes(pairs: Pairs, first: Reading, readings: dict[int, Reading]) -> str | None:
     """Return what the fraction depends on besides learning rate and weight decay, or None."""
 
     def differs(reading: Reading) -> bool:
-        return not reading.like(first) or (reading.form != "nothing" and not twins.close(reading.r, first.r))
+        return not reading.like(first) or (reading.form != "nothing" and not pairs.close(reading.r, first.r))
 
     def against(reading: Reading) -> str:
         if reading.like(first):
             return f"{reading.r / first.r:.3g} times the r"
         return {"nothing": "no decay", "varied": "another fraction of each element"}.get(reading.form, "another effect")
 
-    scaled = twins.reading(GRADIENT)
+    scaled = pairs.reading(GRADIENT)
     if differs(scaled):
         return f"it depends on the gradients: 10 times the gradients, {against(scaled)}"
     for multiple in (10.0, 0.1):
-        sized = twins.reading(Condition(steps=(multiple,)))
+        sized = pairs.reading(Condition(steps=(multiple,)))
         if differs(sized):
             return f"it depends on the size of the weights: {multiple:g} times the weights, {against(sized)}"
     if any(differs(reading) for reading in readings.values()):
         some = all(reading.like(first) for reading in readings.values())
         return f"{'it changes by step' if some else 'it acts on some steps only'}: r is {listed(readings.values())}"
-    moved = twins.reading(Condition(warmup="moved"))
+    moved = pairs.reading(Condition(warmup="moved"))
     if differs(moved):
         return f"it depends on the run so far: {against(moved)} after a longer one"
     return None
 
 
-def _not_cautious(twins: Twins, first: Reading, step: int) -> str | None:
+def _not_cautious(pairs: Pairs, first: Reading, step: int) -> str | None:
     """Return why a mask is not that of cautious decay, or None."""
-    before, after = twins.weights(BASE.without_decay, step)
+    before, after = pairs.weights(BASE.without_decay, step)
     assert first.active is not None
     if torch.equal((before - after) * before >= 0, first.active):
         return None
     return "it acts on some elements only, but not on those where update * w >= 0"
 
 
-def _exceptions(twins: Twins, first: Reading) -> list[str]:
+def _exceptions(pairs: Pairs, first: Reading) -> list[str]:
     """Return notes on circumstances in which the fraction is another one."""
     notes = []
-    orthogonal = twins.reading(Condition(orthogonal=True))
-    if orthogonal.form == first.form and not twins.close(orthogonal.r, first.r):
+    orthogonal = pairs.reading(Condition(orthogonal=True))
+    if orthogonal.form == first.form and not pairs.close(orthogonal.r, first.r):
         notes.append(
             f"where the gradient is orthogonal to the weight, r is {orthogonal.r / first.r:.3g} times as large"
         )
-    if not twins.bench.from_factory:
+    if not pairs.bench.from_factory:
         return notes
     try:
-        mixed = twins.reading(Condition(mixed=True))
+        mixed = pairs.reading(Condition(mixed=True))
     except NotProbedError:  # many take parameters of one precision only
         return notes
-    if mixed.form == first.form and not twins.close(mixed.r, first.r):
+    if mixed.form == first.form and not pairs.close(mixed.r, first.r):
         notes.append(f"in a group that holds two precisions, r is {mixed.r / first.r:.3g} times as large")
     return notes
 
 
-def _at_rest(twins: Twins) -> tuple[torch.Tensor, torch.Tensor]:
+def _at_rest(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights before and after a step at weight decay 0 and without any gradient."""
-    pairs = [twins.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
+    pairs = [pairs.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
     return max(pairs, key=lambda pair: (pair[1] - pair[0]).abs().max().item())
 
 
-def _rounds(twins: Twins) -> bool:
+def _rounds(pairs: Pairs) -> bool:
     """Return whether the optimizer computes with fewer digits than its parameters have."""
     try:
-        before, after = _at_rest(twins)
+        before, after = _at_rest(pairs)
     except NotProbedError:
         return False
     return not torch.equal(before, after) and torch.equal(after, after.to(torch.float32).to(after.dtype))
 
 
-def _without_gradient(twins: Twins, law: Law) -> Law:
+def _without_gradient(pairs: Pairs, law: Law) -> Law:
     """Add what the optimizer does to the weights at weight decay 0 and without any gradient."""
     try:
-        before, after = _at_rest(twins)
+        before, after = _at_rest(pairs)
     except NotProbedError as error:
         if law.pathway == "none":  # not proven then
             raise
@@ -224,18 +235,55 @@ def _without_gradient(twins: Twins, law: Law) -> Law:
         return law
     r, miss = fit(after - before, before)
     what = f"shrink by r = {r:.4g}" if miss <= UNIFORM and r > 0 else "change"
+    what += f" at lr = {pairs.slot.lr:.4g}" if pairs.slot.own_lr is not None else ""
     note = f"without any gradient and at weight_decay 0 the weights {what}"
     if law.pathway in {"none", "not probed"}:
         return replace(law, pathway="other", fraction=None, notes=(note, *law.notes))
     return replace(law, notes=(*law.notes, note))
 
 
-def _is_native(twins: Twins) -> bool:
+def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
+    return ((after - before).abs().max() / before.abs().max()).item()
+
+
+def _at_own_settings(pairs: Pairs, law: Law) -> Law:
+    """Scale the fraction back to the optimizer's own settings, and try them, as far as rounding shows anything."""
+    slot = pairs.slot
+    ratio = slot.own_lr / slot.lr if slot.own_lr else 1.0
+    peak_ratio = 1.0 / slot.lr_factor if slot.own_lr != 0.0 else 1.0
+    if slot.own_lr and law.pathway in {"decoupled", "l2", "cautious", "none"}:
+        step = next((step for step in STEPS if pairs.reading(BASE, step).form != "nothing"), 0)
+        first = pairs.reading(BASE, step)
+        expected = 0.0
+        if law.pathway != "none":
+            expected = first.r * _power(ratio, law.lr_exponent) * _power(peak_ratio, law.peak_lr_exponent)
+        own = replace(BASE, lr=ratio, peak_lr=peak_ratio)
+        before, after = pairs.weights(own.without_decay, step)
+        weight = (after if first.form == "after" else before) * (1.0 if first.active is None else first.active)
+        difference = pairs.difference(own, step)
+        miss, size = (difference + expected * weight).abs().max().item(), weight.abs().max().item()
+        if miss > OWN * expected * size + NOISE * torch.finfo(weight.dtype).eps * before.abs().max().item():
+            found, _ = fit(difference, weight)
+            return _other(
+                f"at the learning rate now, {slot.own_lr:.4g}, r is {found / slot.lam_factor:.4g}, but the law at "
+                f"{slot.lr:.4g} ({law.describe()}) gives {expected / slot.lam_factor:.4g}"
+            )
+    if law.fraction is None:
+        return law
+    scaled = law.fraction * _power(ratio, law.lr_exponent) * _power(peak_ratio, law.peak_lr_exponent)
+    return replace(law, fraction=scaled / slot.lam_factor)
+
+
+def _power(ratio: float, exponent: float | None) -> float:
+    return 1.0 if exponent is None else float(ratio**exponent)
+
+
+def _is_native(pairs: Pairs) -> bool:
     """Return whether a value written after the warm-up acts like one given at construction."""
     for factor, steps in ((3.0, (1.0,)), (150.0, BASE.steps)):  # the second where only a large value shows
         conditions = Condition(written=factor, steps=steps), Condition(lam=factor, steps=steps), Condition(steps=steps)
         try:
-            triples = [[twins.weights(each, step)[1] for each in conditions] for step in range(len(steps))]
+            triples = [[pairs.weights(each, step)[1] for each in conditions] for step in range(len(steps))]
         except NotProbedError:
             return False
         effect = max((made - plain).abs().max().item() for _, made, plain in triples)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from halflife.laws.law import RULE_EXPONENTS, Law
-from halflife.laws.pairs import Reading, Twins
+from halflife.laws.pairs import Pairs, Reading
 from halflife.laws.probe import Condition
 
 __all__ = ["with_exponents"]
@@ -25,11 +25,11 @@ LARGE, SMALL = 20.0, 0.002
 BENT = 1e-5  # a larger relative difference between r and twice the r of half the weight decay is a bend
 
 
-def with_exponents(twins: Twins, law: Law, first: Reading) -> Law:
+def with_exponents(pairs: Pairs, law: Law, first: Reading) -> Law:
     """Add exponents, coefficient and name to a law.
 
     Args:
-        twins: The twins.
+        pairs: The pairs.
         law: What is known so far.
         first: The fraction at the plain condition.
 
@@ -37,60 +37,60 @@ def with_exponents(twins: Twins, law: Law, first: Reading) -> Law:
         The law; ``"other"`` where r is not a power of the learning rate or not linear in the weight decay.
     """
     # A fraction that is not quite linear in the weight decay bends the exponents: ask at a small one then.
-    found = _exponents(twins, first, 1.0)
+    found = _exponents(pairs, first, 1.0)
     clean = not isinstance(found, str) and all(2.0 * each == round(2.0 * each) for each in found)
-    if twins.bench.exact and not clean and not twins.slot.attached:
-        small = twins.reading(Condition(lam=SMALL))
-        finer = _exponents(twins, small, SMALL) if small.like(first) else found
+    if pairs.bench.exact and not clean and not pairs.slot.attached:
+        small = pairs.reading(Condition(lam=SMALL))
+        finer = _exponents(pairs, small, SMALL) if small.like(first) else found
         found = finer if not isinstance(finer, str) else found
     if isinstance(found, str):
         return Law(pathway="other", notes=(found,))
     a, b = found
-    slot, notes, coefficient = twins.slot, list(law.notes), None
-    if slot.attached and slot.lam_matters:
-        coefficient = _coefficient(twins, first.r / slot.lam, a, b)
-    elif slot.lam_matters:
-        slope, bend = _slope(twins, first)
+    slot, notes, coefficient = pairs.slot, list(law.notes), None
+    if slot.attached and slot.depends_on_lam:
+        coefficient = _coefficient(pairs, first.r / slot.lam, a, b)
+    elif slot.depends_on_lam:
+        slope, bend = _slope(pairs, first)
         if math.isnan(slope):
             return Law(pathway="other", notes=(bend,))
-        coefficient = _coefficient(twins, slope / slot.lam, a, b)
+        coefficient = _coefficient(pairs, slope / slot.lam, a, b)
         notes += [bend] if bend else []
     name = law.name or next((n for n, ab in RULE_EXPONENTS.items() if ab == (a, b) and coefficient == 1.0), None)
     return replace(law, lr_exponent=a, peak_lr_exponent=b, coefficient=coefficient, name=name, notes=tuple(notes))
 
 
-def _exponents(twins: Twins, first: Reading, lam: float) -> tuple[float, float] | str:
+def _exponents(pairs: Pairs, first: Reading, lam: float) -> tuple[float, float] | str:
     """Return (a, b), or why there are none."""
     conditions = [Condition(lam=lam, lr=0.5), Condition(lam=lam, lr=0.25), Condition(lam=lam, peak_lr=2.0)]
-    readings = [twins.reading(condition) for condition in conditions]
+    readings = [pairs.reading(condition) for condition in conditions]
     if any(not reading.like(first) or reading.r * first.r <= 0.0 for reading in readings):
         return "its form changes with the learning rate: " + ", ".join(each.form for each in (first, *readings))
     half, quarter, doubled = (reading.r for reading in readings)
     a, a_below, b = math.log2(first.r / half), math.log2(half / quarter), math.log2(doubled / first.r)
-    if abs(a - a_below) > 10 * twins.tolerance:
+    if abs(a - a_below) > 10 * pairs.tolerance:
         return f"r is not a power of lr: {first.r:.4g}, {half:.4g}, {quarter:.4g} at lr, lr/2, lr/4"
-    return _nearby(a, twins.tolerance), _nearby(b, twins.tolerance)
+    return _nearby(a, pairs.tolerance), _nearby(b, pairs.tolerance)
 
 
-def _slope(twins: Twins, first: Reading) -> tuple[float, str]:
+def _slope(pairs: Pairs, first: Reading) -> tuple[float, str]:
     """Return the r of a vanishing weight decay, scaled to the plain one, and a note on what a large one does."""
-    half, large = twins.reading(Condition(lam=0.5)), twins.reading(Condition(lam=LARGE))
+    half, large = pairs.reading(Condition(lam=0.5)), pairs.reading(Condition(lam=LARGE))
     if not half.like(first) or not abs(half.r / first.r - 0.5) < 0.05:
         return math.nan, f"r is not linear in weight_decay: half the value, {half.r / first.r:.4g} times the r"
     slope = 4.0 * half.r - first.r  # without the quadratic term of r = 1 - (1 - x/2)^2
-    if twins.bench.exact and abs(2.0 * half.r / first.r - 1.0) > BENT:  # without the higher ones too
-        small, smaller = twins.reading(Condition(lam=SMALL)), twins.reading(Condition(lam=SMALL / 2))
+    if pairs.bench.exact and abs(2.0 * half.r / first.r - 1.0) > BENT:  # without the higher ones too
+        small, smaller = pairs.reading(Condition(lam=SMALL)), pairs.reading(Condition(lam=SMALL / 2))
         slope = (4.0 * smaller.r - small.r) / SMALL
     for note, bend in BENDS.items():
-        if large.like(first) and abs(large.r / bend(LARGE * slope) - 1.0) < 10 * twins.tolerance:
+        if large.like(first) and abs(large.r / bend(LARGE * slope) - 1.0) < 10 * pairs.tolerance:
             return slope, note
     return slope, f"it is not linear in weight_decay: {LARGE:g} times the value, {large.r / first.r:.4g} times the r"
 
 
-def _coefficient(twins: Twins, per_lam: float, a: float, b: float) -> float:
+def _coefficient(pairs: Pairs, per_lam: float, a: float, b: float) -> float:
     """Return c, with the peak that makes it 1 if there is one."""
-    found = [per_lam / (twins.slot.lr**a * peak**b) for peak in twins.slot.peaks]
-    rounded = [_nearby(each, twins.tolerance * min(1.0, abs(each))) for each in found]
+    found = [per_lam / (pairs.slot.lr**a * peak**b) for peak in pairs.slot.peaks]
+    rounded = [_nearby(each, pairs.tolerance * min(1.0, abs(each))) for each in found]
     return 1.0 if 1.0 in rounded else rounded[0]
 
 

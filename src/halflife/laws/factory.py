@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.laws.decide import NO_EFFECT, decide
-from halflife.laws.isolation import isolated, seed_everything
+from halflife.laws.isolation import Draws
 from halflife.laws.law import Law
-from halflife.laws.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, sentence
+from halflife.laws.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, guarded
 
 __all__ = ["identify", "joined"]
 
@@ -31,10 +32,15 @@ MakeOptimizer = Callable[[list[torch.nn.Parameter], float, float], Optimizer]
 def identify(make_optimizer: MakeOptimizer | type[Optimizer]) -> Law:
     """Find out, by stepping throw-away parameters, which decay an optimizer applies.
 
-    The optimizer is a black box: twins that differ in one setting alone are stepped side by side, with random
-    gradients, at several learning rates, peaks and weight decays, on a matrix, a vector and a convolution. What they do
-    differently is the decay. Everything is deterministic; the random states of torch, Python and NumPy are what they
-    were, and no warning is emitted.
+    The optimizer is a black box: two that differ in one setting alone are stepped side by side, with random gradients,
+    at several learning rates, peaks and weight decays, on a matrix, a vector and a convolution. The difference between
+    the two is the decay. The answer is the same every time; afterwards the random states of torch, Python and NumPy are
+    what they were, and no warning is emitted.
+
+    Threads that train meanwhile notice nothing, as long as the optimizer draws no random numbers: their default dtype,
+    their random numbers and their hooks stay theirs. (Functions compiled by torch run uncompiled meanwhile.) An
+    optimizer that does draw uses the generators of the whole process, as it does in training; they are then seeded
+    while it is probed, and set back.
 
     Args:
         make_optimizer: Called as ``make_optimizer(params, lr, weight_decay)`` with a list of parameters, many times; it
@@ -115,17 +121,13 @@ def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedE
 
 def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype) -> dict[str, Law]:
     device, slots, notes = torch.device("cpu"), [], dict[str, tuple[str, ...]]()
-    build = _builder(make, [SHAPES[kind] for kind in kinds], LAM[dtype])
-    with isolated(device, dtype):
-        seed_everything(0, device)
-        try:
-            trial = build(Condition(), dtype)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a foreign optimizer raises
-            raise NotProbedError(sentence(error)) from error
+    build = _builder(make, LAM[dtype])
+    with guarded(device, dtype):
+        weights = [torch.zeros(SHAPES[kind], dtype=dtype, device=device) for kind in kinds]
+        # Twice, if it draws: what it draws makes no difference here.
+        trial = Draws(device).repeatable(lambda: build(Condition(), weights), lambda one, other: True)
         places = {id(p): i for i, group in enumerate(trial.target.param_groups) for p in group["params"]}
-        for kind, parameter in zip(kinds, trial.parameters, strict=True):
+        for kind, (parameter,) in zip(kinds, trial.parameters, strict=True):
             index = places[id(parameter)]
             group = trial.target.param_groups[index]
             lr, said = float(group.get("lr", LR)), []
@@ -147,13 +149,13 @@ def _without(note: str, law: Law, others: Sequence[str]) -> tuple[str, ...]:
     return tuple(each for each in law.notes if each != note or NO_KEY not in others)
 
 
-def _builder(make: MakeOptimizer, shapes: Sequence[tuple[int, ...]], lam: float) -> Build:
-    def build(condition: Condition, dtype: torch.dtype) -> Instance:
-        parameters = [torch.nn.Parameter(torch.zeros(shape, dtype=dtype)) for shape in shapes]
+def _builder(make: MakeOptimizer, lam: float) -> Build:
+    def build(condition: Condition, weights: Sequence[Tensor]) -> Instance:
+        parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
         others = []
         if condition.mixed:
-            other = torch.float32 if dtype == torch.float64 else torch.float64
-            others = [torch.nn.Parameter(torch.zeros(shapes[0], dtype=other))]
+            other = torch.float32 if weights[0].dtype == torch.float64 else torch.float64
+            others = [torch.nn.Parameter(torch.zeros_like(weights[0], dtype=other))]
         optimizer: Any = make([*parameters, *others], LR * condition.peak_lr, lam * condition.lam)
         if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
             raise UserError(f"make_optimizer must return an optimizer, got {optimizer!r}")
@@ -163,7 +165,7 @@ def _builder(make: MakeOptimizer, shapes: Sequence[tuple[int, ...]], lam: float)
                 "make_optimizer must build its optimizer over the parameters that it is given; "
                 "some of them are in none of its groups"
             )
-        return Instance([optimizer], optimizer, parameters, others)
+        return Instance([optimizer], optimizer, [[parameter] for parameter in parameters], others)
 
     return build
 

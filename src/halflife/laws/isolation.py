@@ -1,48 +1,39 @@
-"""A probe leaves no trace: random states, warnings, modes and global hooks are as they were."""
+"""A probe leaves no trace, in its own thread and in those beside it."""
 
 from __future__ import annotations
 
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
-__all__ = ["isolated", "seed_everything"]
+__all__ = ["Draws", "isolated"]
 
+Result = TypeVar("Result")
 
-def _device_module(device: torch.device) -> Any:
-    return torch.get_device_module(device) if device.type not in {"cpu", "meta"} else None
-
-
-def seed_everything(seed: int, device: torch.device) -> None:
-    """Seed every generator that an optimizer on ``device`` may draw from; only inside `isolated`.
-
-    Args:
-        seed: The seed.
-        device: Where the parameters are.
-    """
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it seeds accelerators too, for ever
-    module = _device_module(device)
-    if module is not None:
-        module.manual_seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed)
+ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
 def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Run the body on throw-away things only: afterwards everything global is as it was.
+    """Run the body on throw-away parameters: afterwards everything global is as it was.
 
-    Inside, warnings are silent, gradients are on, the default dtype and device are those of the probe (a constant
-    that an optimizer makes inside its step would otherwise cut digits off), compiled functions run uncompiled, and
-    step hooks that are registered for all optimizers are not called.
+    Inside, in this thread alone: warnings are silent, gradients are on, tensors are made in the dtype and on the
+    device of the probe unless the code says otherwise (a float32 constant inside a step would cut digits off), and
+    step hooks that are registered for all optimizers are not called. Other threads keep their default dtype, their
+    warnings and their hooks.
+
+    What is left: functions that torch has compiled run uncompiled in all threads meanwhile, if torch's compiler is
+    loaded at all, and a second thread that probes waits for the first.
 
     Args:
         device: Where the throw-away parameters are.
@@ -52,43 +43,173 @@ def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         Nothing.
     """
     with ExitStack() as stack:
-        for restore in _restorers(device):
-            stack.callback(restore)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
+        stack.enter_context(ONE_AT_A_TIME)
+        stack.enter_context(_silence())
+        stack.enter_context(_without_global_hooks())
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
-        if torch.get_default_device() != device:
-            stack.enter_context(device)
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import would take a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        torch.set_default_dtype(dtype)
-        for hooks in _global_hooks():
-            hooks.clear()
+        stack.enter_context(_Defaults(device, dtype))
         yield
 
 
-def _global_hooks() -> list[dict[Any, Any]]:
-    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-    return [getattr(torch_optimizer, name) for name in names if hasattr(torch_optimizer, name)]
+class _Defaults(TorchFunctionMode):
+    """A default dtype and device for this thread; torch's own default dtype is that of the whole process."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.device = device if torch.get_default_device() != device else None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in _device_constructors():
+            return func(*args, **kwargs)
+        if self.device is not None and kwargs.get("device") is None:
+            kwargs["device"] = self.device
+        made = func(*args, **kwargs)
+        says_its_dtype = (
+            kwargs.get("dtype") is not None
+            or kwargs.get("out") is not None
+            or any(isinstance(value, torch.dtype) for value in args)
+            or any(hasattr(value, "dtype") for value in (*args[:1], kwargs.get("data")))
+        )
+        if not isinstance(made, Tensor) or says_its_dtype or made.dtype != torch.get_default_dtype():
+            return made
+        return made if made.dtype == self.dtype else func(*args, **{**kwargs, "dtype": self.dtype})
 
 
-def _restorers(device: torch.device) -> list[Callable[[], object]]:
-    """Return functions that put back what is global now."""
-    python, generator, dtype = random.getstate(), torch.default_generator.get_state(), torch.get_default_dtype()
-    restorers: list[Callable[[], object]] = [
-        lambda: random.setstate(python),
-        lambda: torch.default_generator.set_state(generator),
-        lambda: torch.set_default_dtype(dtype),
-    ]
-    for hooks in _global_hooks():
-        restorers.append(lambda hooks=hooks, kept=dict(hooks): hooks.update(kept))  # type: ignore[misc]
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        state = numpy.random.get_state()
-        restorers.append(lambda: numpy.random.set_state(state))
-    module = _device_module(device)
-    if module is not None:
-        on_device = module.get_rng_state()
-        restorers.append(lambda: module.set_rng_state(on_device))
-    return restorers
+class _InThisThread:
+    """Stands where a warnings filter has a pattern: it matches every warning of one thread."""
+
+    def __init__(self) -> None:
+        self.thread: int | None = threading.get_ident()
+
+    def match(self, text: str) -> bool:
+        """Return whether the warning comes from the thread."""
+        return threading.get_ident() == self.thread
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Ignore the warnings of this thread. ``warnings.catch_warnings`` would drop those of the others as well."""
+    pattern = _InThisThread()
+    ignore: Any = ("ignore", pattern, Warning, None, 0)
+    filters: Any = warnings.filters
+    filters.insert(0, ignore)
+    try:
+        yield
+    finally:
+        pattern.thread = None  # another thread may hold a copy of the list
+        filters = warnings.filters
+        if ignore in filters:
+            filters.remove(ignore)
+
+
+@contextmanager
+def _without_global_hooks() -> Iterator[None]:
+    """Let the step hooks of all optimizers pass over the steps of this thread."""
+    thread, replaced = threading.get_ident(), []
+
+    def only_elsewhere(hook: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: None if threading.get_ident() == thread else hook(*args)
+
+    for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
+        hooks: dict[Any, Any] = getattr(torch_optimizer, name, {})
+        for key, hook in list(hooks.items()):
+            hooks[key] = only_elsewhere(hook)  # no key comes or goes: other threads may be iterating
+            replaced.append((hooks, key, hook, hooks[key]))
+    try:
+        yield
+    finally:
+        for hooks, key, hook, stand_in in replaced:
+            if hooks.get(key) is stand_in:
+                hooks[key] = hook
+
+
+class Draws:
+    """Makes steps repeatable that draw from the global generators of torch, Python or NumPy.
+
+    These generators belong to the whole process. While this thread is the only one, they are seeded, and set back
+    afterwards. While there are others, they are touched only for an optimizer whose steps depend on them: such steps
+    draw from them in any case. So an optimizer that draws nothing never changes what other threads draw.
+
+    Args:
+        device: Where the parameters are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = torch.get_device_module(device) if device.type not in {"cpu", "meta"} else None
+        self._needed = False
+        self._seeding = False
+
+    def seed(self, seed: int) -> None:
+        """Seed every generator that an optimizer may draw from, where that is needed; only within `repeatable`.
+
+        Args:
+            seed: The seed.
+        """
+        if not self._seeding:
+            return
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it seeds accelerators too, for ever
+        if self._device is not None:
+            self._device.manual_seed(seed)
+        numpy_random = sys.modules.get("numpy.random")
+        if numpy_random is not None:
+            numpy_random.seed(seed)
+
+    def repeatable(self, run: Callable[[], Result], same: Callable[[Result, Result], bool]) -> Result:
+        """Return what a run gives, the same each time.
+
+        Args:
+            run: The run; it calls `seed` before whatever may draw.
+            same: Whether two results are equal to the last bit.
+
+        Returns:
+            The result.
+        """
+        before = self._states()
+        if not self._needed and len(sys._current_frames()) > 1:
+            result = run()
+            # If the generators have moved, this run or another thread has drawn from them.
+            if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
+                return result
+            if same(result, run()):
+                return result
+            self._needed = True
+            before = self._states()
+        self._seeding = True
+        try:
+            return run()
+        finally:
+            self._seeding = False
+            self._restore(before)
+
+    def _states(self) -> list[Any]:
+        numpy_random = sys.modules.get("numpy.random")
+        return [
+            random.getstate(),
+            torch.default_generator.get_state(),
+            None if self._device is None else self._device.get_rng_state(),
+            None if numpy_random is None else numpy_random.get_state(),
+        ]
+
+    def _restore(self, states: list[Any]) -> None:
+        python, on_cpu, on_device, numpy_state = states
+        random.setstate(python)
+        torch.default_generator.set_state(on_cpu)
+        if self._device is not None:
+            self._device.set_rng_state(on_device)
+        if numpy_state is not None:
+            sys.modules["numpy.random"].set_state(numpy_state)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two states of a generator are equal."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
+    return bool((one == other).all()) if hasattr(one, "all") else bool(one == other)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.laws.copies import (
     left_out,
+    number,
     peaks_in,
     plain_attributes,
     scale_decay,
@@ -25,27 +26,27 @@ from halflife.laws.copies import (
 )
 from halflife.laws.decide import decide
 from halflife.laws.factory import joined
+from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law
-from halflife.laws.probe import Bench, Condition, Instance, NotProbedError, Slot
+from halflife.laws.probe import ENOUGH, Bench, Condition, Instance, NotProbedError, Slot, enough_of, guarded
+from halflife.laws.scaling import Scale, base_rate, lam_factor, lr_factor, strengthened
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.rules import PerGroup
-from halflife.rules.base import Part
+from halflife.rules.base import Part, Penalty
 
 __all__ = ["laws_of"]
 
-SIZES = (8, 6, 3, 2)  # of throw-away parameters, by dimension
+SIZES = (8, 6, 3, 2)  # of throw-away parameters, by dimension; those that stand for smaller ones have their shape
 KINDS = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}
 PEAK_KEYS = (PEAK, "max_lr", "initial_lr", "peak_lr")
-# Rules that do not shrink the weight by a fraction that the probe could tell: what they do instead.
+# Rules whose effect is not a fraction of the weight: what they do instead.
 SAYS = {
     "Sphere": ": it puts the weights back on a sphere after each step",
     "NormTarget": ": it holds the norm of each tensor",
     "Toward": ": it shrinks the distance to a reference, by the fraction given here",
 }
-DEFAULT_LR = 1e-3  # for an optimizer whose learning rate is 0 everywhere
-SMALLEST = 5e-3  # the lr * lam that float32 needs
 
 
 def laws_of(optimizer: Optimizer) -> list[Law]:
@@ -54,14 +55,18 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
     A copy of the optimizer is stepped: its parameters are small throw-away ones with as many dimensions as the real
     ones, its state is empty, its hooks are left out. Where a rule of halflife is attached, the same rule is attached
     to the copy, at the same step of its schedule. The optimizer itself, its parameters, gradients and state are not
-    touched.
+    touched, and neither are random numbers and default dtype of other threads (see `halflife.identify`).
+
+    A learning rate or weight decay that is too small to be measured is measured at the peak, or at larger values of
+    both, and scaled back; then the optimizer's own settings are tried, as far as rounding shows what they do.
 
     Args:
         optimizer: The optimizer; accelerate's wrapper is looked through.
 
     Returns:
-        One law per parameter group. A group whose decay is 0 is ``"none"`` if a probe showed that its weights stay
-        where they are; what cannot be probed is ``"not probed"``, with the reason in the notes.
+        One law per parameter group; its ``fraction`` is for the learning rate now, or, where that is 0, for the peak.
+        A group whose decay is 0 is ``"none"`` if a probe showed that its weights stay where they are; what cannot be
+        probed is ``"not probed"``, with the reason in the notes.
 
     Raises:
         UserError: If it is not an optimizer.
@@ -89,40 +94,50 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
 
 
 def _laws(optimizer: Optimizer, dtype: torch.dtype) -> list[Law]:
-    family = _Family(optimizer, dtype)
-    bench = Bench(family.build, family.slots, family.device, dtype, from_factory=False)
-    laws = []
-    for index in range(len(optimizer.param_groups)):
-        found = {
-            slot.kind: family.own_size(decide(bench, number), number)
-            for number, slot in enumerate(family.slots)
-            if slot.group == index
-        }
-        if found:
-            laws.append(family.named(joined(found), index))
-        else:
-            laws.append(Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",)))
+    laws = [
+        Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",))
+        for _ in optimizer.param_groups
+    ]
+    for scale, groups in _groups_by_scale(optimizer, dtype).items():
+        copies = _Copies(optimizer, dtype, scale)
+        bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False)
+        for index in groups:
+            found = {slot.kind: decide(bench, n) for n, slot in enumerate(copies.slots) if slot.group == index}
+            if found:
+                laws[index] = copies.named(joined(found), index)
     return laws
 
 
-class _Family:
-    """An optimizer, those that share a rule with it, and the maker of their copies."""
+def _groups_by_scale(optimizer: Optimizer, dtype: torch.dtype) -> dict[Scale, list[int]]:
+    """Return which groups are probed together: those that need the same factors."""
+    found: dict[Scale, list[int]] = {}
+    plain = _Copies(optimizer, dtype, Scale())
+    by_lr: dict[float, list[int]] = {}
+    for index in range(len(optimizer.param_groups)):
+        rates = {slot.lr for slot in plain.slots if slot.group == index}
+        if rates:
+            by_lr.setdefault(lr_factor(rates.pop()), []).append(index)
+    for factor, indices in by_lr.items():
+        copies = plain if factor == 1.0 else _Copies(optimizer, dtype, Scale(factor))
+        asked = copies.fractions_asked()
+        for index in indices:
+            found.setdefault(Scale(factor, lam_factor(asked[index], dtype)), []).append(index)
+    return found
 
-    def __init__(self, optimizer: Optimizer, dtype: torch.dtype) -> None:
-        self.target = optimizer
+
+class _Copies:
+    """Makes copies of an optimizer, and of those that share a rule with it, at settings that can be measured."""
+
+    def __init__(self, optimizer: Optimizer, dtype: torch.dtype, scale: Scale) -> None:
+        self.target, self.dtype, self.scale = optimizer, dtype, scale
         self.handle: Handle | None = handle_of(optimizer)
         self.optimizers = self.handle.optimizers if self.handle else (optimizer,)
         self.offset = self.handle.config.first_group(optimizer) if self.handle else 0
         self.steps_taken = _steps_taken(optimizer) if self.handle else 0
         self.chosen: list[Tensor] = []
         self.slots: list[Slot] = []
-        self.boosts: list[float] = []  # how much larger a weight decay float32 needs
         for slot, parameter in self._representatives():
-            boost = 1.0
-            if dtype == torch.float32 and slot.lam > 0.0 and not slot.attached:
-                boost = max(1.0, SMALLEST / (slot.lr * slot.lam))
-            self.slots.append(replace(slot, lam=slot.lam * boost))
-            self.boosts.append(boost)
+            self.slots.append(slot)
             self.chosen.append(parameter)
         device = self.chosen[0].device if self.chosen else torch.device("cpu")
         self.device = device if device.type != "meta" else torch.device("cpu")
@@ -132,28 +147,41 @@ class _Family:
         for index, group in enumerate(self.target.param_groups):
             seen: set[Any] = set()
             for parameter in group["params"]:
-                key = (parameter.ndim, plain_attributes(parameter))
+                shape = _small_shape(parameter)
+                key = (shape, plain_attributes(parameter))
                 if key in seen or not parameter.requires_grad:
                     continue
                 seen.add(key)
-                same = sum(1 for other in seen if other[0] == parameter.ndim)
+                same = sum(1 for other, _ in seen if len(other) == parameter.ndim)
                 kind = KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
-                shape = SIZES[: parameter.ndim] + (2,) * (parameter.ndim - len(SIZES))
                 yield self._slot(index, kind if same == 1 else f"{kind} {same}", shape), parameter
 
     def _slot(self, index: int, kind: str, shape: tuple[int, ...]) -> Slot:
         group = self.target.param_groups[index]
-        peaks, lr = peaks_in(self.target, group, PEAK_KEYS), float(group.get("lr", 0.0))
-        lr = lr if lr > 0.0 else next(iter(peaks), DEFAULT_LR)
-        lam, matters, attached = float(group.get("weight_decay", 0.0)), True, self.acts_on(group)
+        peaks, lr = peaks_in(self.target, group, PEAK_KEYS), number(group.get("lr"))
+        lam, matters, attached = number(group.get("weight_decay")), True, self.acts_on(group)
         rule = self.rule_of(index)
         if attached and rule is not None:
             matters = rule.explicit_lam is not None or "lam" in rule.needs
-            lam = float(group.get(INITIAL, lam)) if rule.explicit_lam is None else rule.explicit_lam
+            lam = number(group.get(INITIAL, lam)) if rule.explicit_lam is None else rule.explicit_lam
             lam = 0.0 if math.isnan(lam) else lam  # NaN: param_groups was told none, because the rule reads none
             peaks = [*([self.handle.config.numbers.get("peak_lr", 0.0)] if self.handle else []), *peaks]
-        peaks = [peak for peak in peaks if peak > 0.0] or [lr]
-        return Slot(index, kind, shape, lr, lam, tuple(peaks), attached=attached, lam_matters=matters and lam != 0.0)
+        peaks = [peak for peak in peaks if peak > 0.0]
+        rate = base_rate(lr, peaks) * self.scale.lr
+        return Slot(
+            group=index,
+            kind=kind,
+            shape=shape,
+            lr=rate,
+            lam=lam * self.scale.lam,
+            peaks=tuple(peak * self.scale.lr for peak in peaks) or (rate,),
+            attached=attached,
+            depends_on_lam=matters and lam != 0.0,
+            count=enough_of(shape),
+            own_lr=None if lr == rate else lr,
+            lr_factor=self.scale.lr,
+            lam_factor=self.scale.lam,
+        )
 
     def acts_on(self, group: Mapping[str, Any]) -> bool:
         """Return whether the attached rule decides the decay of this group."""
@@ -166,16 +194,39 @@ class _Family:
             return rule.rules[self.offset + index] if self.offset + index < len(rule.rules) else None
         return rule
 
-    def own_size(self, law: Law, number: int) -> Law:
-        """Take back what float32 needed."""
-        return replace(law, fraction=None if law.fraction is None else law.fraction / self.boosts[number])
+    def fractions_asked(self) -> list[float]:
+        """Return about what a step removes from each group: what the attached rule asks for, else ``lr * lam``."""
+        asked = [0.0 for _ in self.target.param_groups]
+        for slot in self.slots:
+            asked[slot.group] = slot.lr * slot.lam
+        if self.handle is None or not self.slots:
+            return asked
+        weights = [torch.zeros((slot.count, *slot.shape), dtype=self.dtype, device=self.device) for slot in self.slots]
+
+        def step() -> list[float]:
+            instance = self.build(Condition(), [weight if weight.shape[0] > 1 else weight[0] for weight in weights])
+            for parameter in (each for held in instance.parameters for each in held):
+                parameter.grad = torch.ones_like(parameter)
+            for optimizer in instance.optimizers:
+                optimizer.step()
+            handle = handle_of(instance.target)
+            return handle.fractions() if handle is not None else []
+
+        with guarded(self.device, self.dtype):
+            removed = Draws(self.device).repeatable(step, lambda one, other: one == other)
+        for index, group in enumerate(self.target.param_groups):
+            if self.acts_on(group) and not isinstance(self.rule_of(index), Penalty):
+                asked[index] = removed[self.offset + index]
+        return asked
 
     def named(self, law: Law, index: int) -> Law:
         """Say which rule is attached, and what could not be copied."""
         group, notes = self.target.param_groups[index], [*law.notes, *left_out(self.target)]
-        if float(group.get("lr", DEFAULT_LR)) == 0.0:
-            lr = next(slot.lr for slot in self.slots if slot.group == index)
-            notes.append(f"the learning rate is 0 now: probed at {lr:.4g}")
+        slot = next(slot for slot in self.slots if slot.group == index)
+        if slot.own_lr == 0.0:
+            notes.append(f"the learning rate is 0 now: probed at {slot.lr:.4g}")
+        elif law.pathway == "other" and (slot.own_lr is not None or slot.lam_factor != 1.0):
+            notes.append(f"probed at lr = {slot.lr:.4g} and weight_decay = {slot.lam:.4g}, which can be measured")
         if not self.acts_on(group):
             return replace(law, notes=tuple(notes))
         rule, name = type(self.rule_of(index)).__name__, law.name
@@ -189,25 +240,30 @@ class _Family:
             name = kebab  # the others are named only if the measured exponents say so too
         return replace(law, name=name, notes=tuple(notes))
 
-    def build(self, condition: Condition, dtype: torch.dtype) -> Instance:
-        """Make the copies of one condition."""
-        parameters = [
-            small_parameter(parameter, slot.shape, self.device, dtype)
-            for parameter, slot in zip(self.chosen, self.slots, strict=True)
+    def build(self, condition: Condition, weights: Sequence[Tensor]) -> Instance:
+        """Make the copies of one condition, over these weights."""
+        parameters: list[list[Tensor]] = [
+            [small_parameter(parameter, piece) for piece in slot.pieces(weight)]
+            for parameter, slot, weight in zip(self.chosen, self.slots, weights, strict=True)
         ]
-        memo: dict[int, Any] = {id(parameter): small for parameter, small in zip(self.chosen, parameters, strict=True)}
-        copies = [small_copy(optimizer, memo, self.device, dtype) for optimizer in self.optimizers]
+        memo: dict[int, Any] = {id(real): small[0] for real, small in zip(self.chosen, parameters, strict=True)}
+        more = {id(real): small[1:] for real, small in zip(self.chosen, parameters, strict=True)}
+        copies = [small_copy(optimizer, memo, more, self.device, self.dtype) for optimizer in self.optimizers]
         target = copies[[optimizer is self.target for optimizer in self.optimizers].index(True)]
-        for slot, boost in zip(self.slots, self.boosts, strict=True):
-            group = target.param_groups[slot.group]
-            if "lr" in group and float(group["lr"]) == 0.0:  # a warm-up starts at 0, where nothing can be seen
-                group["lr"] = slot.lr
-            if boost != 1.0:
-                group["weight_decay"] = slot.lam
         for made in copies:
-            scale_peaks(made, condition.peak_lr)
+            for group in made.param_groups:
+                if group.get("lr") is not None:
+                    group["lr"] = group["lr"] * self.scale.lr
+                if "weight_decay" in group:  # as a plain number: one of NumPy may have few digits
+                    group["weight_decay"] = number(group["weight_decay"])
+            scale_peaks(made, self.scale.lr * condition.peak_lr)
             if self.handle is None:
-                scale_decay(made, condition.lam)
+                scale_decay(made, self.scale.lam * condition.lam)
+        for slot in self.slots:
+            group = target.param_groups[slot.group]
+            if group.get("lr") is not None:
+                is_tensor = isinstance(group["lr"], Tensor)
+                group["lr"] = torch.full_like(group["lr"], slot.lr, dtype=self.dtype) if is_tensor else slot.lr
         if self.handle is not None and condition.lam != 0.0:
             self._attach(copies, condition)
         elif self.handle is not None:
@@ -215,12 +271,12 @@ class _Family:
         return Instance(copies, target, parameters)
 
     def _attach(self, copies: Sequence[Optimizer], condition: Condition) -> None:
-        """Attach the rule to the copies so that every step of theirs is, to the rule, the next one of the original."""
+        """Attach the rule to the copies so that each of their steps is, to the rule, the next one of the original."""
         assert self.handle is not None
         terms = self.handle.config
         numbers = dict(terms.numbers)
         if "peak_lr" in numbers:
-            numbers["peak_lr"] *= condition.peak_lr
+            numbers["peak_lr"] *= self.scale.lr * condition.peak_lr
         for made in copies:
             for group in made.param_groups:
                 group.pop(LAW, None)  # attach would warn of a copy
@@ -232,9 +288,17 @@ class _Family:
                     group["initial_lr"] = (group.get(PEAK) or float(group["lr"])) * (
                         1.0 if group.get(PEAK) else condition.peak_lr
                     )
-        handle = attach(copies, self.handle.rule, select=terms.select, allow_other_law=True, **numbers)  # type: ignore[arg-type]
+        rule: Any = strengthened(self.handle.rule, self.scale.lam)
+        handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)  # type: ignore[arg-type]
         for attachment in handle._attachments:
             attachment._count = _Standing(self.steps_taken)
+
+
+def _small_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of what stands for a parameter: its own if it is tiny, as optimizers may treat such ones apart."""
+    if 0 < parameter.numel() < ENOUGH:
+        return tuple(parameter.shape)
+    return SIZES[: parameter.ndim] + (2,) * (parameter.ndim - len(SIZES))
 
 
 class _Standing(StepCount):

@@ -1,4 +1,4 @@
-"""What two twins did differently in a step, read as a multiple of the weight."""
+"""The difference between two paired runs after a step, read as a multiple of the weight."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from halflife.laws.probe import BASE, Bench, Condition, Slot
 
-__all__ = ["UNIFORM", "Reading", "Twins", "fit", "listed"]
+__all__ = ["NOISE", "UNIFORM", "Pairs", "Reading", "fit", "listed"]
 
 UNIFORM = 2e-3  # largest relative spread of a fraction that counts as one number
-AMBIGUOUS = 1e-6  # updates that are smaller than this times the weight do not tell before from after
+NOISE = 16  # rounding errors of a weight that a difference may be without meaning anything
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Reading:
         return self.form == other.form or (other.form == "masked" and self.form in {"before", "nothing"})
 
 
-class Twins:
-    """The twins of one slot.
+class Pairs:
+    """The paired runs of one slot.
 
     Args:
         bench: Where they run.
@@ -55,20 +55,21 @@ class Twins:
         return self.bench.run(condition)[step][self.index]
 
     def difference(self, condition: Condition, step: int = 0) -> Tensor:
-        """Return the decayed weight minus that of the twin without decay."""
+        """Return the weight minus that of the run without decay."""
         return self.weights(condition, step)[1] - self.weights(condition.without_decay, step)[1]
 
     def reading(self, condition: Condition, step: int = 0) -> Reading:
-        """Return which multiple of the weight the twins differ by."""
+        """Return which multiple of the weight the paired runs differ by."""
         difference = self.difference(condition, step)
         before, after = self.weights(condition.without_decay, step)
         size, largest = _size(difference), max(_size(before), _size(after))
-        if size <= 16 * torch.finfo(difference.dtype).eps * largest:
+        noise = NOISE * torch.finfo(difference.dtype).eps * largest
+        if size <= noise:
             return Reading("nothing", 0.0)
         (r, miss), (r_after, miss_after) = fit(difference, before), fit(difference, after)
-        tiny = _size(after - before) <= AMBIGUOUS * largest
+        undecided = abs(r) * _size(after - before) <= noise  # both fit: the update is too small to tell them apart
         if min(miss, miss_after) <= UNIFORM:
-            return Reading("before", r) if miss <= miss_after or tiny else Reading("after", r_after)
+            return Reading("before", r) if miss <= miss_after or undecided else Reading("after", r_after)
         active = difference.abs() > 0.05 * size * before.abs() / _size(before)
         if 0 < int(active.sum()) < active.numel():
             r, miss = fit(difference * active, before * active)
@@ -92,13 +93,13 @@ class Twins:
         tolerance = 1e-5 if self.bench.exact else 1e-2
         for step in range(len(condition.steps)):
             inside, other = self.weights(condition, step)[1], self.weights(outside, step)[1]
-            noise = 16 * torch.finfo(inside.dtype).eps * _size(inside)
+            noise = NOISE * torch.finfo(inside.dtype).eps * _size(inside)
             if _size(inside - other) > tolerance * _size(self.difference(condition, step)) + noise:
                 return False
         return True
 
     def same(self, condition: Condition) -> bool:
-        """Return whether the twins are equal to the last bit."""
+        """Return whether the paired runs are equal to the last bit."""
         tracks = self.bench.run(condition), self.bench.run(condition.without_decay)
         return all(torch.equal(one[self.index][1], other[self.index][1]) for one, other in zip(*tracks, strict=True))
 

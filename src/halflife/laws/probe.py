@@ -1,14 +1,16 @@
-"""Probe twins: throw-away optimizers that differ in one thing, stepped side by side.
+"""Paired runs: throw-away optimizers that differ in one setting, stepped side by side.
 
 Every run has the same form. During the warm-up the optimizer gets random gradients while the weights are held at 0,
-where no decay acts: so the state of two twins that differ in their weight decay alone stays the same to the last bit,
-and momentum and second moments are those of a running optimizer. Then the weights are set, one step is taken, and
-what the twins do differently is the decay.
+where no decay acts. So two runs that differ in the weight decay alone have the same state to the last bit, and their
+momentum and second moments are those of a running optimizer. Then the weights are set and one step is taken. The
+difference between the two runs is the decay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,14 +19,26 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.laws.isolation import isolated, seed_everything
+from halflife.laws.isolation import Draws, isolated
 
-__all__ = ["BASE", "WARMUPS", "Bench", "Condition", "Instance", "NotProbedError", "Slot", "sentence"]
+__all__ = [
+    "BASE",
+    "ENOUGH",
+    "WARMUPS",
+    "Bench",
+    "Condition",
+    "Instance",
+    "NotProbedError",
+    "Slot",
+    "enough_of",
+    "guarded",
+]
 
 # Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
 WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
 SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
 SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
+ENOUGH = 8  # elements; with one, every difference is a multiple of the weight before and of the weight after
 
 
 class NotProbedError(Exception):
@@ -33,18 +47,22 @@ class NotProbedError(Exception):
 
 @dataclass(frozen=True)
 class Slot:
-    """One throw-away parameter and the settings of its group.
+    """What stands for the parameters of one kind in one group, and the settings at which it is probed.
 
     Args:
         group: Number of the group in its optimizer.
         kind: ``"matrix"``, ``"vector"``, ``"convolution"``, ...
-        shape: Its shape.
+        shape: The shape of a throw-away parameter.
         lr: The learning rate that it is probed at.
         lam: The weight decay that it is probed at.
         peaks: What may be the largest learning rate, the likeliest first.
-        attached: Whether a rule of halflife decides its decay: it may schedule the fractions, and needs no proof that
-            they are linear in lam and do not depend on the run so far.
-        lam_matters: Whether ``lam`` is a factor of the decay at all.
+        attached: Whether a rule of halflife decides its decay. The rule may schedule the fraction, and needs no proof
+            that it is linear in lam and does not depend on the run so far.
+        depends_on_lam: Whether ``lam`` is a factor of the decay at all.
+        count: How many throw-away parameters of this shape stand for one real one.
+        own_lr: The learning rate that the optimizer has; None where it is probed at that one.
+        lr_factor: The peaks that it is probed at, divided by those that the optimizer has.
+        lam_factor: The weight decay that it is probed at, divided by the one that the optimizer has.
     """
 
     group: int
@@ -54,26 +72,44 @@ class Slot:
     lam: float
     peaks: tuple[float, ...]
     attached: bool = False
-    lam_matters: bool = True
+    depends_on_lam: bool = True
+    count: int = 1
+    own_lr: float | None = None
+    lr_factor: float = 1.0
+    lam_factor: float = 1.0
+
+    def pieces(self, tensor: Tensor) -> list[Tensor]:
+        """Return the part of each throw-away parameter in a tensor that holds all of them."""
+        return list(tensor.unbind()) if self.count > 1 else [tensor]
+
+    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Return one tensor that holds all throw-away parameters."""
+        return torch.stack(list(pieces)) if self.count > 1 else pieces[0].clone()
+
+
+def enough_of(shape: tuple[int, ...]) -> int:
+    """Return how many parameters of a shape have enough elements together."""
+    return max(1, -(-ENOUGH // max(1, math.prod(shape))))
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How one twin differs from the plain one; numbers are factors of the slot's own settings.
+    """How a run differs from the plain one; numbers are factors of the slot's settings.
 
     Args:
-        lam: Factor of the weight decay; 0 is the twin without decay.
+        lam: Factor of the weight decay; 0 is the run without decay.
         lr: Factor of the learning rate at the probed steps.
         peak_lr: Factor of the peak learning rate, the learning rate at the probed steps left as it is.
         gradient: Factor of all gradients.
         written: Factor of the weight decay that is written into the groups after the warm-up; None writes nothing.
         penalty: This times ``lam * w`` is added to the gradient from outside.
         warmup: ``"none"``; ``"held"`` at 0; ``"longer"`` with other gradients; ``"moved"`` along a prescribed way, the
-            same for all twins; ``"free"``, long, where every twin goes its own way and only the end is looked at.
+            same in all runs; ``"free"``, long, where the weights are not held and only the end is looked at.
         steps: The probed steps: what the start weights are multiplied by at each.
         orthogonal: Whether the weights are orthogonal to the gradient of the probed step, as those in front of a
             normalization are.
         mixed: Whether the group also holds a parameter of another precision.
+        elsewhere: Whether the weights are not 0 while the optimizer is made and makes its first step.
     """
 
     lam: float = 1.0
@@ -86,10 +122,11 @@ class Condition:
     steps: tuple[float, ...] = (1.0,)
     orthogonal: bool = False
     mixed: bool = False
+    elsewhere: bool = False
 
     @property
     def without_decay(self) -> Condition:
-        """The twin to compare with."""
+        """The run to compare with."""
         return replace(self, lam=0.0, written=None, penalty=0.0)
 
 
@@ -104,24 +141,24 @@ class Instance:
     Args:
         optimizers: All of them.
         target: The one that is probed.
-        parameters: Its probed parameters, in the order of the slots.
+        parameters: Its probed parameters: those of each slot, in the order of the slots.
         others: Parameters that step along and are not looked at.
     """
 
     optimizers: Sequence[Optimizer]
     target: Optimizer
-    parameters: Sequence[Tensor]
+    parameters: Sequence[Sequence[Tensor]]
     others: Sequence[Tensor] = ()
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the learning rate of every group, as a scheduler does."""
         for group in self.target.param_groups:
-            if "lr" not in group:
-                raise NotProbedError("its parameter groups have no lr")
-            if isinstance(group["lr"], Tensor):
-                group["lr"].mul_(factor)
-            else:
-                group["lr"] = group["lr"] * factor
+            if group.get("lr") is None:
+                raise NotProbedError(
+                    "its parameter groups have no lr, so that how the decay depends on the learning rate cannot be "
+                    "measured; give lr a number"
+                )
+            group["lr"] = group["lr"] * factor
 
     def write_weight_decay(self, slots: Sequence[Slot], factor: float) -> None:
         """Write ``weight_decay`` into the groups, as a schedule of a user would."""
@@ -131,15 +168,15 @@ class Instance:
                 group["weight_decay"] = slot.lam * factor
 
 
-Build = Callable[[Condition, torch.dtype], Instance]
+Build = Callable[[Condition, Sequence[Tensor]], Instance]  # over these weights, one tensor per slot
 Track = list[list[tuple[Tensor, Tensor]]]  # per probed step and slot: weight before, weight after
 
 
 class Bench:
-    """Runs conditions and remembers what came out, so that decisions can ask freely.
+    """Runs conditions and remembers what came out: each is run once, however often it is asked for.
 
     Args:
-        build: Makes the throw-away optimizers of a condition, all of them at their own learning rate.
+        build: Makes the throw-away optimizers of a condition, all of them at the learning rate of their slots.
         slots: Their parameters.
         device: Where they are.
         dtype: Their precision.
@@ -153,14 +190,19 @@ class Bench:
         self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
         self.from_factory = from_factory
         self._tracks: dict[Condition, Track] = {}
+        self._draws = Draws(device)
         generator = torch.Generator().manual_seed(7)
 
-        def draw(slot: Slot) -> Tensor:
-            return torch.randn(slot.shape, generator=generator, dtype=torch.float64, device="cpu")
+        def draw(slot: Slot, change: Callable[[Tensor], Tensor] = lambda drawn: drawn) -> Tensor:
+            drawn = [
+                torch.randn(slot.shape, generator=generator, dtype=torch.float64, device="cpu")
+                for _ in range(slot.count)
+            ]
+            return slot.joined([change(each) for each in drawn]).to(device, dtype)
 
         num_gradients = WARMUPS["longer"] + len(BASE.steps)
-        self._gradients = [[draw(slot).to(device, dtype) for slot in slots] for _ in range(num_gradients)]
-        self._starts = [_centered(draw(slot)).to(device, dtype) for slot in slots]
+        self._gradients = [[draw(slot) for slot in slots] for _ in range(num_gradients)]
+        self._starts = [draw(slot, _centered) for slot in slots]
 
     @property
     def exact(self) -> bool:
@@ -181,18 +223,16 @@ class Bench:
             UserError: If what makes the optimizer is wrong.
         """
         if condition not in self._tracks:
-            with isolated(self.device, self.dtype):
-                try:
-                    self._tracks[condition] = self._run(condition)
-                except (NotProbedError, UserError):
-                    raise
-                except Exception as error:  # whatever a foreign optimizer raises
-                    raise NotProbedError(sentence(error)) from error
+            with guarded(self.device, self.dtype):
+                self._tracks[condition] = self._draws.repeatable(lambda: self._run(condition), _same_tracks)
         return self._tracks[condition]
 
     def _run(self, condition: Condition) -> Track:
-        seed_everything(0, self.device)
-        instance = self.build(condition, self.dtype)
+        self._draws.seed(0)
+        zeros = [torch.zeros_like(start) for start in self._starts]
+        elsewhere = [start.flip(tuple(range(start.ndim))) for start in self._starts]
+        built_over = elsewhere if condition.elsewhere else zeros
+        instance = self.build(condition, built_over)
         for optimizer in instance.optimizers:
             _enter_training_mode(optimizer)
             for group in optimizer.param_groups:
@@ -205,9 +245,9 @@ class Bench:
         for index, multiple in enumerate(condition.steps):
             if condition.warmup != "free":
                 self._place(instance, [each * multiple for each in self._starts_of(condition)])
-            before = [parameter.detach().clone() for parameter in instance.parameters]
+            before = self._read(instance)
             self._step(instance, condition, WARMUPS["held"] + index)
-            after = [parameter.detach().clone() for parameter in instance.parameters]
+            after = self._read(instance)
             if not all(bool(weight.isfinite().all()) for weight in after):
                 raise NotProbedError("its weights became infinite or NaN")
             track.append(list(zip(before, after, strict=True)))
@@ -219,7 +259,8 @@ class Bench:
             factor /= condition.peak_lr
         moved = condition.warmup in {"moved", "free"}
         way = [start * (0.5 if moved else 0.0) for start in self._starts]
-        self._place(instance, way)
+        if not condition.elsewhere:
+            self._place(instance, way)
         for step in range(steps):
             if step == steps - SETTLE and factor != 1.0:
                 instance.scale_lr(factor)
@@ -240,24 +281,59 @@ class Bench:
 
     def _place(self, instance: Instance, weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for parameter, weight in zip(instance.parameters, weights, strict=True):
-                parameter.copy_(weight)
+            for slot, parameters, weight in zip(self.slots, instance.parameters, weights, strict=True):
+                for parameter, piece in zip(parameters, slot.pieces(weight), strict=True):
+                    parameter.copy_(piece)
+
+    def _read(self, instance: Instance) -> list[Tensor]:
+        with torch.no_grad():
+            held = zip(self.slots, instance.parameters, strict=True)
+            return [slot.joined([parameter.detach() for parameter in parameters]) for slot, parameters in held]
 
     def _step(self, instance: Instance, condition: Condition, index: int) -> None:
         gradients = self._gradients[index % len(self._gradients)]
         if condition.warmup in {"moved", "free"}:
             # With a direction that stays, so that methods that find their learning rate themselves find one.
             gradients = [now + always for now, always in zip(gradients, self._gradients[0], strict=True)]
-        for slot, parameter, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
-            value = gradient * condition.gradient
-            if condition.penalty != 0.0:
-                value = value + condition.penalty * slot.lam * parameter.detach()
-            parameter.grad = value
+        for slot, parameters, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
+            for parameter, piece in zip(parameters, slot.pieces(gradient), strict=True):
+                value = piece * condition.gradient
+                if condition.penalty != 0.0:
+                    value = value + condition.penalty * slot.lam * parameter.detach()
+                parameter.grad = value
         for parameter in instance.others:
             parameter.grad = torch.full_like(parameter, 0.1)
         for number, optimizer in enumerate(instance.optimizers):
-            seed_everything(1000 * (number + 1) + index, self.device)
+            self._draws.seed(1000 * (number + 1) + index)
             optimizer.step()
+
+
+@contextmanager
+def guarded(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run throw-away optimizers in isolation.
+
+    Args:
+        device: Where their parameters are.
+        dtype: Their precision.
+
+    Raises:
+        NotProbedError: Instead of whatever a foreign optimizer raises.
+        UserError: If what makes the optimizer is wrong.
+    """
+    with isolated(device, dtype):
+        try:
+            yield
+        except (NotProbedError, UserError):
+            raise
+        except Exception as error:
+            first_line = (str(error).strip().splitlines() or ["no message"])[0]
+            raise NotProbedError(f"{type(error).__name__}: {first_line}") from error
+
+
+def _same_tracks(one: Track, other: Track) -> bool:
+    """Return whether two runs are equal to the last bit."""
+    pairs = zip((each for step in one for each in step), (each for step in other for each in step), strict=True)
+    return all(torch.equal(a, b) for left, right in pairs for a, b in zip(left, right, strict=True))
 
 
 def _centered(weight: Tensor) -> Tensor:
@@ -268,6 +344,7 @@ def _centered(weight: Tensor) -> Tensor:
         return weight.sign() * (0.5 + weight.abs())
     rows = weight.flatten(1).clone()
     half = rows.shape[1] // 2
+    rows[:, 2 * half :] = rows[:, 2 * half :].sign() * (0.5 + rows[:, 2 * half :].abs())  # no partner for it
     sizes = 0.5 + rows[:, :half].abs()
     paired = torch.cat([sizes, -sizes.roll(1, dims=1)], dim=1)  # both signs in every row, and no two rows alike
     order = rows[:, : 2 * half].argsort(dim=1)
@@ -283,15 +360,3 @@ def _enter_training_mode(optimizer: Optimizer) -> None:
             train()
         except TypeError:
             return
-
-
-def sentence(error: Exception) -> str:
-    """Return the type and the first line of an error.
-
-    Args:
-        error: What a foreign optimizer raised.
-
-    Returns:
-        One line.
-    """
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
