@@ -55,29 +55,38 @@ def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _Defaults(TorchFunctionMode):
-    """A default dtype and device for this thread; torch's own default dtype is that of the whole process."""
+    """A default dtype and device for this thread; torch's own default dtype is that of the whole process.
+
+    The default decides in constructors that are told no dtype, and where a number meets a tensor of booleans or
+    integers, such as ``lr * lam * mask``.
+    """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.constructors = _device_constructors()
         self.device = device if torch.get_default_device() != device else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func not in _device_constructors():
-            return func(*args, **kwargs)
-        if self.device is not None and kwargs.get("device") is None:
-            kwargs["device"] = self.device
+        kwargs = kwargs or {}
+        constructs = func in self.constructors
+        if constructs and self.device is not None and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": self.device}
         made = func(*args, **kwargs)
-        says_its_dtype = (
-            kwargs.get("dtype") is not None
-            or kwargs.get("out") is not None
-            or any(isinstance(value, torch.dtype) for value in args)
-            or any(hasattr(value, "dtype") for value in (*args[:1], kwargs.get("data")))
-        )
-        if not isinstance(made, Tensor) or says_its_dtype or made.dtype != torch.get_default_dtype():
+        if not isinstance(made, Tensor) or made.dtype == self.dtype or made.dtype != torch.get_default_dtype():
             return made
-        return made if made.dtype == self.dtype else func(*args, **{**kwargs, "dtype": self.dtype})
+        if any(kwargs.get(key) is not None for key in ("dtype", "out")) or any(isinstance(each, torch.dtype) for each in args):
+            return made
+        if constructs:
+            from_typed = any(hasattr(each, "dtype") for each in (*args[:1], kwargs.get("data")))
+            return made if from_typed else func(*args, **{**kwargs, "dtype": self.dtype})
+        tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        if not tensors or any(each.is_floating_point() or each.is_complex() for each in tensors):
+            return made
+        return func(*map(self._converted, args), **{key: self._converted(each) for key, each in kwargs.items()})
+
+    def _converted(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) else value
 
 
 class _InThisThread:
