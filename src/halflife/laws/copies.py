@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.laws.probe import NotProbedError
 from halflife.optim.config import ATTRIBUTES, MARK
+from halflife.laws.law import NotProbedError
 
 __all__ = [
+    "is_number",
     "left_out",
     "number",
     "peaks_in",
@@ -213,18 +214,19 @@ def number(value: Any) -> float:
     Returns:
         Its value; 0 if it is missing, None, or no number.
     """
-    return float(value) if _is_number(value) else 0.0
+    return float(value) if is_number(value) or isinstance(value, bool) else 0.0
 
 
 def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield where an optimizer keeps numbers with ``word`` in their name."""
     for place in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
         for key, value in list(place.items()):
-            if word in key.lower() and _is_number(value):
+            if word in key.lower() and is_number(value):
                 yield place, key, value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a setting is one finite number; True and False are flags."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from halflife.laws.exponents import with_exponents
-from halflife.laws.law import Law
+from halflife.laws.law import Law, NotProbedError
 from halflife.laws.pairs import NOISE, UNIFORM, Pairs, Reading, fit, listed
-from halflife.laws.probe import BASE, WARMUPS, Bench, Condition, NotProbedError
+from halflife.laws.probe import BASE, WARMUPS, Bench, Condition
 
 __all__ = ["NO_EFFECT", "decide"]
 
@@ -27,6 +27,8 @@ STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.
 STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
+ELSEWHERE = replace(BASE, elsewhere=True)
+TOWARDS_START = "it decays towards the weights that it began with, not towards 0"
 
 
 def decide(bench: Bench, index: int) -> Law:
@@ -61,6 +63,8 @@ def _law(pairs: Pairs) -> Law:
         return _no_effect(pairs)
     # The negative one is for optimizers that maximize.
     penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if pairs.equals_penalty(BASE, multiple)), None)
+    if penalty is not None and not pairs.equals_penalty(ELSEWHERE, penalty):
+        return _other(TOWARDS_START)
     start = next((step for step in STEPS if readings[step].form == "masked"), 0)
     first = readings[start]
     memory = pairs.memory(first, start)
@@ -138,6 +142,10 @@ def _no_memory(pairs: Pairs, first: Reading, start: int, readings: dict[int, Rea
     elif first.form != "masked" and not pairs.close(pairs.reading(GRADIENT).r, first.r):
         law = with_exponents(pairs, Law(pathway="decoupled", position="before"), first)
         return replace(law, coefficient=None, notes=("its coefficient depends on the gradients",))
+    if not pairs.slot.attached:
+        elsewhere = pairs.reading(ELSEWHERE, start)
+        if not elsewhere.like(first) or not pairs.close(elsewhere.r, first.r):
+            return _other(TOWARDS_START)
     masked, position = first.form == "masked", "after" if first.form == "after" else "before"
     law = Law(pathway="cautious" if masked else "decoupled", position=position, fraction=first.r)
     law = with_exponents(pairs, law, first)

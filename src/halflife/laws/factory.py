@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.laws.decide import NO_EFFECT, decide
 from halflife.laws.isolation import Draws
-from halflife.laws.law import Law
-from halflife.laws.probe import Bench, Build, Condition, Instance, NotProbedError, Slot, guarded
+from halflife.laws.law import Law, NotProbedError
+from halflife.laws.probe import Bench, Build, Condition, Instance, Slot, guarded
 
 __all__ = ["identify", "joined"]
 

@@ -16,6 +16,8 @@ from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from halflife.laws.law import NotProbedError
+
 __all__ = ["Draws", "isolated"]
 
 Result = TypeVar("Result")
@@ -75,7 +77,9 @@ class _Defaults(TorchFunctionMode):
         made = func(*args, **kwargs)
         if not isinstance(made, Tensor) or made.dtype == self.dtype or made.dtype != torch.get_default_dtype():
             return made
-        if any(kwargs.get(key) is not None for key in ("dtype", "out")) or any(isinstance(each, torch.dtype) for each in args):
+        if any(kwargs.get(key) is not None for key in ("dtype", "out")) or any(
+            isinstance(each, torch.dtype) for each in args
+        ):
             return made
         if constructs:
             from_typed = any(hasattr(each, "dtype") for each in (*args[:1], kwargs.get("data")))
@@ -178,9 +182,12 @@ class Draws:
 
         Returns:
             The result.
+
+        Raises:
+            NotProbedError: If another thread draws from the generators that the optimizer depends on.
         """
-        before = self._states()
-        if not self._needed and len(sys._current_frames()) > 1:
+        before, alone = self._states(), len(sys._current_frames()) == 1
+        if not self._needed and not alone:
             result = run()
             # If the generators have moved, this run or another thread has drawn from them.
             if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
@@ -191,7 +198,13 @@ class Draws:
             before = self._states()
         self._seeding = True
         try:
-            return run()
+            result = run()
+            if not alone and not same(result, run()):
+                raise NotProbedError(
+                    "its steps depend on the global random generators, from which another thread draws meanwhile; "
+                    "probe it while no other thread trains"
+                )
+            return result
         finally:
             self._seeding = False
             self._restore(before)

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-__all__ = ["PATHWAYS", "RULE_EXPONENTS", "Law"]
+__all__ = ["PATHWAYS", "RULE_EXPONENTS", "Law", "NotProbedError"]
 
 PATHWAYS = ("decoupled", "l2", "l2-preconditioned", "cautious", "none", "other", "not probed")
 
 # The rules with a closed formula in the learning rate, by their exponents (a, b).
 RULE_EXPONENTS = {"decoupled": (1.0, 0.0), "independent": (1.0, -1.0), "constant": (0.0, 0.0), "corrected": (2.0, -1.0)}
+
+
+class NotProbedError(Exception):
+    """The optimizer cannot be stepped like this; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)

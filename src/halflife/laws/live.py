@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.laws.copies import (
+    is_number,
     left_out,
     number,
     peaks_in,
@@ -27,8 +29,8 @@ from halflife.laws.copies import (
 from halflife.laws.decide import decide
 from halflife.laws.factory import joined
 from halflife.laws.isolation import Draws
-from halflife.laws.law import RULE_EXPONENTS, Law
-from halflife.laws.probe import ENOUGH, Bench, Condition, Instance, NotProbedError, Slot, enough_of, guarded
+from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
+from halflife.laws.probe import ENOUGH, Bench, Condition, Instance, Slot, enough_of, guarded
 from halflife.laws.scaling import Scale, base_rate, lam_factor, lr_factor, strengthened
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
@@ -69,7 +71,7 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
         probed is ``"not probed"``, with the reason in the notes.
 
     Raises:
-        UserError: If it is not an optimizer.
+        UserError: If it is not an optimizer, or a parameter has no shape yet.
 
     Examples:
         >>> weight = torch.nn.Parameter(torch.ones(3, 2))
@@ -147,6 +149,11 @@ class _Copies:
         for index, group in enumerate(self.target.param_groups):
             seen: set[Any] = set()
             for parameter in group["params"]:
+                if isinstance(parameter, UninitializedParameter):
+                    raise UserError(
+                        f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model "
+                        "first"
+                    )
                 shape = _small_shape(parameter)
                 key = (shape, plain_attributes(parameter))
                 if key in seen or not parameter.requires_grad:
@@ -158,6 +165,10 @@ class _Copies:
 
     def _slot(self, index: int, kind: str, shape: tuple[int, ...]) -> Slot:
         group = self.target.param_groups[index]
+        for key in ("lr", "weight_decay"):
+            value = group.get(key)
+            if value is not None and not is_number(value) and not isinstance(value, bool):
+                raise NotProbedError(f"{key} of group {index} is {value!r}; expected one finite number")
         peaks, lr = peaks_in(self.target, group, PEAK_KEYS), number(group.get("lr"))
         lam, matters, attached = number(group.get("weight_decay")), True, self.acts_on(group)
         rule = self.rule_of(index)
@@ -254,7 +265,7 @@ class _Copies:
             for group in made.param_groups:
                 if group.get("lr") is not None:
                     group["lr"] = group["lr"] * self.scale.lr
-                if "weight_decay" in group:  # as a plain number: one of NumPy may have few digits
+                if group.get("weight_decay") is not None:  # as a plain number: one of NumPy may have few digits
                     group["weight_decay"] = number(group["weight_decay"])
             scale_peaks(made, self.scale.lr * condition.peak_lr)
             if self.handle is None:

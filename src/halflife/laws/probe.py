@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.laws.isolation import Draws, isolated
+from halflife.laws.law import NotProbedError
 
 __all__ = [
     "BASE",
@@ -39,10 +40,6 @@ WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
 SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
 SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
 ENOUGH = 8  # elements; with one, every difference is a multiple of the weight before and of the weight after
-
-
-class NotProbedError(Exception):
-    """The optimizer cannot be stepped like this; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +254,13 @@ class Bench:
         steps, factor = WARMUPS[condition.warmup], condition.lr
         if self.from_factory:
             factor /= condition.peak_lr
+        change = steps - SETTLE if condition.peak_lr >= 1.0 else 0  # no lr may be above the peak, not even at first
         moved = condition.warmup in {"moved", "free"}
         way = [start * (0.5 if moved else 0.0) for start in self._starts]
         if not condition.elsewhere:
             self._place(instance, way)
         for step in range(steps):
-            if step == steps - SETTLE and factor != 1.0:
+            if step == change and factor != 1.0:
                 instance.scale_lr(factor)
             # The other warm-ups begin with other gradients, but end with them where momentum still feels it.
             index = step if condition.warmup == "held" else step + len(BASE.steps)

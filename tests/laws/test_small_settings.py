@@ -1,0 +1,343 @@
+"""Learning rates, weight decays and parameters that are too small to show a decay by themselves."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import halflife
+from halflife.errors import UserError
+from halflife.laws import Law, laws_of
+from halflife.rules import (
+    L2,
+    Cautious,
+    Constant,
+    Corrected,
+    Decoupled,
+    HalfLife,
+    Independent,
+    Normalized,
+    NormTarget,
+    PerGroup,
+    Scheduled,
+    Sphere,
+    Stable,
+    Toward,
+)
+from halflife.schedules import linear
+from tests.laws.test_identify import of
+
+Settings = dict[str, Any]
+
+
+class Lion(Optimizer):
+    """Sign of the averaged gradient, decoupled decay; written here so that the law is known."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def decay(self, parameter: Tensor, group: Settings) -> None:
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+
+    def speed(self, group: Settings) -> float:
+        return float(group["lr"])
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                self.decay(parameter, group)
+                parameter.sub_((0.9 * mean + 0.1 * parameter.grad).sign(), alpha=self.speed(group))
+                mean.mul_(0.99).add_(parameter.grad, alpha=0.01)
+
+
+def weight(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.ones(shape, dtype=dtype))
+
+
+def summary(law: Law) -> tuple[Any, ...]:
+    c = None if law.coefficient is None else round(law.coefficient, 5)
+    return law.pathway, law.name, law.lr_exponent, law.peak_lr_exponent, c, law.position, law.native, law.by_shape
+
+
+DECOUPLED = ("decoupled", "decoupled", 1.0, 0.0, 1.0, "before", True, {})
+PRECONDITIONED = ("l2-preconditioned", "l2", None, None, None, None, True, {})
+
+
+def l2(coefficient: float, name: str = "l2") -> tuple[Any, ...]:
+    return "l2", name, 1.0, 0.0, coefficient, None, True, {}
+
+
+LAWS: list[tuple[type[Optimizer], Settings, tuple[Any, ...], float | None]] = [
+    (torch.optim.SGD, {}, l2(1.0, "decoupled"), 1.0),
+    (torch.optim.SGD, {"momentum": 0.9}, l2(1.0), 10.0),
+    (torch.optim.SGD, {"momentum": 0.8, "nesterov": True}, l2(1.8), 5.0),
+    (torch.optim.AdamW, {}, DECOUPLED, 1.0),
+    (Lion, {}, DECOUPLED, 1.0),
+    (torch.optim.Adam, {}, PRECONDITIONED, None),
+    (torch.optim.NAdam, {}, PRECONDITIONED, None),
+    (torch.optim.RAdam, {}, PRECONDITIONED, None),
+    (torch.optim.Adamax, {}, PRECONDITIONED, None),
+    (torch.optim.RMSprop, {}, PRECONDITIONED, None),
+    (torch.optim.Adagrad, {}, PRECONDITIONED, None),
+    (torch.optim.Adadelta, {}, PRECONDITIONED, None),
+]
+IDS = ["-".join([kind.__name__, *how]) for kind, how, *_ in LAWS]
+
+
+# ---- small learning rates and weight decays
+
+
+@pytest.mark.parametrize(("kind", "how", "expected", "share"), LAWS, ids=IDS)
+def test_the_law_does_not_depend_on_how_small_the_settings_are(
+    kind: Any, how: Settings, expected: tuple[Any, ...], share: float | None
+) -> None:
+    settings = [(1e-3, 0.1), (1e-5, 1e-3), (1e-7, 0.1), (1e-12, 0.1), (1e-17, 0.1), (0.1, 1e-15), (1e-9, 1e-9)]
+    for number, (lr, lam) in enumerate(settings):
+        dtype = (torch.float32, torch.float64)[number % 2]
+        (law,) = laws_of(kind([weight(5, 4, dtype=dtype)], lr=lr, weight_decay=lam, **how))
+        assert summary(law) == expected, (lr, lam, law)
+        assert law.fraction == (None if share is None else pytest.approx(share * lr * lam, rel=1e-5))
+
+
+# The fraction, where the rule is not asked for one that is known otherwise.
+RULES: list[Any] = [
+    Decoupled(0.3),
+    Decoupled(1e-14),
+    Decoupled(),
+    Independent(1e-3),
+    Constant(1e-4),
+    Constant(1e-16),
+    Corrected(0.3),
+    HalfLife(steps=1000),
+    HalfLife(steps=1e16),
+    Normalized(0.05, steps=100),
+    Scheduled(Decoupled(0.3), linear(1.0, 0.5, 40)),
+    PerGroup([Decoupled(0.3), Constant(1e-4)]),
+    Cautious(Decoupled(0.3)),
+    L2(0.3),
+    Stable(5e-4),
+    Toward(Decoupled(0.3)),
+    Sphere(),
+    NormTarget(3.0),
+]
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_attached_rules_at_any_learning_rate(rule: Any, make: Any) -> None:
+    """As at lr = 1e-3, and with the fraction that the rule then really removes."""
+    how = {"momentum": 0.9} if make is torch.optim.SGD else {}
+    found = []
+    for lr, peak in [(1e-3, None), (1e-12, None), (1e-16, 1e-3)]:
+        held = [weight(5, 4), weight(5)]
+        optimizer = make([{"params": [each]} for each in held], lr=lr, weight_decay=0.1, **how)
+        for group in optimizer.param_groups if peak is not None else ():
+            group["initial_lr"] = peak
+        handle = halflife.attach(optimizer, rule)
+        laws = laws_of(optimizer)
+        found.append([summary(law) for law in laws])
+        for each in held:
+            each.grad = torch.ones_like(each)
+        optimizer.step()
+        for law, r in zip(laws, handle.fractions(), strict=True):
+            if law.fraction is not None and law.pathway in {"decoupled", "cautious"}:
+                assert law.fraction == pytest.approx(r, rel=1e-5, abs=0.0), (lr, peak)
+    assert found[0] == found[1] == found[2]
+    assert all(pathway not in {"none", "not probed"} for pathway, *_ in found[0])
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-9, 1e-18])
+@pytest.mark.parametrize("rule", [None, Decoupled(0.1), Decoupled()], ids=repr)
+def test_assert_decay_holds_from_the_start_of_a_warm_up_to_the_end_of_a_cosine(rule: Any, lr: float) -> None:
+    model = nn.Linear(4, 5)
+    optimizer = torch.optim.AdamW(halflife.param_groups(model, weight_decay=0.1), lr=lr)
+    if rule is not None:
+        halflife.attach(optimizer, rule)
+    halflife.assert_decay(model, optimizer, {"matrices": "decoupled:0.1", "*": "none"})
+    assert not {warning.code for warning in halflife.explain(model, optimizer).warnings} & {
+        "two-mechanisms",
+        "not-probed",
+        "coefficient",
+        "ignored",
+    }
+    with pytest.raises(AssertionError, match="expected decoupled:0.2"):
+        halflife.assert_decay(model, optimizer, {"matrices": "decoupled:0.2"})
+
+
+def test_every_group_is_probed_at_a_rate_of_its_own() -> None:
+    rates = (1e-3, 1e-12, 0.0, 1e-7)
+    optimizer = torch.optim.AdamW([{"params": [weight(3, 2)], "lr": lr} for lr in rates], lr=1e-3, weight_decay=0.1)
+    for law, lr in zip(laws_of(optimizer), rates, strict=True):
+        assert summary(law) == DECOUPLED
+        assert law.fraction == pytest.approx((lr or 1e-3) * 0.1, rel=1e-6)
+    assert [group["lr"] for group in optimizer.param_groups] == list(rates)
+
+
+@pytest.mark.parametrize("lr", [0.0, 1e-10, 1e-3])
+def test_learning_rates_that_are_tensors(lr: float) -> None:
+    optimizer = torch.optim.AdamW([weight(3, 2)], lr=torch.tensor(1e-3), weight_decay=0.1, foreach=False)
+    optimizer.param_groups[0].update(lr=torch.tensor(lr), initial_lr=torch.tensor(1e-3))
+    (law,) = laws_of(optimizer)
+    assert summary(law) == DECOUPLED
+    assert law.fraction == pytest.approx((lr or 1e-3) * 0.1, rel=1e-6)
+    assert optimizer.param_groups[0]["lr"].item() == pytest.approx(lr)
+
+
+def test_the_peak_of_a_scheduler_and_the_peak_of_a_constructor() -> None:
+    """lr^2 / peak * lam far below the peak, by the formula of AdamC, which keeps its peak in an attribute."""
+    groups = [{"params": [weight(3, 2)], "normalized": True}]
+    optimizer = of("pytorch_optimizer", "AdamC")(groups, 1e-2, 0.1)
+    optimizer.param_groups[0]["lr"] = 1e-8
+    (law,) = laws_of(optimizer)
+    assert (law.name, law.lr_exponent, law.peak_lr_exponent) == ("corrected", 2.0, -1.0)
+    assert law.fraction == pytest.approx(1e-16 / 1e-2 * 0.1, rel=1e-4)
+
+
+def test_a_law_of_another_kind_at_the_rate_of_now_is_seen() -> None:
+    """lr * lam at the peak, but not below a floor: what holds now is not what the peak shows."""
+
+    class Floored(Lion):
+        def decay(self, parameter: Tensor, group: Settings) -> None:
+            parameter.mul_(1.0 - max(group["lr"], 1e-6) * group["weight_decay"])
+
+    optimizer = Floored([weight(3, 2)], lr=1e-3, weight_decay=0.1)
+    assert summary(laws_of(optimizer)[0]) == DECOUPLED
+    optimizer.param_groups[0].update(lr=1e-9, initial_lr=1e-3)
+    (law,) = laws_of(optimizer)
+    assert (law.pathway, law.fraction) == ("other", None)
+    assert law.notes[0].startswith("at the learning rate now, 1e-09, r is 1e-07, but the law at 0.001")
+
+
+def test_what_rounding_hides_is_not_probed() -> None:
+    """It follows no learning rate that could be raised, so nothing shows whether it decays."""
+
+    class Fixed(Lion):
+        def decay(self, parameter: Tensor, group: Settings) -> None:
+            parameter.mul_(1.0 - 1e-18)
+
+        def speed(self, group: Settings) -> float:
+            return 1e-15
+
+    model = nn.Linear(2, 3)
+    optimizer = Fixed(model.parameters(), lr=1e-15, weight_decay=0.1)
+    (law,) = laws_of(optimizer)
+    assert law.pathway == "not probed"
+    assert law.notes[0].startswith("a step at lr = 0.0011")
+    assert law.notes[0].endswith("is lost in rounding; pass the optimizer at the peak of its learning rate")
+    with pytest.raises(AssertionError, match="expected none, but 2 of 2 differ"):
+        halflife.assert_decay(model, optimizer, {"*": "none"})
+
+
+def test_float32_alone_sees_small_rules_too() -> None:
+    """8-bit states compute in float32, where a step of 1e-7 shows nothing."""
+    make = of("torchao.optim", "AdamW8bit")
+    for rule, name, r in [(Decoupled(1e-4), "decoupled", 1e-10), (HalfLife(steps=1e8), "half-life", 6.9e-9)]:
+        optimizer = make([weight(64, 64)], 1e-6, 0.1)
+        halflife.attach(optimizer, rule)
+        (law,) = laws_of(optimizer)
+        assert law.name == name, law
+        assert law.fraction == pytest.approx(r, rel=0.02)
+
+
+# ---- parameters with few elements
+
+SHAPES = [(), (1,), (1, 1), (2,), (3, 1), (5, 4)]
+
+
+@pytest.mark.parametrize(("kind", "how", "expected", "share"), LAWS, ids=IDS)
+def test_shapes_with_few_elements(kind: Any, how: Settings, expected: tuple[Any, ...], share: float | None) -> None:
+    rates = itertools.cycle([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+    mixes: list[list[tuple[int, ...]]] = [*([shape] for shape in SHAPES), SHAPES, [(), (5, 4)]]
+    for number, (mix, lr) in enumerate(zip(mixes, rates, strict=False)):
+        dtype = (torch.float32, torch.float64)[number % 2]
+        held: Any = [weight(*shape, dtype=dtype) for shape in mix]
+        if number == len(mixes) - 1:
+            held = [{"params": [each]} for each in held]
+        for law in laws_of(kind(held, lr=lr, weight_decay=0.1, **how)):
+            assert summary(law) == expected, (mix, lr, law)
+            assert law.fraction == (None if share is None else pytest.approx(share * lr * 0.1, rel=1e-5))
+
+
+@pytest.mark.parametrize("rule", [None, Decoupled(0.1)], ids=repr)
+def test_a_temperature_beside_a_layer(rule: Any) -> None:
+    model = nn.Linear(4, 5)
+    model.temperature = nn.Parameter(torch.tensor(1.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    if rule is not None:
+        halflife.attach(optimizer, rule)
+    halflife.assert_decay(model, optimizer, {"*": "decoupled:0.1"})
+    assert "two-mechanisms" not in {warning.code for warning in halflife.explain(model, optimizer).warnings}
+
+
+class Masked(Lion):
+    """Decays positive elements only."""
+
+    def decay(self, parameter: Tensor, group: Settings) -> None:
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"] * (parameter > 0))
+
+
+class LeavesScalars(Lion):
+    """Decides by the number of elements, as some optimizers do."""
+
+    def decay(self, parameter: Tensor, group: Settings) -> None:
+        if parameter.numel() > 1:
+            super().decay(parameter, group)
+
+
+def test_one_element_is_enough_to_tell_laws_apart() -> None:
+    (law,) = laws_of(Masked([weight()], lr=1e-2, weight_decay=0.1))
+    assert law.pathway == "other", law
+    for shape, pathway in [((), "none"), ((1,), "none"), ((1, 1), "none"), ((2,), "decoupled"), ((3, 1), "decoupled")]:
+        (law,) = laws_of(LeavesScalars([weight(*shape)], lr=1e-2, weight_decay=0.1))
+        assert law.pathway == pathway, shape
+    (law,) = laws_of(LeavesScalars([weight(5), weight(1)], lr=1e-2, weight_decay=0.1))
+    assert {kind: each.pathway for kind, each in law.by_shape.items()} == {"vector": "decoupled", "vector 2": "none"}
+
+
+# ---- settings that are not plain numbers
+
+
+@pytest.mark.parametrize("lam", [np.float32(0.1), np.float64(0.1), torch.tensor(0.1), torch.tensor([0.1]), 1, True])
+def test_weight_decays_that_are_no_floats(lam: Any) -> None:
+    (law,) = laws_of(Lion([weight(3, 2)], lr=1e-3, weight_decay=lam))
+    assert summary(law) == DECOUPLED
+    assert law.fraction == pytest.approx(1e-3 * float(lam), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("weight_decay", float("nan")), ("weight_decay", torch.ones(2)), ("weight_decay", "0.1")]
+)
+def test_what_is_no_number_is_not_probed(key: str, value: Any) -> None:
+    optimizer = Lion([weight(3, 2)], lr=1e-3, weight_decay=0.1)
+    optimizer.param_groups[0][key] = value
+    (law,) = laws_of(optimizer)
+    assert law.pathway == "not probed"
+    assert law.notes == (f"{key} of group 0 is {value!r}; expected one finite number",)
+
+
+def test_an_optimizer_that_chooses_its_learning_rate_is_not_probed() -> None:
+    class Relative(Lion):
+        def decay(self, parameter: Tensor, group: Settings) -> None:
+            parameter.mul_(1.0 - (group["lr"] or 1e-2) * group["weight_decay"])
+
+        def speed(self, group: Settings) -> float:
+            return float(group["lr"] or 1e-2)
+
+    (law,) = laws_of(Relative([weight(3, 2)], lr=None, weight_decay=0.1))  # type: ignore[arg-type]
+    assert law.pathway == "not probed"
+    assert law.notes[0].startswith("its parameter groups have no lr, so that how the decay depends on the learning")
+    assert summary(laws_of(Relative([weight(3, 2)], lr=1e-3, weight_decay=0.1))[0]) == DECOUPLED
+
+
+def test_lazy_parameters_have_no_shape_yet() -> None:
+    optimizer = torch.optim.AdamW(nn.LazyLinear(4).parameters(), lr=1e-3)
+    with pytest.raises(UserError, match=r"a parameter of group 0 has no shape yet \(a lazy module\); run a batch"):
+        laws_of(optimizer)

@@ -1,0 +1,150 @@
+"""Threads that train beside a probe notice nothing of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import halflife
+from halflife.laws import identify, laws_of
+
+
+class Beside:
+    """A thread that trains: it makes tensors, draws numbers, steps an optimizer and warns, and writes it all down."""
+
+    def __init__(self) -> None:
+        self.drawn: list[tuple[float, float, float]] = []
+        self.dtypes: Counter[torch.dtype] = Counter()
+        self.steps = self.heard = 0
+        self._started, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._train)
+
+    def _train(self) -> None:
+        weight = torch.nn.Parameter(torch.ones(2))
+        weight.grad = torch.ones(2)
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        while not self._stop.is_set() or self.steps < 3:
+            self.drawn.append((torch.rand(()).item(), random.random(), float(np.random.rand())))
+            self.dtypes.update(made.dtype for made in (torch.zeros(1), torch.tensor(0.5), torch.arange(3) / 2))
+            optimizer.step()
+            self.steps += 1
+            try:
+                warnings.warn("from beside", UserWarning, stacklevel=1)  # an error here, as everywhere in the tests
+            except UserWarning:
+                self.heard += 1
+            self._started.set()
+
+    def __enter__(self) -> Beside:
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def expected(self) -> list[tuple[float, float, float]]:
+        """What it draws if nobody interferes."""
+        torch.manual_seed(3)
+        random.seed(3)
+        np.random.seed(3)
+        return [(torch.rand(()).item(), random.random(), float(np.random.rand())) for _ in self.drawn]
+
+
+def adamw(parameters: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+
+
+def probe_with_rule() -> str | None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(3, 2))], lr=1e-9, momentum=0.9, weight_decay=0.1)
+    halflife.attach(optimizer, halflife.Decoupled())
+    return laws_of(optimizer)[0].name
+
+
+@pytest.mark.parametrize("probe", [lambda: identify(adamw).name, probe_with_rule], ids=["identify", "laws_of"])
+def test_a_thread_beside_a_probe_notices_nothing(probe: Callable[[], str | None]) -> None:
+    hooked: Counter[int] = Counter()
+    handle = register_optimizer_step_pre_hook(lambda *args: hooked.update([threading.get_ident()]))
+    try:
+        with Beside() as beside:
+            before = len(beside.drawn)
+            assert probe() == "decoupled"
+            assert len(beside.drawn) > before, "it was beside"
+    finally:
+        handle.remove()
+    assert beside.drawn == beside.expected()
+    assert dict(beside.dtypes) == {torch.float32: 3 * beside.steps}
+    assert beside.heard == beside.steps
+    assert sum(hooked.values()) == beside.steps
+    assert hooked.keys() == {beside._thread.ident}
+
+
+class Drawing(torch.optim.AdamW):
+    """Adds noise from each of the global generators to its gradients."""
+
+    def step(self, closure: Any = None) -> Any:
+        noise = random.random() + float(np.random.rand()) + torch.rand(()).item()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.add_(noise)
+        return super().step(closure)
+
+
+def drawing(parameters: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return Drawing(parameters, lr, weight_decay=weight_decay)
+
+
+def test_an_optimizer_that_draws_beside_a_thread_that_draws_is_not_probed() -> None:
+    with Beside():
+        law = identify(drawing)
+    assert law.pathway == "not probed"
+    assert law.notes[0].startswith("its steps depend on the global random generators, from which another thread draws")
+
+
+def test_an_optimizer_that_draws_beside_a_thread_that_does_not() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    alone = identify(drawing)
+    thread.start()
+    try:
+        assert identify(drawing) == alone
+    finally:
+        stop.set()
+        thread.join()
+    assert alone.name == "decoupled"
+
+
+def test_two_threads_that_probe_give_the_laws_that_one_gives() -> None:
+    found: dict[str, str] = {}
+    kinds = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}
+
+    def probe(name: str) -> None:
+        found[name] = identify(kinds[name]).describe()
+
+    threads = [threading.Thread(target=probe, args=(name,)) for name in kinds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {name: identify(kind).describe() for name, kind in kinds.items()}
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_filters_of_warnings_are_as_they_were() -> None:
+    before = list(warnings.filters)
+    identify(adamw)
+    assert list(warnings.filters) == before
+    with pytest.raises(UserWarning, match="after the probe"):
+        warnings.warn("after the probe", UserWarning, stacklevel=1)
