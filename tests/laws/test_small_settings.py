@@ -67,8 +67,8 @@ def summary(law: Law) -> tuple[Any, ...]:
     return law.pathway, law.name, law.lr_exponent, law.peak_lr_exponent, c, law.position, law.native, law.by_shape
 
 
-DECOUPLED = ("decoupled", "decoupled", 1.0, 0.0, 1.0, "before", True, {})
-PRECONDITIONED = ("l2-preconditioned", "l2", None, None, None, None, True, {})
+DECOUPLED: tuple[Any, ...] = ("decoupled", "decoupled", 1.0, 0.0, 1.0, "before", True, {})
+PRECONDITIONED: tuple[Any, ...] = ("l2-preconditioned", "l2", None, None, None, None, True, {})
 
 
 def l2(coefficient: float, name: str = "l2") -> tuple[Any, ...]:
@@ -168,7 +168,7 @@ def test_assert_decay_holds_from_the_start_of_a_warm_up_to_the_end_of_a_cosine(r
         "coefficient",
         "ignored",
     }
-    with pytest.raises(AssertionError, match="expected decoupled:0.2"):
+    with pytest.raises(AssertionError, match=r"expected decoupled:0\.2"):
         halflife.assert_decay(model, optimizer, {"matrices": "decoupled:0.2"})
 
 

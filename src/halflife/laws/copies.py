@@ -229,4 +229,4 @@ def is_number(value: Any) -> bool:
     """Return whether a setting is one finite number; True and False are flags."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)

@@ -218,8 +218,8 @@ def _exceptions(pairs: Pairs, first: Reading) -> list[str]:
 
 def _at_rest(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights before and after a step at weight decay 0 and without any gradient."""
-    pairs = [pairs.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
-    return max(pairs, key=lambda pair: (pair[1] - pair[0]).abs().max().item())
+    steps = [pairs.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
+    return max(steps, key=lambda held: (held[1] - held[0]).abs().max().item())
 
 
 def _rounds(pairs: Pairs) -> bool:

@@ -299,8 +299,8 @@ class _Copies:
                     group["initial_lr"] = (group.get(PEAK) or float(group["lr"])) * (
                         1.0 if group.get(PEAK) else condition.peak_lr
                     )
-        rule: Any = strengthened(self.handle.rule, self.scale.lam)
-        handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)  # type: ignore[arg-type]
+        rule = strengthened(self.handle.rule, self.scale.lam)
+        handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)
         for attachment in handle._attachments:
             attachment._count = _Standing(self.steps_taken)
 

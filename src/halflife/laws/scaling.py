@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from halflife.rules.base import Applier, Part, Rule
+from halflife.rules.base import Applier, Rule
 from halflife.rules.penalty import L2
 from halflife.rules.wrappers import PerGroup, Scheduled
 
@@ -84,7 +85,7 @@ def _power_of_two(least: float) -> float:
     return 2.0 ** min(1000, math.ceil(math.log2(least)))
 
 
-def strengthened(rule: Part, factor: float) -> Part:
+def strengthened(rule: Any, factor: float) -> Any:
     """Return a rule that asks for a multiple of what a rule asks for.
 
     Args:
