@@ -21,8 +21,7 @@ from halflife.expressions import spell
 from halflife.groups.policies import kind_of, uses_of
 from halflife.laws.copies import peaks_in, unwrapped
 from halflife.laws.law import Law
-from halflife.laws.live import PEAK_KEYS, laws_of
-from halflife.laws.scaling import DEFAULT_LR
+from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, laws_of
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
 from halflife.rules.base import Part

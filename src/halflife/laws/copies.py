@@ -29,8 +29,8 @@ __all__ = [
     "unwrapped",
 ]
 
-# What a copy gets anew, or must not have: `step` is what a scheduler puts on an instance, and calling it would step
-# the original; the next two are what GradScaler leaves there during a step.
+# What a copy must not have. Schedulers put a `step` on the instance that steps the original; GradScaler leaves
+# `grad_scale` and `found_inf` there during a step.
 NOT_COPIED = {"state", "param_groups", "step", "grad_scale", "found_inf", *ATTRIBUTES}
 
 
@@ -129,7 +129,7 @@ def small_copy(
     for group in optimizer.param_groups:
         chosen = [parameter for parameter in group["params"] if id(parameter) in memo]
         kept.append([small for each in chosen for small in (memo[id(each)], *more.get(id(each), ()))])
-        for parameter in group["params"]:  # so that references to the others lead nowhere
+        for parameter in group["params"]:  # references to the others lead to nothing
             memo.setdefault(id(parameter), torch.nn.Parameter(torch.zeros((), dtype=dtype, device=device)))
         if not some_step:
             kept[-1] = [memo[id(parameter)] for parameter in group["params"]]
@@ -229,4 +229,6 @@ def is_number(value: Any) -> bool:
     """Return whether a setting is one finite number; True and False are flags."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
-    return isinstance(value, Real) and type(value) is not bool and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return math.isfinite(value)

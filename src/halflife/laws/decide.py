@@ -1,8 +1,8 @@
-"""Decisions: from the difference between paired runs to a law.
+"""From the difference between paired runs to a law.
 
-The order matters. First whether anything differs at all; then whether adding ``lam * w`` to the gradient from outside
-gives the same trajectory (that, and only that, is L2); then whether the difference is a constant multiple of the weight
-that no state remembers (that is decoupled), and of which weight, the one before or the one after the update.
+The questions have an order. Does anything differ at all? Does adding ``lam * w`` to the gradient from outside give the
+same weights? Only then is it L2. Is the difference a constant multiple of the weight that no state remembers? Then it is
+decoupled, and a multiple of the weight before the update or of the weight after it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _law(pairs: Pairs) -> Law:
 
 
 def _no_effect(pairs: Pairs) -> Law:
-    """Decide between no effect and one that only a large weight decay or a long run shows."""
+    """Tell no effect from an effect that only a large weight decay or a long run shows, and from one lost in rounding."""
     if pairs.slot.attached:
         return Law(pathway="none", fraction=0.0)
     moved = max(_relative_change(*pairs.weights(BASE.without_decay, step)) for step in STEPS)
@@ -104,7 +104,7 @@ def _no_effect(pairs: Pairs) -> Law:
 
 
 def _penalty(pairs: Pairs, first: Reading, multiple: float) -> Law:
-    """L2, proven: does the optimizer only multiply and average gradients, or rescale them too?"""
+    """Return the law of L2: one that is only multiplied and averaged, or one that is rescaled with the gradient."""
     preconditioned = Law(
         pathway="l2-preconditioned",
         name="l2" if multiple == 1.0 else None,
@@ -132,7 +132,7 @@ def _penalty(pairs: Pairs, first: Reading, multiple: float) -> Law:
 
 
 def _no_memory(pairs: Pairs, first: Reading, start: int, readings: dict[int, Reading], *, is_l2: bool) -> Law:
-    """A fraction of the weight that no state remembers: constant, or dependent on what?"""
+    """Return the law of a fraction of the weight that no state remembers, or what that fraction depends on."""
     if first.form == "masked" and (reason := _not_cautious(pairs, first, start)):
         return _other(reason)
     if not pairs.slot.attached:
@@ -236,7 +236,7 @@ def _without_gradient(pairs: Pairs, law: Law) -> Law:
     try:
         before, after = _at_rest(pairs)
     except NotProbedError as error:
-        if law.pathway == "none":  # not proven then
+        if law.pathway == "none":  # then nothing proves it
             raise
         return replace(law, notes=(*law.notes, f"without any gradient: {error}"))
     if torch.equal(before, after):
@@ -255,7 +255,7 @@ def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
 
 
 def _at_own_settings(pairs: Pairs, law: Law) -> Law:
-    """Scale the fraction back to the optimizer's own settings, and try them, as far as rounding shows anything."""
+    """Return the law with its fraction at the optimizer's own settings, or why it does not hold there."""
     slot = pairs.slot
     ratio = slot.own_lr / slot.lr if slot.own_lr else 1.0
     peak_ratio = 1.0 / slot.lr_factor if slot.own_lr != 0.0 else 1.0

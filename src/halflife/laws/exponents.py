@@ -12,7 +12,7 @@ from halflife.laws.probe import Condition
 
 __all__ = ["with_exponents"]
 
-# What a large weight decay does to r, given the r = x that a vanishing one extrapolates to.
+# r at a large weight decay, as a function of x: the r that small weight decays extrapolate to.
 BENDS: dict[str, Callable[[float], float]] = {
     "": lambda x: x,
     "a large weight decay takes x / (1 + x), with x = the r given here: the step is implicit": lambda x: x / (1.0 + x),
@@ -29,14 +29,14 @@ def with_exponents(pairs: Pairs, law: Law, first: Reading) -> Law:
     """Add exponents, coefficient and name to a law.
 
     Args:
-        pairs: The pairs.
+        pairs: The paired runs.
         law: What is known so far.
         first: The fraction at the plain condition.
 
     Returns:
         The law; ``"other"`` where r is not a power of the learning rate or not linear in the weight decay.
     """
-    # A fraction that is not quite linear in the weight decay bends the exponents: ask at a small one then.
+    # Where r is not quite linear in the weight decay, the exponents are not quite right: measure them at a small one.
     found = _exponents(pairs, first, 1.0)
     clean = not isinstance(found, str) and all(2.0 * each == round(2.0 * each) for each in found)
     if pairs.bench.exact and not clean and not pairs.slot.attached:

@@ -30,7 +30,8 @@ class Law:
             to the gradient, which the optimizer then only multiplies and averages. ``"l2-preconditioned"``: as
             ``"l2"``, but the optimizer also rescales gradients, so that no fraction describes it. ``"cautious"``:
             decoupled where ``update * w >= 0``, nothing elsewhere. ``"none"``: proven to have no effect.
-            ``"other"``: something else, told in ``notes``. ``"not probed"``: not known, the reason is in ``notes``.
+            ``"other"``: something else, which ``notes`` describes. ``"not probed"``: not known, for the reason in
+            ``notes``; it is no ``"none"``.
         lr_exponent: ``a``.
         peak_lr_exponent: ``b``.
         coefficient: 1 for AdamW, 2 for a decay applied twice. For ``"l2"`` it describes the effect within the same
@@ -42,7 +43,7 @@ class Law:
         name: The rule of `halflife.rules` that it equals, in lower case, such as ``"decoupled"``; None if none.
         fraction: ``r`` at the probed learning rate and weight decay; for ``"l2"`` through momentum the fraction per
             step that is reached after the momentum's lag.
-        notes: Surprises, in plain sentences.
+        notes: What the other fields do not say, as sentences.
         by_shape: ``"matrix"``, ``"vector"``, ``"convolution"`` and so on, each with its law; only where they differ,
             else empty. The other fields are then those of the first shape.
 

@@ -38,7 +38,7 @@ from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.rules import PerGroup
 from halflife.rules.base import Part, Penalty
 
-__all__ = ["laws_of"]
+__all__ = ["DEFAULT_LR", "PEAK_KEYS", "kinds_in", "laws_of"]
 
 SIZES = (8, 6, 3, 2)  # of throw-away parameters, by dimension; those that stand for smaller ones have their shape
 KINDS = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}
@@ -147,21 +147,15 @@ class _Copies:
     def _representatives(self) -> Iterator[tuple[Slot, Tensor]]:
         """Yield one parameter for all that look alike in a group, and its slot."""
         for index, group in enumerate(self.target.param_groups):
-            seen: set[Any] = set()
-            for parameter in group["params"]:
-                if isinstance(parameter, UninitializedParameter):
-                    raise UserError(
-                        f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model "
-                        "first"
-                    )
-                shape = _small_shape(parameter)
-                key = (shape, plain_attributes(parameter))
-                if key in seen or not parameter.requires_grad:
-                    continue
-                seen.add(key)
-                same = sum(1 for other, _ in seen if len(other) == parameter.ndim)
-                kind = KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
-                yield self._slot(index, kind if same == 1 else f"{kind} {same}", shape), parameter
+            if any(isinstance(parameter, UninitializedParameter) for parameter in group["params"]):
+                raise UserError(
+                    f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model first"
+                )
+            seen = {""}
+            for kind, parameter in zip(kinds_in(group), group["params"], strict=True):
+                if kind not in seen:
+                    seen.add(kind)
+                    yield self._slot(index, kind, _small_shape(parameter)), parameter
 
     def _slot(self, index: int, kind: str, shape: tuple[int, ...]) -> Slot:
         group = self.target.param_groups[index]
@@ -295,14 +289,39 @@ class _Copies:
                     if key in group:
                         group[key] *= condition.lam
                 if "lr" in group and not any(group.get(key) for key in ("max_lr", "initial_lr")):
-                    # What the rule would take for the peak now; the probe's own learning rate is none.
+                    # The rule takes the largest learning rate that it has seen for the peak; copies have seen none.
                     group["initial_lr"] = (group.get(PEAK) or float(group["lr"])) * (
                         1.0 if group.get(PEAK) else condition.peak_lr
                     )
         rule = strengthened(self.handle.rule, self.scale.lam)
         handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)
         for attachment in handle._attachments:
-            attachment._count = _Standing(self.steps_taken)
+            attachment._count = _FixedCount(self.steps_taken)
+
+
+def kinds_in(group: Mapping[str, Any]) -> list[str]:
+    """Name the kind of each parameter of a group, as `Law.by_shape` names it.
+
+    Args:
+        group: The group.
+
+    Returns:
+        One name per parameter: ``"matrix"``, ``"vector"`` and so on, with a number from the second kind of as many
+        dimensions on. Parameters of one kind are probed as one; ``""`` is for those that require no gradient.
+    """
+    names: dict[Any, str] = {}
+    kinds = []
+    for parameter in group["params"]:
+        if not parameter.requires_grad:
+            kinds.append("")
+            continue
+        key = (_small_shape(parameter), plain_attributes(parameter))
+        if key not in names:
+            number = 1 + sum(1 for shape, _ in names if len(shape) == parameter.ndim)
+            kind = KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
+            names[key] = kind if number == 1 else f"{kind} {number}"
+        kinds.append(names[key])
+    return kinds
 
 
 def _small_shape(parameter: Tensor) -> tuple[int, ...]:
@@ -312,15 +331,15 @@ def _small_shape(parameter: Tensor) -> tuple[int, ...]:
     return SIZES[: parameter.ndim] + (2,) * (parameter.ndim - len(SIZES))
 
 
-class _Standing(StepCount):
-    """A count that stands still: schedules do not move on while the copies warm up."""
+class _FixedCount(StepCount):
+    """A count of steps that stays where it is, so that schedules stay at their step while the copies warm up."""
 
     def add(self, found_inf: Tensor | None) -> None:
         """Count nothing."""
 
 
 def _strip(copies: Sequence[Optimizer]) -> None:
-    """Make copies that decay in no way."""
+    """Take every decay off the copies."""
     for made in copies:
         for group in made.param_groups:
             for key in KEYS:
