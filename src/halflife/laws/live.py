@@ -31,7 +31,7 @@ from halflife.laws.factory import joined
 from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
 from halflife.laws.probe import ENOUGH, Bench, Condition, Instance, Slot, enough_of, guarded
-from halflife.laws.scaling import Scale, base_rate, lam_factor, lr_factor, strengthened
+from halflife.laws.scaling import DEFAULT_LR, Scale, base_rate, lam_factor, lr_factor, strengthened
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
