@@ -213,7 +213,31 @@ def test_a_law_of_another_kind_at_the_rate_of_now_is_seen() -> None:
     optimizer.param_groups[0].update(lr=1e-9, initial_lr=1e-3)
     (law,) = laws_of(optimizer)
     assert (law.pathway, law.fraction) == ("other", None)
-    assert law.notes[0].startswith("at the learning rate now, 1e-09, r is 1e-07, but the law at 0.001")
+    assert law.notes[0] == (
+        "at lr = 1e-09 and weight_decay = 0.1, as they are now, r is 1e-07, but the law gives 1e-10 there "
+        "(decoupled: r = lr * lam (native), found at lr = 0.001 and weight_decay = 0.1)"
+    )
+
+
+def test_a_law_of_another_kind_at_the_weight_decay_of_now_is_seen() -> None:
+    class Thrifty(Lion):
+        def decay(self, parameter: Tensor, group: Settings) -> None:
+            if group["weight_decay"] > 1e-5:
+                super().decay(parameter, group)
+
+    (law,) = laws_of(Thrifty([weight(3, 2)], lr=1e-3, weight_decay=1e-6))
+    assert law.pathway == "other"
+    assert "as they are now, r is 0, but the law gives 1e-09 there" in law.notes[0]
+
+
+def test_what_the_attached_rule_refuses_is_the_reason() -> None:
+    """At the peak, which is still to come, the rule would remove more than the weight."""
+    optimizer = torch.optim.SGD([weight(3, 2)], lr=1e-9, weight_decay=0.1)
+    optimizer.param_groups[0]["initial_lr"] = 20.0
+    halflife.attach(optimizer, Decoupled(0.1))
+    (law,) = laws_of(optimizer)
+    assert law.pathway == "not probed"
+    assert "r = 2" in law.notes[0]
 
 
 def test_what_rounding_hides_is_not_probed() -> None:

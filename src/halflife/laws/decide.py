@@ -257,29 +257,45 @@ def _relative_change(before: torch.Tensor, after: torch.Tensor) -> float:
 def _at_own_settings(pairs: Pairs, law: Law) -> Law:
     """Return the law with its fraction at the optimizer's own settings, or why it does not hold there."""
     slot = pairs.slot
-    ratio = slot.own_lr / slot.lr if slot.own_lr else 1.0
-    peak_ratio = 1.0 / slot.lr_factor if slot.own_lr != 0.0 else 1.0
-    if slot.own_lr and law.pathway in {"decoupled", "l2", "cautious", "none"}:
-        step = next((step for step in STEPS if pairs.reading(BASE, step).form != "nothing"), 0)
-        first = pairs.reading(BASE, step)
-        expected = 0.0
-        if law.pathway != "none":
-            expected = first.r * _power(ratio, law.lr_exponent) * _power(peak_ratio, law.peak_lr_exponent)
+    ratio, peak_ratio = (slot.own_lr / slot.lr, 1.0 / slot.lr_factor) if slot.own_lr else (1.0, 1.0)
+    by_lr = _power(ratio, law.lr_exponent) * _power(peak_ratio, law.peak_lr_exponent)
+    if slot.own_lr != 0.0 and law.pathway in {"decoupled", "l2", "cautious", "none"}:
         own = replace(BASE, lr=ratio, peak_lr=peak_ratio)
-        before, after = pairs.weights(own.without_decay, step)
-        weight = (after if first.form == "after" else before) * (1.0 if first.active is None else first.active)
-        difference = pairs.difference(own, step)
-        miss, size = (difference + expected * weight).abs().max().item(), weight.abs().max().item()
-        if miss > OWN * expected * size + NOISE * torch.finfo(weight.dtype).eps * before.abs().max().item():
-            found, _ = fit(difference, weight)
+        found = None
+        if slot.own_lr is not None:
+            found = _contradiction(pairs, law, own, by_lr, slot.lam_factor)
+        if found is None and slot.lam_factor != 1.0 and not slot.attached:
+            found = _contradiction(pairs, law, replace(own, lam=1.0 / slot.lam_factor), by_lr / slot.lam_factor, 1.0)
+        if found is not None:
+            lr, lam = slot.own_lr or slot.lr, slot.lam / slot.lam_factor
             return _other(
-                f"at the learning rate now, {slot.own_lr:.4g}, r is {found / slot.lam_factor:.4g}, but the law at "
-                f"{slot.lr:.4g} ({law.describe()}) gives {expected / slot.lam_factor:.4g}"
+                f"at lr = {lr:.4g} and weight_decay = {lam:.4g}, as they are now, {found} there "
+                f"({law.describe()}, found at lr = {slot.lr:.4g} and weight_decay = {slot.lam:.4g})"
             )
-    if law.fraction is None:
-        return law
-    scaled = law.fraction * _power(ratio, law.lr_exponent) * _power(peak_ratio, law.peak_lr_exponent)
-    return replace(law, fraction=scaled / slot.lam_factor)
+    return law if law.fraction is None else replace(law, fraction=law.fraction * by_lr / slot.lam_factor)
+
+
+def _contradiction(pairs: Pairs, law: Law, condition: Condition, share: float, unit: float) -> str | None:
+    """Return what a step under a condition removes, if it is not what the law gives, as far as rounding shows it.
+
+    Args:
+        pairs: The paired runs.
+        law: The law that was found at the plain condition.
+        condition: The other condition.
+        share: What the law gives there, divided by what it gives at the plain condition.
+        unit: What both fractions are divided by in the sentence.
+    """
+    step = next((step for step in STEPS if pairs.reading(BASE, step).form != "nothing"), 0)
+    first = pairs.reading(BASE, step)
+    expected = 0.0 if law.pathway == "none" else first.r * share
+    before, after = pairs.weights(condition.without_decay, step)
+    weight = (after if first.form == "after" else before) * (1.0 if first.active is None else first.active)
+    difference = pairs.difference(condition, step)
+    miss, size = (difference + expected * weight).abs().max().item(), weight.abs().max().item()
+    noise = NOISE * torch.finfo(weight.dtype).eps * before.abs().max().item()
+    if miss <= OWN * abs(expected) * size + noise:
+        return None
+    return f"r is {fit(difference, weight)[0] / unit + 0.0:.4g}, but the law gives {expected / unit:.4g}"
 
 
 def _power(ratio: float, exponent: float | None) -> float:

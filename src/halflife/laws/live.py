@@ -81,11 +81,16 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"laws_of needs a torch optimizer, got {type(optimizer).__name__}")
     optimizer = unwrapped(optimizer)
-    reasons: list[NotProbedError] = []
+    for index, group in enumerate(optimizer.param_groups):
+        if any(isinstance(parameter, UninitializedParameter) for parameter in group["params"]):
+            raise UserError(
+                f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model first"
+            )
+    reasons: list[Exception] = []
     for dtype in (torch.float64, torch.float32):
         try:
             laws = _laws(optimizer, dtype)
-        except NotProbedError as error:
+        except (NotProbedError, UserError) as error:  # the attached rule refuses what the next step would refuse
             reasons.append(error)
             continue
         if dtype == torch.float32:
@@ -147,10 +152,6 @@ class _Copies:
     def _representatives(self) -> Iterator[tuple[Slot, Tensor]]:
         """Yield one parameter for all that look alike in a group, and its slot."""
         for index, group in enumerate(self.target.param_groups):
-            if any(isinstance(parameter, UninitializedParameter) for parameter in group["params"]):
-                raise UserError(
-                    f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model first"
-                )
             seen = {""}
             for kind, parameter in zip(kinds_in(group), group["params"], strict=True):
                 if kind not in seen:
