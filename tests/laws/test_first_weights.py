@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from halflife.laws import identify, laws_of
+from tests.laws.test_identify import of
 
 
 class Anchored(Optimizer):
@@ -43,10 +44,13 @@ def test_an_anchor_is_seen(decoupled: bool, momentum: float, late: bool) -> None
     how: dict[str, Any] = {"decoupled": decoupled, "momentum": momentum, "late": late}
     law = identify(lambda params, lr, weight_decay: Anchored(params, lr, weight_decay, **how))
     assert (law.pathway, law.name, law.equivalent_to) == ("other", None, None)
-    if decoupled and late:  # a run that begins elsewhere, which is looked at first
-        assert law.notes == ("it depends on the run so far: 0.5 times the r after a longer one",)
-    else:
-        assert law.notes == ("it decays towards the weights that it began with, not towards 0",)
+    assert law.notes == ("it decays towards the weights that it began with, not towards 0",)
+
+
+def test_a_first_gradient_that_is_remembered_is_no_anchor() -> None:
+    """It averages gradients from the first one on, without the decay, and adds L2 to what it averaged."""
+    law = identify(of("pytorch_optimizer", "GrokFastAdamW", weight_decouple=False))
+    assert law.pathway == "l2-preconditioned"
 
 
 def test_an_anchor_of_an_optimizer_that_exists() -> None:

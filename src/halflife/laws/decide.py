@@ -27,7 +27,7 @@ STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.
 STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
-ELSEWHERE = replace(BASE, elsewhere=True)
+AT_HOME = Condition(at_home=True, steps=(1.0, 1.0, 1.0, 1.0))
 TOWARDS_START = "it decays towards the weights that it began with, not towards 0"
 
 
@@ -61,10 +61,11 @@ def _law(pairs: Pairs) -> Law:
     forms = {reading.form for reading in readings.values()}
     if forms == {"nothing"}:
         return _no_effect(pairs)
+    steps_at_home = range(len(AT_HOME.steps))
+    if not pairs.slot.attached and all(pairs.reading(AT_HOME, step).form == "nothing" for step in steps_at_home):
+        return _other(TOWARDS_START)
     # The negative one is for optimizers that maximize.
     penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if pairs.equals_penalty(BASE, multiple)), None)
-    if penalty is not None and not pairs.equals_penalty(ELSEWHERE, penalty):
-        return _other(TOWARDS_START)
     start = next((step for step in STEPS if readings[step].form == "masked"), 0)
     first = readings[start]
     memory = pairs.memory(first, start)
@@ -142,10 +143,6 @@ def _no_memory(pairs: Pairs, first: Reading, start: int, readings: dict[int, Rea
     elif first.form != "masked" and not pairs.close(pairs.reading(GRADIENT).r, first.r):
         law = with_exponents(pairs, Law(pathway="decoupled", position="before"), first)
         return replace(law, coefficient=None, notes=("its coefficient depends on the gradients",))
-    if not pairs.slot.attached:
-        elsewhere = pairs.reading(ELSEWHERE, start)
-        if not elsewhere.like(first) or not pairs.close(elsewhere.r, first.r):
-            return _other(TOWARDS_START)
     masked, position = first.form == "masked", "after" if first.form == "after" else "before"
     law = Law(pathway="cautious" if masked else "decoupled", position=position, fraction=first.r)
     law = with_exponents(pairs, law, first)
