@@ -27,7 +27,7 @@ STEPS = tuple(step for step, multiple in enumerate(BASE.steps) if multiple == 1.
 STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
-AT_HOME = Condition(at_home=True, steps=(1.0, 1.0, 1.0, 1.0))
+AT_START = Condition(at_start=True, steps=(1.0, 1.0, 1.0, 1.0))
 TOWARDS_START = "it decays towards the weights that it began with, not towards 0"
 
 
@@ -61,8 +61,8 @@ def _law(pairs: Pairs) -> Law:
     forms = {reading.form for reading in readings.values()}
     if forms == {"nothing"}:
         return _no_effect(pairs)
-    steps_at_home = range(len(AT_HOME.steps))
-    if not pairs.slot.attached and all(pairs.reading(AT_HOME, step).form == "nothing" for step in steps_at_home):
+    steps_at_start = range(len(AT_START.steps))
+    if not pairs.slot.attached and all(pairs.reading(AT_START, step).form == "nothing" for step in steps_at_start):
         return _other(TOWARDS_START)
     # The negative one is for optimizers that maximize.
     penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if pairs.equals_penalty(BASE, multiple)), None)

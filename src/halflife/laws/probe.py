@@ -106,7 +106,7 @@ class Condition:
         orthogonal: Whether the weights are orthogonal to the gradient of the probed step, as those in front of a
             normalization are.
         mixed: Whether the group also holds a parameter of another precision.
-        at_home: Whether the optimizer is made over the start weights and warmed up there, not at 0.
+        at_start: Whether the optimizer is made over the start weights and warmed up there, not at 0.
     """
 
     lam: float = 1.0
@@ -119,7 +119,7 @@ class Condition:
     steps: tuple[float, ...] = (1.0,)
     orthogonal: bool = False
     mixed: bool = False
-    at_home: bool = False
+    at_start: bool = False
 
     @property
     def without_decay(self) -> Condition:
@@ -226,7 +226,7 @@ class Bench:
 
     def _run(self, condition: Condition) -> Track:
         self._draws.seed(0)
-        instance = self.build(condition, [start * float(condition.at_home) for start in self._starts])
+        instance = self.build(condition, [start * float(condition.at_start) for start in self._starts])
         for optimizer in instance.optimizers:
             _enter_training_mode(optimizer)
             for group in optimizer.param_groups:
@@ -253,7 +253,7 @@ class Bench:
             factor /= condition.peak_lr
         change = steps - SETTLE if condition.peak_lr >= 1.0 else 0  # no lr may be above the peak, not even at first
         moved = condition.warmup in {"moved", "free"}
-        way = [start * (0.5 if moved else float(condition.at_home)) for start in self._starts]
+        way = [start * (0.5 if moved else float(condition.at_start)) for start in self._starts]
         self._place(instance, way)
         for step in range(steps):
             if step == change and factor != 1.0:
