@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 import halflife
 from halflife.errors import UserError
 from halflife.laws import Law, laws_of
+from halflife.laws.slots import kinds_in
 from halflife.rules import (
     L2,
     Cautious,
@@ -324,6 +325,16 @@ def test_one_element_is_enough_to_tell_laws_apart() -> None:
         assert law.pathway == pathway, shape
     (law,) = laws_of(LeavesScalars([weight(5), weight(1)], lr=1e-2, weight_decay=0.1))
     assert {kind: each.pathway for kind, each in law.by_shape.items()} == {"vector": "decoupled", "vector 2": "none"}
+
+
+def test_kinds_in_names_the_law_of_each_parameter() -> None:
+    frozen, marked = weight(5).requires_grad_(False), weight(6, 6)
+    marked.no_decay = True  # type: ignore[attr-defined]
+    held = [weight(5), weight(9), weight(1), weight(5, 4), marked, frozen, weight(2, 2, 2, 2), weight(1), weight()]
+    expected = ["vector", "vector", "vector 2", "matrix", "matrix 2", "", "convolution", "vector 2", "scalar"]
+    assert kinds_in({"params": held}) == expected
+    (law,) = laws_of(LeavesScalars(held, lr=1e-2, weight_decay=0.1))
+    assert law.by_shape.keys() == set(expected) - {""}
 
 
 # ---- settings that are not plain numbers

@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 
 from halflife.optim.config import ATTRIBUTES, MARK
 from halflife.laws.law import NotProbedError
+from halflife.laws.slots import plain_attributes
 
 __all__ = [
     "is_number",
     "left_out",
     "number",
     "peaks_in",
-    "plain_attributes",
     "scale_decay",
     "scale_peaks",
     "small_copy",
@@ -68,19 +68,6 @@ def left_out(optimizer: Optimizer) -> list[str]:
     if not hasattr(optimizer, MARK) and any(vars(optimizer).get(name) for name in hooks):
         found.append("it has step hooks, which were not called")
     return found
-
-
-def plain_attributes(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
-    """Return what somebody wrote on a parameter for its optimizer to read.
-
-    Args:
-        parameter: A parameter.
-
-    Returns:
-        Names and values, as far as they are plain values.
-    """
-    found = vars(parameter) if hasattr(parameter, "__dict__") else {}
-    return tuple(sorted((name, value) for name, value in found.items() if isinstance(value, bool | int | float | str)))
 
 
 def small_parameter(parameter: Tensor, weight: Tensor) -> torch.nn.Parameter:

@@ -28,7 +28,9 @@ STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
 AT_START = Condition(at_start=True, steps=(1.0, 1.0, 1.0, 1.0))
-TOWARDS_START = "it decays towards the weights that it began with, not towards 0"
+KEEPS_START = (
+    "it takes nothing from the weights that a run begins with: it decays towards them, or spares those that are large"
+)
 
 
 def decide(bench: Bench, index: int) -> Law:
@@ -63,7 +65,7 @@ def _law(pairs: Pairs) -> Law:
         return _no_effect(pairs)
     steps_at_start = range(len(AT_START.steps))
     if not pairs.slot.attached and all(pairs.reading(AT_START, step).form == "nothing" for step in steps_at_start):
-        return _other(TOWARDS_START)
+        return _other(KEEPS_START)
     # The negative one is for optimizers that maximize.
     penalty = next((multiple for multiple in (1.0, -1.0, 2.0) if pairs.equals_penalty(BASE, multiple)), None)
     start = next((step for step in STEPS if readings[step].form == "masked"), 0)

@@ -17,7 +17,8 @@ from halflife.errors import UserError
 from halflife.laws.decide import NO_EFFECT, decide
 from halflife.laws.isolation import Draws
 from halflife.laws.law import Law, NotProbedError
-from halflife.laws.probe import Bench, Build, Condition, Instance, Slot, guarded
+from halflife.laws.probe import Bench, Build, Condition, Instance, guarded
+from halflife.laws.slots import Slot
 
 __all__ = ["identify", "joined"]
 

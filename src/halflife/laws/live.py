@@ -19,7 +19,6 @@ from halflife.laws.copies import (
     left_out,
     number,
     peaks_in,
-    plain_attributes,
     scale_decay,
     scale_peaks,
     small_copy,
@@ -30,18 +29,17 @@ from halflife.laws.decide import decide
 from halflife.laws.factory import joined
 from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
-from halflife.laws.probe import ENOUGH, Bench, Condition, Instance, Slot, enough_of, guarded
+from halflife.laws.probe import Bench, Condition, Instance, guarded
 from halflife.laws.scaling import DEFAULT_LR, Scale, base_rate, lam_factor, lr_factor, strengthened
+from halflife.laws.slots import Slot, enough_of, kinds_in, small_shape
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.rules import PerGroup
 from halflife.rules.base import Part, Penalty
 
-__all__ = ["DEFAULT_LR", "PEAK_KEYS", "kinds_in", "laws_of"]
+__all__ = ["DEFAULT_LR", "PEAK_KEYS", "laws_of"]
 
-SIZES = (8, 6, 3, 2)  # of throw-away parameters, by dimension; those that stand for smaller ones have their shape
-KINDS = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}
 PEAK_KEYS = (PEAK, "max_lr", "initial_lr", "peak_lr")
 # Rules whose effect is not a fraction of the weight: what they do instead.
 SAYS = {
@@ -156,7 +154,7 @@ class _Copies:
             for kind, parameter in zip(kinds_in(group), group["params"], strict=True):
                 if kind not in seen:
                     seen.add(kind)
-                    yield self._slot(index, kind, _small_shape(parameter)), parameter
+                    yield self._slot(index, kind, small_shape(parameter)), parameter
 
     def _slot(self, index: int, kind: str, shape: tuple[int, ...]) -> Slot:
         group = self.target.param_groups[index]
@@ -298,38 +296,6 @@ class _Copies:
         handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)
         for attachment in handle._attachments:
             attachment._count = _FixedCount(self.steps_taken)
-
-
-def kinds_in(group: Mapping[str, Any]) -> list[str]:
-    """Name the kind of each parameter of a group, as `Law.by_shape` names it.
-
-    Args:
-        group: The group.
-
-    Returns:
-        One name per parameter: ``"matrix"``, ``"vector"`` and so on, with a number from the second kind of as many
-        dimensions on. Parameters of one kind are probed as one; ``""`` is for those that require no gradient.
-    """
-    names: dict[Any, str] = {}
-    kinds = []
-    for parameter in group["params"]:
-        if not parameter.requires_grad:
-            kinds.append("")
-            continue
-        key = (_small_shape(parameter), plain_attributes(parameter))
-        if key not in names:
-            number = 1 + sum(1 for shape, _ in names if len(shape) == parameter.ndim)
-            kind = KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
-            names[key] = kind if number == 1 else f"{kind} {number}"
-        kinds.append(names[key])
-    return kinds
-
-
-def _small_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Return the shape of what stands for a parameter: its own if it is tiny, as optimizers may treat such ones apart."""
-    if 0 < parameter.numel() < ENOUGH:
-        return tuple(parameter.shape)
-    return SIZES[: parameter.ndim] + (2,) * (parameter.ndim - len(SIZES))
 
 
 class _FixedCount(StepCount):

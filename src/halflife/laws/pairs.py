@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from halflife.laws.probe import BASE, Bench, Condition, Slot
+from halflife.laws.probe import BASE, Bench, Condition
+from halflife.laws.slots import Slot
 
 __all__ = ["NOISE", "UNIFORM", "Pairs", "Reading", "fit", "listed"]
 

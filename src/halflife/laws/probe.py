@@ -8,7 +8,6 @@ difference between the two runs is the decay.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,72 +20,14 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.laws.isolation import Draws, isolated
 from halflife.laws.law import NotProbedError
+from halflife.laws.slots import Slot
 
-__all__ = [
-    "BASE",
-    "ENOUGH",
-    "WARMUPS",
-    "Bench",
-    "Condition",
-    "Instance",
-    "NotProbedError",
-    "Slot",
-    "enough_of",
-    "guarded",
-]
+__all__ = ["BASE", "WARMUPS", "Bench", "Build", "Condition", "Instance", "guarded"]
 
 # Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
 WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
 SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
 SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
-ENOUGH = 8  # elements; with one, every difference is a multiple of the weight before and of the weight after
-
-
-@dataclass(frozen=True)
-class Slot:
-    """What stands for the parameters of one kind in one group, and the settings at which it is probed.
-
-    Args:
-        group: Number of the group in its optimizer.
-        kind: ``"matrix"``, ``"vector"``, ``"convolution"``, ...
-        shape: The shape of a throw-away parameter.
-        lr: The learning rate that it is probed at.
-        lam: The weight decay that it is probed at.
-        peaks: What may be the largest learning rate, the likeliest first.
-        attached: Whether a rule of halflife decides its decay. The rule may schedule the fraction, and needs no proof
-            that it is linear in lam and does not depend on the run so far.
-        depends_on_lam: Whether ``lam`` is a factor of the decay at all.
-        count: How many throw-away parameters of this shape stand for one real one.
-        own_lr: The learning rate that the optimizer has; None where it is probed at that one.
-        lr_factor: The peaks that it is probed at, divided by those that the optimizer has.
-        lam_factor: The weight decay that it is probed at, divided by the one that the optimizer has.
-    """
-
-    group: int
-    kind: str
-    shape: tuple[int, ...]
-    lr: float
-    lam: float
-    peaks: tuple[float, ...]
-    attached: bool = False
-    depends_on_lam: bool = True
-    count: int = 1
-    own_lr: float | None = None
-    lr_factor: float = 1.0
-    lam_factor: float = 1.0
-
-    def pieces(self, tensor: Tensor) -> list[Tensor]:
-        """Return the part of each throw-away parameter in a tensor that holds all of them."""
-        return list(tensor.unbind()) if self.count > 1 else [tensor]
-
-    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
-        """Return one tensor that holds all throw-away parameters."""
-        return torch.stack(list(pieces)) if self.count > 1 else pieces[0].clone()
-
-
-def enough_of(shape: tuple[int, ...]) -> int:
-    """Return how many parameters of a shape have enough elements together."""
-    return max(1, -(-ENOUGH // max(1, math.prod(shape))))
 
 
 @dataclass(frozen=True)
