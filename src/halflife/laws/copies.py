@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from halflife.optim.config import ATTRIBUTES, MARK
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import plain_attributes
+from halflife.optim.config import ATTRIBUTES, MARK
 
 __all__ = [
     "is_number",
