@@ -331,7 +331,7 @@ def test_kinds_in_names_the_law_of_each_parameter() -> None:
     frozen, marked = weight(5).requires_grad_(False), weight(6, 6)
     marked.no_decay = True  # type: ignore[attr-defined]
     held = [weight(5), weight(9), weight(1), weight(5, 4), marked, frozen, weight(2, 2, 2, 2), weight(1), weight()]
-    expected = ["vector", "vector", "vector 2", "matrix", "matrix 2", "", "convolution", "vector 2", "scalar"]
+    expected = ["vector", "vector 2", "vector 3", "matrix", "matrix 2", "", "convolution", "vector 3", "scalar"]
     assert kinds_in({"params": held}) == expected
     (law,) = laws_of(LeavesScalars(held, lr=1e-2, weight_decay=0.1))
     assert law.by_shape.keys() == set(expected) - {""}

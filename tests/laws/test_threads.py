@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import warnings
@@ -16,6 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import halflife
 from halflife.laws import identify, laws_of
+from halflife.laws.isolation import Draws
+from halflife.laws.law import NotProbedError
 
 
 class Beside:
@@ -106,11 +109,34 @@ def drawing(parameters: Any, lr: float, weight_decay: float) -> torch.optim.Opti
     return Drawing(parameters, lr, weight_decay=weight_decay)
 
 
-def test_an_optimizer_that_draws_beside_a_thread_that_draws_is_not_probed() -> None:
+def test_an_optimizer_that_draws_beside_a_thread_that_draws_has_its_law_or_none() -> None:
     with Beside():
         law = identify(drawing)
-    assert law.pathway == "not probed"
-    assert law.notes[0].startswith("its steps depend on the global random generators, from which another thread draws")
+    if law.pathway == "not probed":  # depends on when the threads take turns
+        assert law.notes[0].startswith("its steps depend on the global random generators")
+    else:
+        assert (law.name, law.coefficient) == ("decoupled", 1.0)
+
+
+def test_draws_between_those_of_the_optimizer_are_noticed() -> None:
+    draws, turns = Draws(torch.device("cpu")), itertools.count()
+
+    def run() -> float:
+        draws.seed(1)
+        beside = threading.Thread(target=lambda: [random.random() for _ in range(next(turns))])
+        beside.start()
+        beside.join()
+        return random.random()
+
+    stop = threading.Event()
+    idle = threading.Thread(target=stop.wait)
+    idle.start()
+    try:
+        with pytest.raises(NotProbedError, match="from which another thread draws meanwhile; probe it while no other"):
+            draws.repeatable(run, lambda one, other: one == other)
+    finally:
+        stop.set()
+        idle.join()
 
 
 def test_an_optimizer_that_draws_beside_a_thread_that_does_not() -> None:
