@@ -194,8 +194,7 @@ class Draws:
                 return result
             if same(result, run()):
                 return result
-            self._needed = True
-            before = self._states()
+            self._needed = True  # and all that was drawn is given back: if another thread draws, the answer says so
         self._seeding = True
         try:
             result = run()
