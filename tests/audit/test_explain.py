@@ -8,6 +8,7 @@ import json
 import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import halflife
 from halflife.audit.precision import smallest_effective_fraction
 from halflife.audit.view import collapsed
 from halflife.errors import UserError
+from tests import FLOOR_BINDS
 
 
 class Block(nn.Module):
@@ -619,3 +621,22 @@ def test_what_is_no_expectation_is_refused(expected: Any) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r'expected a dict such as \{"matrices": "decoupled:0.1", "\*": "none"\}, got'):
         halflife.assert_decay(model, torch.optim.SGD(model.parameters(), lr=0.1), expected)
+
+
+@pytest.mark.parametrize(("scale", "binds"), [(1.0, False), (1e-4, True)])
+def test_under_stable_r_is_what_the_last_step_removed(scale: float, binds: bool) -> None:
+    model = nn.Linear(4, 5)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1)
+    halflife.attach(optimizer, halflife.Stable(0.1))
+    assert halflife.explain(model, optimizer).groups[0]["r"] is None  # before the first step gradients have not decided
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, scale)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", FLOOR_BINDS, UserWarning)
+        optimizer.step()
+    group = halflife.explain(model, optimizer).groups[0]
+    expected = 6e-4 / 0.1 if binds else 6e-4 * 0.1 / scale  # lr / floor, or lr * lam / the root mean square
+    assert group["r"] == pytest.approx(expected, rel=1e-6)
+    assert group["half_life"] == pytest.approx(math.log(2) / -math.log1p(-expected), rel=1e-6)
+    assert "r is what the last step removed" in group["notes"]
+    assert any("the floor of Stable(lam=0.1) decides" in note for note in group["notes"]) is binds

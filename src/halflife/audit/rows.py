@@ -19,17 +19,17 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.expressions import spell
 from halflife.groups.policies import kind_of, uses_of
-from halflife.laws.copies import peaks_in, unwrapped
+from halflife.laws.copies import number, peaks_in, unwrapped
 from halflife.laws.law import Law
 from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, laws_of
+from halflife.laws.slots import KINDS, kinds_in
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
+from halflife.optim.floor import floors_of
 from halflife.rules.base import Part
 from halflife.units import half_life
 
 __all__ = ["Group", "Row", "check_shapes", "groups_of", "rows_of"]
-
-SHAPES = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}  # as laws_of names them
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # tensors cannot be compared
@@ -46,6 +46,7 @@ class Group:
         lr: The learning rate now.
         probed_lr: The learning rate at which ``law.fraction`` holds: lr, or where that is 0 the peak.
         peak_lr: The largest learning rate that is known.
+        applied: What the last step removed, where gradients decide that (`Stable`); None before the first step.
     """
 
     optimizer: int
@@ -57,6 +58,7 @@ class Group:
     lr: float
     probed_lr: float
     peak_lr: float
+    applied: float | None = None
 
     @cached_property
     def rule(self) -> str | None:
@@ -66,7 +68,7 @@ class Group:
     @property
     def weight_decay(self) -> float | None:
         """What the group says; None if it says nothing."""
-        return float(self.settings["weight_decay"]) if "weight_decay" in self.settings else None
+        return number(self.settings["weight_decay"]) if "weight_decay" in self.settings else None
 
     @property
     def own_lam(self) -> float | None:
@@ -83,9 +85,13 @@ class Group:
             return self.part.explicit_lam
         return self.own_lam if "lam" in self.part.needs else None
 
-    def law_for(self, num_dimensions: int) -> Law:
-        """Return the law of a parameter with so many dimensions."""
-        kind = SHAPES.get(num_dimensions, f"{num_dimensions}-d")
+    @cached_property
+    def _kinds(self) -> dict[int, str]:
+        return dict(zip(map(id, self.settings["params"]), kinds_in(self.settings), strict=True))
+
+    def law_for(self, parameter: Tensor) -> Law:
+        """Return the law of one of the group's parameters; that of as many dimensions where it is frozen."""
+        kind = self._kinds.get(id(parameter)) or KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
         return self.law.by_shape.get(kind, self.law)
 
     def plain(self, rows: Sequence[Row]) -> dict[str, Any]:
@@ -147,8 +153,13 @@ class Row:
 
     @property
     def r(self) -> float | None:
-        """The fraction that a step removes at the learning rate now, or at the peak where that is 0."""
-        return self.law.fraction if self.law is not None and self.decays else None
+        """The fraction that a step removes at the learning rate now, or at the peak where that is 0.
+
+        Under `Stable`, whose fraction depends on the gradients, what the last step removed.
+        """
+        if self.law is None or not self.decays:
+            return None
+        return self.law.fraction if self.group is None or self.group.applied is None else self.group.applied
 
     @property
     def largest_r(self) -> float | None:
@@ -225,25 +236,28 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
                 zip(group.get("param_names") or itertools.repeat("a parameter"), group["params"], strict=False)
             )
     found = []
-    for number, optimizer in enumerate(inner):
+    for position, optimizer in enumerate(inner):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what an optimizer says about the throw-away copy helps nobody
             laws = [_without_rule_note(law) for law in laws_of(optimizer)]
         for index, (settings, law) in enumerate(zip(optimizer.param_groups, laws, strict=True)):
-            lr = float(settings.get("lr", 0.0))
+            lr, part = number(settings.get("lr")), _part_for(optimizer, index)
+            applied = _applied(optimizer, index) if part is not None and "second_moment" in part.needs else None
+            notes = [] if applied is None else ["r is what the last step removed", *_at_the_floor(optimizer, index)]
             # As laws_of chooses it where lr is 0 now; the constructor's lr is no group's peak otherwise.
             probed_lr = lr if lr > 0.0 else next(iter(peaks_in(optimizer, settings, PEAK_KEYS)), DEFAULT_LR)
             found.append(
                 Group(
-                    optimizer=number,
+                    optimizer=position,
                     optimizer_name=type(optimizer).__name__,
                     index=index,
                     settings=settings,
-                    law=law,
-                    part=_part_for(optimizer, index),
+                    law=replace(law, notes=(*law.notes, *notes)),
+                    part=part,
                     lr=lr,
                     probed_lr=probed_lr,
-                    peak_lr=max(probed_lr, *(float(settings.get(key) or 0.0) for key in PEAK_KEYS)),
+                    peak_lr=max(probed_lr, *(number(settings.get(key)) for key in PEAK_KEYS)),
+                    applied=applied,
                 )
             )
     return found
@@ -268,6 +282,21 @@ def _part_for(optimizer: Optimizer, index: int) -> Part | None:
         return None if handle is None else handle.rule_for(optimizer, index)
     except UserError:
         return None
+
+
+def _applied(optimizer: Optimizer, index: int) -> float | None:
+    """Return what the last step removed from a group; None if it removed nothing, or there was none."""
+    handle = handle_of(optimizer)
+    if handle is None:
+        return None
+    return handle.fractions()[handle.config.first_group(optimizer) + index] or None
+
+
+def _at_the_floor(optimizer: Optimizer, index: int) -> list[str]:
+    """Say where the floor of `Stable` decided at the last step, and not its lam."""
+    handle = handle_of(optimizer)
+    first = 0 if handle is None else handle.config.first_group(optimizer)
+    return [str(floor) for group, floor in floors_of(optimizer).items() if group == first + index]
 
 
 def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
@@ -307,9 +336,9 @@ def _decision(parameter: Tensor, groups: list[Group]) -> tuple[bool | None, str,
     if not groups:
         frozen = not parameter.requires_grad
         return False, "frozen, in no optimizer" if frozen else "in no optimizer", None
-    decaying = [group for group in groups if group.law_for(parameter.ndim).pathway not in {"none", "not probed"}]
+    decaying = [group for group in groups if group.law_for(parameter).pathway not in {"none", "not probed"}]
     group = (decaying or groups)[0]
-    law = group.law_for(parameter.ndim)
+    law = group.law_for(parameter)
     if not parameter.requires_grad:
         return False, "frozen", law
     if law.pathway == "not probed":

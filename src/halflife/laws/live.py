@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,8 +34,8 @@ from halflife.laws.slots import Slot, enough_of, kinds_in, small_shape
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
-from halflife.rules import PerGroup
 from halflife.rules.base import Part, Penalty
+from halflife.rules.registry import law_name
 
 __all__ = ["DEFAULT_LR", "PEAK_KEYS", "laws_of"]
 
@@ -192,11 +191,8 @@ class _Copies:
         return self.handle is not None and self.handle.config.decays(dict(group))
 
     def rule_of(self, index: int) -> Part | None:
-        """Return the rule that is attached to a group."""
-        rule = self.handle.rule if self.handle else None
-        if isinstance(rule, PerGroup):
-            return rule.rules[self.offset + index] if self.offset + index < len(rule.rules) else None
-        return rule
+        """Return the part of the attached rule that acts on a group."""
+        return None if self.handle is None else self.handle.rule_for(self.target, index)
 
     def fractions_asked(self) -> list[float]:
         """Return about what a step removes from each group: what the attached rule asks for, else ``lr * lam``."""
@@ -233,15 +229,16 @@ class _Copies:
             notes.append(f"probed at lr = {slot.lr:.4g} and weight_decay = {slot.lam:.4g}, which can be measured")
         if not self.acts_on(group):
             return replace(law, notes=tuple(notes))
-        rule, name = type(self.rule_of(index)).__name__, law.name
+        part, name = self.rule_of(index), law.name
+        assert part is not None
+        rule, own_name = type(part).__name__, law_name(part)
         notes.insert(0, f"the rule {rule} of halflife is attached{SAYS.get(rule, '')}")
         if rule in SAYS and law.pathway not in {"none", "not probed"}:
             law = replace(law, pathway="other")
         if rule in {"Sphere", "NormTarget"}:
             law = Law(pathway=law.pathway, native=law.native)
-        kebab = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", rule).lower()
-        if law.pathway not in {"none", "not probed"} and kebab not in RULE_EXPONENTS:
-            name = kebab  # the others are named only if the measured exponents say so too
+        if law.pathway not in {"none", "not probed"} and own_name not in RULE_EXPONENTS:
+            name = own_name  # the others are named only if the measured exponents say so too
         return replace(law, name=name, notes=tuple(notes))
 
     def build(self, condition: Condition, weights: Sequence[Tensor]) -> Instance:

@@ -162,7 +162,10 @@ class Handle:
         return self.config.rule_for(optimizer, index) if self._attachments else None
 
     def __repr__(self) -> str:
-        on = ", ".join(f"{type(each).__name__} ({len(each.param_groups)} groups)" for each in self.optimizers)
+        on = ", ".join(
+            f"{type(each).__name__} ({len(each.param_groups)} group{'s' * (len(each.param_groups) != 1)})"
+            for each in self.optimizers
+        )
         return f"<Handle of {self.rule!r} on {on or 'no optimizer'}, {'attached' if self._attachments else 'detached'}>"
 
     def __enter__(self) -> Handle:
