@@ -6,7 +6,17 @@ from torch import optim
 
 from halflife.selfcheck.optimizers import OptimizerCase
 
-__all__ = ["any_stable", "moment", "needs_own", "own_penalty", "own_stable", "penalty", "stable"]
+__all__ = [
+    "any_stable",
+    "moment",
+    "needs_own",
+    "own_penalty",
+    "own_stable",
+    "penalty",
+    "per_group",
+    "per_group_stable",
+    "stable",
+]
 
 Refusal = str | None
 
@@ -14,6 +24,16 @@ Refusal = str | None
 def needs_own(case: OptimizerCase) -> Refusal:
     """Rules that take each group's own value need one."""
     return None if case.own else "takes each group's own weight_decay, but this optimizer has none"
+
+
+def per_group(case: OptimizerCase) -> Refusal:
+    """PerGroup needs a rule for each group: the rows have three, and some optimizers take one group."""
+    return "PerGroup has 3 rules" if case.layout in {"one group", "sparse"} else None
+
+
+def per_group_stable(case: OptimizerCase) -> Refusal:
+    """Both."""
+    return per_group(case) or stable(case)
 
 
 def stable(case: OptimizerCase) -> Refusal:

@@ -126,6 +126,7 @@ def of_numbers(
     own: tuple[float, float] = ALIKE,
     numbers: dict[str, float] | None = None,
     *,
+    must_refuse: Callable[[OptimizerCase], str | None] | None = None,
     everywhere: bool = False,
 ) -> FormulaCase:
     """Return the row of a rule that depends on plain numbers only.
@@ -136,6 +137,7 @@ def of_numbers(
         formula: What it must answer, from the paper.
         own: The weight decay of the groups that decay; given where the rule reads it.
         numbers: Further arguments of ``attach``.
+        must_refuse: ``refused`` of `RuleCase`, where a rule needs more than its own lam.
         everywhere: Whether it is run in float16 and bfloat16 too.
 
     Returns:
@@ -149,7 +151,7 @@ def of_numbers(
         own=own,
         numbers=numbers or {},
         fractions=True,
-        refused=refused.needs_own if own is not ALIKE else lambda optimizer: None,
+        refused=must_refuse or (refused.needs_own if own is not ALIKE else lambda optimizer: None),
         everywhere=everywhere,
         rule=rule,
         formula=formula,
@@ -304,6 +306,7 @@ RULES = [
         "per group",
         PerGroup([Decoupled(LAM), Constant(0.1), Decoupled(9.0)]),
         lambda lr, peak, own, t, group: (lr * LAM, 0.1, lr * 9.0)[group],
+        must_refuse=refused.per_group,
         everywhere=True,
     ),
     RuleCase(
@@ -344,7 +347,7 @@ RULES = [
         "per group, stable",
         lambda named: PerGroup([Stable(0.4), Scheduled(Constant(0.1), until(4)), Decoupled(9.0)]),
         lambda net, case: Fraction(_by_group(_stable(0.4)(case), _while_early(tenth), decoupled)),
-        refused=refused.stable,
+        refused=refused.per_group_stable,
         fractions=True,
     ),
     RuleCase(

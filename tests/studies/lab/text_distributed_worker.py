@@ -34,7 +34,7 @@ SPECS: dict[str, TextRun] = {
     "mlp": replace(MLP, **PARTS, **AVERAGED, decay="Decoupled(lam=1.0)", clip=0.3),
     "gpt": replace(GPT, **PARTS, **AVERAGED, decay="Decoupled(lam=1.0)", clip=0.3),
     # Whole tensors matter to every part of it: a decay by norms, a tied head, norms kept, a penalty inside the clip.
-    "stable": replace(GPT, **PARTS, decay="Stable(lam=1.0)", tied=True, trace_norms=True, loss_penalty=0.01),
+    "stable": replace(GPT, **PARTS, decay="Stable(lam=0.1)", tied=True, trace_norms=True, loss_penalty=0.01),
     # Its decay does not depend on the learning rate, and nothing is clipped.
     "sgd": replace(MLP, **PARTS, **AVERAGED, decay="Constant(lam=0.01)", optimizer="sgd", momentum=0.9, clip=None),
 }
