@@ -10,26 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, optim
 
-from halflife.rules import (
-    L2,
-    Applier,
-    Cautious,
-    Constant,
-    Corrected,
-    Decoupled,
-    HalfLife,
-    Independent,
-    MovingAverage,
-    Normalized,
-    NormTarget,
-    PerGroup,
-    Rule,
-    Scheduled,
-    Sphere,
-    Stable,
-    Toward,
-)
-from halflife.rules import Penalty as PenaltyRule
+from halflife import rules
 from halflife.schedules import (
     after,
     cosine,
@@ -72,7 +53,7 @@ LAM = 3.0  # r up to 0.3, so that a wrong factor shows in bfloat16 too
 SHARE = 0.3  # where lam is the fraction itself
 ALIKE, UNLIKE, SHARES = (LAM, LAM), (LAM, 2.0), (SHARE, 0.2)
 
-Make = Callable[[Mapping[str, Tensor]], Rule | Applier | PenaltyRule]
+Make = Callable[[Mapping[str, Tensor]], rules.Rule | rules.Applier | rules.Penalty]
 
 
 @dataclass(frozen=True)
@@ -115,13 +96,13 @@ class FormulaCase(RuleCase):
         formula: What it must answer, from the paper.
     """
 
-    rule: Rule = field(kw_only=True)
+    rule: rules.Rule = field(kw_only=True)
     formula: Formula = field(kw_only=True)
 
 
 def of_numbers(
     name: str,
-    rule: Rule,
+    rule: rules.Rule,
     formula: Formula,
     own: tuple[float, float] = ALIKE,
     numbers: dict[str, float] | None = None,
@@ -215,7 +196,7 @@ def _into(moment: Literal["first", "second"]) -> RuleCase:
     return RuleCase(
         "L2(into=)",
         f"l2 into the {moment} moment",
-        lambda named: L2(SHARE, into=moment),
+        lambda named: rules.L2(SHARE, into=moment),
         lambda net, case: AdamWithPenalty(
             SHARE,
             first=moment == "first",
@@ -234,77 +215,83 @@ tenth = by_formula(lambda lr, peak, own, t, group: 0.1)
 own_corrected = by_formula(lambda lr, peak, own, t, group: lr * lr / peak * own)
 
 RULES = [
-    of_numbers("decoupled", Decoupled(LAM), lambda lr, peak, own, t, group: lr * LAM),
-    of_numbers("decoupled, own", Decoupled(), lambda lr, peak, own, t, group: lr * own, UNLIKE, everywhere=True),
-    of_numbers("independent", Independent(SHARE), lambda lr, peak, own, t, group: lr / peak * SHARE),
-    of_numbers("constant", Constant(SHARE / 2), lambda lr, peak, own, t, group: SHARE / 2),
-    of_numbers("corrected", Corrected(LAM), lambda lr, peak, own, t, group: lr * lr / peak * LAM, everywhere=True),
-    of_numbers("corrected, own", Corrected(), lambda lr, peak, own, t, group: lr * lr / peak * own, UNLIKE),
-    of_numbers("half-life, steps", HalfLife(steps=3), lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 3)),
+    of_numbers("decoupled", rules.Decoupled(LAM), lambda lr, peak, own, t, group: lr * LAM),
+    of_numbers("decoupled, own", rules.Decoupled(), lambda lr, peak, own, t, group: lr * own, UNLIKE, everywhere=True),
+    of_numbers("independent", rules.Independent(SHARE), lambda lr, peak, own, t, group: lr / peak * SHARE),
+    of_numbers("constant", rules.Constant(SHARE / 2), lambda lr, peak, own, t, group: SHARE / 2),
+    of_numbers(
+        "corrected", rules.Corrected(LAM), lambda lr, peak, own, t, group: lr * lr / peak * LAM, everywhere=True
+    ),
+    of_numbers("corrected, own", rules.Corrected(), lambda lr, peak, own, t, group: lr * lr / peak * own, UNLIKE),
+    of_numbers("half-life, steps", rules.HalfLife(steps=3), lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 3)),
     of_numbers(
         "half-life, epochs",
-        HalfLife(epochs=2),
+        rules.HalfLife(epochs=2),
         lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 5),
         numbers={"steps_per_epoch": 2.5},
     ),
     of_numbers(
         "half-life, tokens",
-        HalfLife(tokens=70),
+        rules.HalfLife(tokens=70),
         lambda lr, peak, own, t, group: 1 - 0.5 ** (1 / 7),
         numbers={"tokens_per_step": 10},
     ),
     of_numbers(
-        "normalized", Normalized(0.9, steps=9), lambda lr, peak, own, t, group: lr / peak * 0.9 * math.sqrt(1 / 9)
+        "normalized", rules.Normalized(0.9, steps=9), lambda lr, peak, own, t, group: lr / peak * 0.9 * math.sqrt(1 / 9)
     ),
     of_numbers(  # periods of 2, 4, 8 ... steps: AdamWR
         "normalized, restarts",
-        Normalized(0.4, steps=2, factor=2),
+        rules.Normalized(0.4, steps=2, factor=2),
         lambda lr, peak, own, t, group: lr / peak * 0.4 / math.sqrt(_period(t)[1]),
     ),
     of_numbers(
-        "batch-scaled", Decoupled(batch_scaled(LAM, 32, 64)), lambda lr, peak, own, t, group: lr * LAM * 32 / 64
+        "batch-scaled", rules.Decoupled(batch_scaled(LAM, 32, 64)), lambda lr, peak, own, t, group: lr * LAM * 32 / 64
     ),
-    of_numbers("until", Scheduled(Decoupled(LAM), until(2)), lambda lr, peak, own, t, group: lr * LAM * (t < 2)),
-    of_numbers("after", Scheduled(Decoupled(LAM), after(2)), lambda lr, peak, own, t, group: lr * LAM * (t >= 2)),
+    of_numbers(
+        "until", rules.Scheduled(rules.Decoupled(LAM), until(2)), lambda lr, peak, own, t, group: lr * LAM * (t < 2)
+    ),
+    of_numbers(
+        "after", rules.Scheduled(rules.Decoupled(LAM), after(2)), lambda lr, peak, own, t, group: lr * LAM * (t >= 2)
+    ),
     of_numbers(
         "cosine",
-        Scheduled(Independent(SHARE), cosine(1.0, 0.2, 4)),
+        rules.Scheduled(rules.Independent(SHARE), cosine(1.0, 0.2, 4)),
         lambda lr, peak, own, t, group: lr / peak * SHARE * (0.2 + 0.8 * _wave(min(t, 4) / 4)),
     ),
     of_numbers(
         "linear",
-        Scheduled(Decoupled(LAM), linear(0.0, 1.0, 4)),
+        rules.Scheduled(rules.Decoupled(LAM), linear(0.0, 1.0, 4)),
         lambda lr, peak, own, t, group: lr * LAM * min(t, 4) / 4,
     ),
     of_numbers(
         "warm-up, then cosine",
-        Scheduled(Decoupled(LAM), join((warmup(2), cosine(1.0, 0.0, 4)), (2,))),
+        rules.Scheduled(rules.Decoupled(LAM), join((warmup(2), cosine(1.0, 0.0, 4)), (2,))),
         lambda lr, peak, own, t, group: lr * LAM * (t / 2 if t < 2 else _wave(min(t - 2, 4) / 4)),
     ),
     of_numbers(
         "warm-up, stable, decay",
-        Scheduled(Decoupled(LAM), warmup_stable_decay(2, 2, 4)),
+        rules.Scheduled(rules.Decoupled(LAM), warmup_stable_decay(2, 2, 4)),
         lambda lr, peak, own, t, group: lr * LAM * (t / 2 if t < 2 else 1.0 if t < 4 else max(0.0, (8 - t) / 4)),
     ),
     of_numbers(
         "piecewise",
-        Scheduled(Decoupled(LAM), piecewise((1.0, 0.5, 0.8), (1, 4))),
+        rules.Scheduled(rules.Decoupled(LAM), piecewise((1.0, 0.5, 0.8), (1, 4))),
         lambda lr, peak, own, t, group: lr * LAM * (1.0 if t < 1 else 0.5 if t < 4 else 0.8),
     ),
     of_numbers(  # periods of 2, 4, 8 ... steps
         "restarts",
-        Scheduled(Constant(SHARE), restarts(2, 2, 1.0, 0.5)),
+        rules.Scheduled(rules.Constant(SHARE), restarts(2, 2, 1.0, 0.5)),
         lambda lr, peak, own, t, group: SHARE * (0.5 + 0.5 * _wave(_period(t)[0] / _period(t)[1])),
     ),
     of_numbers(
         "tied to lr",
-        Scheduled(Decoupled(), tied_to_lr(2)),
+        rules.Scheduled(rules.Decoupled(), tied_to_lr(2)),
         lambda lr, peak, own, t, group: lr * own * (lr / peak) ** 2,
         UNLIKE,
     ),
     of_numbers(
         "per group",
-        PerGroup([Decoupled(LAM), Constant(0.1), Decoupled(9.0)]),
+        rules.PerGroup([rules.Decoupled(LAM), rules.Constant(0.1), rules.Decoupled(9.0)]),
         lambda lr, peak, own, t, group: (lr * LAM, 0.1, lr * 9.0)[group],
         must_refuse=refused.per_group,
         everywhere=True,
@@ -312,7 +299,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable",
-        lambda named: Stable(0.4),
+        lambda named: rules.Stable(0.4),
         lambda net, case: Fraction(_stable(0.4)(case)),
         refused=refused.stable,
         fractions=True,
@@ -320,7 +307,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable, own, no floor",
-        lambda named: Stable(floor=0.0),
+        lambda named: rules.Stable(floor=0.0),
         lambda net, case: Fraction(_stable(None, 0.0)(case)),
         own=(0.8, 0.5),
         refused=refused.own_stable,
@@ -329,7 +316,7 @@ RULES = [
     RuleCase(
         "Stable",
         "stable, at the floor, until",
-        lambda named: Scheduled(Stable(0.4, floor=0.8), until(4)),
+        lambda named: rules.Scheduled(rules.Stable(0.4, floor=0.8), until(4)),
         lambda net, case: Fraction(_while_early(_stable(0.4, 0.8)(case))),
         refused=refused.stable,
         fractions=True,
@@ -337,7 +324,7 @@ RULES = [
     RuleCase(
         "Stable(beta2=)",
         "stable with a given beta2",
-        lambda named: Stable(0.4, beta2=0.9),
+        lambda named: rules.Stable(0.4, beta2=0.9),
         lambda net, case: Fraction(AdamS(0.4, 0.1, (0.9, 0.9, 0.9))),
         refused=refused.any_stable,
         fractions=True,
@@ -345,7 +332,9 @@ RULES = [
     RuleCase(
         "PerGroup",
         "per group, stable",
-        lambda named: PerGroup([Stable(0.4), Scheduled(Constant(0.1), until(4)), Decoupled(9.0)]),
+        lambda named: rules.PerGroup(
+            [rules.Stable(0.4), rules.Scheduled(rules.Constant(0.1), until(4)), rules.Decoupled(9.0)]
+        ),
         lambda net, case: Fraction(_by_group(_stable(0.4)(case), _while_early(tenth), decoupled)),
         refused=refused.per_group_stable,
         fractions=True,
@@ -353,39 +342,45 @@ RULES = [
     RuleCase(
         "NormTarget",
         "norm target",
-        lambda named: NormTarget(2.0),
+        lambda named: rules.NormTarget(2.0),
         lambda net, case: Rescaled(2.0, whole=False),
         roundings=RESCALED,
     ),
     RuleCase(
         "NormTarget",
         "norm target, first",
-        lambda named: NormTarget(),
+        lambda named: rules.NormTarget(),
         lambda net, case: Rescaled(None, whole=False),
         roundings=RESCALED,
     ),
     RuleCase(
-        "Sphere", "sphere", lambda named: Sphere(3.0), lambda net, case: Rescaled(3.0, whole=True), roundings=RESCALED
+        "Sphere",
+        "sphere",
+        lambda named: rules.Sphere(3.0),
+        lambda net, case: Rescaled(3.0, whole=True),
+        roundings=RESCALED,
     ),
     RuleCase(
         "Sphere",
         "sphere, first",
-        lambda named: Sphere(),
+        lambda named: rules.Sphere(),
         lambda net, case: Rescaled(None, whole=True),
         roundings=RESCALED,
     ),
     RuleCase(
         "Sphere",
         "spheres",
-        lambda named: Sphere(1.5, per="tensor"),
+        lambda named: rules.Sphere(1.5, per="tensor"),
         lambda net, case: Rescaled(1.5, whole=False),
         roundings=RESCALED,
     ),
-    RuleCase("Cautious", "cautious", lambda named: Cautious(Decoupled(LAM)), lambda net, case: Masked(decoupled)),
+    RuleCase(
+        "Cautious", "cautious", lambda named: rules.Cautious(rules.Decoupled(LAM)), lambda net, case: Masked(decoupled)
+    ),
     RuleCase(
         "Cautious",
         "cautious corrected, own",
-        lambda named: Cautious(Corrected()),
+        lambda named: rules.Cautious(rules.Corrected()),
         lambda net, case: Masked(own_corrected),
         own=UNLIKE,
         refused=refused.needs_own,
@@ -393,21 +388,21 @@ RULES = [
     RuleCase(
         "Cautious",
         "cautious stable",
-        lambda named: Cautious(Stable(0.4)),
+        lambda named: rules.Cautious(rules.Stable(0.4)),
         lambda net, case: Masked(_stable(0.4)(case)),
         refused=refused.stable,
     ),
     RuleCase(
         "Toward",
         "toward init",
-        lambda named: Toward(Decoupled(LAM)),
+        lambda named: rules.Toward(rules.Decoupled(LAM)),
         lambda net, case: Pulled(decoupled),
         roundings=PULLED,
     ),
     RuleCase(
         "Toward",
         "toward an average",
-        lambda named: Toward(Corrected(), MovingAverage(0.7)),
+        lambda named: rules.Toward(rules.Corrected(), rules.MovingAverage(0.7)),
         lambda net, case: Pulled(own_corrected, beta=0.7),
         own=UNLIKE,
         refused=refused.needs_own,
@@ -416,14 +411,14 @@ RULES = [
     RuleCase(
         "Toward",
         "toward given tensors",
-        lambda named: Toward(Decoupled(LAM), list(goals(named).values())),
+        lambda named: rules.Toward(rules.Decoupled(LAM), list(goals(named).values())),
         lambda net, case: Pulled(decoupled, list(goals(net.named).values())),
         roundings=PULLED,
     ),
     RuleCase(
         "Toward",
         "toward a checkpoint",
-        lambda named: Toward(Decoupled(LAM), goals(named)),
+        lambda named: rules.Toward(rules.Decoupled(LAM), goals(named)),
         lambda net, case: Pulled(decoupled, list(goals(net.named).values())),
         refused=lambda case: "does not know the names" if case.closure else None,
         roundings=PULLED,
@@ -431,7 +426,7 @@ RULES = [
     RuleCase(
         "Toward",
         "toward given tensors, stable",
-        lambda named: Toward(Stable(0.4), list(goals(named).values())),
+        lambda named: rules.Toward(rules.Stable(0.4), list(goals(named).values())),
         lambda net, case: Pulled(_stable(0.4)(case), list(goals(net.named).values())),
         refused=refused.stable,
         roundings=PULLED,
@@ -439,14 +434,14 @@ RULES = [
     RuleCase(
         "L2",
         "l2",
-        lambda named: L2(SHARE),
+        lambda named: rules.L2(SHARE),
         lambda net, case: Penalty(lambda own, t: SHARE),
         refused=refused.penalty,
     ),
     RuleCase(
         "L2",
         "l2, own, after",
-        lambda named: L2(schedule=after(2)),
+        lambda named: rules.L2(schedule=after(2)),
         lambda net, case: Penalty(lambda own, t: own * (t >= 2)),
         own=SHARES,
         refused=refused.own_penalty,
