@@ -188,9 +188,9 @@ class Step:
     def _take(self, action: Action, work: Work) -> None:
         """Note what a group asks for, for the own pass."""
         if work.info.lr == 0.0 and not action.penalty:
-            acts = action.follows
+            acts = action.acts_at_lr_zero
         else:
-            acts = action.stays or isinstance(work.answer, Tensor) or work.answer > 0.0
+            acts = action.acts_at_zero or isinstance(work.answer, Tensor) or work.answer > 0.0
         if acts:
             known = next((asked for known, asked in self._own if known is action), None)
             if known is None:

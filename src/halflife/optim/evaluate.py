@@ -119,7 +119,7 @@ class Evaluator:
             # gradient, which optimizers feed to their statistics at lr == 0 too.
             if lr == 0.0 and not action.penalty:
                 info = StepInfo(lr=lr, group=first + index)
-                found.append((action, Work(group, [], 0.0, info)) if action.follows else None)
+                found.append((action, Work(group, [], 0.0, info)) if action.acts_at_lr_zero else None)
                 continue
             info = StepInfo(
                 lr=lr,

@@ -89,7 +89,7 @@ class Attachment:
         if optimizer is None:
             return
         for _, action in self._evaluator.actions:
-            action.forget(optimizer)
+            action.remove_state(optimizer)
         vars(optimizer).pop(REGISTER, None)
         self.remove_keys(keep=(INITIAL,))  # other libraries record it too
 

@@ -48,7 +48,7 @@ PEAK_TOLERANCE = 1e-6
 
 
 def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -> None:
-    """Refuse what is no optimizer, one given twice, and one that a rule is attached to already.
+    """Refuse anything but optimizers, one that is given twice, and one that has a rule already.
 
     Args:
         optimizers: What the user gave.
@@ -76,7 +76,7 @@ def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -
 
 
 def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
-    """Refuse what is no rule, and a rule that an optimizer cannot follow.
+    """Refuse anything but a rule, and a rule that one of the optimizers cannot follow.
 
     Args:
         rule: What the user gave.
@@ -249,7 +249,7 @@ def _in_unit_of(rule: LamRule, optimizer: Optimizer, group: Mapping[str, Any], o
 
 
 def check_weight_decay(value: object, group: int) -> float:
-    """Return a group's ``weight_decay`` as a float; refuse what is no finite number >= 0.
+    """Return a group's ``weight_decay`` as a float; refuse anything but a finite number >= 0.
 
     Args:
         value: What the group has.

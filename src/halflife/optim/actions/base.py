@@ -39,8 +39,8 @@ class Action(ABC):
     """Acts on the parameters of one optimizer around its step; called without gradient tracking."""
 
     penalty: ClassVar[bool] = False  # whether answers are coefficients of the gradient, not fractions
-    stays: ClassVar[bool] = False  # whether it acts although the rule's answer is 0
-    follows: ClassVar[bool] = False  # whether it is called at lr == 0 too, where weights rest but averages move
+    acts_at_zero: ClassVar[bool] = False  # although the rule answers 0
+    acts_at_lr_zero: ClassVar[bool] = False  # at lr == 0 weights rest, but averages move
 
     @abstractmethod
     def before(self, optimizer: Optimizer, work: Sequence[Work]) -> None:
@@ -63,7 +63,7 @@ class Action(ABC):
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:  # noqa: B027 - most actions have nothing to do here
         """Start again from the answers of `save` for each group, and from what is in the optimizer's state."""
 
-    def forget(self, optimizer: Optimizer) -> None:  # noqa: B027 - most actions have nothing to do here
+    def remove_state(self, optimizer: Optimizer) -> None:  # noqa: B027 - most actions have nothing to do here
         """Remove what was put into the optimizer's state."""
 
 

@@ -26,7 +26,7 @@ class Rescale(Action):
         rule: `NormTarget` or `Sphere`.
     """
 
-    stays = True
+    acts_at_zero = True
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule

@@ -29,8 +29,8 @@ class Pull(Action):
         reference: The reference of `Toward`.
     """
 
-    stays = True
-    follows = True
+    acts_at_zero = True
+    acts_at_lr_zero = True
 
     def __init__(self, reference: Any) -> None:
         self._reference = reference
@@ -88,7 +88,7 @@ class Pull(Action):
         """Look the references up anew."""
         self._known = ByParameter()
 
-    def forget(self, optimizer: Optimizer) -> None:
+    def remove_state(self, optimizer: Optimizer) -> None:
         """Take the references out of the optimizer's state."""
         for state in optimizer.state.values():
             for key in KEYS:
