@@ -22,8 +22,8 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 CURVATURE = $(INSTALL) --no-deps curvlinops-for-pytorch
 
 # Two workers, one torch thread each. loadscope keeps the tests of one module in one worker, so that what a
-# module prepares once (a study that ran, a browser that is open) is prepared once.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+# module prepares once (a study that ran, a browser that is open) is prepared once. tests/conftest.py has the order.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-slow lint types docs bench clean browser
 

@@ -237,7 +237,7 @@ def test_ctrl_c_five_times_is_no_traceback(tmp_path: Path, finished_runs: int) -
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("limit", [3, 16], ids=["readings", "checkpoint"])
+@pytest.mark.parametrize("limit", [3, pytest.param(16, marks=pytest.mark.slow)], ids=["readings", "checkpoint"])
 def test_a_full_disk_stops_the_study_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path, limit: int) -> None:
     """The kernel's limit on a file's size (in KiB) stands in for a full disk."""
     command = f"ulimit -f {limit}; exec {sys.executable} -B -m halflife {' '.join(SMOKE)}"

@@ -360,7 +360,7 @@ with folder.locked():
 """
 
 
-@pytest.mark.parametrize("model", ["resnet", "vgg"])
+@pytest.mark.parametrize("model", ["resnet", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, model: str) -> None:
     spec = replace(TINY, model=model, num_epochs=6, eval_every=2)
 
