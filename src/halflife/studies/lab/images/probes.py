@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife import probes
+from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.images.data import Images
 from halflife.studies.specs.images import ImageRun
 from halflife.studies.store.records import Array
@@ -101,17 +101,12 @@ def _alignment(spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]
         "spectrum/covariance": probes.gradient_noise(problem).eigenvalues,
         "spectrum/decoupled": probes.gradient_noise(problem, decoupled=True).eigenvalues,
     }
-    return values, {name: _floats(_padded(eigenvalues, SPECTRUM)) for name, eigenvalues in spectra.items()}
+    return values, {name: floats(_padded(eigenvalues, SPECTRUM)) for name, eigenvalues in spectra.items()}
 
 
 def _padded(eigenvalues_N: Tensor, count: int) -> Tensor:
     """The first eigenvalues, always so many: those that a probe leaves out as rounding are 0 to that precision."""
     return functional.pad(eigenvalues_N[:count], (0, max(0, count - len(eigenvalues_N))))
-
-
-def _floats(values_N: Tensor) -> Array:
-    little_endian = values_N.detach().to("cpu", torch.float32).numpy().astype("<f4")
-    return Array("<f4", len(values_N), little_endian.tobytes())
 
 
 _PROBES: dict[str, Callable[[ImageRun, probes.Problem], tuple[Values, Arrays]]] = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from halflife.errors import RunFailedError, RunStoppedError
+from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.stationary.minimum import Minimum, minimize
 from halflife.studies.lab.stationary.problem import Problem, generator_of, make_problem
@@ -172,7 +173,7 @@ class _Process:
                     arrays |= self._by_inputs(f"{name}/{regularizer}", outputs_KM)
             if low:
                 gains = [near[c].value - minimum.value for c, minimum in low.items()]
-                arrays[f"gain/{regularizer}"] = _packed(torch.tensor(gains))
+                arrays[f"gain/{regularizer}"] = floats(torch.tensor(gains))
         values["gradient"] = largest
         return Reading(step=self.step, epoch=self.step / self.spec.num_steps, values=values, arrays=arrays)
 
@@ -200,12 +201,7 @@ class _Process:
     def _by_inputs(self, name: str, outputs_XM: Tensor) -> dict[str, Array]:
         """Outputs on training and held-out inputs apart."""
         count = self.problem.num_examples
-        found = {f"{name}/train": _packed(outputs_XM[..., :count])}
+        found = {f"{name}/train": floats(outputs_XM[..., :count])}
         if outputs_XM.shape[-1] > count:
-            found[f"{name}/held-out"] = _packed(outputs_XM[..., count:])
+            found[f"{name}/held-out"] = floats(outputs_XM[..., count:])
         return found
-
-
-def _packed(values: Tensor) -> Array:
-    flat = values.detach().flatten().cpu().float()
-    return Array("<f4", len(flat), flat.numpy().astype("<f4").tobytes())

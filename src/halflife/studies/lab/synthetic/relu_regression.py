@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from halflife.errors import RunFailedError, RunStoppedError
+from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.specs.textbook import ReluRegressionRun
-from halflife.studies.store.records import Array, Reading
+from halflife.studies.store.records import Reading
 
 __all__ = ["train"]
 
@@ -199,7 +200,7 @@ class _Run:
             drawn = {
                 "points/x": x_RN, "points/y": self.y_RN, "grid": grid_RG, "teacher": teacher_RG, "function": function_RG,
             }  # fmt: skip
-            arrays = {name: _array(value_RP[0]) for name, value_RP in drawn.items()}
+            arrays = {name: floats(value_RP[0], "<f8") for name, value_RP in drawn.items()}
         return Reading(
             step=self.step,
             epoch=self.step / spec.num_points,
@@ -271,10 +272,6 @@ def weight_of_kinks(kinks_RJ: Tensor, x_RN: Tensor) -> Tensor:
         centre_RJ = (x_RN[:, None, :] * there_RJN).mean(dim=2)
         sides.append(reach_RJ * (share_RJ.square() + centre_RJ.square()).sqrt())
     return torch.minimum(*sides).nan_to_num(0.0, 0.0, 0.0)
-
-
-def _array(values: Tensor) -> Array:
-    return Array("<f8", len(values), values.cpu().contiguous().numpy().astype("<f8").tobytes())
 
 
 def _generator(purpose: str, seed: int) -> torch.Generator:

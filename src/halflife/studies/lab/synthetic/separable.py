@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from halflife.errors import RunFailedError, RunStoppedError, UserError
+from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.specs.textbook import SeparableRun
-from halflife.studies.store.records import Array, Reading
+from halflife.studies.store.records import Reading
 
 __all__ = ["hard_margin", "regularized_minimum", "train"]
 
@@ -181,7 +182,7 @@ class _Run:
                 "points/x": points_N2[:, 0], "points/y": points_N2[:, 1], "points/label": self.sets.label_N,
                 "weights": w_R2[0], "hard_margin": self.hard_R2[0],
             }  # fmt: skip
-            arrays = {name: _array(value) for name, value in drawn.items()}
+            arrays = {name: floats(value, "<f8") for name, value in drawn.items()}
         return Reading(step=self.step, epoch=self.step, values=values, arrays=arrays)
 
 
@@ -270,7 +271,3 @@ def _sklearn(part: str):  # type: ignore[no-untyped-def]  # the package has no a
         raise UserError(
             "this run compares with scikit-learn, which is not installed: pip install 'torch-halflife[study]'"
         ) from error
-
-
-def _array(values: Tensor) -> Array:
-    return Array("<f8", len(values), values.cpu().contiguous().numpy().astype("<f8").tobytes())

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from halflife.errors import UserError
 from halflife.optim.norms import squared_norms
+from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.precision import autocast_to
 from halflife.studies.lab.seeds import seed_of
@@ -290,8 +291,7 @@ class TextLoop:
             losses_W = window_losses(self.model, windows_WT, self.autocast, self.parallel, last_only=self.last_only)
             values[f"{prefix}{name}/loss"] = losses_W.double().mean().item()
             if name == "val" and self.step in self.plan.arrays_at:
-                blocks = block_means(losses_W).cpu().numpy().astype("<f4")
-                arrays[f"{prefix}val/loss_blocks"] = Array("<f4", len(blocks), blocks.tobytes())
+                arrays[f"{prefix}val/loss_blocks"] = floats(block_means(losses_W))
         if self.spec.probes and self.step in self.plan.arrays_at:
             starts = self.order.seen(self.plan.first_batch + self.step, self.spec.probe_windows)
             found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
