@@ -224,6 +224,22 @@ def test_every_law_may_be_left_for_another_on_request(case: Case, attach_first: 
     assert "halflife_memory" not in optimizer.state_dict()["param_groups"][0], "nobody keeps it up to date any more"
 
 
+@pytest.mark.parametrize("attach_first", [True, False], ids=["attach, load", "load, attach"])
+def test_another_beta2_is_left_for_that_of_the_optimizer(attach_first: bool) -> None:
+    """The mean of a law with another beta2 is not the optimizer's own second moment, which is there."""
+    model, saved = started(Case(BY_NAME["stable-with-a-given-beta2"].row))
+    other = Net()
+    optimizer = BY_NAME["decoupled"].optimizer(groups_of(other))
+    if attach_first:
+        attach(optimizer, Stable(0.05), allow_other_law=True)
+    optimizer.load_state_dict(saved.state_dict())
+    if not attach_first:
+        attach(optimizer, Stable(0.05), allow_other_law=True)
+    other.load_state_dict(model.state_dict())
+    train(other, optimizer, range(HALF, STEPS))
+    assert_follows_adam(optimizer)
+
+
 def test_an_average_does_not_start_from_the_first_weights_of_another_law() -> None:
     """Both are kept in the optimizer's state; they are not the same thing."""
     model, saved = started(BY_NAME["toward-init"])

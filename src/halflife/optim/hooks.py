@@ -326,13 +326,18 @@ class Attachment:
         values = saved.get(MEMORY)
         if not self._remembers or values is None or index >= len(optimizer.param_groups):
             return ()
-        moment, num_parameters = self._evaluator.moment is not None, len(saved["params"])
-        size = (2 * moment + self._keeps_norms(optimizer, index)) * num_parameters
-        older = 2 * num_parameters + 3 if moment else num_parameters
-        complete = len(values) in {size, older}
-        if not complete and not same_law(saved[LAW], self._config.rule):
+        moment, num_parameters = self._evaluator.moment, len(saved["params"])
+        keeps_norms = self._keeps_norms(optimizer, index)
+        size = (2 * (moment is not None) + keeps_norms) * num_parameters
+        older = num_parameters if moment is None else 2 * num_parameters + 3
+        complete, same = len(values) in {size, older}, same_law(saved[LAW], self._config.rule)
+        if not complete and not same:
             return ()  # another law's
         refusals.check_memory(values, size, complete, index)
+        if (
+            not same and moment is not None and moment.reads_optimizer
+        ):  # which is right whatever beta2 the other law had
+            values = values[-num_parameters:] if keeps_norms else ()
         return tuple(values)
 
     def _load_memory(self, optimizer: Optimizer, memory: Sequence[tuple[float, ...]]) -> None:
