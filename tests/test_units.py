@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import halflife
 from halflife import units
 from halflife.errors import UserError
+from halflife.numbers import check_fraction
 
 FRACTIONS = st.floats(min_value=1e-15, max_value=0.99)
 
@@ -71,7 +72,7 @@ def test_known_values() -> None:
 
 @pytest.mark.parametrize("r", [-1e-9, 1.0, 1.5, math.nan, math.inf])
 def test_a_fraction_outside_its_range_is_refused(r: float) -> None:
-    for function in (units.half_life, units.timescale, units.check_fraction):
+    for function in (units.half_life, units.timescale, check_fraction):
         with pytest.raises(UserError, match=r"must satisfy 0 <= r < 1, got"):
             function(r)
     with pytest.raises(UserError, match=r"0 <= r < 1"):

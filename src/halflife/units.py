@@ -22,9 +22,6 @@ from halflife.numbers import as_number, check_fraction, check_non_negative, chec
 
 __all__ = [
     "batch_scaled",
-    "check_fraction",
-    "check_non_negative",
-    "check_positive",
     "epochs_to_steps",
     "fraction",
     "fraction_from_half_life",

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halflife.errors import UserError
+from halflife.numbers import check_fraction
 from halflife.rules import (
     L2,
     Constant,
@@ -26,7 +27,6 @@ from halflife.rules import (
 )
 from halflife.schedules import constant, until
 from halflife.selfcheck.rules import FormulaCase
-from halflife.units import check_fraction
 from tests.oracles.cases import FORMULAS
 
 

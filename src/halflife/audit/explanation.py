@@ -14,7 +14,7 @@ from halflife.audit import view
 from halflife.audit.findings import Finding, findings_of
 from halflife.audit.rows import Row, check_shapes, groups_of, rows_of
 from halflife.laws.copies import unwrapped
-from halflife.units import check_positive
+from halflife.numbers import check_positive
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

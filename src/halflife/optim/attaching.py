@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.numbers import check_positive
 from halflife.optim import refusals
 from halflife.optim.config import KEYS, MARK, Config, Select
 from halflife.optim.hooks import Attachment
 from halflife.rules.base import Applier, Part, Penalty, Rule
-from halflife.units import check_positive
 
 __all__ = ["Handle", "attach", "handle_of"]
 
