@@ -242,8 +242,8 @@ def groups_of(optimizers: Sequence[Optimizer]) -> list[Group]:
             laws = [_without_rule_note(law) for law in laws_of(optimizer)]
         for index, (settings, law) in enumerate(zip(optimizer.param_groups, laws, strict=True)):
             lr, part = number(settings.get("lr")), _part_for(optimizer, index)
-            applied = _applied(optimizer, index) if part is not None and "second_moment" in part.needs else None
-            notes = [] if applied is None else ["r is what the last step removed", *_at_the_floor(optimizer, index)]
+            by_gradients = part is not None and "second_moment" in part.needs
+            applied, notes = _at_the_last_step(optimizer, index) if by_gradients else (None, [])
             # As laws_of chooses it where lr is 0 now; the constructor's lr is no group's peak otherwise.
             probed_lr = lr if lr > 0.0 else next(iter(peaks_in(optimizer, settings, PEAK_KEYS)), DEFAULT_LR)
             found.append(
@@ -284,19 +284,15 @@ def _part_for(optimizer: Optimizer, index: int) -> Part | None:
         return None
 
 
-def _applied(optimizer: Optimizer, index: int) -> float | None:
-    """Return what the last step removed from a group; None if it removed nothing, or there was none."""
+def _at_the_last_step(optimizer: Optimizer, index: int) -> tuple[float | None, list[str]]:
+    """Return what the last step removed from a group under `Stable`, and what to say of it; None if it removed nothing."""
     handle = handle_of(optimizer)
     if handle is None:
-        return None
-    return handle.fractions()[handle.config.first_group(optimizer) + index] or None
-
-
-def _at_the_floor(optimizer: Optimizer, index: int) -> list[str]:
-    """Say where the floor of `Stable` decided at the last step, and not its lam."""
-    handle = handle_of(optimizer)
-    first = 0 if handle is None else handle.config.first_group(optimizer)
-    return [str(floor) for group, floor in floors_of(optimizer).items() if group == first + index]
+        return None, []
+    number = handle.config.first_group(optimizer) + index
+    applied = handle.fractions()[number] or None
+    floors = [str(floor) for group, floor in floors_of(optimizer).items() if group == number]
+    return applied, [] if applied is None else ["r is what the last step removed", *floors]
 
 
 def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:

@@ -274,8 +274,8 @@ class _Copies:
     def _attach(self, copies: Sequence[Optimizer], condition: Condition) -> None:
         """Attach the rule to the copies so that each of their steps is, to the rule, the next one of the original."""
         assert self.handle is not None
-        terms = self.handle.config
-        numbers = dict(terms.numbers)
+        config = self.handle.config
+        numbers = dict(config.numbers)
         if "peak_lr" in numbers:
             numbers["peak_lr"] *= self.scale.lr * condition.peak_lr
         for made in copies:
@@ -290,7 +290,7 @@ class _Copies:
                         1.0 if group.get(PEAK) else condition.peak_lr
                     )
         rule = strengthened(self.handle.rule, self.scale.lam)
-        handle = attach(copies, rule, select=terms.select, allow_other_law=True, **numbers)
+        handle = attach(copies, rule, select=config.select, allow_other_law=True, **numbers)
         for attachment in handle._attachments:
             attachment._count = _FixedCount(self.steps_taken)
 
