@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,8 +11,9 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -36,18 +38,38 @@ def halflife(*arguments: str, cwd: Path, **extra: str) -> subprocess.CompletedPr
     )
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command in a process group of its own, so that Ctrl-C can be sent as a terminal sends it: to all of it."""
-    command = [sys.executable, "-u", "-m", "halflife", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
+class Start(Protocol):
+    def __call__(self, *arguments: str, cwd: Path) -> subprocess.Popen[str]: ...
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """The command in a process group of its own, so that Ctrl-C can be sent as a terminal sends it: to all of it.
+
+    A test that fails leaves no process behind.
+    """
+    with contextlib.ExitStack() as started:
+
+        def begin(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-u", "-m", "halflife", *arguments],
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment(),
+                start_new_session=True,
+            )
+            started.enter_context(process)  # closes its pipes and waits for it
+            started.callback(kill_group, process.pid)
+            return process
+
+        yield begin
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def wait_for_runs(process: subprocess.Popen[str], count: int) -> None:
@@ -129,7 +151,9 @@ def test_figures_for_a_paper(whole: tuple[Path, str], tmp_path: Path) -> None:
         assert all(file.read_bytes().startswith(magic) for file in files)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(
+    start: Start, whole: tuple[Path, str], tmp_path: Path
+) -> None:
     process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
     wait_for_runs(process, 4)
     os.killpg(process.pid, signal.SIGINT)
@@ -157,6 +181,15 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in listed.stdout.split()]
 
 
+def workers_of(process: subprocess.Popen[str], count: int) -> list[int]:
+    """The command's worker processes, once so many have started: ask before a run ends, the last one's end is theirs."""
+    deadline = time.monotonic() + 60
+    while len(found := [pid for pid in children_of(process.pid) if "spawn_main" in command_of(pid)]) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} workers started"
+        time.sleep(0.05)
+    return found
+
+
 def command_of(pid: int) -> str:
     return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
 
@@ -166,27 +199,28 @@ def alive(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
-def test_a_killed_command_takes_its_workers_along_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_killed_command_takes_its_workers_along_and_loses_nothing(
+    start: Start, whole: tuple[Path, str], tmp_path: Path
+) -> None:
     process = start(*SMOKE, cwd=tmp_path)
+    workers = workers_of(process, 2)
     wait_for_runs(process, 3)
-    workers = children_of(process.pid)
     process.kill()
     process.communicate(timeout=60)
     deadline = time.monotonic() + 30
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its command"
         time.sleep(0.1)
-    assert len(workers) >= 2
     done = halflife(*SMOKE, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
 
 
-def test_a_worker_that_dies_fails_its_run_alone(tmp_path: Path) -> None:
-    process = start(*SMOKE, "--workers", "1", "--seeds", "1", cwd=tmp_path)
+def test_a_worker_that_dies_fails_its_run_alone(start: Start, tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
+    (worker,) = workers_of(process, 1)
     wait_for_runs(process, 1)
-    for worker in children_of(process.pid):
-        os.kill(worker, signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     said, errors = process.communicate(timeout=120)
     assert process.returncode == 3
     assert "1 run failed" in errors
@@ -194,15 +228,15 @@ def test_a_worker_that_dies_fails_its_run_alone(tmp_path: Path) -> None:
         errors.split()
     )
     assert "Traceback" not in errors
-    assert finished(tmp_path / "halflife-runs") == 3, said
-    assert halflife(*SMOKE, "--seeds", "1", cwd=tmp_path).returncode == 0
-    assert finished(tmp_path / "halflife-runs") == 4
+    assert finished(tmp_path / "halflife-runs") == NUM_RUNS - 1, said
+    assert halflife(*SMOKE, cwd=tmp_path).returncode == 0
+    assert finished(tmp_path / "halflife-runs") == NUM_RUNS
 
 
-def test_a_worker_that_gets_sigterm_says_so(tmp_path: Path) -> None:
-    process = start(*SMOKE, "--workers", "1", "--seeds", "1", cwd=tmp_path)
+def test_a_worker_that_gets_sigterm_says_so(start: Start, tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
+    (worker,) = workers_of(process, 1)
     wait_for_runs(process, 1)
-    (worker,) = (pid for pid in children_of(process.pid) if "spawn_main" in command_of(pid))
     os.kill(worker, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3
@@ -215,7 +249,7 @@ def test_a_worker_that_gets_sigterm_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finished_runs", [0, 2], ids=["workers start", "workers train"])
-def test_ctrl_c_five_times_is_no_traceback(tmp_path: Path, finished_runs: int) -> None:
+def test_ctrl_c_five_times_is_no_traceback(start: Start, tmp_path: Path, finished_runs: int) -> None:
     process = start(*SMOKE, cwd=tmp_path)
     if finished_runs:
         wait_for_runs(process, finished_runs)
