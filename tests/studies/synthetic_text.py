@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from halflife.studies.evidence.claims import (
     Published,
     Study,
 )
+from halflife.studies.evidence.decisions import below, best_of, paired_blocks
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
-from halflife.studies.evidence.tests import below, best_of, paired_blocks
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.branches import TextBranch
 from halflife.studies.specs.text import TextRun
@@ -72,17 +71,17 @@ def arms_of(widths: tuple[int, ...]) -> tuple[Arm, ...]:
     for width in widths:
         for lr in RATES:
             for lam in LAMS:
-                build: Callable[[int], RunSpec] = functools.partial(run_of, lam=lam, lr=lr, width=width)
-                arms.append(Arm(key=name_of(lam, lr), label=f"lr {lr:g}, lam {lam:g}", size=width, build=build))
+                spec: RunSpec = run_of(0, lam=lam, lr=lr, width=width)
+                arms.append(Arm(key=name_of(lam, lr), label=f"lr {lr:g}, lam {lam:g}", size=width, spec=spec))
         for at in AT:
             for lam in LAMS:
-                build = functools.partial(branch_of, lam=lam, at=at, width=width)
+                spec = branch_of(0, lam=lam, at=at, width=width)
                 arms.append(
                     Arm(
                         key=f"tiny-{at}-lam{lam:g}",
                         label=f"tiny lr from step {at:,}, lam {lam:g}",
                         size=width,
-                        build=build,
+                        spec=spec,
                     )
                 )
     return tuple(arms)

@@ -66,7 +66,7 @@ def study_json(study: Study) -> dict[str, Any]:
         "source": study.source,
         "claim": study.claim,
         "claims": [
-            {"key": c.key, "text": c.text, "rule": c.rule, "amended": c.amended, "unit": c.unit} for c in study.claims
+            {"key": c.key, "text": c.text, "rule": c.words, "amended": c.amended, "unit": c.unit} for c in study.claims
         ],
         "published": [
             {"quantity": p.quantity, "published": p.published, "where": p.where, "how": p.how} for p in study.published

@@ -172,7 +172,7 @@ def test_every_claim_is_tried_with_all_three_outcomes() -> None:
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {key: claim.rule for key, claim in CLAIMS.items()}
+    texts = {key: claim.words for key, claim in CLAIMS.items()}
     assert f"{rules.SMALLEST_EFFECT} points" in texts["a-average"]
     assert f"below {rules.WORSE_MARGIN} points" in texts["b"]
     assert f"q < {rules.PLATEAU_EXPONENT}" in texts["c"]

@@ -18,7 +18,8 @@ from halflife.studies.catalog import get_study
 from halflife.studies.catalog.images.bad_minima import figures
 from halflife.studies.catalog.images.bad_minima import quantities as rules
 from halflife.studies.catalog.images.bad_minima.study import BAD_MINIMA
-from halflife.studies.evidence.claims import Finding, HeatPanel, PointsPanel
+from halflife.studies.evidence.claims import HeatPanel, PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs import ImageBranch, ImageRun, RunSpec
 
@@ -142,7 +143,7 @@ def test_the_mlp_is_decided_at_the_main_size_alone() -> None:
 
 
 def test_rules_state_their_bounds() -> None:
-    texts = {claim.key: claim.rule for claim in BAD_MINIMA.claims}
+    texts = {claim.key: claim.words for claim in BAD_MINIMA.claims}
     assert f"above {rules.GAP:g} point;" in texts["bad"]
     assert f"below {rules.FITTED:.0%}" in texts["bad"]
     assert f"within +- {rules.GAP:g} point" in texts["escape"]

@@ -156,7 +156,7 @@ def test_every_claim_is_tried_with_all_three_outcomes() -> None:
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {key: claim.rule for key, claim in CLAIMS.items()}
+    texts = {key: claim.words for key, claim in CLAIMS.items()}
     bounds = {"a": rules.CLOSELY, "b": rules.ALIGNED, "c-part": rules.CLEARLY_PART, "e": rules.ALIGNED}
     for key, bound in (bounds | {"f": rules.ALIGNED, "g-match": rules.CLOSELY}).items():
         assert f"lies above {bound}" in texts[key]

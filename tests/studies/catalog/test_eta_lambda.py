@@ -15,7 +15,8 @@ from scipy.stats import spearmanr
 
 from halflife.studies.catalog.images.eta_lambda import quantities as rules
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
-from halflife.studies.evidence.claims import Finding, HeatPanel, PointsPanel
+from halflife.studies.evidence.claims import HeatPanel, PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs import ImageRun
@@ -234,7 +235,7 @@ def test_the_papers_numbers_stand_beside_ours_and_its_slip_is_named() -> None:
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    said = {claim.key: claim.rule for claim in ETA_LAMBDA.claims}
+    said = {claim.key: claim.words for claim in ETA_LAMBDA.claims}
     for key in ("loss-rises", "noise-rises"):
         assert f"above {rules.RANK_BOUND}" in said[key]
     assert f"below -{rules.RANK_BOUND}" in said["jacobian-falls"]

@@ -14,7 +14,8 @@ from halflife.studies.catalog.images import augmentation
 from halflife.studies.catalog.images.augmentation import AUGMENTATION
 from halflife.studies.catalog.language.dropout import quantities as rules
 from halflife.studies.catalog.language.dropout.study import LAMS, LM_DROPOUT
-from halflife.studies.evidence.claims import Finding, PointsPanel, Study
+from halflife.studies.evidence.claims import PointsPanel, Study
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.optimum import lam_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.base import RunSpec
@@ -136,11 +137,11 @@ def test_best_against_best_has_no_bias_from_the_number_of_arms() -> None:
 
 
 def test_rules_in_words_hold_the_bounds() -> None:
-    texts = {claim.key: claim.rule for claim in LM_DROPOUT.claims}
+    texts = {claim.key: claim.words for claim in LM_DROPOUT.claims}
     assert f"an improvement of {rules.SMALLEST_EFFECT} nats" in texts["decay"]
     assert f"within {rules.SMALLEST_EFFECT} nats of 0" in texts["one-pass-gain"]
     assert rules.SMALLEST_EFFECT == 0.01
-    assert "an improvement of 0.5 points" in {claim.key: claim.rule for claim in AUGMENTATION.claims}["helps"]
+    assert "an improvement of 0.5 points" in {claim.key: claim.words for claim in AUGMENTATION.claims}["helps"]
 
 
 # ---- images

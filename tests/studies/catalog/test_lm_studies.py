@@ -22,7 +22,8 @@ from halflife.studies.catalog.language.ablations import quantities as ablations
 from halflife.studies.catalog.language.ablations.study import SMALL, sgd_arms
 from halflife.studies.catalog.language.effective_lr import quantities as replays
 from halflife.studies.catalog.language.generalization import quantities as generalization
-from halflife.studies.evidence.claims import Finding, Preset
+from halflife.studies.evidence.claims import Preset
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs import TextBranch, TextReplay, TextRun
 from halflife.studies.specs.base import RunSpec
@@ -530,7 +531,7 @@ def test_the_paper_preset_is_the_papers() -> None:
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {name: {claim.key: claim.rule for claim in get_study(name).claims} for name in NAMES}
+    texts = {name: {claim.key: claim.words for claim in get_study(name).claims} for name in NAMES}
     assert f"improvement of {rules.SMALLEST_EFFECT:g} nats" in texts["lm-schedules"]["a"]
     assert f"{rules.SMALLEST_EFFECT:g} nats" in texts["lm-generalization"]["c"]
     assert f"{rules.SMALLEST_EFFECT:g} nats" in texts["lm-ablations"]["e"]

@@ -23,7 +23,8 @@ from halflife.studies.catalog.images.no_normalization.quantities import (
     prediction_errors,
 )
 from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION
-from halflife.studies.evidence.claims import Finding, Panel, PointsPanel
+from halflife.studies.evidence.claims import Panel, PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.images import ImageRun
@@ -232,7 +233,7 @@ def test_predictions_are_of_seeds_that_were_not_fitted() -> None:
 
 
 def test_rules_in_words_hold_the_bounds() -> None:
-    texts = {claim.key: claim.rule for claim in NO_NORMALIZATION.claims}
+    texts = {claim.key: claim.words for claim in NO_NORMALIZATION.claims}
     assert f"improvement of {rules.SMALLEST_EFFECT} points" in texts["tuned"]
     assert f"within {rules.EQUAL_MARGIN:g} point of 0" in texts["product"]
     assert "p < 0.5 with decay, p > 1 without" in texts["plateau"]

@@ -157,7 +157,7 @@ def test_too_few_readings_in_a_range_are_said(make: Make) -> None:
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {claim.key: claim.rule for claim in NOISE_LOSS.claims}
+    texts = {claim.key: claim.words for claim in NOISE_LOSS.claims}
     assert "between 0.3 and 1.5 nats" in texts["early"]
     assert "below 0.05 nats" in texts["late-two"]
     for key, value in (("early", 1), ("late-one", 1), ("late-two", 2), ("late-two-per-jacobian", 2)):

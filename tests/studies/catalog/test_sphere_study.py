@@ -12,7 +12,8 @@ import pytest
 
 from halflife.studies.catalog.curvature.sphere.study import DRAWN, RATES, SPHERE
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
-from halflife.studies.evidence.claims import Arm, Finding, PointsPanel, Study
+from halflife.studies.evidence.claims import Arm, PointsPanel, Study
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images.train import train
 from halflife.studies.specs import ImageBranch, ImageRun

@@ -247,7 +247,7 @@ def test_models_without_a_size_say_nothing_along_the_ladder(tmp_path: Path) -> N
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {claim.key: claim.rule for claim in STATIONARY_MEAN.claims}
+    texts = {claim.key: claim.words for claim in STATIONARY_MEAN.claims}
     for group in ("", "-net"):
         assert f"below {rules.EXPLAINS:g}" in texts[f"form{group}"]
         assert f"factor of {rules.CONJECTURED_FACTOR:g} of 1" in texts[f"prefactor{group}"]

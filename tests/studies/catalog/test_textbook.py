@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from halflife.studies.catalog import get_study
 from halflife.studies.catalog.theory.textbook import quantities as rules
 from halflife.studies.catalog.theory.textbook.study import TEXTBOOK
-from halflife.studies.evidence.claims import Finding, PointsPanel
+from halflife.studies.evidence.claims import PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.readings import unpacked
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs import ReluRegressionRun, RunSpec, SeparableRun
@@ -178,7 +179,7 @@ def test_classifiers_say_nothing_at_other_sizes() -> None:
 
 
 def test_rules_state_their_bounds() -> None:
-    texts = {claim.key: claim.rule for claim in TEXTBOOK.claims}
+    texts = {claim.key: claim.words for claim in TEXTBOOK.claims}
     assert f"below {rules.FITS:.0%} of the spread" in texts["relu-smooth"]
     assert f"reduction by {rules.SMALLEST_SHARE:.0%}" in texts["relu-kinks"]
     assert f"1 +- {rules.RATE_MARGIN:g}" in texts["svm-rate"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.timescale import quantities as rules
 from halflife.studies.catalog.language.timescale.study import PRESETS, TIMESCALE
-from halflife.studies.evidence.claims import Finding, PointsPanel
+from halflife.studies.evidence.claims import PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.optimum import exponent_of, find_optimum, lam_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
@@ -211,9 +212,9 @@ def test_both_answers_for_tokens_cannot_be_reproduced_at_once() -> None:
     assert claims["tokens"]["exponent"] == -0.48
     for claim in TIMESCALE.claims:
         if claim.key != "matched":
-            assert f"within {rules.MARGIN} of {claims[claim.key]['exponent']:g};" in claim.rule
+            assert f"within {rules.MARGIN} of {claims[claim.key]['exponent']:g};" in claim.words
         else:
-            assert f"below {rules.SMALLEST_LOSS} nats" in claim.rule
+            assert f"below {rules.SMALLEST_LOSS} nats" in claim.words
 
 
 def test_a_best_lam_at_an_edge_leaves_its_axes_open_and_says_where() -> None:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from halflife.studies.catalog.curvature.transformer import quantities as rules
 from halflife.studies.catalog.curvature.transformer.quantities import LAMS, RATES, branch_of, key_of
 from halflife.studies.catalog.curvature.transformer.study import TRANSFORMER_CURVATURE
-from halflife.studies.evidence.claims import Finding, Panel, PointsPanel
+from halflife.studies.evidence.claims import Panel, PointsPanel
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.specs.base import RunSpec
@@ -197,7 +198,7 @@ def test_the_best_step_is_chosen_on_the_other_seeds() -> None:
 
 
 def test_rules_in_words_hold_the_bounds() -> None:
-    texts = {claim.key: claim.rule for claim in TRANSFORMER_CURVATURE.claims}
+    texts = {claim.key: claim.words for claim in TRANSFORMER_CURVATURE.claims}
     assert f"without, above {rules.PLATEAU_LEVEL:g};" in texts["plateau"]
     for key in ("generalizes", "early"):
         assert f"improvement of {rules.SMALLEST_EFFECT} nats" in texts[key]

@@ -16,7 +16,7 @@ from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_preset, get_study
 from halflife.studies.catalog.amendments import AMENDMENTS
 from halflife.studies.catalog.images.stabilization import quantities as rules
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
@@ -136,7 +136,7 @@ def test_a_rule_decides_what_it_should(
 
 
 def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {claim.key: claim.rule for claim in STUDIES["stabilization"].claims}
+    texts = {claim.key: claim.words for claim in STUDIES["stabilization"].claims}
     assert f"{rules.SMALLEST_EFFECT} points" in texts["a"]
     assert f"p < {rules.PLATEAU_EXPONENT}" in texts["c"]
     assert f"p > {rules.VANISHING_EXPONENT:g}" in texts["c"]

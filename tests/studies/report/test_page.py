@@ -340,7 +340,7 @@ def test_the_table_of_contents_leads_to_the_studies(page: Page) -> None:
 def test_the_rule_opens(page: Page) -> None:
     page.set_viewport_size({"width": 1280, "height": 900})
     details = page.locator(".verdicts details").first
-    rule = STUDIES["stabilization"].claims[0].rule
+    rule = STUDIES["stabilization"].claims[0].words
     assert not page.get_by_text(rule).first.is_visible()
     details.locator("summary").click()
     assert page.get_by_text(rule).first.is_visible()

@@ -33,13 +33,13 @@ def parent(seed: int, num_steps: int, lr: float = 2e-2) -> TextRun:
 def plan_of(corpus: str, num_steps: int = 40, lr: float = 2e-2) -> Plan:
     """A branch, listed before its parent; the parent; and a replay of a parent that is no arm itself."""
 
-    def arm(key: str, build: Callable[[int], RunSpec]) -> Arm:
-        return Arm(key=key, label=key, size=12, build=build)
+    def arm(key: str, spec: RunSpec) -> Arm:
+        return Arm(key=key, label=key, size=12, spec=spec)
 
     arms = (
-        arm("branch", lambda s: TextBranch(of=parent(s, num_steps, lr), at=num_steps, branch="tiny-lr", num_steps=5)),
-        arm("parent", lambda s: parent(s, num_steps, lr)),
-        arm("replay", lambda s: TextReplay(of=parent(s, num_steps, lr / 2), match="global")),
+        arm("branch", TextBranch(of=parent(0, num_steps, lr), at=num_steps, branch="tiny-lr", num_steps=5)),
+        arm("parent", parent(0, num_steps, lr)),
+        arm("replay", TextReplay(of=parent(0, num_steps, lr / 2), match="global")),
     )
     preset = Preset(description="tests", budget="seconds", arms=arms, num_seeds=2, main_size=12)
     study = Study(

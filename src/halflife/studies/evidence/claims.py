@@ -5,16 +5,19 @@ A study is written before anything runs. Its numbers come from a store alone (`h
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.panels import AnyPanel, Cell, HeatPanel, Panel, PointRow, PointsPanel
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.rules import Finding, Outcome, Row, Rule
 from halflife.studies.specs.base import RunSpec
 
 __all__ = [
+    "AnyClaim",
     "AnyPanel",
     "Arm",
     "Cell",
@@ -27,11 +30,12 @@ __all__ = [
     "PointsPanel",
     "Preset",
     "Published",
+    "Row",
+    "Rule",
     "Study",
     "Verdict",
+    "presets",
 ]
-
-Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +46,17 @@ class Arm:
         key: Names the configuration within a study, the same at every size.
         label: What a reader sees in legends and tables.
         size: Where it stands on the scale ladder (a width, say).
-        build: The spec of one seed.
+        spec: What is run; each seed gives it its own (`RunSpec.with_seed`).
     """
 
     key: str
     label: str
     size: int
-    build: Callable[[int], RunSpec]
+    spec: RunSpec
+
+    def build(self, seed: int) -> RunSpec:
+        """The spec of one seed."""
+        return self.spec.with_seed(seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +67,8 @@ class Preset:
         description: What it runs, in words.
         budget: The time that it is made for, in words.
         arms: Its configurations, ladder included.
-        num_seeds: Seeds per arm at the main size.
-        main_size: The size whose numbers give the verdicts.
+        num_seeds: Seeds per arm at the main size, part of every rule: intervals are valid for a number fixed beforehand.
+        main_size: The size whose numbers give the verdicts (0: that of the first arm).
         num_ladder_seeds: Seeds per arm at the other sizes.
         needs: What it needs beyond this package, in words (empty: nothing).
         decides: Whether its numbers may decide on a claim; a preset for tests is too small to.
@@ -69,26 +77,40 @@ class Preset:
     description: str
     budget: str
     arms: tuple[Arm, ...]
-    num_seeds: int
-    main_size: int
-    num_ladder_seeds: int = 0
+    num_seeds: int = 5
+    main_size: int = 0
+    num_ladder_seeds: int = 3
     needs: str = ""
     decides: bool = True
 
+    def __post_init__(self) -> None:
+        if not self.main_size and self.arms:
+            object.__setattr__(self, "main_size", self.arms[0].size)
 
-@dataclass(frozen=True)
-class Finding:
-    """What the data say of a claim at one size: the outcome, the effect, and the sentence with the numbers.
+
+def presets(
+    *, smoke: Preset, laptop: Preset, night: Preset | None = None, paper: Preset | None = None
+) -> dict[str, Preset]:
+    """A study's presets by name, with what every smoke preset has: two seeds, no verdicts.
 
     Args:
-        outcome: What the decision rule says.
-        effect: The effect with its interval, in the claim's unit (``None``: too few seeds).
-        reason: One sentence with all numbers that the rule used.
-    """
+        smoke: A few seconds, for tests; its description says what is run.
+        laptop: Minutes on two cores.
+        night: Hours, with a ladder of sizes.
+        paper: The paper's own setting.
 
-    outcome: Outcome
-    effect: Interval | None
-    reason: str
+    Returns:
+        Those that are given.
+    """
+    test = replace(
+        smoke,
+        description=f"{smoke.description}: shows that everything works, not what is true",
+        num_seeds=2,
+        num_ladder_seeds=2,
+        decides=False,
+    )
+    named = {"smoke": test, "laptop": laptop, "night": night, "paper": paper}
+    return {name: preset for name, preset in named.items() if preset is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +118,43 @@ class Claim:
     """One claim of a paper with the rule that decides on it, both fixed before any run.
 
     Args:
-        key: A letter or short name within the study.
-        text: The claim.
-        rule: The decision rule in words, bounds and margins included.
-        effect_name: What the effect is, in words.
-        unit: The effect's unit: ``"points"`` (of test error), ``"nats"`` (differences of losses), ``"%"``, ``"x"`` (a
-            ratio) or ``""``. It says how the effect is written: in points and per cent with 2 decimals, in nats with 4.
-        measure: The rule itself, for one size of the ladder.
+        key: Its name within the study: a word or a few.
+        text: The claim, so that it can be read alone.
+        rule: The decision rule.
         amended: What was changed of the rule when runs existed already, and why (empty: nothing).
     """
 
     key: str
     text: str
-    rule: str
-    effect_name: str
-    unit: str
-    measure: Callable[[Results, int], Finding]
+    rule: Rule
     amended: str = ""
+
+    @property
+    def words(self) -> str:
+        """The rule in words."""
+        return self.rule.words
+
+    @property
+    def effect_name(self) -> str:
+        """What the effect is, in words."""
+        return self.rule.shown.name
+
+    @property
+    def unit(self) -> str:
+        """The effect's unit."""
+        return self.rule.shown.unit
+
+    @property
+    def digest(self) -> str:
+        """sha256 of text and rule, in hexadecimal, as a manifest records it before the first run."""
+        return hashlib.sha256(f"{self.text}\n{self.rule.digest}".encode()).hexdigest()
+
+    def decide(self, results: Results, size: int) -> Finding:
+        """What the results say at a size."""
+        return self.rule.decide(results, size)
+
+
+AnyClaim = Claim | WordedClaim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +163,7 @@ class Verdict:
 
     study: str
     preset: str
-    claim: Claim
+    claim: AnyClaim
     finding: Finding
     by_size: Mapping[int, Finding] = field(default_factory=dict)
 
@@ -168,7 +210,7 @@ class Study:
     title: str
     source: str
     claim: str
-    claims: tuple[Claim, ...]
+    claims: tuple[AnyClaim, ...]
     presets: Mapping[str, Preset]
     panels: tuple[AnyPanel, ...]
     published: tuple[Published, ...] = ()

@@ -1,319 +1,231 @@
-"""How an interval becomes an outcome, and the effects that studies share: block-wise differences, best against best.
+"""What a rule asks of an interval: where it must lie, where it must not, with which confidence, in words and in numbers.
 
-Shapes: A arms, S seeds, N test examples or blocks of validation tokens.
+Bounds are in the quantity's own unit; of a quantity on a logarithmic scale they are not logarithms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from halflife.errors import UserError
-from halflife.studies.evidence.claims import Outcome
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval
+from halflife.studies.evidence.stats import CONFIDENCE, Interval
 
 __all__ = [
     "EQUAL_CONFIDENCE",
+    "PartOutcome",
+    "Test",
     "above",
-    "above_zero",
-    "all_of",
     "below",
-    "best_keys",
-    "best_of",
-    "equal_at_stake",
+    "differs",
     "exceeds",
-    "leave_one_out",
     "lowered",
-    "paired_blocks",
     "within",
+    "within_factor",
 ]
 
 EQUAL_CONFIDENCE = 0.90
-"""For `within`: an interval of 90 % inside a margin is two one-sided tests at 5 %."""
+"""An interval of 90 % inside a margin is two one-sided tests at 5 %."""
+
+PartOutcome = Literal["holds", "fails", "open"]
+Range = tuple[float, float]
 
 
-def above(interval: Interval, bound: float = 0.0, *, given: bool = True) -> Outcome:
-    """Whether an effect exceeds a bound.
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """Where an interval must lie, and where it must not.
 
     Args:
-        interval: The effect.
+        words: What follows ``the interval``, such as ``"lies above 0"``.
+        words_if_fails: The same for its failure; empty if it cannot fail.
+        holds: Open ranges; the test holds if the whole interval lies in one of them.
+        fails: Likewise, for intervals for which it does not hold.
+        confidence: Of the interval.
+    """
+
+    __test__: ClassVar[bool] = False  # its name means something else to pytest
+
+    words: str
+    words_if_fails: str
+    holds: tuple[Range, ...]
+    fails: tuple[Range, ...]
+    confidence: float = CONFIDENCE
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The finite numbers at which the outcome changes, in rising order."""
+        return tuple(sorted({bound for ends in self.holds + self.fails for bound in ends if math.isfinite(bound)}))
+
+    def outcome(self, interval: Interval) -> PartOutcome:
+        """``"holds"``, ``"fails"``, or ``"open"`` where the interval says neither."""
+        if _inside(interval, self.holds):
+            return "holds"
+        return "fails" if _inside(interval, self.fails) else "open"
+
+
+def _inside(interval: Interval, ranges: tuple[Range, ...]) -> bool:
+    return any(low < interval.low and interval.high < high for low, high in ranges)
+
+
+def above(bound: float = 0.0) -> Test:
+    """The interval lies above a bound.
+
+    Args:
         bound: The bound.
-        given: Whether what the effect compares with is there at all; nothing is decided where it is not.
 
     Returns:
-        ``"reproduced"`` when the whole interval lies above the bound, ``"not reproduced"`` when it lies below, else
-        ``"inconclusive"``.
+        The test.
 
     Examples:
-        >>> above(Interval(1.0, 0.5, 1.5, 3)), above(Interval(1.0, -0.5, 2.5, 3)), above(Interval(1.0, 0.5, 1.5, 3), 2)
-        ('reproduced', 'inconclusive', 'not reproduced')
+        >>> [above(bound).outcome(Interval(1.0, 0.5, 1.5, 3)) for bound in (0, 1, 2)]
+        ['holds', 'open', 'fails']
     """
-    if given and interval.low > bound:
-        return "reproduced"
-    return "not reproduced" if given and interval.high < bound else "inconclusive"
+    return Test(
+        words=f"lies above {bound:g}",
+        words_if_fails=f"lies below {bound:g}",
+        holds=((bound, math.inf),),
+        fails=((-math.inf, bound),),
+    )
 
 
-def above_zero(interval: Interval, *, given: bool = True) -> Outcome:
-    """Whether an effect exceeds 0: `above` with that bound.
+def below(bound: float = 0.0) -> Test:
+    """The interval lies below a bound; the mirror of `above`."""
+    return Test(
+        words=f"lies below {bound:g}",
+        words_if_fails=f"lies above {bound:g}",
+        holds=((-math.inf, bound),),
+        fails=((bound, math.inf),),
+    )
+
+
+def _check(name: str, value: float, least: float = 0.0) -> None:
+    if not value > least:
+        raise UserError(f"{name} is {value}, expected a number > {least:g}: state how much counts as no difference")
+
+
+def _equal(low: float, high: float, words: str) -> Test:
+    return Test(
+        words=words,
+        words_if_fails="lies wholly outside",
+        holds=((low, high),),
+        fails=((-math.inf, low), (high, math.inf)),
+        confidence=EQUAL_CONFIDENCE,
+    )
+
+
+def within(margin: float, around: float = 0.0) -> Test:
+    """Equivalence: the 90 % interval lies within a margin of a value, stated beforehand.
 
     Args:
-        interval: The effect.
-        given: As for `above`.
-
-    Returns:
-        The outcome.
-    """
-    return above(interval, 0.0, given=given)
-
-
-def below(interval: Interval, bound: float = 0.0, *, given: bool = True) -> Outcome:
-    """Whether an effect lies under a bound; the mirror of `above`.
-
-    Args:
-        interval: The effect.
-        bound: The bound.
-        given: As for `above`.
-
-    Returns:
-        ``"reproduced"`` when the whole interval lies below the bound, ``"not reproduced"`` when it lies above, else
-        ``"inconclusive"``.
-    """
-    if given and interval.high < bound:
-        return "reproduced"
-    return "not reproduced" if given and interval.low > bound else "inconclusive"
-
-
-def within(interval: Interval, margin: float, *, around: float = 0.0, given: bool = True) -> Outcome:
-    """Whether an effect is as good as a value: equivalence within a margin that was stated beforehand.
-
-    Take an interval with `EQUAL_CONFIDENCE`.
-
-    Args:
-        interval: The effect.
         margin: Largest distance that counts as none, > 0.
         around: The value.
-        given: As for `above`.
 
     Returns:
-        ``"reproduced"`` when the whole interval lies within ``around`` +- ``margin``, ``"not reproduced"`` when it lies
-        wholly outside, else ``"inconclusive"``.
+        The test.
 
     Raises:
         UserError: The margin is not above 0.
 
     Examples:
-        >>> within(Interval(0.0, -0.1, 0.1, 3), 0.2), within(Interval(0.3, 0.25, 0.35, 3), 0.2)
-        ('reproduced', 'not reproduced')
-        >>> within(Interval(1.1, 1.0, 1.3, 3), 0.2, around=1.0)
-        'inconclusive'
+        >>> within(0.2).outcome(Interval(0.0, -0.1, 0.1, 3)), within(0.2).outcome(Interval(0.3, 0.25, 0.35, 3))
+        ('holds', 'fails')
+        >>> within(0.2, around=1.0).outcome(Interval(1.1, 1.0, 1.3, 3))
+        'open'
     """
-    if not margin > 0:
-        raise UserError(f"the margin is {margin}, expected a number > 0: state how much counts as no difference")
-    low, high = interval.low - around, interval.high - around
-    if given and low > -margin and high < margin:
-        return "reproduced"
-    return "not reproduced" if given and (low > margin or high < -margin) else "inconclusive"
+    _check("the margin", margin)
+    return _equal(around - margin, around + margin, f"lies within {margin:g} of {around:g}")
 
 
-def exceeds(effect: Interval, margin: float) -> bool:
-    """Whether an effect of either sign is larger than a margin: its whole interval lies outside +- ``margin``."""
-    return effect.low > margin or effect.high < -margin
-
-
-def equal_at_stake(difference: Interval, margin: float, *, at_stake: bool) -> Outcome:
-    """Equivalence as by `within`, which is worth nothing where the margin is wider than all that could have differed.
-
-    Where decay itself changes a loss by less than the margin, any two kinds of decay are within it.
+def within_factor(factor: float, around: float = 1.0) -> Test:
+    """Equivalence of a ratio: its 90 % interval lies between 1 / f and f times a value.
 
     Args:
-        difference: The difference, with `EQUAL_CONFIDENCE`.
-        margin: As for `within`.
-        at_stake: Whether what could have differed is larger than the margin, `exceeds` of the effect of decay say.
+        factor: f > 1.
+        around: The value, > 0.
 
     Returns:
-        As `within`, but ``"inconclusive"`` in place of ``"reproduced"`` where nothing was at stake. A difference wholly
-        outside the margin stays one.
+        The test.
+
+    Raises:
+        UserError: The factor is not above 1, or the value not above 0.
 
     Examples:
-        >>> same = Interval(0.0, -0.1, 0.1, 3)
-        >>> equal_at_stake(same, 0.2, at_stake=True), equal_at_stake(same, 0.2, at_stake=False)
-        ('reproduced', 'inconclusive')
+        >>> [within_factor(1.1).outcome(Interval(e, e - 0.01, e + 0.01, 3)) for e in (1.0, 0.905, 1.2)]
+        ['holds', 'open', 'fails']
     """
-    outcome = within(difference, margin)
-    return "inconclusive" if outcome == "reproduced" and not at_stake else outcome
+    _check("the factor", factor, 1.0)
+    _check("the value that a ratio is compared with", around)
+    low, high = around / factor, around * factor
+    return _equal(low, high, f"lies between {low:.3g} and {high:.3g} (a factor of {factor:g})")
 
 
-def lowered(difference: Interval, smallest: float) -> Outcome:
-    """Whether an error or a loss is lowered.
+def lowered(smallest: float) -> Test:
+    """An error or a loss is lowered, however little; it is not, once an improvement that counts is excluded.
 
     Args:
-        difference: With, minus without.
         smallest: The smallest improvement that counts, > 0.
 
     Returns:
-        ``"reproduced"`` when the whole interval lies below 0, however small the improvement; else ``"not reproduced"`` when
-        it excludes an improvement of ``smallest``; else ``"inconclusive"``.
-
-    Examples:
-        >>> lowered(Interval(-0.2, -0.3, -0.1, 3), 0.5), lowered(Interval(0.0, -0.3, 0.3, 3), 0.5)
-        ('reproduced', 'not reproduced')
-        >>> lowered(Interval(0.0, -0.6, 0.6, 3), 0.5)
-        'inconclusive'
-    """
-    if difference.high < 0:
-        return "reproduced"
-    return "not reproduced" if difference.low > -smallest else "inconclusive"
-
-
-def all_of(*outcomes: Outcome) -> Outcome:
-    """The outcome of a claim with several parts, each of which must hold.
-
-    Args:
-        outcomes: The parts' outcomes, at least one.
-
-    Returns:
-        ``"not reproduced"`` when one part is, ``"reproduced"`` when every part is, else ``"inconclusive"``.
+        The test.
 
     Raises:
-        UserError: There are no parts.
+        UserError: It is not above 0.
 
     Examples:
-        >>> all_of("reproduced", "inconclusive"), all_of("not reproduced", "inconclusive")
-        ('inconclusive', 'not reproduced')
+        >>> [lowered(0.5).outcome(Interval(0.0, low, high, 3)) for low, high in ((-0.3, -0.1), (-0.3, 0.3), (-0.6, 0.6))]
+        ['holds', 'fails', 'open']
     """
-    if not outcomes:
-        raise UserError("a claim of no parts has no outcome: give at least one")
-    if "not reproduced" in outcomes:
-        return "not reproduced"
-    return "inconclusive" if "inconclusive" in outcomes else "reproduced"
+    _check("the smallest improvement", smallest)
+    return Test(
+        words="lies below 0",
+        words_if_fails=f"does not, and lies above {-smallest:g}",
+        holds=((-math.inf, 0.0),),
+        fails=((-smallest, math.inf),),
+    )
 
 
-def leave_one_out(scores_AS: NDArray[Any], *, lowest: bool = True) -> NDArray[np.int64]:
-    """For each seed the arm that is best on the mean of the other seeds; of equals the first.
-
-    An arm that is chosen on the seeds that it is then measured on looks better than it is, the more so the more arms
-    there are. This choice knows nothing of the seed that it is for.
+def differs(margin: float) -> Test:
+    """Two things differ, in either direction; they do not, once the difference is within a margin.
 
     Args:
-        scores_AS: One score per arm and seed, shape (A, S), S >= 2.
-        lowest: Whether the best score is the lowest one.
+        margin: Largest difference that counts as none, > 0.
 
     Returns:
-        An arm's index per seed, shape (S,).
+        The test.
 
     Raises:
-        UserError: There are fewer than two seeds or no arms.
+        UserError: It is not above 0.
 
     Examples:
-        >>> leave_one_out(np.array([[0.0, 3.0, 3.0], [2.0, 2.0, 2.0]]))
-        array([1, 0, 0])
+        >>> [differs(0.5).outcome(Interval(0.0, low, high, 3)) for low, high in ((0.1, 0.3), (-0.3, 0.3), (-0.6, 0.6))]
+        ['holds', 'fails', 'open']
     """
-    scores = np.asarray(scores_AS, dtype=np.float64)
-    num_arms, num_seeds = scores.shape
-    if num_seeds < 2 or not num_arms:
-        raise UserError(
-            f"a choice on the other seeds got {num_arms} arms with {num_seeds} seeds, expected at least 1 with 2: run with"
-            " --seeds 2 or more"
-        )
-    # The mean over seeds with one left out, not the total minus one: equal arms must stay equal to the last bit.
-    others = np.stack([np.delete(scores, seed, axis=1).mean(axis=1) for seed in range(num_seeds)], axis=1)
-    chosen: NDArray[np.int64] = np.argmin(others if lowest else -others, axis=0)
-    return chosen
+    _check("the margin", margin)
+    return Test(
+        words="excludes 0",
+        words_if_fails=f"does not, and lies within {margin:g} of 0",
+        holds=((-math.inf, 0.0), (0.0, math.inf)),
+        fails=((-margin, margin),),
+    )
 
 
-def best_keys(
-    results: Results, keys: Sequence[str], metric: str, size: int, *, step: int | None = None, lowest: bool = True
-) -> list[str]:
-    """For each seed the arm that is best by a quantity on the other seeds.
+def exceeds(margin: float) -> Test:
+    """An effect of either sign is larger than a margin: for what is given or at stake.
 
     Args:
-        results: What the store holds.
-        keys: The arms to choose from.
-        metric: The quantity, one value a run.
-        size: The size.
-        step: The step at which it is read (``None``: its last reading).
-        lowest: Whether the best is the lowest.
+        margin: The margin, > 0.
 
     Returns:
-        One key per seed, in the order of `Results.seeds`.
+        The test.
+
+    Raises:
+        UserError: It is not above 0.
     """
-    scores = [
-        results.last(key, metric, size) if step is None else results.at_step(key, metric, step, size) for key in keys
-    ]
-    return [keys[index] for index in leave_one_out(np.array(scores), lowest=lowest)]
-
-
-def best_of(
-    results: Results,
-    keys: Sequence[str],
-    metric: str,
-    size: int,
-    *,
-    array: str | None = None,
-    step: int | None = None,
-    lowest: bool = True,
-) -> NDArray[np.float64]:
-    """What the best of several arms reaches, each seed with the arm that is best on the *other* seeds.
-
-    So the luck of a seed cannot make its own arm look better than it is, whatever the numbers of arms. The luck of the test
-    side can: an arm that happens to suit the very examples or blocks that all seeds share is chosen on them and scored on
-    them. That part is as large as these few arms differ by chance on the blocks, and the interval over blocks shows it.
-
-    Args:
-        results: What the store holds.
-        keys: The arms to choose from.
-        metric: The quantity that the choice is made by, one value a run.
-        size: The size.
-        array: Return this array instead of the quantity, ``"val/loss_blocks"`` say.
-        step: The step at which both are read (``None``: their last reading).
-        lowest: Whether the best is the lowest.
-
-    Returns:
-        Shape (S,), or (S, N) of an array.
-    """
-    chosen = best_keys(results, keys, metric, size, step=step, lowest=lowest)
-    rows = []
-    for seed, key in enumerate(chosen):
-        if array is None:
-            found = results.last(key, metric, size) if step is None else results.at_step(key, metric, step, size)
-        else:
-            found = (
-                results.last_array(key, array, size) if step is None else results.array_at_step(key, array, step, size)
-            )
-        rows.append(found[seed])
-    return np.array(rows, dtype=np.float64)
-
-
-def paired_blocks(
-    results: Results,
-    key: str,
-    reference: str,
-    size: int,
-    *,
-    array: str = "val/loss_blocks",
-    step: int | None = None,
-    confidence: float = CONFIDENCE,
-) -> Interval:
-    """The difference of two arms, paired by seed and block; seeds and blocks both count as samples.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        reference: The arm that is subtracted.
-        size: The size.
-        array: The array of both, one value a block.
-        step: The step of both (``None``: the last).
-        confidence: Nominal coverage.
-
-    Returns:
-        The interval of the mean difference, `crossed_interval` on (S, N).
-    """
-    blocks = [
-        results.last_array(arm, array, size) if step is None else results.array_at_step(arm, array, step, size)
-        for arm in (key, reference)
-    ]
-    return crossed_interval(blocks[0] - blocks[1], confidence=confidence, example_name="blocks")
+    _check("the margin", margin)
+    return Test(
+        words=f"lies further than {margin:g} from 0",
+        words_if_fails=f"lies within {margin:g} of 0",
+        holds=((-math.inf, -margin), (margin, math.inf)),
+        fails=((-margin, margin),),
+    )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.evidence.claims import Finding, Study, Verdict
+from halflife.studies.evidence.claims import AnyClaim, Finding, Study, Verdict
 from halflife.studies.evidence.results import Results
 from halflife.studies.store.store import Store
 
@@ -50,31 +50,31 @@ class StudyResults(Results):
                 study=self.study.name,
                 preset=self.preset_name,
                 claim=claim,
-                finding=self._finding(claim.measure, self.main_size),
-                by_size={size: self._finding(claim.measure, size) for size in self.sizes},
+                finding=self._finding(claim, self.main_size),
+                by_size={size: self._finding(claim, size) for size in self.sizes},
             )
             for claim in self.study.claims
         ]
 
-    def _finding(self, measure: Callable[[Results, int], Finding], size: int) -> Finding:
+    def _finding(self, claim: AnyClaim, size: int) -> Finding:
         if self.manifest.get("max_steps") is not None:
-            return Finding("inconclusive", None, f"runs were cut at {self.manifest['max_steps']} steps by --max-steps")
+            return Finding("not tested", None, f"runs were cut at {self.manifest['max_steps']} steps by --max-steps")
         found = len(self.seeds(size))
         if found < MIN_SEEDS:
             planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)
             return Finding(
-                "inconclusive",
+                "not tested",
                 None,
                 f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
             )
-        finding = measure(self, size)
+        finding = claim.decide(self, size)
         if finding.effect is not None and not math.isfinite(finding.effect.estimate):
             raise UserError(
                 f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"
             )
         if not self.study.presets[self.preset_name].decides:
             return replace(
-                finding, outcome="inconclusive", reason=f"too small to decide, only a test; {finding.reason}"
+                finding, outcome="not tested", reason="the preset is too small to decide, it is made for tests"
             )
         return finding
 

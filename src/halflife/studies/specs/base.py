@@ -59,6 +59,10 @@ class RunSpec:
         """Whether its data lie in the folder that ``--data`` names."""
         return False
 
+    def with_seed(self, seed: int) -> Self:
+        """The same run with another seed; a parent gets it, too."""
+        return dataclasses.replace(self, seed=seed)
+
     def cut(self, max_steps: int | None) -> Self:
         """The same run with at most so many steps, for trying a set-up; a parent is cut alike."""
         return dataclasses.replace(self, max_steps=max_steps)

@@ -75,6 +75,10 @@ class TextBranch(RunSpec):
         """The number of steps that are really done."""
         return self.num_steps if self.max_steps is None else min(self.max_steps, self.num_steps)
 
+    def with_seed(self, seed: int) -> Self:
+        """The same start from the same parent, both with another seed."""
+        return replace(self, of=self.of.with_seed(seed), seed=seed)
+
     def cut(self, max_steps: int | None) -> Self:
         """The same branch of the same parent, both with at most so many steps."""
         return replace(self, of=self.of.cut(max_steps), max_steps=max_steps)
@@ -131,6 +135,10 @@ class TextReplay(RunSpec):
     def last_step(self) -> int:
         """The number of steps that are really done."""
         return self.of.last_step
+
+    def with_seed(self, seed: int) -> Self:
+        """The same start from the same parent, both with another seed."""
+        return replace(self, of=self.of.with_seed(seed), seed=seed)
 
     def cut(self, max_steps: int | None) -> Self:
         """The same replay of the same parent, both with at most so many steps."""

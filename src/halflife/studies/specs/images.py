@@ -218,6 +218,10 @@ class ImageBranch(RunSpec):
         """Whether its data lie in the folder that ``--data`` names."""
         return self.of.reads_folder
 
+    def with_seed(self, seed: int) -> Self:
+        """The same start from the same parent, both with another seed."""
+        return replace(self, of=self.of.with_seed(seed), seed=seed)
+
     def cut(self, max_steps: int | None) -> Self:
         """The same branch of the same parent, both with at most so many steps."""
         return replace(self, of=self.of.cut(max_steps), then=self.then.cut(max_steps), max_steps=max_steps)

@@ -8,7 +8,6 @@ Settings were found on seeds 1000 and above, before any run of the presets' seed
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import points
 from halflife.studies.catalog.language.common import PAPER_TITLE
-from halflife.studies.evidence.claims import Arm, Claim, Finding, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.claims import Arm, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.decisions import Finding, WordedClaim, above_zero, best_of, lowered
 from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import crossed_interval
-from halflife.studies.evidence.tests import above_zero, best_of, lowered
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["AUGMENTATION"]
@@ -71,7 +70,7 @@ def helps_augmented(results: Results, size: int) -> Finding:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="shrinks",
         text="Augmentation shrinks what decay gains on images (our claim).",
         rule="Reproduced if the 95 % interval of (gain without augmentation - gain with) lies above 0; not reproduced if it"
@@ -81,7 +80,7 @@ CLAIMS = (
         unit="points",
         measure=gain_shrinks,
     ),
-    Claim(
+    WordedClaim(
         key="helps",
         text="Beside augmentation decay still lowers the test error (our claim).",
         rule="Reproduced if the 95 % interval of (error with the best lam, chosen on the other seeds - error without decay)"
@@ -118,9 +117,7 @@ def _arms(lr: float, lams: tuple[float, ...], common: Mapping[str, Any], widths:
             key=key_of(kind, index),
             label=f"{kind}, lam {lam:g}",
             size=width,
-            build=functools.partial(
-                _spec, {"lr": lr, "lam": lam, "width": width, "augmentation": kind, "ema": (), **common}
-            ),
+            spec=_spec({"lr": lr, "lam": lam, "width": width, "augmentation": kind, "ema": (), **common}, 0),
         )
         for width in widths
         for kind in KINDS

@@ -9,7 +9,6 @@ arXiv 2310.04415), section 3 and appendix B: nanoGPT's GPT-2.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,7 +165,7 @@ def run_arm(key: str, label: str, fields: Fields) -> Arm:
     Returns:
         The arm.
     """
-    return Arm(key=key, label=label, size=fields["width"], build=functools.partial(_run, fields))
+    return Arm(key=key, label=label, size=fields["width"], spec=_run(fields, 0))
 
 
 def branch_arm(
@@ -187,7 +186,7 @@ def branch_arm(
         The arm.
     """
     own = {"at": at, "branch": branch, "num_steps": num_steps, "lr_factor": lr_factor}
-    return Arm(key=key, label=label, size=fields["width"], build=functools.partial(_branch, fields, own))
+    return Arm(key=key, label=label, size=fields["width"], spec=_branch(fields, own, 0))
 
 
 def replay_arm(key: str, label: str, fields: Fields, *, match: str) -> Arm:
@@ -202,7 +201,7 @@ def replay_arm(key: str, label: str, fields: Fields, *, match: str) -> Arm:
     Returns:
         The arm.
     """
-    return Arm(key=key, label=label, size=fields["width"], build=functools.partial(_replay, fields, match))
+    return Arm(key=key, label=label, size=fields["width"], spec=_replay(fields, match, 0))
 
 
 def _run(fields: Fields, seed: int) -> TextRun:

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.settings import LAMS, LONG, key_of
-from halflife.studies.evidence.claims import Finding
-from halflife.studies.evidence.optimum import text_spec
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
     above_zero,
     all_of,
     below,
@@ -27,6 +24,9 @@ from halflife.studies.evidence.tests import (
     lowered,
     paired_blocks,
 )
+from halflife.studies.evidence.optimum import text_spec
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, crossed_interval
 from halflife.studies.specs.branches import TextBranch
 
 __all__ = [

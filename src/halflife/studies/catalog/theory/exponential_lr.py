@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from halflife.studies.evidence.claims import Arm, Claim, Finding, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.claims import Arm, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.decisions import Finding, WordedClaim, above
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import above
 from halflife.studies.specs.exponential import ExponentialRun
 
 __all__ = ["EXPONENTIAL_LR"]
@@ -96,8 +96,8 @@ def twins_differ(results: Results, size: int, *, key: str) -> Finding:
     )
 
 
-def _needed(key: str, text: str) -> Claim:
-    return Claim(
+def _needed(key: str, text: str) -> WordedClaim:
+    return WordedClaim(
         key=f"needs-{key}" if key != CONSTANT else "needs-growth",
         text=text,
         rule=f"Reproduced if the 95 % interval of log10 of the largest angle lies above that of {OTHER:g} rad; not reproduced"
@@ -109,7 +109,7 @@ def _needed(key: str, text: str) -> Claim:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="equal",
         text="For a scale-invariant net SGD with momentum and an L2 penalty at a constant learning rate is, step by step, SGD"
         " with the same momentum, no decay, and a learning rate that grows exponentially.",
@@ -168,9 +168,7 @@ def _spec(fields: Mapping[str, Any], seed: int) -> ExponentialRun:
 
 def _arms(common: Mapping[str, Any], widths: tuple[int, ...]) -> tuple[Arm, ...]:
     return tuple(
-        Arm(
-            key=key, label=LABELS[key], size=width, build=functools.partial(_spec, {**common, **change, "width": width})
-        )
+        Arm(key=key, label=LABELS[key], size=width, spec=_spec({**common, **change, "width": width}, 0))
         for width in widths
         for key, change in CHANGES.items()
     )

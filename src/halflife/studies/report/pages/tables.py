@@ -98,7 +98,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "preset": verdict.preset,
             "claim": verdict.claim.key,
             "text": verdict.claim.text,
-            "rule": verdict.claim.rule,
+            "rule": verdict.claim.words,
             "amended": verdict.claim.amended,
             "effect_name": verdict.claim.effect_name,
             "unit": verdict.claim.unit,

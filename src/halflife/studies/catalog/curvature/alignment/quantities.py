@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, above, above_zero, all_of, below, within
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, above_zero, all_of, below, within
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

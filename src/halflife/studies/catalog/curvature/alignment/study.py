@@ -19,7 +19,8 @@ from typing import Any
 from halflife.studies.catalog.curvature.alignment import quantities as rules
 from halflife.studies.catalog.curvature.alignment.figures import PANELS, PUBLISHED
 from halflife.studies.catalog.curvature.alignment.quantities import MODELS, cell_key, noisy
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["CURVATURE_ALIGNMENT"]
@@ -36,7 +37,7 @@ EACH = (" in each", "one lies ")
 START, END = "after the first epoch", "at the end"
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a",
         text="After one epoch the covariance of SGD's noise is closely aligned with the Gauss-Newton matrix.",
         rule=_level("The scale-invariant ResNet", START, rules.CLOSELY).format(*ONE),
@@ -46,7 +47,7 @@ CLAIMS = (
             rules.aligned, models=MODELS[:1], pair="gauss-newton-covariance", bound=rules.CLOSELY
         ),
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="After one epoch the covariance of SGD's noise is aligned with the Hessian, too.",
         rule=_level("The scale-invariant ResNet", START, rules.ALIGNED).format(*ONE),
@@ -54,7 +55,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.aligned, models=MODELS[:1], pair="hessian-covariance", bound=rules.ALIGNED),
     ),
-    Claim(
+    WordedClaim(
         key="c",
         text="The rest of the Hessian, E = H - G, is almost orthogonal to both covariance and Gauss-Newton matrix.",
         rule=f"The scale-invariant ResNet, {START}. Reproduced if the 90 % intervals of both cosines lie within"
@@ -64,7 +65,7 @@ CLAIMS = (
         unit="",
         measure=rules.orthogonal,
     ),
-    Claim(
+    WordedClaim(
         key="c-part",
         text="The rest of the Hessian, E, is a considerable part of it all the same.",
         rule=_level("The scale-invariant ResNet", START, rules.CLEARLY_PART).format(*ONE),
@@ -72,7 +73,7 @@ CLAIMS = (
         unit="",
         measure=rules.part_of_hessian,
     ),
-    Claim(
+    WordedClaim(
         key="d",
         text="The covariance of SGD's noise is closer to the Gauss-Newton matrix than to the Hessian.",
         rule=f"The scale-invariant ResNet, {START}. Reproduced if the 95 % interval of (cos(G, Sigma) - cos(H, Sigma)), paired"
@@ -81,7 +82,7 @@ CLAIMS = (
         unit="",
         measure=rules.order,
     ),
-    Claim(
+    WordedClaim(
         key="e",
         text="Covariance and Hessian are aligned in a ResNet with BatchNorm and in an MLP without, too (our claim).",
         rule=_level("Both nets", START, rules.ALIGNED).format(*EACH) + " The effect is the smaller one.",
@@ -89,7 +90,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.aligned, models=MODELS[1:], pair="hessian-covariance", bound=rules.ALIGNED),
     ),
-    Claim(
+    WordedClaim(
         key="f",
         text="Covariance and Hessian are still aligned at the end of training (our claim).",
         rule=_level("All three nets", END, rules.ALIGNED).format(*EACH) + " The effect is the smallest one.",
@@ -99,7 +100,7 @@ CLAIMS = (
             rules.aligned, models=MODELS, pair="hessian-covariance", bound=rules.ALIGNED, late=True
         ),
     ),
-    Claim(
+    WordedClaim(
         key="g",
         text="Label noise brings the covariance closer to the Hessian (an observation from the authors' slides).",
         rule="All three nets, at the end. Reproduced if the 95 % interval of (cos(H, Sigma) with random labels - without),"
@@ -109,7 +110,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.noise_raises, pair="hessian-covariance"),
     ),
-    Claim(
+    WordedClaim(
         key="g-match",
         text="With label noise covariance and Hessian match.",
         rule=_level("All three nets with random labels", END, rules.CLOSELY).format(*EACH)
@@ -124,7 +125,7 @@ CLAIMS = (
             late=True,
         ),
     ),
-    Claim(
+    WordedClaim(
         key="h",
         text="The spectra of the covariance with and without the decoupling approximation overlap: their eigenvalues are the"
         " same.",
@@ -135,7 +136,7 @@ CLAIMS = (
         unit="",
         measure=rules.spectra_in_sum,
     ),
-    Claim(
+    WordedClaim(
         key="h-log",
         text="The spectra with and without the approximation overlap on a logarithmic axis, as the paper draws them.",
         rule="As h, with the mean factor between eigenvalues of the same rank, which is to be below"
@@ -168,9 +169,7 @@ def _arms(
         # The "drop" to the same rate does nothing but to have probes taken after the first epoch.
         own = {"lr_after_drop": fields["lr"], "drop_at": 1 / common["num_epochs"]}
         shared = {"width": size, "ema": (), "probes": ("alignment",)}
-        return Arm(
-            key=key, label=label, size=width, build=functools.partial(_run, shared | dict(common) | own | fields)
-        )
+        return Arm(key=key, label=label, size=width, spec=_run(shared | dict(common) | own | fields, 0))
 
     arms = []
     for width in widths:

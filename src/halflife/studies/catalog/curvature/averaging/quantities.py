@@ -14,11 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import image_run
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    above,
+    above_zero,
+    all_of,
+    below,
+    lowered,
+    within,
+)
 from halflife.studies.evidence.fits import fit_lines, ranks
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, above_zero, all_of, below, lowered, within
 
 __all__ = [
     "AVERAGE",

@@ -25,7 +25,8 @@ from typing import Any
 from halflife.studies.catalog.curvature.averaging import quantities as rules
 from halflife.studies.catalog.curvature.averaging.figures import PANELS, PUBLISHED
 from halflife.studies.catalog.curvature.averaging.quantities import AVERAGE, FINE_TUNED, SLOW, fine_tuned_key, rate_key
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageBranch, ImageRun, fine_tune_branch
 
 __all__ = ["AVERAGING"]
@@ -33,7 +34,7 @@ __all__ = ["AVERAGING"]
 EXPONENT = "The quantity is fitted as lr^p over the learning rates, its geometric mean over the kept epochs of the second half."
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a-average",
         text="The moving average of the weights has a lower test error than the weights.",
         rule="At the largest learning rate, at the end. Reproduced if the 95 % interval of (error of the average - error of"
@@ -43,7 +44,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.lowers_error, by=AVERAGE),
     ),
-    Claim(
+    WordedClaim(
         key="a-fine-tuning",
         text="Fine-tuning with a tiny learning rate and without decay lowers the test error of the weights, too: both bring out"
         " what the noisy phase has gained.",
@@ -52,7 +53,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.lowers_error, by=FINE_TUNED),
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="The average, which needs no further training, is at least as good as fine-tuning.",
         rule="From the end of the runs, mean over the learning rates. Reproduced if the 95 % interval of (error of the average"
@@ -62,7 +63,7 @@ CLAIMS = (
         unit="points",
         measure=rules.as_good,
     ),
-    Claim(
+    WordedClaim(
         key="c",
         text="The training loss stays on a plateau that is higher for larger learning rates.",
         rule="Reproduced if the 95 % interval of p in (mean loss of the last quarter ~ lr^p) lies above 0, and at each"
@@ -72,7 +73,7 @@ CLAIMS = (
         unit="",
         measure=rules.plateau_rises,
     ),
-    Claim(
+    WordedClaim(
         key="d",
         text="The Jacobian norm of the average is smaller for larger learning rates, as the conjecture has it.",
         rule=f"{EXPONENT} Reproduced if the 95 % interval of p lies below 0; not reproduced if above; else inconclusive.",
@@ -80,7 +81,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.ranked_by_lr, of=AVERAGE, metric="jacobian_norm", expect="falls"),
     ),
-    Claim(
+    WordedClaim(
         key="e",
         text="The Jacobian norm of the fine-tuned weights is larger for larger learning rates: the order that the conjecture"
         " does not have, as the paper admits.",
@@ -89,7 +90,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.ranked_by_lr, of=FINE_TUNED, metric="jacobian_norm", expect="rises"),
     ),
-    Claim(
+    WordedClaim(
         key="f",
         text="The trace of the Hessian of the fine-tuned weights is larger for larger learning rates, too.",
         rule="As e.",
@@ -97,7 +98,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.ranked_by_lr, of=FINE_TUNED, metric="hessian_trace", expect="rises"),
     ),
-    Claim(
+    WordedClaim(
         key="g",
         text="The trace of the Hessian of the average does not rank the learning rates.",
         rule=f"{EXPONENT} Reproduced if the 90 % interval of p lies within {rules.NO_RANKING} of 0 (a factor of 4 in lr changes"
@@ -106,7 +107,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.ranked_by_lr, of=AVERAGE, metric="hessian_trace", expect="neither"),
     ),
-    Claim(
+    WordedClaim(
         key="h",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error, over learning rates and epochs"
         " (the first version of the paper).",
@@ -116,7 +117,7 @@ CLAIMS = (
         unit="",
         measure=rules.mirrors_error,
     ),
-    Claim(
+    WordedClaim(
         key="h-along",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error along a single run, too.",
         rule="For each seed the correlation of the two over the kept epochs of a run, mean over the learning rates. Bounds as"
@@ -125,7 +126,7 @@ CLAIMS = (
         unit="",
         measure=rules.mirrors_within_runs,
     ),
-    Claim(
+    WordedClaim(
         key="i",
         text="The average has a smaller norm than the weights, and the fine-tuned weights a larger one.",
         rule="At each learning rate, at the end. Reproduced if the 95 % intervals of both ratios lie above 1 at each; not"
@@ -134,7 +135,7 @@ CLAIMS = (
         unit="x",
         measure=rules.norms_are_ordered,
     ),
-    Claim(
+    WordedClaim(
         key="j",
         text="Where the timescale of decay is much shorter than the run, an ensemble of snapshots (a mean in function space)"
         " predicts what the average of the weights does.",
@@ -146,7 +147,7 @@ CLAIMS = (
         unit="points",
         measure=rules.ensemble_is_average,
     ),
-    Claim(
+    WordedClaim(
         key="j-unmixed",
         text="Where the timescale of decay is as long as the run, the average is worse than the ensemble by more (the paper's"
         " tables, not its words).",
@@ -184,19 +185,19 @@ def _arms(
         for rate, lr in enumerate(rates):
             fields = {"lr": lr, "lam": lam, "probes": PROBES, **shared}
             label = f"lr {lr:g}, lam {lam:g}"
-            arms.append(Arm(key=rate_key(rate), label=label, size=width, build=functools.partial(_run, fields)))
+            arms.append(Arm(key=rate_key(rate), label=label, size=width, spec=_run(fields, 0)))
             arms += [
                 Arm(
                     key=fine_tuned_key(rate, place),
                     label=f"{label}, fine-tuned from epoch {epoch}",
                     size=width,
-                    build=functools.partial(_branch, fields, epoch, *fine_tuning),
+                    spec=_branch(fields, epoch, *fine_tuning, 0),
                 )
                 for place, epoch in enumerate(common["keep_at"])
             ]
         lr, small = slow
         fields = {"lr": lr, "lam": small, **shared, "keep_at": (), "probe_every": 0}
-        arms.append(Arm(key=SLOW, label=f"lr {lr:g}, lam {small:g}", size=width, build=functools.partial(_run, fields)))
+        arms.append(Arm(key=SLOW, label=f"lr {lr:g}, lam {small:g}", size=width, spec=_run(fields, 0)))
     return tuple(arms)
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import Finding, Outcome
+from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, Outcome, above, below, within
 from halflife.studies.evidence.fits import fit_lines
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, below, within
 
 __all__ = ["DECAY", "EARLY", "INTERPOLATING", "NONE", "Noise", "bound_holds", "constant", "noise_of", "slope_is"]
 

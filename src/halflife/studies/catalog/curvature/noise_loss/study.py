@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from halflife.studies.catalog.curvature.noise_loss import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.panels import Panel, PointRow, PointsPanel
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.images import ImageRun
@@ -39,9 +40,9 @@ FEW = (
 )
 
 
-def _slope_claim(key: str, text: str, loss_range: tuple[float, float], value: float, per_jacobian: bool) -> Claim:
+def _slope_claim(key: str, text: str, loss_range: tuple[float, float], value: float, per_jacobian: bool) -> WordedClaim:
     words = EARLY_WORDS if loss_range == rules.EARLY else LATE_WORDS
-    return Claim(
+    return WordedClaim(
         key=key,
         text=text,
         rule=f"Slope of log noise{' over ||J||^2' if per_jacobian else ''} in log loss without decay, over readings with a loss"
@@ -53,9 +54,9 @@ def _slope_claim(key: str, text: str, loss_range: tuple[float, float], value: fl
     )
 
 
-def _constant_claim(key: str, text: str, arm: str, stays: bool) -> Claim:
+def _constant_claim(key: str, text: str, arm: str, stays: bool) -> WordedClaim:
     side, other = ("above", "below") if stays else ("below", "above")
-    return Claim(
+    return WordedClaim(
         key=key,
         text=text,
         rule="Noise over ||J||^2 L, geometric mean over the last quarter of the run, over the same at losses"
@@ -68,7 +69,7 @@ def _constant_claim(key: str, text: str, arm: str, stays: bool) -> Claim:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="bound",
         text="The noise is at most M^2 L, M the largest Jacobian norm.",
         rule="Reproduced if the 95 % interval of the largest noise over ||J||^2 L of any reading, with and without decay, lies"
@@ -229,7 +230,7 @@ def _arms(common: dict[str, Any], widths: tuple[int, ...], *, lam: float) -> tup
             key=key,
             label=f"lam {value:g}",
             size=width,
-            build=functools.partial(_spec, {**fields, "lam": value, "width": width}),
+            spec=_spec({**fields, "lam": value, "width": width}, 0),
         )
         for width in widths
         for key, value in ((rules.NONE, 0.0), (rules.DECAY, lam))

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import image_run, points
-from halflife.studies.evidence.claims import Finding, Outcome
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
+    Outcome,
     above,
     all_of,
     below,
@@ -22,6 +21,8 @@ from halflife.studies.evidence.tests import (
     lowered,
     within,
 )
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
 
 __all__ = [
     "NUM_DRAWN",

@@ -29,7 +29,8 @@ from typing import Any
 
 from halflife.studies.catalog.curvature.sphere import quantities as rules
 from halflife.studies.catalog.curvature.sphere.figures import PANELS, PUBLISHED
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageBranch, ImageRun, fine_tune_branch
 
 __all__ = ["SPHERE"]
@@ -40,7 +41,7 @@ _POWER = (
 )
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="u-shape",
         text="After fine-tuning with a small learning rate the test error has its minimum at a large learning rate of the"
         " first phase that is neither the smallest nor the largest.",
@@ -51,7 +52,7 @@ CLAIMS = (
         unit="points",
         measure=rules.optimum_inside,
     ),
-    Claim(
+    WordedClaim(
         key="plateau",
         text="Before the drop the training loss stays the higher, the larger the learning rate.",
         rule="Of the mean training loss over the second half of the first phase. " + _POWER.format("above", "below"),
@@ -59,7 +60,7 @@ CLAIMS = (
         unit="",
         measure=rules.plateau_rises,
     ),
-    Claim(
+    WordedClaim(
         key="average-jacobian",
         text="The moving average of the weights has a smaller Jacobian norm, the larger the learning rate, as the conjecture"
         " has it.",
@@ -70,7 +71,7 @@ CLAIMS = (
         unit="",
         measure=rules.average_jacobian_falls,
     ),
-    Claim(
+    WordedClaim(
         key="fine-tuned-jacobian",
         text="Fine-tuned weights have a larger Jacobian norm, the larger the learning rate: what the paper itself calls a"
         " contradiction.",
@@ -79,7 +80,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.fine_tuned_rises, metric="jacobian_norm", name="||J||"),
     ),
-    Claim(
+    WordedClaim(
         key="fine-tuned-trace",
         text="Fine-tuned weights have a larger trace of the Hessian, the larger the learning rate.",
         rule=_POWER.format("above", "below"),
@@ -87,7 +88,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.fine_tuned_rises, metric="hessian_trace", name="the trace of the Hessian"),
     ),
-    Claim(
+    WordedClaim(
         key="radius",
         text="Check: only lr / radius^2 counts: twice the radius with four times the learning rate is the same run (of the"
         " sphere's geometry, not in the paper; powers of two, so that even roundings are the same).",
@@ -130,25 +131,25 @@ def _arms(
         fields = {"width": width, "sphere": 1.0, "lr_after_drop": lr_after, "probes": PROBES, **shared}
         others = [lr for lr in rates if lr not in drawn]
         for rate, lr in enumerate(others):
-            build = functools.partial(_run, {**fields, "lr": lr})
-            arms.append(Arm(key=rules.rate_key(rate), label=f"lr {lr:g}", size=width, build=build))
+            spec = _run({**fields, "lr": lr}, 0)
+            arms.append(Arm(key=rules.rate_key(rate), label=f"lr {lr:g}", size=width, spec=spec))
         for rate, lr in enumerate(drawn):
             kept = {**fields, "lr": lr, "keep_at": tuple(places), "probe_every": places[0], "eval_every": places[0]}
-            build = functools.partial(_run, kept)
-            arms.append(Arm(key=rules.drawn_key(rate), label=f"lr {lr:g}", size=width, build=build))
+            spec = _run(kept, 0)
+            arms.append(Arm(key=rules.drawn_key(rate), label=f"lr {lr:g}", size=width, spec=spec))
             arms += [
                 Arm(
                     key=rules.branch_key(rate, place),
                     label=f"lr {lr:g}, fine-tuned from epoch {epoch}",
                     size=width,
-                    build=functools.partial(_branch, kept, epoch, phases[1]),
+                    spec=_branch(kept, epoch, phases[1], 0),
                 )
                 for place, epoch in enumerate(places)
             ]
         for rate, lr in enumerate(drawn[:NUM_SCALED]):
             scaled = {**fields, "sphere": 2.0, "lr": 4 * lr, "lr_after_drop": 4 * lr_after, "probes": (), "ema": ()}
             label = f"radius 2, lr {4 * lr:g}"
-            arms.append(Arm(key=rules.scaled_key(rate), label=label, size=width, build=functools.partial(_run, scaled)))
+            arms.append(Arm(key=rules.scaled_key(rate), label=label, size=width, spec=_run(scaled, 0)))
     return tuple(arms)
 
 

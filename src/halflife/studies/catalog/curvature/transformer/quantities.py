@@ -14,11 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.quantities import BLOCKS, nats
-from halflife.studies.evidence.claims import Finding, Outcome
+from halflife.studies.evidence.decisions import (
+    Finding,
+    Outcome,
+    above,
+    above_zero,
+    all_of,
+    below,
+    leave_one_out,
+    lowered,
+    paired_blocks,
+)
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import above, above_zero, all_of, below, leave_one_out, lowered, paired_blocks
 from halflife.studies.specs.text import TextRun
 
 __all__ = [

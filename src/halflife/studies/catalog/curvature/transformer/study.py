@@ -35,7 +35,8 @@ from halflife.studies.catalog.language.common import (
     run_arm,
     small_gpt,
 )
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["TRANSFORMER_CURVATURE"]
 
@@ -49,12 +50,12 @@ _RANK = (
 )
 
 
-def _smaller(metric: str, where: str) -> tuple[Claim, Claim]:
+def _smaller(metric: str, where: str) -> tuple[WordedClaim, WordedClaim]:
     """The two claims about one measure and one way of taking the mean."""
     name, words = NAMES[metric], {"branch": "after the branch", "average": "of the average"}[where]
     key = f"{metric.partition('_')[0]}-{where}"
     return (
-        Claim(
+        WordedClaim(
             key=f"{key}-decay",
             text=f"With the large rate decay makes the {name} {words} smaller.",
             rule=_RATIO,
@@ -62,7 +63,7 @@ def _smaller(metric: str, where: str) -> tuple[Claim, Claim]:
             unit="x",
             measure=functools.partial(rules.lowered_by_decay, metric=metric, where=where),
         ),
-        Claim(
+        WordedClaim(
             key=f"{key}-rate",
             text=f"With strong decay the large rate makes the {name} {words} smaller than the small rate does.",
             rule=_RATIO,
@@ -74,7 +75,7 @@ def _smaller(metric: str, where: str) -> tuple[Claim, Claim]:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="plateau",
         text="With a large rate and decay the training loss of a transformer stays on a plateau; without decay it goes on"
         " falling.",
@@ -85,7 +86,7 @@ CLAIMS = (
         unit="x",
         measure=rules.loss_plateaus,
     ),
-    Claim(
+    WordedClaim(
         key="generalizes",
         text="After the branch from the large rate, decay leaves a lower validation loss and a smaller generalization gap.",
         rule="Reproduced if the 95 % intervals of both differences (strong decay minus none) lie below 0; not reproduced if"
@@ -95,7 +96,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.generalizes_better,
     ),
-    Claim(
+    WordedClaim(
         key="early",
         text="Decay gains also against stopping early: best step, rate and lam against best step and rate without decay"
         " (our claim).",
@@ -106,7 +107,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.beats_early_stopping,
     ),
-    Claim(
+    WordedClaim(
         key="small-rate",
         text="At the small rate decay does not lower the validation loss, or much less.",
         rule="After the branches: reproduced if the 95 % interval of (effect at the small rate - half of the effect at the"
@@ -117,7 +118,7 @@ CLAIMS = (
         measure=rules.less_at_small_rate,
     ),
     *(claim for metric in NAMES for where in rules.WHERE for claim in _smaller(metric, where)),
-    Claim(
+    WordedClaim(
         key="hessian-ranks",
         text="The Hessian trace after the branch orders the settings as their validation losses do.",
         rule=_RANK,
@@ -125,7 +126,7 @@ CLAIMS = (
         unit="",
         measure=functools.partial(rules.ranks_losses, metric="hessian_trace"),
     ),
-    Claim(
+    WordedClaim(
         key="jacobian-ranks",
         text="The Jacobian norm after the branch orders the settings as their validation losses do.",
         rule=_RANK,

@@ -14,10 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import image_run, points
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    above,
+    above_zero,
+    all_of,
+    below,
+    equal_at_stake,
+)
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, above_zero, all_of, below, equal_at_stake
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

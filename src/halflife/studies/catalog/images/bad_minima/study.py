@@ -23,7 +23,8 @@ from typing import Any
 
 from halflife.studies.catalog.images.bad_minima import figures
 from halflife.studies.catalog.images.bad_minima import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, HeatPanel, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, HeatPanel, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
@@ -46,7 +47,7 @@ SHRINKS_RULE = (
 )
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="bad",
         text="ResNet: from weights that fit random labels, SGD with a small learning rate and without decay fits the true"
         " labels at a global minimum that generalizes worse.",
@@ -55,7 +56,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.is_bad, model=rules.RESNET),
     ),
-    Claim(
+    WordedClaim(
         key="escape",
         text="ResNet: with a large learning rate and decay SGD leaves it: the start does not matter.",
         rule=CLOSES_RULE,
@@ -63,7 +64,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.gap_closes, model=rules.RESNET),
     ),
-    Claim(
+    WordedClaim(
         key="rate-alone",
         text="ResNet: the large learning rate is enough without decay.",
         rule=SHRINKS_RULE,
@@ -71,7 +72,7 @@ CLAIMS = (
         unit="points",
         measure=rules.rate_is_enough,
     ),
-    Claim(
+    WordedClaim(
         key="decay-alone",
         text="ResNet: the same lam is enough at the small learning rate.",
         rule=SHRINKS_RULE,
@@ -79,7 +80,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.decay_is_enough, matched=False),
     ),
-    Claim(
+    WordedClaim(
         key="product",
         text="ResNet: the same lr * lam is enough at the small learning rate.",
         rule=SHRINKS_RULE,
@@ -87,7 +88,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.decay_is_enough, matched=True),
     ),
-    Claim(
+    WordedClaim(
         key="mlp-bad",
         text="MLP: at the smallest learning rate and without decay the bad start raises the test error, too.",
         rule=BAD_RULE,
@@ -95,7 +96,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.is_bad, model=rules.MLP),
     ),
-    Claim(
+    WordedClaim(
         key="mlp-escape",
         text="MLP: with the largest rate and decay the start does not matter.",
         rule=CLOSES_RULE,
@@ -103,7 +104,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.gap_closes, model=rules.MLP),
     ),
-    Claim(
+    WordedClaim(
         key="mlp-falls",
         text="MLP: the gap falls as lr * lam grows.",
         rule="Over all rates and products with decay: reproduced if the 95 % interval of the slope of the gap against"
@@ -112,7 +113,7 @@ CLAIMS = (
         unit="points",
         measure=rules.falls_with_the_product,
     ),
-    Claim(
+    WordedClaim(
         key="mlp-product",
         text="MLP: at the same lr * lam the learning rate does not matter to the gap.",
         rule=f"At lr * lam = {rules.MIDDLE:g}: reproduced if the 90 % interval of (gap at lr {rules.GRID_RATES[0]:g} - gap at"
@@ -259,7 +260,7 @@ def _arms_of(
             key=rules.parent_key(model),
             label=f"{name}, random labels",
             size=size,
-            build=functools.partial(_fresh, random),
+            spec=_fresh(random, 0),
         )
     ]
     for setting, (lr, lam) in settings.items():
@@ -273,13 +274,13 @@ def _arms_of(
                 key=rules.key_of(model, rules.BAD, setting),
                 label=f"{label}, bad start",
                 size=size,
-                build=functools.partial(_branch, random, true),
+                spec=_branch(random, true, 0),
             ),
             Arm(
                 key=rules.key_of(model, rules.FRESH, setting),
                 label=f"{label}, fresh",
                 size=size,
-                build=functools.partial(_fresh, true),
+                spec=_fresh(true, 0),
             ),
         ]
     return arms

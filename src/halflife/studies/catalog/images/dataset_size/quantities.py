@@ -11,11 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import points
-from halflife.studies.evidence.claims import Finding
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import crossed_interval, seed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
     above_zero,
     all_of,
     below,
@@ -23,6 +21,8 @@ from halflife.studies.evidence.tests import (
     leave_one_out,
     lowered,
 )
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import crossed_interval, seed_interval
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

@@ -30,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.dataset_size import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, PointRow, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.optimum import PAIRED_NOTE, paired_rows
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import crossed_interval, seed_interval
@@ -44,7 +45,7 @@ _BEST = (
 )
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="helps",
         text="Where few examples are seen many times, decay lowers the test error.",
         rule=f"{_BEST}Mean over the {rules.NUM_SMALL} smallest numbers of examples. Reproduced if the 95 % interval of (error"
@@ -54,7 +55,7 @@ CLAIMS = (
         unit="points",
         measure=rules.error_lowered,
     ),
-    Claim(
+    WordedClaim(
         key="interpolates",
         text="Where few examples are seen many times, decay lowers the test error though the net still interpolates them.",
         rule=f"{_BEST}At each of the {rules.NUM_SMALL} smallest numbers of examples: reproduced if the 95 % intervals of the"
@@ -64,7 +65,7 @@ CLAIMS = (
         unit="%",
         measure=rules.interpolates,
     ),
-    Claim(
+    WordedClaim(
         key="one-pass",
         text="In one pass over as many distinct examples as the budget has samples, decay makes no difference to the test"
         " error.",
@@ -74,7 +75,7 @@ CLAIMS = (
         unit="points",
         measure=rules.same_in_one_pass,
     ),
-    Claim(
+    WordedClaim(
         key="shrinks",
         text="The gain by decay shrinks from many passes over few examples to one pass over many.",
         rule=f"{_BEST}Reproduced if the 95 % interval of (gain with few examples - gain in one pass) lies above 0; not"
@@ -223,8 +224,8 @@ def _arms(
             for lam in lams:
                 fields = {"num_train": count, "num_epochs": passes, "eval_every": passes, "lam": lam, "width": width}
                 name = f"{count:,} examples, lam {lam:g}"
-                build = functools.partial(_spec, {"drop_at": 1.0, **fields, **common})
-                arms.append(Arm(key=name, label=name, size=width, build=build))
+                spec = _spec({"drop_at": 1.0, **fields, **common}, 0)
+                arms.append(Arm(key=name, label=name, size=width, spec=spec))
     return tuple(arms)
 
 

@@ -15,12 +15,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    above,
+    above_zero,
+    all_of,
+    below,
+    leave_one_out,
+    within,
+)
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.optimum import Optimum, find_optimum
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, above_zero, all_of, below, leave_one_out, within
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

@@ -38,7 +38,8 @@ from typing import Any
 from halflife.studies.catalog.images.eta_lambda import quantities as rules
 from halflife.studies.catalog.images.eta_lambda.figures import PANELS, PUBLISHED
 from halflife.studies.catalog.images.eta_lambda.quantities import FORGOTTEN, LATE, QUANTITIES
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["ETA_LAMBDA", "ETA_LAMBDA_VGG"]
@@ -47,9 +48,9 @@ _WHERE = f"Settings whose run is {FORGOTTEN:g} tau or longer."
 _END = "not reproduced if it lies wholly on the other side; else inconclusive"
 
 
-def _monotone_claim(key: str, quantity: str, text: str, *, rising: bool) -> Claim:
+def _monotone_claim(key: str, quantity: str, text: str, *, rising: bool) -> WordedClaim:
     bound = f"above {rules.RANK_BOUND}" if rising else f"below -{rules.RANK_BOUND}"
-    return Claim(
+    return WordedClaim(
         key=key,
         text=text,
         rule=f"{_WHERE} Reproduced if the 95 % interval of the rank correlation with lr * lam, over cells, lies {bound};"
@@ -60,8 +61,8 @@ def _monotone_claim(key: str, quantity: str, text: str, *, rising: bool) -> Clai
     )
 
 
-def _collapse_claim(quantity: str, name: str) -> Claim:
-    return Claim(
+def _collapse_claim(quantity: str, name: str) -> WordedClaim:
+    return WordedClaim(
         key=f"collapse-{quantity}",
         text=f"The {name} depends on the learning rate and lam through their product alone.",
         rule=f"{_WHERE} Only products that two settings or more share. Two fits to the mean of the other seeds, scored by the"
@@ -76,7 +77,7 @@ def _collapse_claim(quantity: str, name: str) -> Claim:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="u-shape",
         text="The test error of the average is U-shaped in lr * lam.",
         rule=f"{_WHERE} Means at equal product; the lowest of the inner ones is chosen on the other seeds. Reproduced if the"
@@ -86,7 +87,7 @@ CLAIMS = (
         unit="points",
         measure=rules.u_shaped,
     ),
-    Claim(
+    WordedClaim(
         key="tau",
         text="The test error is lowest where tau = 1 / (lr lam) is 2 to 6 epochs, as in the paper's two grids (our reading).",
         rule=f"{_WHERE} The vertex of a parabola in ln(lr lam) through the lowest mean at equal product and its neighbours."
@@ -115,7 +116,7 @@ CLAIMS = (
         "The Jacobian norm of the average falls monotonically with lr * lam.",
         rising=False,
     ),
-    Claim(
+    WordedClaim(
         key="jacobian-rate",
         text="At fixed lam the Jacobian norm of the average falls as the learning rate rises (the paper's figures; its text"
         " says that it rises).",
@@ -129,7 +130,7 @@ CLAIMS = (
     _collapse_claim("loss", "training loss"),
     _collapse_claim("noise", "noise scale"),
     _collapse_claim("jacobian", "Jacobian norm of the average (its logarithm)"),
-    Claim(
+    WordedClaim(
         key="unforgotten",
         text="Where the run is shorter than tau, settings of equal product differ more: they leave the curve.",
         rule="The standard deviation of the average's test error over settings of equal product, lam = 0 being one, in a seed."
@@ -154,7 +155,7 @@ def _arms(
             key=f"lr {lr:g}, lam {lam:g}",
             label=f"lr {lr:g}, lam {lam:g}",
             size=width,
-            build=functools.partial(_spec, {"lr": lr, "lam": lam, "width": width, **CONSTANT, **common}),
+            spec=_spec({"lr": lr, "lam": lam, "width": width, **CONSTANT, **common}, 0),
         )
         for width in widths
         for lr in rates

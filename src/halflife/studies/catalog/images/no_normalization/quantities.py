@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog.curvature.transformer.quantities import NAMES
 from halflife.studies.catalog.images.common import image_run, points
-from halflife.studies.evidence.claims import Finding
-from halflife.studies.evidence.fits import rank_correlation
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
     above,
     above_zero,
     all_of,
@@ -30,6 +27,9 @@ from halflife.studies.evidence.tests import (
     exceeds,
     lowered,
 )
+from halflife.studies.evidence.fits import rank_correlation
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

@@ -37,7 +37,8 @@ from halflife.studies.catalog.images.stabilization.quantities import (
     VANISHING_EXPONENT,
     loss_plateaus,
 )
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["NO_NORMALIZATION"]
@@ -50,9 +51,9 @@ _RANK = (
 )
 
 
-def _rank_claim(metric: str, where: str) -> Claim:
+def _rank_claim(metric: str, where: str) -> WordedClaim:
     words = {"average": "of the average", "end": "at the end"}[where]
-    return Claim(
+    return WordedClaim(
         key=f"{metric.partition('_')[0]}-{where}",
         text=f"Without normalization the {NAMES[metric]} {words} orders the settings as their test errors do.",
         rule=_RANK,
@@ -62,8 +63,8 @@ def _rank_claim(metric: str, where: str) -> Claim:
     )
 
 
-def _exponent_claim(metric: str) -> Claim:
-    return Claim(
+def _exponent_claim(metric: str) -> WordedClaim:
+    return WordedClaim(
         key=f"{metric.partition('_')[0]}-falls",
         text=f"Without normalization the {NAMES[metric]} of the average falls with the learning rate and with lam.",
         rule="A fit of lr^a lam^b over the settings with decay, for each seed: reproduced if the 95 % intervals of a and b lie"
@@ -75,7 +76,7 @@ def _exponent_claim(metric: str) -> Claim:
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="plateau",
         text="In a ResNet without normalization decay with a large rate holds the training loss on a plateau; without decay it"
         " goes towards 0.",
@@ -87,7 +88,7 @@ CLAIMS = (
         unit="x",
         measure=functools.partial(loss_plateaus, keys=LARGE),
     ),
-    Claim(
+    WordedClaim(
         key="tuned",
         text="Decay lowers the final test error of a ResNet without normalization also against the best rate without decay.",
         rule="Best against best, rate and lam chosen on the other seeds: reproduced if the 95 % interval of the difference lies"
@@ -96,7 +97,7 @@ CLAIMS = (
         unit="points",
         measure=rules.tuned_decay_helps,
     ),
-    Claim(
+    WordedClaim(
         key="small-rate",
         text="With a small rate, and a lam that is good at the large one, decay does less good without normalization than with"
         " it (the paper: it hurts a VGG and helps ResNets).",
@@ -106,7 +107,7 @@ CLAIMS = (
         unit="points",
         measure=rules.small_rate_needs_normalization,
     ),
-    Claim(
+    WordedClaim(
         key="product",
         text="Also without normalization the test error of the average is a function of the product lr lam.",
         rule="At the products whose time scale 1 / (lr lam) is at most half of the phase before the drop: reproduced if the"
@@ -117,7 +118,7 @@ CLAIMS = (
         unit="points",
         measure=rules.error_is_of_the_product,
     ),
-    Claim(
+    WordedClaim(
         key="effective-rate",
         text="Without normalization lr lam predicts the test error better than the effective rate lr / ||w||^2 does.",
         rule="Parabolas in the logarithm of either, fitted to the settings with decay of the other seeds: reproduced if the"
@@ -147,8 +148,8 @@ def _arms(
                     lam = float(f"{products[index - 1] / lr:.3g}") if index else 0.0
                     fields = {"model": MODELS[net], "width": width, "lr": lr, "lam": lam, **common}
                     label = f"{'BatchNorm' if net == TWIN else 'no normalization'}, lr {lr:g}, lam {lam:g}"
-                    build = functools.partial(_spec, fields)
-                    arms.append(Arm(key=key_of(net, rate, index), label=label, size=width, build=build))
+                    spec = _spec(fields, 0)
+                    arms.append(Arm(key=key_of(net, rate, index), label=label, size=width, spec=spec))
     return tuple(arms)
 
 

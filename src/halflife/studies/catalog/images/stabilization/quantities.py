@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import points
-from halflife.studies.evidence.claims import Finding, Outcome
+from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, Outcome, above_zero, all_of, lowered, within
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import crossed_interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above_zero, all_of, lowered, within
 from halflife.studies.specs.images import ImageRun
 
 __all__ = [

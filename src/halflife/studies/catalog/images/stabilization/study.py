@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from halflife.studies.catalog.images.stabilization import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, Panel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
 from halflife.studies.specs.images import ImageRun
@@ -54,7 +55,7 @@ PUBLISHED_VGG = (
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a",
         text="With a large learning rate, weight decay lowers the final test error.",
         rule="Reproduced if the 95 % interval of (error with decay - error without) lies below 0; not reproduced if it"
@@ -63,7 +64,7 @@ CLAIMS = (
         unit="points",
         measure=rules.helps_at_large_lr,
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="With a small learning rate it does not, or much less.",
         rule="Reproduced if the 95 % interval of (effect at the small rate - half of the effect at the large rate) lies"
@@ -72,7 +73,7 @@ CLAIMS = (
         unit="points",
         measure=rules.not_at_small_lr,
     ),
-    Claim(
+    WordedClaim(
         key="c",
         text="With a large learning rate and decay the training loss stays on a plateau until the rate drops; without"
         " decay it goes towards 0.",
@@ -84,7 +85,7 @@ CLAIMS = (
         unit="x",
         measure=rules.loss_plateaus,
     ),
-    Claim(
+    WordedClaim(
         key="d",
         text="Runs with the same lam end with nearly the same norm and training loss, but different test errors.",
         rule=f"Reproduced if the 90 % intervals of both ratios (small over large learning rate) lie within"
@@ -94,7 +95,7 @@ CLAIMS = (
         unit="points",
         measure=rules.same_norm_other_error,
     ),
-    Claim(
+    WordedClaim(
         key="e",
         text="The moving average of the weights (0.999 per step) gives most of the gain already before the drop.",
         rule="Reproduced if the drop lowers the test error (95 % interval above 0) and the 95 % interval of (gain by the"
@@ -104,7 +105,7 @@ CLAIMS = (
         unit="points",
         measure=functools.partial(rules.average_gains_early, decay=0.999),
     ),
-    Claim(
+    WordedClaim(
         key="e-short",
         text="The same for an average over as many epochs as in the paper (0.99 per step at 39 steps an epoch and 0.999"
         " at 391 both reach back 2.6 epochs).",
@@ -170,7 +171,7 @@ def _arms(
             key=f"{name}-{'decay' if decay else 'none'}",
             label=f"lr {lr:g}, lam {decay:g}",
             size=width,
-            build=functools.partial(_spec, {"lr": lr, "lam": decay, "width": width, **common}),
+            spec=_spec({"lr": lr, "lam": decay, "width": width, **common}, 0),
         )
         for width in widths
         for name, lr in zip(("large", "small"), rates, strict=True)

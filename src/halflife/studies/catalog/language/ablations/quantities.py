@@ -20,12 +20,10 @@ from halflife.studies.catalog.language.quantities import (
     words_of_stake,
 )
 from halflife.studies.catalog.language.settings import LAMS, key_of
-from halflife.studies.evidence.claims import Finding, PointRow
-from halflife.studies.evidence.optimum import lam_of, text_spec
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.claims import PointRow
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
     above_zero,
     best_of,
     equal_at_stake,
@@ -33,6 +31,9 @@ from halflife.studies.evidence.tests import (
     lowered,
     paired_blocks,
 )
+from halflife.studies.evidence.optimum import lam_of, text_spec
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
 
 __all__ = [
     "EQUAL_MARGIN",

@@ -29,7 +29,8 @@ from halflife.studies.catalog.language.settings import (
     SMOKE,
     Setting,
 )
-from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["FULL", "LADDER", "LM_ABLATIONS", "SMALL", "TINY", "Ablations", "ablation_arms"]
 
@@ -147,7 +148,7 @@ WHICH = {
 }
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a",
         text="Whether the gains of LayerNorm decay does not matter at moderate decay.",
         rule=f"Reproduced if the 90 % interval of (final loss with gains decayed - with gains kept)"
@@ -156,7 +157,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.gains_harmless,
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="Decaying the gains of LayerNorm is harmful at large decay.",
         rule="Reproduced if the 95 % interval of (final loss with gains decayed - with gains kept) lies above 0; not reproduced"
@@ -166,7 +167,7 @@ CLAIMS = (
         measure=rules.gains_harm,
     ),
     *(
-        Claim(
+        WordedClaim(
             key=f"c-{where}",
             text=f"With Adam, L2 {words} lowers the final loss, too.",
             rule=LOWER,
@@ -177,7 +178,7 @@ CLAIMS = (
         for where, words in PLACES.items()
     ),
     *(
-        Claim(
+        WordedClaim(
             key=f"d-{where}",
             text=f"With Adam, L2 {words} is as good as decoupled decay.",
             rule="Coefficient and lam are chosen on the other seeds. Reproduced if the 90 % interval of (final loss with L2 -"
@@ -188,7 +189,7 @@ CLAIMS = (
         )
         for where, words in PLACES.items()
     ),
-    Claim(
+    WordedClaim(
         key="e",
         text="With SGD and momentum decay lowers the final loss, too: Adam's adaptivity is not needed.",
         rule=f"{LOWER} Rates are chosen on both sides. {quantities.NEEDS_GRID}",
@@ -197,7 +198,7 @@ CLAIMS = (
         measure=rules.sgd_helps,
     ),
     *(
-        Claim(
+        WordedClaim(
             key=f"f-{average}-{lam}",
             text=f"At a constant learning rate {words} loses less by {lam} decay than the weights themselves.",
             rule="Before is (loss with decay - loss without) at the end of the runs at a constant rate, after the same of the"
@@ -211,7 +212,7 @@ CLAIMS = (
         for lam in LAMS[1:]
     ),
     *(
-        Claim(
+        WordedClaim(
             key=f"g-{average}-{lam}",
             text=f"Averaging does less than a tiny-lr branch: {words} loses more by {lam} decay than the end of the branch.",
             rule="Reproduced if the 95 % interval of ((loss with decay - loss without) of the averaged weights minus the same"

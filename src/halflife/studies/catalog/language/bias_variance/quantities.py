@@ -32,11 +32,10 @@ from numpy.typing import NDArray
 from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound, stationary_risk
 from halflife.studies.catalog.language.quantities import BLOCKS, EARLY_MARGIN, nats, shares_of, step_of
 from halflife.studies.catalog.language.settings import LAMS, key_of
-from halflife.studies.evidence.claims import Arm, Finding
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.claims import Arm
+from halflife.studies.evidence.decisions import (
     EQUAL_CONFIDENCE,
+    Finding,
     above,
     above_zero,
     all_of,
@@ -45,6 +44,8 @@ from halflife.studies.evidence.tests import (
     equal_at_stake,
     within,
 )
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.specs.least_squares import LeastSquaresRun
 
 __all__ = [
@@ -129,9 +130,7 @@ def synthetic_arms(size: int, scale: SyntheticScale) -> tuple[Arm, ...]:
             (f"{noise}-{lr:g}", f"spectrum, {noise} noise, lr {lr:g}", {**spread, "lr": lr, "noise": noise})
             for lr in SPREAD_RATES
         ]
-    return tuple(
-        Arm(key=key, label=label, size=size, build=functools.partial(_spec, fields)) for key, label, fields in kinds
-    )
+    return tuple(Arm(key=key, label=label, size=size, spec=_spec(fields, 0)) for key, label, fields in kinds)
 
 
 def _spec(fields: dict[str, Any], seed: int) -> LeastSquaresRun:

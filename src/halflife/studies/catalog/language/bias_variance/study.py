@@ -20,7 +20,8 @@ from halflife.studies.catalog.language.bias_variance import figures
 from halflife.studies.catalog.language.bias_variance import quantities as rules
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
 from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
-from halflife.studies.evidence.claims import Claim, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["BIAS_VARIANCE"]
 
@@ -38,7 +39,7 @@ AVERAGE_RULE = (
 )
 
 SYNTHETIC_CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a",
         text="Check: in least squares in one dimension, at a constant learning rate the risk settles at lr s^2 / (2 (2 - lr"
         " mu)).",
@@ -49,7 +50,7 @@ SYNTHETIC_CLAIMS = (
         unit="%",
         measure=rules.floor_is_exact,
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="Check: the paper's bound (1 - lr mu)^t ||x_0 - x*||^2 + lr sigma^2 holds along the whole run, gradients with"
         " noise of constant variance.",
@@ -58,7 +59,7 @@ SYNTHETIC_CLAIMS = (
         unit="x",
         measure=functools.partial(rules.bound_holds, keys=STEADY),
     ),
-    Claim(
+    WordedClaim(
         key="b-sampled",
         text="The bound holds with one sample a step, too, whose noise grows with the error.",
         rule=BOUND_RULE,
@@ -66,7 +67,7 @@ SYNTHETIC_CLAIMS = (
         unit="x",
         measure=functools.partial(rules.bound_holds, keys=SAMPLED),
     ),
-    Claim(
+    WordedClaim(
         key="b-loose",
         text="Check: at the floor of a small learning rate the bound is four times too large.",
         rule=f"At lr {rules.LINE_RATES[-1]:g}: reproduced if the 90 % interval of lr sigma^2 over the simulated floor"
@@ -75,7 +76,7 @@ SYNTHETIC_CLAIMS = (
         unit="x",
         measure=rules.bound_is_loose,
     ),
-    Claim(
+    WordedClaim(
         key="c",
         text="A larger learning rate is ahead early and behind late, and ahead again once both have dropped.",
         rule=f"With a spectrum and one sample a step, rates 0.2 and 0.05: reproduced if the 95 % intervals of the ratio"
@@ -85,7 +86,7 @@ SYNTHETIC_CLAIMS = (
         unit="x",
         measure=rules.ranking_flips,
     ),
-    Claim(
+    WordedClaim(
         key="d",
         text="Averaging the iterates removes the floor without any drop.",
         rule=f"In one dimension, over the last half of the steps before the drop: reproduced if the 95 % interval of"
@@ -95,7 +96,7 @@ SYNTHETIC_CLAIMS = (
         unit="x",
         measure=rules.average_removes_the_floor,
     ),
-    Claim(
+    WordedClaim(
         key="e",
         text="Check: with a spread spectrum the risk is that of the exact recursion, for both kinds of noise.",
         rule=f"At the rates {', '.join(f'{lr:g}' for lr in rules.SPREAD_RATES)} with either noise, mean risk over the"
@@ -105,7 +106,7 @@ SYNTHETIC_CLAIMS = (
         unit="%",
         measure=rules.spread_is_exact,
     ),
-    Claim(
+    WordedClaim(
         key="f",
         text="In least squares itself decay is a regularizer: it adds a bias and lowers the variance, and raises no"
         " effective learning rate.",
@@ -119,7 +120,7 @@ SYNTHETIC_CLAIMS = (
 )
 
 TEXT_CLAIMS = (
-    Claim(
+    WordedClaim(
         key="g",
         text="Language models: the variance part of the loss at a constant learning rate grows with lam.",
         rule="The variance part is how far a tiny-lr branch from the last step lowers the loss. Reproduced if its 95 %"
@@ -129,7 +130,7 @@ TEXT_CLAIMS = (
         unit="nats",
         measure=rules.variance_grows,
     ),
-    Claim(
+    WordedClaim(
         key="h-early",
         text="Early in the run the bias part does not depend on lam: branches end at the same loss.",
         rule="At the first branch: reproduced if for moderate and for large decay the 90 % interval of (bias with decay -"
@@ -141,7 +142,7 @@ TEXT_CLAIMS = (
         measure=rules.bias_coincides_early,
     ),
     *(
-        Claim(
+        WordedClaim(
             key=key,
             text=words,
             rule=f"At the {name} branch, with the decay that is best there on the other seeds: reproduced if the 95 %"
@@ -155,7 +156,7 @@ TEXT_CLAIMS = (
             ("h", "Late in the run the bias part is lower with decay.", "last", -1),
         )
     ),
-    Claim(
+    WordedClaim(
         key="i-ema",
         text="A moving average of the weights (0.99 per step) recovers most of the variance part that the branch does.",
         rule=AVERAGE_RULE,
@@ -163,7 +164,7 @@ TEXT_CLAIMS = (
         unit="nats",
         measure=functools.partial(rules.averaging_recovers, average="ema-0.99/"),
     ),
-    Claim(
+    WordedClaim(
         key="i-mean",
         text="The plain mean of the weights over the second half of the run recovers most of the variance part, too.",
         rule=AVERAGE_RULE,

@@ -28,7 +28,8 @@ from halflife.studies.catalog.language.common import (
 )
 from halflife.studies.catalog.language.dropout import quantities as rules
 from halflife.studies.catalog.language.dropout.quantities import DROPOUTS, FRESH, REPEATED, key_of
-from halflife.studies.evidence.claims import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.claims import Arm, Panel, PointRow, PointsPanel, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_of, lam_places, paired_rows, text_spec
 from halflife.studies.evidence.results import Results
 
@@ -42,7 +43,7 @@ _LOWERS = (
 )
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="decay",
         text="On repeated text decay lowers the validation loss even when dropout is tuned (our claim).",
         rule=_LOWERS,
@@ -50,7 +51,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.decay_helps_beside_dropout,
     ),
-    Claim(
+    WordedClaim(
         key="dropout",
         text="On repeated text dropout lowers the validation loss even when lam is tuned (our claim).",
         rule=_LOWERS,
@@ -58,7 +59,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.dropout_helps_beside_decay,
     ),
-    Claim(
+    WordedClaim(
         key="overlap",
         text="On repeated text the two overlap: decay gains less beside dropout than alone (our claim).",
         rule="Reproduced if the 95 % interval of (gain of decay without dropout - gain of decay with the best dropout) lies"
@@ -68,7 +69,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.gains_overlap,
     ),
-    Claim(
+    WordedClaim(
         key="smaller-lam",
         text="On repeated text the best lam is smaller beside dropout (our claim).",
         rule="Reproduced if the 95 % interval of (best lam without dropout / best lam with the high dropout) lies above 1; not"
@@ -78,7 +79,7 @@ CLAIMS = (
         unit="x",
         measure=rules.smaller_lam_beside_dropout,
     ),
-    Claim(
+    WordedClaim(
         key="smoothing",
         text="On repeated text label smoothing does not replace decay (our claim).",
         rule="Without dropout: reproduced if the 95 % interval of (gain of decay with label smoothing - half of the gain"
@@ -88,7 +89,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.decay_helps_beside_smoothing,
     ),
-    Claim(
+    WordedClaim(
         key="one-pass-dropout",
         text="On a one-pass run dropout only raises the loss, whatever lam.",
         rule="Reproduced if at every lam the 95 % interval of (loss with the low dropout - loss without) lies above 0; not"
@@ -97,7 +98,7 @@ CLAIMS = (
         unit="nats",
         measure=rules.dropout_hurts_fresh,
     ),
-    Claim(
+    WordedClaim(
         key="one-pass-gain",
         text="On a one-pass run decay does not regularize: with dropout it gains as much as without (our test of theirs).",
         rule="Reproduced if the 90 % interval of (gain of decay without dropout - gain with the high dropout) lies within"

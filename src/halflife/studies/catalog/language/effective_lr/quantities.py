@@ -14,10 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.quantities import nats
-from halflife.studies.evidence.claims import Finding, PointRow
+from halflife.studies.evidence.claims import PointRow
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    above_zero,
+    all_of,
+    below,
+    paired_blocks,
+    within,
+)
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above_zero, all_of, below, paired_blocks, within
 from halflife.studies.specs.text import TextRun
 
 __all__ = [

@@ -29,7 +29,8 @@ from halflife.studies.catalog.language.common import (
 )
 from halflife.studies.catalog.language.effective_lr import quantities as rules
 from halflife.studies.catalog.language.settings import NIGHT_WIDTHS
-from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["LM_EFFECTIVE_LR"]
 
@@ -74,7 +75,7 @@ def _small(fields: Mapping[str, Any], num_steps: int, warm: int = WARMUP, **chan
     }
 
 
-def _claims(case: str) -> tuple[Claim, ...]:
+def _claims(case: str) -> tuple[WordedClaim, ...]:
     follow = (
         "The distance of two runs is the largest difference between their training losses (means over the steps between two"
         f" readings) after {rules.START:.0%} of the steps. Seed by seed, reproduced if the 95 % interval of (distance of the"
@@ -90,7 +91,7 @@ def _claims(case: str) -> tuple[Claim, ...]:
     ways = {"global": "lr / ||w|| of the whole model", "per-tensor": "lr / ||w|| of every decayed tensor by itself"}
     return (
         *(
-            Claim(
+            WordedClaim(
                 key=f"{key}-{case}",
                 text=f"A run without decay whose learning rate is rescaled to match {what} follows the whole loss curve of the"
                 f" run with {case} decay.",
@@ -101,7 +102,7 @@ def _claims(case: str) -> tuple[Claim, ...]:
             )
             for key, (match, what) in zip("ab", ways.items(), strict=True)
         ),
-        Claim(
+        WordedClaim(
             key=f"c-{case}",
             text=f"Matching every tensor by itself follows more closely than one factor for all, {case} decay (our claim).",
             rule="Reproduced if the 95 % interval of (distance per tensor / distance with one factor) lies below 1; not"
@@ -111,7 +112,7 @@ def _claims(case: str) -> tuple[Claim, ...]:
             measure=functools.partial(rules.closer_per_tensor, case=case),
         ),
         *(
-            Claim(
+            WordedClaim(
                 key=f"{key}-{case}",
                 text=f"A replay that matches {what} ends with the loss of the run with {case} decay.",
                 rule=end,
@@ -121,7 +122,7 @@ def _claims(case: str) -> tuple[Claim, ...]:
             )
             for key, (match, what) in zip("de", ways.items(), strict=True)
         ),
-        Claim(
+        WordedClaim(
             key=f"f-{case}",
             text=f"Matching lr / ||w||^2 fails, {case} decay.",
             rule="It fails if it ends further away than no matching at all: reproduced if the 95 % interval of (distance of the"

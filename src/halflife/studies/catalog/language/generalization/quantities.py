@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.quantities import BLOCKS, SMALLEST_EFFECT, nats, no_best_rate, starting_with
 from halflife.studies.catalog.language.settings import LAMS
-from halflife.studies.evidence.claims import Finding, PointRow
+from halflife.studies.evidence.claims import PointRow
+from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, all_of, best_of, lowered, within
 from halflife.studies.evidence.fits import fit_lines
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, all_of, best_of, lowered, within
 
 __all__ = [
     "GAP_MARGIN",

@@ -26,13 +26,14 @@ from halflife.studies.catalog.language.settings import (
     key_of,
     prefixed,
 )
-from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.claims import Arm, Panel, PointsPanel, Preset, Published, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["LM_GENERALIZATION"]
 
 CLAIMS = (
     *(
-        Claim(
+        WordedClaim(
             key=f"a-{lam}",
             text=f"At the same training loss, runs with {lam} decay have the same validation loss as runs without.",
             rule="Over all runs of a model, validation loss is regressed on training loss in each seed, with an offset per lam"
@@ -45,7 +46,7 @@ CLAIMS = (
         )
         for lam in LAMS[1:]
     ),
-    Claim(
+    WordedClaim(
         key="b",
         text="What a run gains in training loss it gains in validation loss.",
         rule=f"Reproduced if the 90 % interval of the slope of that regression lies within {rules.SLOPE_MARGIN:g} of 1 in every"
@@ -54,7 +55,7 @@ CLAIMS = (
         unit="",
         measure=rules.slope_is_one,
     ),
-    Claim(
+    WordedClaim(
         key="c",
         text="Decay lowers the final training loss itself, each side at its best learning rate.",
         rule="Reproduced if the 95 % interval of (training loss of the best decayed run with decay - of the best without, lam"

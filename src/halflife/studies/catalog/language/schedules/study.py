@@ -27,17 +27,20 @@ from halflife.studies.catalog.language.settings import (
     Setting,
     prefixed,
 )
-from halflife.studies.evidence.claims import Arm, Claim, Finding, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import Finding, WordedClaim
 
 __all__ = ["LM_SCHEDULES"]
 
 LOWER = f"Reproduced if the 95 % interval of (loss with decay - loss without) {rules.LOWER}."
 
 
-def _for_both(key: str, text: str, rule: str, effect_name: str, measure: Callable[..., Finding]) -> tuple[Claim, ...]:
+def _for_both(
+    key: str, text: str, rule: str, effect_name: str, measure: Callable[..., Finding]
+) -> tuple[WordedClaim, ...]:
     """One claim for moderate and one for large decay."""
     return tuple(
-        Claim(
+        WordedClaim(
             key=f"{key}-{lam}",
             text=text.format(lam=lam),
             rule=rule,
@@ -50,7 +53,7 @@ def _for_both(key: str, text: str, rule: str, effect_name: str, measure: Callabl
 
 
 CLAIMS = (
-    Claim(
+    WordedClaim(
         key="a",
         text="With a decayed learning rate weight decay lowers the final loss, each side at its best learning rate.",
         rule=f"{LOWER} lam > 0 and the rates of both sides are chosen on the other seeds; of a preset with runs of two"

@@ -15,11 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.quantities import nats
-from halflife.studies.evidence.claims import Finding
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    above_zero,
+    all_of,
+    below,
+    best_keys,
+    best_of,
+    within,
+)
 from halflife.studies.evidence.optimum import Optimum, Sweep, exponent_of, lam_of, optimum_of, text_spec
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import crossed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above_zero, all_of, below, best_keys, best_of, within
 from halflife.studies.specs.text import TextRun
 
 __all__ = [

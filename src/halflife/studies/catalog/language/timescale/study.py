@@ -23,7 +23,8 @@ from typing import Any
 from halflife.studies.catalog.language.common import PAPER, PAPER_NEEDS, decay, linear_lr, run_arm, small_mlp
 from halflife.studies.catalog.language.timescale import figures
 from halflife.studies.catalog.language.timescale import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Study
+from halflife.studies.evidence.claims import Arm, Panel, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 
 __all__ = ["TIMESCALE"]
 
@@ -44,8 +45,8 @@ _RULE = (
 )
 
 
-def _power_claim(key: str, text: str, axis: str, exponent: float, of: str) -> Claim:
-    return Claim(
+def _power_claim(key: str, text: str, axis: str, exponent: float, of: str) -> WordedClaim:
+    return WordedClaim(
         key=key,
         text=text,
         rule=_RULE.format(f"{exponent:g}"),
@@ -59,7 +60,7 @@ CLAIMS = (
     _power_claim(
         "batch", "At fixed lr and tokens the best lam is proportional to the batch.", "batch", 1.0, "the batch"
     ),
-    Claim(
+    WordedClaim(
         key="matched",
         text="A lam that is tuned at one batch serves at the others once it is scaled with the batch, so that tau / T stays.",
         rule="With the base's lam chosen on the other seeds, and means over the other batches: reproduced if the 95 % interval"
@@ -195,7 +196,7 @@ class Base:
         if "accumulate" in fields:  # of the paper's settings: batches larger than memory, in parts of the same size
             fields["accumulate"] = max(1, fields["accumulate"] * fields["batch_size"] // self.batch_size)
         arm = run_arm(rules.arm_key(place, power), f"{place}, lam {lam:g}", fields)
-        return Arm(key=arm.key, label=arm.label, size=self.width, build=arm.build)
+        return replace(arm, size=self.width)
 
 
 def _small(*, width: int, lam: float, num_steps: int, text_lam: float) -> Base:

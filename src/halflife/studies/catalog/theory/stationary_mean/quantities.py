@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.theory.stationary_mean.theory import path_of, rms, stationary_spec
-from halflife.studies.evidence.claims import Finding, Outcome
+from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, Outcome, above, all_of, below, within
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, all_of, below, within
 
 __all__ = [
     "CLOSED",

@@ -31,7 +31,8 @@ from typing import Any
 
 from halflife.studies.catalog.theory.stationary_mean import figures
 from halflife.studies.catalog.theory.stationary_mean import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.panels import PointsPanel
 from halflife.studies.specs.stationary import StationaryRun
 
@@ -114,8 +115,8 @@ def _nets(size: int, scale: Scale) -> list[Arm]:
 def _arm(key: str, label: str, size: int, fields: dict[str, Any], scale: Scale) -> Arm:
     steps = {name: max(round(fields[name] * scale.steps), 20) for name in ("burn_in", "num_steps")}
     steps["num_steps"] = max(steps["num_steps"], steps["burn_in"] + 20)
-    build = functools.partial(_spec, {**fields, **steps, "prefactors": scale.prefactors})
-    return Arm(key=key, label=label, size=size, build=build)
+    spec = _spec({**fields, **steps, "prefactors": scale.prefactors}, 0)
+    return Arm(key=key, label=label, size=size, spec=spec)
 
 
 def _preset(
@@ -181,10 +182,10 @@ REST = (
 
 def _claims(
     group: str, models: str, keys: tuple[str, ...], theory_keys: tuple[str, ...], factor: float, spread: tuple[str, ...]
-) -> tuple[Claim, ...]:
+) -> tuple[WordedClaim, ...]:
     """The claims about a group of models; ``group`` ends their keys."""
     return (
-        Claim(
+        WordedClaim(
             key=f"form{group}",
             text=f"{models}: with a fitted prefactor the objective says where the mean in function space is, and the objective"
             " without a regularizer does not.",
@@ -196,7 +197,7 @@ def _claims(
             unit="x",
             measure=functools.partial(rules.form_explains, keys=spread),
         ),
-        Claim(
+        WordedClaim(
             key=f"prefactor{group}",
             text=f"{models}: the prefactor is lr / B times the variance of the noise, c = {rules.CONJECTURED:g}.",
             rule="Reproduced if the 90 % interval of the fitted c lies within a factor of"
@@ -208,7 +209,7 @@ def _claims(
                 rules.prefactor_is, keys=keys, value=rules.CONJECTURED, factor=rules.CONJECTURED_FACTOR
             ),
         ),
-        Claim(
+        WordedClaim(
             key=f"as-written{group}",
             text=f"{models}: the objective as it is written, c = {rules.CONJECTURED:g}, predicts the mean better than no"
             " regularizer.",
@@ -218,7 +219,7 @@ def _claims(
             unit="x",
             measure=functools.partial(rules.as_written, keys=keys),
         ),
-        Claim(
+        WordedClaim(
             key=f"quarter{group}",
             text=f"{models}, with label noise: the prefactor is a quarter of that, c = {rules.THEORY:g}, as the theory of SGD"
             " with label noise says for small learning rates.",
@@ -231,8 +232,8 @@ def _claims(
     )
 
 
-def _regularizer(group: str, models: str, keys: tuple[str, ...]) -> Claim:
-    return Claim(
+def _regularizer(group: str, models: str, keys: tuple[str, ...]) -> WordedClaim:
+    return WordedClaim(
         key=f"regularizer{group}",
         text=f"{models}: the regularizer is the norm of the Jacobian (the paper's second version) rather than the trace of the"
         " Hessian (its first).",
@@ -244,8 +245,8 @@ def _regularizer(group: str, models: str, keys: tuple[str, ...]) -> Claim:
     )
 
 
-def _weights(group: str, models: str, keys: tuple[str, ...]) -> Claim:
-    return Claim(
+def _weights(group: str, models: str, keys: tuple[str, ...]) -> WordedClaim:
+    return WordedClaim(
         key=f"weights{group}",
         text=f"{models}: the mean of the weights, as a moving average takes it, stands for the mean in function space.",
         rule="Distance between the outputs of the mean weights and the mean outputs, over the distance without a regularizer:"
@@ -261,7 +262,7 @@ CLOSED_WORDS, NETS_WORDS = "Models with closed forms", "Small nets on images"
 
 CLAIMS = (
     *_claims("", CLOSED_WORDS, rules.CLOSED, rules.CLOSED, rules.THEORY_FACTOR, rules.SPARSE),
-    Claim(
+    WordedClaim(
         key="batch",
         text="The prefactor is proportional to 1 / B.",
         rule="Reproduced if the 90 % interval of B times the fitted prefactor at B = 4 over that at B = 1 lies within a factor"

@@ -16,10 +16,18 @@ from typing import Concatenate, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import Finding, Outcome
+from halflife.studies.evidence.decisions import (
+    EQUAL_CONFIDENCE,
+    Finding,
+    Outcome,
+    above,
+    all_of,
+    below,
+    lowered,
+    within,
+)
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval, seed_interval
-from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, all_of, below, lowered, within
 from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
 
 __all__ = [

@@ -21,7 +21,8 @@ from typing import Any
 
 from halflife.studies.catalog.theory.textbook import figures
 from halflife.studies.catalog.theory.textbook import quantities as rules
-from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Study
+from halflife.studies.evidence.claims import Arm, PointsPanel, Preset, Study
+from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
 
 __all__ = ["CLAIMS", "TEXTBOOK"]
@@ -33,8 +34,8 @@ _LOWER_RULE = (
 )
 
 
-def _lower(key: str, text: str, effect: str, arm: str, other: str, metric: str, name: str) -> Claim:
-    return Claim(
+def _lower(key: str, text: str, effect: str, arm: str, other: str, metric: str, name: str) -> WordedClaim:
+    return WordedClaim(
         key=key,
         text=text,
         rule=_LOWER_RULE,
@@ -64,7 +65,7 @@ RELU_CLAIMS = (
         "root mean square error between the points, large over small rate",
         rules.LARGE, rules.SMALL, "test/rmse", "the error between the points",
     ),
-    Claim(
+    WordedClaim(
         key="relu-flat",
         text="The reason is stability: at the large rate SGD can only stay where the top eigenvalue of the Hessian is below 2 /"
         " lr, and at the minimum that the small rate finds it is larger.",
@@ -74,7 +75,7 @@ RELU_CLAIMS = (
         unit="x",
         measure=rules.large_rate_is_flat,
     ),
-    Claim(
+    WordedClaim(
         key="relu-bound",
         text="Check: a flat minimum is a smooth one: 1 + 2 sum |a w| g(kink) is at most the top eigenvalue.",
         rule="At each rate: reproduced if the 95 % interval of bound over top eigenvalue lies below 1; not reproduced if one"
@@ -103,7 +104,7 @@ _RATE_RULE = (
 )
 
 SEPARABLE_CLAIMS = (
-    Claim(
+    WordedClaim(
         key="svm-rate",
         text="On separable data gradient descent without decay tends to the hard-margin direction, and the angle that is left"
         " falls as 1 / log t (planted support vectors).",
@@ -112,7 +113,7 @@ SEPARABLE_CLAIMS = (
         unit="",
         measure=functools.partial(rules.rate_is_logarithmic, key=rules.PLANTED),
     ),
-    Claim(
+    WordedClaim(
         key="svm-norm",
         text="The norm grows as log t over the margin, and the loss falls as 1 / t.",
         rule=f"Over the last {rules.DECADES} decades of steps, planted support vectors: reproduced if the 90 % intervals of the"
@@ -122,7 +123,7 @@ SEPARABLE_CLAIMS = (
         unit="",
         measure=rules.norm_and_loss,
     ),
-    Claim(
+    WordedClaim(
         key="svm-theory",
         text="Check: without decay w is u log t + a rest that the dual solution gives.",
         rule="Reproduced if at the end the 90 % intervals of angle and norm over those of the asymptote lie within"
@@ -131,7 +132,7 @@ SEPARABLE_CLAIMS = (
         unit="x",
         measure=rules.theory_holds,
     ),
-    Claim(
+    WordedClaim(
         key="svm-random",
         text="On random points, too, the angle falls.",
         rule=f"Reproduced if the 95 % interval of the angle at the end over that after {rules.EARLY} steps lies below 1; not"
@@ -140,7 +141,7 @@ SEPARABLE_CLAIMS = (
         unit="x",
         measure=rules.random_direction,
     ),
-    Claim(
+    WordedClaim(
         key="svm-random-rate",
         text="On random points, too, the angle falls as 1 / log t within the steps of the run.",
         rule=_RATE_RULE,
@@ -148,7 +149,7 @@ SEPARABLE_CLAIMS = (
         unit="",
         measure=functools.partial(rules.rate_is_logarithmic, key=rules.RANDOM),
     ),
-    Claim(
+    WordedClaim(
         key="svm-minimum",
         text="Check: with lam > 0 gradient descent ends at the minimum of loss + lam/2 ||w||^2, as another solver finds it.",
         rule="Reproduced if at every lam the 95 % interval, over seeds and in logarithms, of the largest relative distance of"
@@ -157,7 +158,7 @@ SEPARABLE_CLAIMS = (
         unit="",
         measure=rules.minimum_is_reached,
     ),
-    Claim(
+    WordedClaim(
         key="svm-path",
         text="As lam goes to 0, the minimum of loss + lam/2 ||w||^2 turns to the hard-margin direction.",
         rule=f"Random points, lam {', '.join(f'{lam:g}' for lam in rules.RANDOM_LAMS)}: reproduced if the 95 % interval of the"
@@ -166,7 +167,7 @@ SEPARABLE_CLAIMS = (
         unit="x",
         measure=rules.decay_tends_to_the_margin,
     ),
-    Claim(
+    WordedClaim(
         key="svm-soft",
         text="A soft margin needs lam: with one outlier the hard margin is the wrong aim, and decay lowers the test error.",
         rule=f"Reproduced if the 95 % interval of (error with lam {rules.OUTLIER_LAMS[-1]:g} - error without) lies below 0; not"
@@ -316,7 +317,7 @@ def _relu_arms(width: int, scale: Scale) -> tuple[Arm, ...]:
             "eval_every": max(scale.relu_steps // 40, 1),
             **extra,
         }
-        arms.append(Arm(key=key, label=label, size=width, build=functools.partial(_relu, fields)))
+        arms.append(Arm(key=key, label=label, size=width, spec=_relu(fields, 0)))
     return tuple(arms)
 
 
@@ -337,7 +338,7 @@ def _separable_arms(size: int, scale: Scale) -> tuple[Arm, ...]:
             key=key,
             label=label,
             size=size,
-            build=functools.partial(_separable, {**fields, "num_datasets": scale.replicas}),
+            spec=_separable({**fields, "num_datasets": scale.replicas}, 0),
         )
         for key, label, fields in kinds
     )

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from halflife.errors import UserError
 from halflife.studies.evidence.claims import Outcome
-from halflife.studies.evidence.readings import stacked
-from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval
-from halflife.studies.evidence.tests import (
+from halflife.studies.evidence.decisions import (
     above,
     above_zero,
     all_of,
@@ -27,6 +24,9 @@ from halflife.studies.evidence.tests import (
     paired_blocks,
     within,
 )
+from halflife.studies.evidence.readings import stacked
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.stats import Interval, crossed_interval
 
 YES: Outcome = "reproduced"
 NO: Outcome = "not reproduced"

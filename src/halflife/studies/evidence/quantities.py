@@ -1,0 +1,218 @@
+"""What a rule measures: readings of arms, sums and ratios of them, the best of several arms, each a sample with an interval.
+
+A quantity is data, so that its name in the rule, its digest and its value cannot disagree. What no sum, ratio or choice of
+readings says is a plain function.
+
+Shapes: S seeds, N test examples or blocks of validation tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.errors import UserError
+from halflife.studies.evidence.choice import leave_one_out
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
+
+if TYPE_CHECKING:
+    from halflife.studies.evidence.results import Results
+
+__all__ = ["Best", "Each", "Measure", "NotMeasuredError", "Quantity", "Reading", "Terms", "mean_of"]
+
+Numbers = NDArray[np.float64]
+Place = int | Callable[[Any], int] | None
+"""Where a run is read: an epoch or step, or one of the run's own, from its spec (``lambda spec: spec.drop_epoch``)."""
+
+
+class NotMeasuredError(UserError):
+    """A quantity that these results do not have, a ratio of something that is not above 0 say; the message says why."""
+
+
+class Measure:
+    """Something with a value per seed, (S,), or per seed and example, (S, N). Sums and ratios of measures are measures."""
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """The values in the order of `Results.seeds`."""
+        raise NotImplementedError
+
+    def __add__(self, other: Measure) -> Terms:
+        return Terms(_terms(self) + _terms(other))
+
+    def __sub__(self, other: Measure) -> Terms:
+        return self + (-1.0) * other
+
+    def __mul__(self, factor: float) -> Terms:
+        return Terms(tuple((factor * weight, measure) for weight, measure in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Measure) -> Measure:
+        return _Ratio(self, other)
+
+
+def _terms(measure: Measure) -> tuple[tuple[float, Measure], ...]:
+    return measure.terms if isinstance(measure, Terms) else ((1.0, measure),)
+
+
+@dataclass(frozen=True)
+class Terms(Measure):
+    """A weighted sum; made by ``+``, ``-`` and ``*``."""
+
+    terms: tuple[tuple[float, Measure], ...]
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """The sum, paired by seed and by example."""
+        (weight, first), *rest = self.terms
+        total = weight * first(results, size)
+        for weight, measure in rest:
+            total = total + weight * measure(results, size)
+        return total
+
+
+@dataclass(frozen=True)
+class _Ratio(Measure):
+    """One measure over another, seed by seed; made by ``/``."""
+
+    over: Measure
+    under: Measure
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        under = self.under(results, size)
+        if (under == 0).any():
+            raise NotMeasuredError("the denominator of a ratio is 0 in some seed")
+        return self.over(results, size) / under
+
+
+def mean_of(measures: Sequence[Measure]) -> Terms:
+    """The mean of several measures, paired by seed and example."""
+    return Terms(tuple((1.0 / len(measures), measure) for measure in measures))
+
+
+@dataclass(frozen=True)
+class Reading(Measure):
+    """What the runs of an arm read: one value a seed, or an array of test examples or blocks of text.
+
+    Args:
+        arm: The arm's key.
+        name: The reading's or the array's name.
+        epoch: The epoch at which it is read.
+        step: The step at which it is read, instead. With neither it is the last one.
+    """
+
+    arm: str
+    name: str
+    epoch: Place = None
+    step: Place = None
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S,), or (S, N) of an array."""
+        epoch, step = (
+            place(results.spec(self.arm, size)) if callable(place) else place for place in (self.epoch, self.step)
+        )
+        return results.read(self.arm, self.name, size, epoch=epoch, step=step)
+
+
+Arms = Sequence[str] | Callable[["Results", int], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Best(Measure):
+    """The best of several arms: for each seed the arm that is best on the other seeds, so that the choice does not flatter.
+
+    Args:
+        arms: Their keys, or what gives them.
+        metric: What is compared, one value a run.
+        array: What is read of the chosen arm (empty: the metric).
+        lowest: Whether the best is the lowest.
+    """
+
+    arms: Arms
+    metric: str
+    array: str = ""
+    lowest: bool = True
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S,), or (S, N) of an array."""
+        keys = self.arms(results, size) if callable(self.arms) else self.arms
+        scores_AS = np.array([results.read(key, self.metric, size) for key in keys])
+        chosen_S = leave_one_out(scores_AS, lowest=self.lowest)
+        values = {key: results.read(keys[key], self.array or self.metric, size) for key in set(chosen_S.tolist())}
+        return np.array([values[key][seed] for seed, key in enumerate(chosen_S.tolist())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """A number with an interval: what a rule tests and a page shows.
+
+    Args:
+        name: What it is, in words that can be read alone; they stand in the rule and in the tables.
+        values: A measure, or a function of the results and a size, with a value per seed, (S,), or per seed and example,
+            (S, N). It may raise `NotMeasuredError`.
+        unit: ``"points"`` (of test error), ``"nats"``, ``"x"`` (a ratio) or another; it says how many decimals are shown.
+        log: Whether the mean and its interval are those of the logarithms: for ratios and other positive numbers, whose
+            errors are skewed.
+        examples: What the columns of (S, N) are.
+    """
+
+    name: str
+    values: Callable[[Results, int], Numbers]
+    unit: str = ""
+    log: bool = False
+    examples: str = "examples"
+
+    def interval(self, results: Results, size: int, confidence: float) -> Interval:
+        """The mean with its interval, over seeds, and over examples where there are some (`crossed_interval`).
+
+        Args:
+            results: What the store holds.
+            size: The size.
+            confidence: Nominal coverage.
+
+        Returns:
+            The interval; with `log` that of the geometric mean.
+
+        Raises:
+            NotMeasuredError: A value of a positive quantity is not above 0.
+            UserError: The values are not finite, or of a shape that is neither (S,) nor (S, N).
+        """
+        values = np.asarray(self.values(results, size), dtype=np.float64)
+        num_seeds = len(results.seeds(size))
+        if values.ndim not in {1, 2} or len(values) != num_seeds:
+            raise UserError(
+                f"{self.name} has values of shape {values.shape}, expected one row for each of {num_seeds} seeds: mend the"
+                " quantity"
+            )
+        if not np.isfinite(values).all():
+            raise UserError(
+                f"{self.name} has a value that is not finite: a reading is damaged, or the quantity is wrong"
+            )
+        if self.log:
+            if not (values > 0).all():
+                raise NotMeasuredError(f"{self.name} is not above 0 in every seed")
+            values = np.log(values)
+        if values.ndim == 2:
+            found = crossed_interval(values, confidence=confidence, example_name=self.examples)
+        else:
+            found = seed_interval(values, confidence)
+        return found.exp() if self.log else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Each:
+    """One quantity for each of several arms or settings; a test of it must hold for every one.
+
+    Args:
+        name: What each of them is, in words, with what it is for: ``"norm of the average over that of the weights, at each
+            learning rate"``.
+        quantities: They, of the results and a size; their names say which is which.
+        unit: Their unit.
+    """
+
+    name: str
+    quantities: Callable[[Results, int], Sequence[Quantity]]
+    unit: str = ""

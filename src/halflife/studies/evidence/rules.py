@@ -1,0 +1,263 @@
+"""Decision rules as data: what is tested, under which premises, and what the data say of it.
+
+A rule generates its words, its table and its digest, so that they cannot disagree with what is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from halflife.errors import UserError
+from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
+from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.tests import PartOutcome, Test
+
+if TYPE_CHECKING:
+    from halflife.studies.evidence.results import Results
+
+__all__ = ["Finding", "Outcome", "Part", "Premise", "Row", "Rule", "described"]
+
+Outcome = Literal["reproduced", "not reproduced", "undecided", "not tested"]
+Role = Literal["part", "given", "stake"]
+Part = tuple[Quantity | Each, Test]
+"""What is measured, and where its interval must lie."""
+
+
+@dataclass(frozen=True)
+class Premise:
+    """A premise that is no interval, such as that the best of a grid is not at its edge.
+
+    Args:
+        words: What must hold.
+        problem: Why it does not, in words, of the results and a size (empty: it holds).
+    """
+
+    words: str
+    problem: Callable[[Results, int], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a rule's table.
+
+    Args:
+        role: ``"part"``: it decides; ``"given"``: nothing is tested where it does not hold; ``"stake"``: equality is worth
+            nothing where it does not hold.
+        quantity: What is measured, in words.
+        unit: Its unit.
+        test: Where its interval must lie, in words.
+        interval: The interval that is tested, with its confidence (``None``: not measured).
+        outcome: What the test says.
+        note: Why it was not measured, or why a premise does not hold.
+        bounds: The numbers at which the outcome changes.
+    """
+
+    role: Role
+    quantity: str
+    unit: str
+    test: str
+    interval: Interval | None
+    outcome: PartOutcome
+    note: str = ""
+    bounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the data say of a claim at one size.
+
+    Args:
+        outcome: What the rule says: ``"undecided"`` where intervals reach over a bound, ``"not tested"`` where a premise
+            does not hold or something is missing.
+        effect: The interval of the part that decides, with its confidence, in the claim's unit (``None``: not measured).
+        reason: Why it is undecided or not tested, in one sentence (empty: it is decided).
+        rows: The rule's table.
+    """
+
+    outcome: Outcome
+    effect: Interval | None
+    reason: str = ""
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """A claim is reproduced if every part holds, and not if one of them fails. A premise that does not hold leaves it untested.
+
+    Args:
+        parts: What must hold. Of an `Each` it must hold for every one.
+        given: What the claim rests on: it says nothing where there is nothing to compare.
+        stake: What could have differed. That two things are equal says nothing where nothing could differ, so the claim is
+            not reproduced on the strength of it; a difference stays one.
+        effect: Which part is shown as the effect.
+
+    Raises:
+        UserError: There are no parts, or ``effect`` is none of them.
+    """
+
+    parts: tuple[Part, ...]
+    given: tuple[Part | Premise, ...] = ()
+    stake: tuple[Part, ...] = ()
+    effect: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.parts or not 0 <= self.effect < len(self.parts):
+            raise UserError(
+                f"a rule has {len(self.parts)} parts and shows number {self.effect}, expected at least one part, the shown one"
+                " among them: say what is tested"
+            )
+
+    @property
+    def shown(self) -> Quantity | Each:
+        """The quantity whose interval is the claim's effect."""
+        return self.parts[self.effect][0]
+
+    @property
+    def words(self) -> str:
+        """The rule as sentences."""
+        marks = [f"({number}) " if len(self.parts) > 1 else "" for number in range(1, len(self.parts) + 1)]
+        holds = "; ".join(mark + _said(part) for mark, part in zip(marks, self.parts, strict=True))
+        fails = " or ".join(
+            f"{mark or 'it '}{words}"
+            for mark, (_, test) in zip(marks, self.parts, strict=True)
+            if (words := test.words_if_fails)
+        )
+        text = f"Reproduced if {holds}; not reproduced if {fails}; else undecided."
+        if self.given:
+            said = "; ".join(p.words if isinstance(p, Premise) else _said(p) for p in self.given)
+            text += f" Tested only where {said}."
+        if self.stake:
+            text += f" Reproduced only where something is at stake: {'; '.join(map(_said, self.stake))}."
+        return text
+
+    @property
+    def digest(self) -> str:
+        """sha256 over all that the rule is made of, in hexadecimal: names, arms, places, tests, bounds and confidences."""
+        canonical = json.dumps(described(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def decide(self, results: Results, size: int) -> Finding:
+        """What the results say at a size.
+
+        Args:
+            results: What the store holds.
+            size: The size.
+
+        Returns:
+            The finding, with the rule's table.
+        """
+        decided = [list(_rows("part", part, results, size)) for part in self.parts]
+        parts = [row for rows in decided for row in rows]
+        given = [row for part in self.given for row in _rows("given", part, results, size)]
+        stake = [row for part in self.stake for row in _rows("stake", part, results, size)]
+        table = (*parts, *given, *stake)
+        effect = _deciding(decided[self.effect]).interval
+        outcomes = {row.outcome for row in parts}
+        outcome: Outcome = "undecided"
+        if "fails" in outcomes:
+            outcome = "not reproduced"
+        elif outcomes == {"holds"}:
+            outcome = "reproduced"
+        missing = [row for row in (*parts, *given) if row.interval is None and row.outcome != "holds"]
+        unmet = [row for row in given if row.outcome != "holds"]
+        if outcome == "reproduced":
+            unmet += [row for row in stake if row.outcome != "holds"]
+        if missing or unmet:
+            row = (missing + unmet)[0]
+            return Finding("not tested", effect, _why(row), table)
+        return Finding(outcome, effect, _width(parts) if outcome == "undecided" else "", table)
+
+
+def _said(part: Part) -> str:
+    quantity, test = part
+    return f"the {test.confidence:.0%} interval of [{quantity.name}] {test.words}{_of_unit(quantity)}"
+
+
+def _of_unit(quantity: Quantity | Each) -> str:
+    return f" {quantity.unit}" if quantity.unit not in {"", "x"} else ""
+
+
+def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iterator[Row]:
+    """The lines of a part: one, or one for each of several."""
+    if isinstance(part, Premise):
+        problem = part.problem(results, size)
+        yield Row(
+            role=role,
+            quantity=part.words,
+            unit="",
+            test="",
+            interval=None,
+            outcome="open" if problem else "holds",
+            note=problem,
+        )
+        return
+    quantity, test = part
+    words = {"unit": quantity.unit, "test": test.words, "bounds": test.bounds}
+    try:
+        each = quantity.quantities(results, size) if isinstance(quantity, Each) else (quantity,)
+        if not each:
+            raise NotMeasuredError(f"there is no {quantity.name}")
+    except NotMeasuredError as error:
+        yield Row(role=role, quantity=quantity.name, **words, interval=None, outcome="open", note=str(error))
+        return
+    for one in each:
+        try:
+            interval = one.interval(results, size, test.confidence)
+        except NotMeasuredError as error:
+            yield Row(role=role, quantity=one.name, **words, interval=None, outcome="open", note=str(error))
+        else:
+            yield Row(role=role, quantity=one.name, **words, interval=interval, outcome=test.outcome(interval))
+
+
+def _deciding(rows: Sequence[Row]) -> Row:
+    """Of the rows of one part the one on which it hangs: the first that fails, else the first that is open, else the first."""
+    order = {"fails": 0, "open": 1, "holds": 2}
+    return min(rows, key=lambda row: order[row.outcome])
+
+
+def _why(row: Row) -> str:
+    """Why a claim is not tested, from the row that is in its way."""
+    if row.interval is None:
+        return row.note
+    i = row.interval
+    place = f"its {i.confidence:.0%} interval is [{i.low:.4g}, {i.high:.4g}]"
+    premise = "the premise" if row.role == "given" else "what is at stake"
+    return f"{premise} does not hold: {row.quantity} {row.test.replace('lies', 'must lie', 1)}, and {place}"
+
+
+def _width(parts: Sequence[Row]) -> str:
+    """Why a claim is undecided: how wide the interval is that is in its way."""
+    row = next(row for row in parts if row.outcome == "open")
+    assert row.interval is not None
+    half = (row.interval.high - row.interval.low) / 2
+    unit = f" {row.unit}" if row.unit not in {"", "x"} else ""
+    return f"{row.quantity} is known to +-{half:.3g}{unit}"
+
+
+def described(value: Any) -> Any:
+    """What a value is made of, as JSON: fields of dataclasses, names and arguments of functions.
+
+    Args:
+        value: A rule, or a part of one.
+
+    Returns:
+        JSON values that change when the meaning does. A function is known by its name.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **fields}
+    if isinstance(value, functools.partial):
+        return {"is": described(value.func), "args": described(value.args), "keywords": described(value.keywords)}
+    if isinstance(value, dict):
+        return {str(key): described(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [described(one) for one in value]
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__qualname__)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
