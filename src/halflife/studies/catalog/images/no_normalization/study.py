@@ -31,13 +31,8 @@ from halflife.studies.catalog.images.no_normalization.quantities import (
     TWIN,
     key_of,
 )
-from halflife.studies.catalog.images.stabilization.quantities import (
-    PLATEAU_EXPONENT,
-    PLATEAU_LEVEL,
-    VANISHING_EXPONENT,
-    loss_plateaus,
-)
-from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.catalog.images.stabilization import plateau
+from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
 from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageRun
 
@@ -76,17 +71,11 @@ def _exponent_claim(metric: str) -> WordedClaim:
 
 
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="plateau",
         text="In a ResNet without normalization decay with a large rate holds the training loss on a plateau; without decay it"
         " goes towards 0.",
-        rule="Over the second half of the epochs before the drop the mean training loss of an epoch is fitted as epochs^-p."
-        f" Reproduced if the 95 % intervals say p < {PLATEAU_EXPONENT} with decay, p > {VANISHING_EXPONENT:g} without, and a"
-        f" loss before the drop more than {PLATEAU_LEVEL:g} times that without decay; not reproduced if one of the three"
-        " intervals lies wholly on the other side; else inconclusive.",
-        effect_name="training loss before the drop, with decay over without",
-        unit="x",
-        measure=functools.partial(loss_plateaus, keys=LARGE),
+        rule=plateau(*LARGE),
     ),
     WordedClaim(
         key="tuned",

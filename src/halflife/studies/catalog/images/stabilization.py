@@ -14,14 +14,157 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from halflife.studies.catalog.images.stabilization import quantities as rules
-from halflife.studies.evidence.claims import Arm, Panel, Preset, Published, Study
-from halflife.studies.evidence.decisions import WordedClaim
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.studies.catalog.images.common import level, wrong
+from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Published, Rule, Study, presets
+from halflife.studies.evidence.quantities import Measure, Quantity
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
+from halflife.studies.evidence.tests import above, below, differs, lowered, within_factor
 from halflife.studies.specs.images import ImageRun
 
-__all__ = ["PUBLISHED", "PUBLISHED_VGG", "STABILIZATION", "STABILIZATION_VGG"]
+__all__ = ["PUBLISHED", "PUBLISHED_VGG", "STABILIZATION", "STABILIZATION_VGG", "falling_exponents"]
+
+SMALLEST_EFFECT = 0.5  # points of test error: an improvement below this would not make anybody tune lam
+PLATEAU_EXPONENT = 0.5  # the loss falls by less than sqrt(2) while the epochs double
+VANISHING_EXPONENT = 1.0  # the loss falls at least as 1 / epochs
+PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay
+EQUAL = 1.1  # norms and losses within this factor are "nearly the same"
+
+
+def drop(spec: ImageRun) -> int:
+    """The last epoch before the learning rate drops."""
+    return spec.drop_epoch
+
+
+def falling_exponents(results: Results, size: int, *, arm: str) -> NDArray[np.float64]:
+    """Per seed the p of loss ~ epochs^-p over the second half of the epochs before the drop, shape (S,)."""
+    last = results.spec(arm, size).drop_epoch
+    exponents = []
+    for epochs, losses in results.series(arm, "train/running_loss", size):
+        inside = (epochs >= last / 2) & (epochs <= last)
+        exponents.append(-np.polyfit(np.log(epochs[inside]), np.log(losses[inside]), 1)[0])
+    return np.array(exponents)
+
+
+def effect_of_decay(rate: str) -> Measure:
+    """Final test error with decay minus without, in points."""
+    return wrong(f"{rate}-decay") - wrong(f"{rate}-none")
+
+
+def same_lam(name: str, what: str) -> Quantity:
+    """A reading at the end, small over large learning rate, at the same lam."""
+    ratio = level("small-decay", name) / level("large-decay", name)
+    return Quantity(
+        name=f"{what} of the small over the large learning rate, same lam", values=ratio, unit="x", log=True
+    )
+
+
+def plateau(with_decay: str = "large-decay", without: str = "large-none") -> Rule:
+    """The loss stays up with decay, and falls towards 0 without.
+
+    Args:
+        with_decay: The arm with decay.
+        without: The arm without, which drops its rate at the same epoch.
+
+    Returns:
+        The rule.
+    """
+    ratio = level(with_decay, "train/loss", drop) / level(without, "train/loss", drop)
+    falls = {
+        arm: Quantity(
+            name=f"p of loss ~ epochs^-p over the second half of the epochs before the drop, {words}",
+            values=functools.partial(falling_exponents, arm=arm),
+        )
+        for arm, words in ((with_decay, "with decay"), (without, "without"))
+    }
+    return Rule(
+        parts=(
+            (Quantity(name="training loss before the drop, with decay over without", values=ratio, unit="x", log=True),
+             above(PLATEAU_LEVEL)),
+            (falls[with_decay], below(PLATEAU_EXPONENT)),
+            (falls[without], above(VANISHING_EXPONENT)),
+        )
+    )  # fmt: skip
+
+
+def early_gain(decay: str) -> Rule:
+    """The average before the drop gives more than half of what the drop gives."""
+    before = wrong("large-decay", drop)
+    by_drop = before - wrong("large-decay")
+    by_average = before - wrong("large-decay", drop, average=f"ema-{decay}/")
+    return Rule(
+        parts=(
+            (
+                Quantity(
+                    name=f"gain by the average (EMA {decay}) before the drop - half of the gain by the drop",
+                    values=by_average - 0.5 * by_drop,
+                    unit="points",
+                ),
+                above(0),
+            ),
+        ),
+        given=((Quantity(name="gain in test error by the drop", values=by_drop, unit="points"), above(0)),),
+    )
+
+
+LARGE = Quantity(
+    name="final test error with decay - without, large learning rate", values=effect_of_decay("large"), unit="points"
+)
+CONTRAST = Quantity(
+    name="effect of decay on the final test error at the small learning rate - half of that at the large one",
+    values=effect_of_decay("small") - 0.5 * effect_of_decay("large"),
+    unit="points",
+)
+RATES = Quantity(
+    name="final test error of the small - the large learning rate, same lam",
+    values=wrong("small-decay") - wrong("large-decay"),
+    unit="points",
+)
+
+CLAIMS = (
+    Claim(
+        key="helps",
+        text="With a large learning rate, weight decay lowers the final test error.",
+        rule=Rule(parts=((LARGE, lowered(SMALLEST_EFFECT)),)),
+    ),
+    Claim(
+        key="small-rate",
+        text="With a small learning rate weight decay does not lower the final test error, or much less than with a large one.",
+        rule=Rule(parts=((CONTRAST, above(0)),), given=((LARGE, below(0)),)),
+    ),
+    Claim(
+        key="plateau",
+        text="With a large learning rate and decay the training loss stays on a plateau until the rate drops; without"
+        " decay it goes towards 0.",
+        rule=plateau(),
+    ),
+    Claim(
+        key="same-norm",
+        text="Runs with the same lam and different learning rates end with nearly the same norm and training loss, but"
+        " different test errors.",
+        rule=Rule(
+            parts=(
+                (RATES, differs(SMALLEST_EFFECT)),
+                (same_lam("weight_norm", "final norm"), within_factor(EQUAL)),
+                (same_lam("train/loss", "final training loss"), within_factor(EQUAL)),
+            )
+        ),
+    ),
+    Claim(
+        key="average",
+        text="The moving average of the weights (0.999 per step) gives most of the gain of the drop already before the drop.",
+        rule=early_gain("0.999"),
+    ),
+    Claim(
+        key="short-average",
+        text="A moving average over as many epochs as in the paper (0.99 per step at 39 steps an epoch reaches back 2.6"
+        " epochs, as 0.999 at 391) gives most of the gain of the drop already before the drop.",
+        rule=early_gain("0.99"),
+    ),
+)
 
 
 def _errors(results: Results, rate: str) -> str:
@@ -53,68 +196,6 @@ PUBLISHED_VGG = (
     _row("small", "31 / 24.2", "figure 12, VGG-16 on CIFAR-10, lr 0.01"),
 )
 
-
-CLAIMS = (
-    WordedClaim(
-        key="a",
-        text="With a large learning rate, weight decay lowers the final test error.",
-        rule="Reproduced if the 95 % interval of (error with decay - error without) lies below 0; not reproduced if it"
-        f" excludes an improvement of {rules.SMALLEST_EFFECT} points; else inconclusive.",
-        effect_name="change of the final test error by decay, large learning rate",
-        unit="points",
-        measure=rules.helps_at_large_lr,
-    ),
-    WordedClaim(
-        key="b",
-        text="With a small learning rate it does not, or much less.",
-        rule="Reproduced if the 95 % interval of (effect at the small rate - half of the effect at the large rate) lies"
-        " above 0; not reproduced if it lies below 0; inconclusive else, and if (a) is not reproduced.",
-        effect_name="effect of decay at the small learning rate minus half of that at the large one",
-        unit="points",
-        measure=rules.not_at_small_lr,
-    ),
-    WordedClaim(
-        key="c",
-        text="With a large learning rate and decay the training loss stays on a plateau until the rate drops; without"
-        " decay it goes towards 0.",
-        rule="Over the second half of the epochs before the drop the mean training loss of an epoch is fitted as epochs^-p."
-        f" Reproduced if the 95 % intervals say p < {rules.PLATEAU_EXPONENT} with decay, p > {rules.VANISHING_EXPONENT:g}"
-        f" without, and a loss before the drop more than {rules.PLATEAU_LEVEL:g} times that without decay; not reproduced"
-        " if one of the three intervals lies wholly on the other side; else inconclusive.",
-        effect_name="training loss before the drop, with decay over without",
-        unit="x",
-        measure=rules.loss_plateaus,
-    ),
-    WordedClaim(
-        key="d",
-        text="Runs with the same lam end with nearly the same norm and training loss, but different test errors.",
-        rule=f"Reproduced if the 90 % intervals of both ratios (small over large learning rate) lie within"
-        f" {rules.EQUAL_MARGIN:.0%} of 1 and the 95 % interval of the difference in test error excludes 0; not reproduced if a"
-        f" ratio's interval lies wholly outside, or the errors agree within {rules.SMALLEST_EFFECT} points; else inconclusive.",
-        effect_name="test error of the small minus the large learning rate, same lam",
-        unit="points",
-        measure=rules.same_norm_other_error,
-    ),
-    WordedClaim(
-        key="e",
-        text="The moving average of the weights (0.999 per step) gives most of the gain already before the drop.",
-        rule="Reproduced if the drop lowers the test error (95 % interval above 0) and the 95 % interval of (gain by the"
-        " average before the drop - half of the gain by the drop) lies above 0; not reproduced if it lies below 0; else"
-        " inconclusive.",
-        effect_name="gain by the average before the drop minus half of the gain by the drop",
-        unit="points",
-        measure=functools.partial(rules.average_gains_early, decay=0.999),
-    ),
-    WordedClaim(
-        key="e-short",
-        text="The same for an average over as many epochs as in the paper (0.99 per step at 39 steps an epoch and 0.999"
-        " at 391 both reach back 2.6 epochs).",
-        rule="As (e), for the average with 0.99 per step.",
-        effect_name="gain by the short average before the drop minus half of the gain by the drop",
-        unit="points",
-        measure=functools.partial(rules.average_gains_early, decay=0.99),
-    ),
-)
 
 PANELS = (
     Panel(
@@ -159,10 +240,6 @@ PANELS = (
 )
 
 
-def _spec(fields: Mapping[str, Any], seed: int) -> ImageRun:
-    return ImageRun(seed=seed, **fields)
-
-
 def _arms(
     rates: tuple[float, float], lam: float, common: Mapping[str, Any], widths: tuple[int, ...]
 ) -> tuple[Arm, ...]:
@@ -171,7 +248,7 @@ def _arms(
             key=f"{name}-{'decay' if decay else 'none'}",
             label=f"lr {lr:g}, lam {decay:g}",
             size=width,
-            spec=_spec({"lr": lr, "lam": decay, "width": width, **common}, 0),
+            spec=ImageRun(lr=lr, lam=decay, width=width, **common),
         )
         for width in widths
         for name, lr in zip(("large", "small"), rates, strict=True)
@@ -191,9 +268,9 @@ def _presets(
     paper: Preset,
 ) -> dict[str, Preset]:
     small = {"model": model, "blocks": blocks, "ema": (0.999, 0.99)}
-    return {
-        "smoke": Preset(
-            description="640 training and 500 test images, 4 epochs: shows that everything works, not what is true",
+    return presets(
+        smoke=Preset(
+            description="640 training and 500 test images, 4 epochs",
             budget="20 seconds",
             arms=_arms(
                 rates,
@@ -201,27 +278,21 @@ def _presets(
                 small | {"num_epochs": 4, "num_train": 640, "num_test": 500, "eval_every": 2},
                 (4,),
             ),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description=f"width {laptop_width}, {laptop_epochs} epochs, 5,000 Fashion-MNIST images at 14 x 14",
             budget="10 minutes on 2 cores",
             arms=_arms(rates, lam, small | {"num_epochs": laptop_epochs}, (laptop_width,)),
-            num_seeds=5,
-            main_size=laptop_width,
         ),
-        "night": Preset(
+        night=Preset(
             description=f"as laptop, with 160 epochs, more seeds, and a ladder of widths {night_widths}",
             budget="90 minutes on 2 cores",
             arms=_arms(rates, lam, small | {"num_epochs": 160, "eval_every": 20}, night_widths),
             num_seeds=6,
             main_size=laptop_width,
-            num_ladder_seeds=3,
         ),
-        "paper": paper,
-    }
+        paper=paper,
+    )
 
 
 _PAPER = {
@@ -257,7 +328,6 @@ STABILIZATION = Study(
             budget="days on one GPU",
             arms=_arms((0.08, 0.001), 0.0125, _PAPER | {"model": "resnet", "blocks": (2, 2, 2, 2)}, (64,)),
             num_seeds=3,
-            main_size=64,
             needs=_PAPER_NEEDS,
         ),
     ),
@@ -285,7 +355,6 @@ STABILIZATION_VGG = Study(
             budget="days on one GPU",
             arms=_arms((0.1, 0.01), 0.008, _PAPER | {"model": "vgg", "blocks": (2, 2, 3, 3, 3)}, (64,)),
             num_seeds=3,
-            main_size=64,
             needs=_PAPER_NEEDS,
         ),
     ),
