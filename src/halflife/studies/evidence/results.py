@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.errors import StoreError
+from halflife.errors import StoreError, UserError
 from halflife.studies.evidence.readings import RunReadings, last_of, stacked, values_of
 from halflife.studies.specs.base import RunSpec, spec_from_json
 from halflife.studies.store.store import Store
@@ -93,6 +93,42 @@ class Results:
         if not runs:
             raise StoreError(f"no seed of {self.study_name} is finished at size {size}: run it first")
         return spec_from_json(self.headers[runs[0]]["spec"])
+
+    def read(
+        self, key: str, name: str, size: int, *, epoch: float | None = None, step: int | None = None
+    ) -> NDArray[np.float64]:
+        """What each seed of an arm read, a number or an array, at an epoch, at a step, or last.
+
+        Losses by block are means over up to 64 longer blocks (`halflife.studies.evidence.readings.pooled`).
+
+        Args:
+            key: The arm.
+            name: The name of a number or an array.
+            size: The size.
+            epoch: The epoch at which it was read.
+            step: The step at which it was read; a branch counts from 0. With neither, the last reading that has the name,
+                which stands at the same step in every seed.
+
+        Returns:
+            The numbers, shape (S,), or the arrays, shape (S, N), 0 or 1 for arrays of bits; in the order of `seeds`.
+
+        Raises:
+            UserError: Both an epoch and a step are given.
+            StoreError: A run has no such reading, or its last one is earlier than that of another seed.
+        """
+        if epoch is not None and step is not None:
+            raise UserError(f"{name} is asked for at epoch {epoch:g} and at step {step}, expected one: leave one out")
+        runs = self._of(key, size)
+        if epoch is not None:
+            where, readings = f"epoch {epoch:g}", [run.at_epoch(epoch) for run in runs]
+        elif step is not None:
+            where, readings = f"step {step}", [run.at_step(step) for run in runs]
+        else:
+            where, readings = "the end", [reading for _, reading in last_of(runs, key, name)]
+        if not any(name in reading.arrays for reading in readings):
+            return values_of(key, name, readings, where)
+        arrays = [run.array(reading, name, where) for run, reading in zip(runs, readings, strict=True)]
+        return stacked(key, name, arrays)
 
     def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
         """One reading per seed at one epoch, shape (S,).
