@@ -176,11 +176,8 @@ class Rule:
 
 def _said(part: Part) -> str:
     quantity, test = part
-    return f"the {test.confidence:.0%} interval of [{quantity.name}] {test.words}{_of_unit(quantity)}"
-
-
-def _of_unit(quantity: Quantity | Each) -> str:
-    return f" {quantity.unit}" if quantity.unit not in {"", "x"} else ""
+    unit = f", in {quantity.unit}" if quantity.unit not in {"", "x"} else ""
+    return f"the {100 * test.confidence:g} % interval of ({quantity.name}{unit}) {test.words}"
 
 
 def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iterator[Row]:
@@ -226,7 +223,7 @@ def _why(row: Row) -> str:
     if row.interval is None:
         return row.note
     i = row.interval
-    place = f"its {i.confidence:.0%} interval is [{i.low:.4g}, {i.high:.4g}]"
+    place = f"its {100 * i.confidence:g} % interval is [{i.low:.4g}, {i.high:.4g}]"
     premise = "the premise" if row.role == "given" else "what is at stake"
     return f"{premise} does not hold: {row.quantity} {row.test.replace('lies', 'must lie', 1)}, and {place}"
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from halflife.studies.evidence.quantities import Reading, Terms
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
-from halflife.studies.specs.images import ImageRun
+from halflife.studies.specs.images import ImageBranch, ImageRun
 
-__all__ = ["image_run", "level", "points", "wrong"]
+__all__ = ["end", "image_run", "level", "points", "wrong"]
 
-Epoch = int | Callable[[ImageRun], int] | None
+Epoch = int | Callable[[Any], int]
 
 
 def image_run(results: Results, key: str, size: int) -> ImageRun:
@@ -21,12 +22,17 @@ def image_run(results: Results, key: str, size: int) -> ImageRun:
     return spec
 
 
-def wrong(arm: str, epoch: Epoch = None, *, average: str = "") -> Terms:
+def end(spec: ImageRun | ImageBranch) -> int:
+    """The last epoch of a run, or of a branch."""
+    return (spec.then if isinstance(spec, ImageBranch) else spec).num_epochs
+
+
+def wrong(arm: str, epoch: Epoch = end, *, average: str = "") -> Terms:
     """Which test examples an arm gets wrong, in points: 0 or 100 a seed and example, so that the mean is the test error in %.
 
     Args:
         arm: The arm's key.
-        epoch: The epoch, or what gives it from the arm's spec (``None``: the last one).
+        epoch: The epoch, or what gives it from the arm's spec.
         average: The prefix of an average's readings, such as ``"ema-0.999/"``.
 
     Returns:
@@ -35,7 +41,7 @@ def wrong(arm: str, epoch: Epoch = None, *, average: str = "") -> Terms:
     return 100 * Reading(arm, f"{average}test/wrong", epoch)
 
 
-def level(arm: str, name: str, epoch: Epoch = None) -> Reading:
+def level(arm: str, name: str, epoch: Epoch = end) -> Reading:
     """A reading with one value a seed; the arguments are those of `wrong`."""
     return Reading(arm, name, epoch)
 
