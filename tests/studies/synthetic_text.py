@@ -11,8 +11,6 @@ import numpy as np
 from halflife.studies.evidence.claims import (
     Arm,
     Cell,
-    Claim,
-    Finding,
     HeatPanel,
     Panel,
     PointRow,
@@ -21,7 +19,7 @@ from halflife.studies.evidence.claims import (
     Published,
     Study,
 )
-from halflife.studies.evidence.decisions import below, best_of, paired_blocks
+from halflife.studies.evidence.decisions import WordedClaim, below, best_of, paired_blocks
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
 from halflife.studies.specs.base import RunSpec
@@ -133,7 +131,7 @@ TEXT_STUDY = Study(
     source="Nobody et al. 2024 (arXiv 2310.04415), section 3",
     claim="Weight decay acts through the effective learning rate.",
     claims=(
-        Claim(
+        WordedClaim(
             key="a",
             text="Decay lowers the final validation loss.",
             rule="Reproduced if the 95 % interval of the difference lies below 0; not reproduced if above; else inconclusive.",
@@ -141,7 +139,7 @@ TEXT_STUDY = Study(
             unit="nats",
             measure=decay_helps,
         ),
-        Claim(
+        WordedClaim(
             key="b",
             text="So it does with the best learning rate of each.",
             rule="Reproduced if the 95 % interval of the change lies below 0; not reproduced if above; else inconclusive.",

@@ -195,21 +195,31 @@ def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iter
         )
         return
     quantity, test = part
-    words = {"unit": quantity.unit, "test": test.words, "bounds": test.bounds}
+
+    def row(name: str, interval: Interval | None, note: str = "") -> Row:
+        return Row(
+            role=role,
+            quantity=name,
+            unit=quantity.unit,
+            test=test.words,
+            interval=interval,
+            outcome="open" if interval is None else test.outcome(interval),
+            note=note,
+            bounds=test.bounds,
+        )
+
     try:
         each = quantity.quantities(results, size) if isinstance(quantity, Each) else (quantity,)
         if not each:
             raise NotMeasuredError(f"there is no {quantity.name}")
     except NotMeasuredError as error:
-        yield Row(role=role, quantity=quantity.name, **words, interval=None, outcome="open", note=str(error))
+        yield row(quantity.name, None, str(error))
         return
     for one in each:
         try:
-            interval = one.interval(results, size, test.confidence)
+            yield row(one.name, one.interval(results, size, test.confidence))
         except NotMeasuredError as error:
-            yield Row(role=role, quantity=one.name, **words, interval=None, outcome="open", note=str(error))
-        else:
-            yield Row(role=role, quantity=one.name, **words, interval=interval, outcome=test.outcome(interval))
+            yield row(one.name, None, str(error))
 
 
 def _deciding(rows: Sequence[Row]) -> Row:

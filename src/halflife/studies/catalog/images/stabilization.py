@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import level, wrong
+from halflife.studies.catalog.images.common import image_run, level, wrong
 from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Quantity
 from halflife.studies.evidence.results import Results
@@ -41,7 +41,7 @@ def drop(spec: ImageRun) -> int:
 
 def falling_exponents(results: Results, size: int, *, arm: str) -> NDArray[np.float64]:
     """Per seed the p of loss ~ epochs^-p over the second half of the epochs before the drop, shape (S,)."""
-    last = results.spec(arm, size).drop_epoch
+    last = image_run(results, arm, size).drop_epoch
     exponents = []
     for epochs, losses in results.series(arm, "train/running_loss", size):
         inside = (epochs >= last / 2) & (epochs <= last)

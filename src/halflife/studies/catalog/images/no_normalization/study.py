@@ -32,7 +32,7 @@ from halflife.studies.catalog.images.no_normalization.quantities import (
     key_of,
 )
 from halflife.studies.catalog.images.stabilization import plateau
-from halflife.studies.evidence.claims import Arm, Claim, Preset, Study
+from halflife.studies.evidence.claims import AnyClaim, Arm, Claim, Preset, Study
 from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.specs.images import ImageRun
 
@@ -70,7 +70,7 @@ def _exponent_claim(metric: str) -> WordedClaim:
     )
 
 
-CLAIMS = (
+CLAIMS: tuple[AnyClaim, ...] = (
     Claim(
         key="plateau",
         text="In a ResNet without normalization decay with a large rate holds the training loss on a plateau; without decay it"
