@@ -19,7 +19,7 @@ from halflife.studies.evidence.claims import (
     Published,
     Study,
 )
-from halflife.studies.evidence.decisions import WordedClaim, below, best_of, paired_blocks
+from halflife.studies.evidence.decisions import Finding, WordedClaim, below, best_of, paired_blocks
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
 from halflife.studies.specs.base import RunSpec
