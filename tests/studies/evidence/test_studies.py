@@ -216,7 +216,7 @@ def _without(metric: str) -> Callable[[str, int, list[Reading]], list[Reading]]:
     ("change", "message"),
     [
         (_without("test/wrong"), "test/wrong was not read at epoch 8 of large-decay: remove its folder"),
-        (_without("weight_norm"), "weight_norm was not read at epoch 8 of: remove its folder"),
+        (_without("weight_norm"), r"weight_norm was not read at epoch 8 of \w+-decay: remove its folder"),
         (
             lambda key, seed, readings: readings[:-1],
             r"the run \w{16} has no reading at epoch 8: remove its folder and run",
