@@ -21,7 +21,7 @@ from halflife.studies.catalog.images.common import image_run, level, wrong
 from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import seed_interval
+from halflife.studies.evidence.rows import published_level
 from halflife.studies.evidence.tests import above, below, differs, lowered, within_factor
 from halflife.studies.specs.images import ImageRun
 
@@ -167,21 +167,13 @@ CLAIMS = (
 )
 
 
-def _errors(results: Results, rate: str) -> str:
-    """Final test errors (%) with and without decay at one of the two rates, with their intervals over seeds."""
-    with_decay, without = (
-        seed_interval(100 * results.last(f"{rate}-{arm}", "test/error", results.main_size)) for arm in ("decay", "none")
-    )
-    return " / ".join(f"{e.estimate:.1f} [{e.low:.1f}, {e.high:.1f}]" for e in (with_decay, without))
-
-
 def _row(rate: str, published: str, where: str) -> Published:
     return Published(
         quantity=f"final test error (%) with / without decay, {rate} learning rate",
         published=published,
         where=where,
         how="fig-read",
-        ours=functools.partial(_errors, rate=rate),
+        ours=published_level(*(100 * level(f"{rate}-{arm}", "test/error") for arm in ("decay", "none")), form=".1f"),
     )
 
 
