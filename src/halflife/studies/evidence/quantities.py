@@ -209,10 +209,17 @@ class Each:
     Args:
         name: What each of them is, in words, with what it is for: ``"norm of the average over that of the weights, at each
             learning rate"``.
-        quantities: They, of the results and a size; their names say which is which.
+        quantities: They, or what gives them of the results and a size; their names say which is which.
         unit: Their unit.
     """
 
     name: str
-    quantities: Callable[[Results, int], Sequence[Quantity]]
+    quantities: Sequence[Quantity] | Callable[[Results, int], Sequence[Quantity]]
     unit: str = ""
+
+    def found(self, results: Results, size: int) -> Sequence[Quantity]:
+        """The quantities at a size; `NotMeasuredError` if there are none."""
+        found = self.quantities(results, size) if callable(self.quantities) else self.quantities
+        if not found:
+            raise NotMeasuredError(f"there is no {self.name}")
+        return found

@@ -20,7 +20,11 @@ from halflife.studies.store.store import Store
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Results"]
+__all__ = ["NoArmError", "Results"]
+
+
+class NoArmError(StoreError):
+    """The manifest lists no arm of this key at this size."""
 
 
 class Results:
@@ -75,7 +79,7 @@ class Results:
         for arm in self.arms:
             if arm["key"] == key and arm["size"] == size:
                 return [arm["runs"][str(seed)] for seed in self.seeds(size)]
-        raise StoreError(
+        raise NoArmError(
             f"the manifest of {self.study_name} has no arm {key!r} at size {size}: it was written by another version of the"
             " study, run it again"
         )

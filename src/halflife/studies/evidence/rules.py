@@ -56,6 +56,7 @@ class Row:
         outcome: What the test says.
         note: Why it was not measured, or why a premise does not hold.
         bounds: The numbers at which the outcome changes.
+        room: How far the interval is from where it must not be (`Test.room`).
     """
 
     role: Role
@@ -66,6 +67,7 @@ class Row:
     outcome: PartOutcome
     note: str = ""
     bounds: tuple[float, ...] = ()
+    room: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -206,12 +208,11 @@ def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iter
             outcome="open" if interval is None else test.outcome(interval),
             note=note,
             bounds=test.bounds,
+            room=0.0 if interval is None else test.room(interval),
         )
 
     try:
-        each = quantity.quantities(results, size) if isinstance(quantity, Each) else (quantity,)
-        if not each:
-            raise NotMeasuredError(f"there is no {quantity.name}")
+        each = quantity.found(results, size) if isinstance(quantity, Each) else (quantity,)
     except NotMeasuredError as error:
         yield row(quantity.name, None, str(error))
         return
@@ -223,9 +224,9 @@ def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iter
 
 
 def _deciding(rows: Sequence[Row]) -> Row:
-    """Of the rows of one part the one on which it hangs: the first that fails, else the first that is open, else the first."""
+    """Of the rows of one part the one on which it hangs: one that fails, else one that is open, with the least room."""
     order = {"fails": 0, "open": 1, "holds": 2}
-    return min(rows, key=lambda row: order[row.outcome])
+    return min(rows, key=lambda row: (order[row.outcome], row.room))
 
 
 def _why(row: Row) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "differs",
     "exceeds",
     "lowered",
+    "reduced",
     "within",
     "within_factor",
 ]
@@ -62,6 +63,10 @@ class Test:
         if _inside(interval, self.holds):
             return "holds"
         return "fails" if _inside(interval, self.fails) else "open"
+
+    def room(self, interval: Interval) -> float:
+        """How far the interval's ends are from leaving where they must lie; below 0 by how far they are outside."""
+        return max(min(interval.low - low, high - interval.high) for low, high in self.holds)
 
 
 def _inside(interval: Interval, ranges: tuple[Range, ...]) -> bool:
@@ -182,6 +187,32 @@ def lowered(smallest: float) -> Test:
         words_if_fails=f"does not, and lies above {-smallest:g}",
         holds=((-math.inf, 0.0),),
         fails=((-smallest, math.inf),),
+    )
+
+
+def reduced(share: float) -> Test:
+    """A ratio is below 1, however little; it is not, once a reduction that counts is excluded. `lowered` for ratios.
+
+    Args:
+        share: The smallest reduction that counts, in (0, 1).
+
+    Returns:
+        The test.
+
+    Raises:
+        UserError: It is not in (0, 1).
+
+    Examples:
+        >>> [reduced(0.1).outcome(Interval(1.0, low, high, 3)) for low, high in ((0.5, 0.99), (0.95, 1.2), (0.5, 1.2))]
+        ['holds', 'fails', 'open']
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the smallest reduction is {share}, expected a share in (0, 1): state how much counts")
+    return Test(
+        words="lies below 1",
+        words_if_fails=f"does not, and lies above {1 - share:g}",
+        holds=((-math.inf, 1.0),),
+        fails=((1 - share, math.inf),),
     )
 
 

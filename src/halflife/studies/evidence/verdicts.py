@@ -9,7 +9,7 @@ from typing import Any
 
 from halflife.errors import StoreError, UserError
 from halflife.studies.evidence.claims import AnyClaim, Finding, Study, Verdict
-from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.results import NoArmError, Results
 from halflife.studies.store.store import Store
 
 __all__ = ["MIN_SEEDS", "StudyResults", "manifests_of"]
@@ -67,7 +67,12 @@ class StudyResults(Results):
                 None,
                 f"{found} of {planned} seeds are finished in every arm, at least {MIN_SEEDS} are needed",
             )
-        finding = claim.decide(self, size)
+        try:
+            finding = claim.decide(self, size)
+        except NoArmError:
+            if size == self.main_size:
+                raise
+            return Finding("not tested", None, f"what it compares is run at size {self.main_size} alone")
         if finding.effect is not None and not math.isfinite(finding.effect.estimate):
             raise UserError(
                 f"an effect of {self.study.name} is {finding.effect.estimate}: a reading is damaged, run again"

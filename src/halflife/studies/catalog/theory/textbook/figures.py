@@ -27,7 +27,7 @@ PLACES = 101  # of a drawn function
 
 def _arrays(results: Results, key: str, *names: str) -> list[NDArray[np.float64]]:
     """Arrays of the first seed."""
-    return [results.last_array(key, name, results.main_size)[0] for name in names]
+    return [results.read(key, name, results.main_size)[0] for name in names]
 
 
 def _line(series: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> list[PointRow]:
@@ -70,11 +70,11 @@ def _against_rate(results: Results, metric: str) -> list[PointRow]:
     size, rows = results.main_size, []
     for key in rules.RATES:
         lr = rules.relu_spec(results, key, size).lr
-        rows.append(_mean("SGD", lr, results.last(key, metric, size)))
+        rows.append(_mean("SGD", lr, results.read(key, metric, size)))
     rows += [PointRow(row.series, row.x, row.y, style="line") for row in rows]
     for key, name in ((rules.NOISY, "with label noise"), (rules.DECAYED, "with decay")):
         spec = rules.relu_spec(results, key, size)
-        rows.append(_mean(name, spec.lr, results.last(key, metric, size)))
+        rows.append(_mean(name, spec.lr, results.read(key, metric, size)))
     return rows
 
 
@@ -83,7 +83,7 @@ def variation_against_rate(results: Results) -> list[PointRow]:
     size, rows = results.main_size, _against_rate(results, "variation")
     for key in rules.RATES:
         lr = rules.relu_spec(results, key, size).lr
-        rows.append(_mean("least of any", lr, results.last(key, "least_variation", size), style="line"))
+        rows.append(_mean("least of any", lr, results.read(key, "least_variation", size), style="line"))
     return rows
 
 
@@ -115,10 +115,10 @@ def boundaries(results: Results) -> list[PointRow]:
 
 
 def _along(results: Results, key: str, series: str, metric: str, style: str = "line", first: int = 1) -> list[PointRow]:
-    steps = [step for step in rules.separable_spec(results, key).read_steps if step >= first]
+    steps = [step for step in rules.separable_spec(results, key, results.main_size).read_steps if step >= first]
     if style == "point":  # two a decade
         steps = steps[::5]
-    return [_mean(series, step, results.at_step(key, metric, step, results.main_size), style) for step in steps]
+    return [_mean(series, step, results.read(key, metric, results.main_size, step=step), style) for step in steps]
 
 
 def angle_along_the_run(results: Results) -> list[PointRow]:
@@ -147,7 +147,7 @@ def error_along_the_run(results: Results) -> list[PointRow]:
     rows = []
     for lam in rules.OUTLIER_LAMS:
         key = rules.outlier_key(lam)
-        for step in rules.separable_spec(results, key).read_steps:
-            error_S = 100 * results.at_step(key, "test/error", step, results.main_size)
+        for step in rules.separable_spec(results, key, results.main_size).read_steps:
+            error_S = 100 * results.read(key, "test/error", results.main_size, step=step)
             rows.append(PointRow(f"lam {lam:g}", step, float(error_S.mean()), style="line"))
     return rows

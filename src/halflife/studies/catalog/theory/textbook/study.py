@@ -16,34 +16,73 @@ direction of the effects; the margins were not moved after them.
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from halflife.studies.catalog.theory.textbook import figures
-from halflife.studies.catalog.theory.textbook import quantities as rules
-from halflife.studies.evidence.claims import Arm, PointsPanel, Preset, Study
-from halflife.studies.evidence.decisions import WordedClaim
+from halflife.studies.catalog.theory.textbook.quantities import (
+    DECADES,
+    DECAYED,
+    LARGE,
+    MIDDLE,
+    NOISY,
+    OUTLIER_LAMS,
+    PLANTED,
+    RANDOM,
+    RANDOM_LAMS,
+    RATES,
+    SMALL,
+    misfit,
+    outlier_key,
+    random_key,
+    ratio,
+    slope,
+    stability,
+)
+from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Each, Quantity, Reading
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.tests import above, below, lowered, reduced, within, within_factor
 from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
 
-__all__ = ["CLAIMS", "TEXTBOOK"]
+__all__ = ["TEXTBOOK"]
 
-_LOWER_RULE = (
-    "Where both fit the points (95 % interval of the root mean square error at them below"
-    f" {rules.FITS:.0%} of the spread of their values): reproduced if the 95 % interval of the ratio lies below 1; not"
-    f" reproduced if it excludes a reduction by {rules.SMALLEST_SHARE:.0%}; else, and where they are not fitted, inconclusive."
-)
+FITS = 0.05  # root mean square error at the points over the spread of their values: what counts as fitted
+SMALLEST_SHARE = 0.1  # a reduction by less than this share is none
+RATE_MARGIN = 0.25  # of the exponent of log time
+THEORY_FACTOR = 1.02  # of angle and norm against their asymptote
+SLOPE_MARGIN = 0.05  # of the norm's slope and of the loss's exponent
+EARLY = 100  # steps
+REACHED = 1e-6  # relative distance to the regularized minimum
+SMALLEST_GAIN = 0.5  # points of test error
+RATE_WORDS = {SMALL: "small rate", MIDDLE: "middle rate", LARGE: "large rate", NOISY: "label noise", DECAYED: "decay"}
 
 
-def _lower(key: str, text: str, effect: str, arm: str, other: str, metric: str, name: str) -> WordedClaim:
-    return WordedClaim(
+def _lower(key: str, text: str, effect: str, arm: str, other: str, metric: str) -> Claim:
+    """A quantity is lower in one arm than in another, both fitting the points."""
+    fitted = tuple((misfit(one, RATE_WORDS[one]), below(FITS)) for one in (arm, other))
+    return Claim(
         key=key,
         text=text,
-        rule=_LOWER_RULE,
-        effect_name=effect,
-        unit="x",
-        measure=functools.partial(rules.ratio_is_lower, key=arm, other=other, metric=metric, name=name),
+        rule=Rule(parts=((ratio(effect, arm, other, metric), reduced(SMALLEST_SHARE)),), given=fitted),
     )
 
+
+def ratio_of_readings(name: str, arm: str, over: str, under: str) -> Quantity:
+    """One reading at the end of an arm over another."""
+    return Quantity(name=name, values=Reading(arm, over) / Reading(arm, under), unit="x", log=True)
+
+
+BOUNDS = tuple(
+    ratio_of_readings(
+        f"smoothness bound over top eigenvalue, {RATE_WORDS[arm]}", arm, "smoothness_bound", "top_eigenvalue"
+    )
+    for arm in RATES
+)
 
 RELU_CLAIMS = (
     _lower(
@@ -51,132 +90,160 @@ RELU_CLAIMS = (
         "Without decay, SGD with a large learning rate fits the points by a smoother function than with a small one: the total"
         " variation of its slope is lower.",
         "total variation of the slope, large over small rate",
-        rules.LARGE, rules.SMALL, "variation", "the total variation of the slope",
+        LARGE, SMALL, "variation",
     ),
     _lower(
         "relu-kinks",
         "Without decay, the function that SGD finds with a large learning rate has fewer kinks.",
         "effective number of kinks, large over small rate",
-        rules.LARGE, rules.SMALL, "effective_kinks", "the effective number of kinks",
+        LARGE, SMALL, "effective_kinks",
     ),
     _lower(
         "relu-error",
         "Without decay, the function that SGD finds with a large learning rate is nearer to the truth between the points.",
         "root mean square error between the points, large over small rate",
-        rules.LARGE, rules.SMALL, "test/rmse", "the error between the points",
+        LARGE, SMALL, "test/rmse",
     ),
-    WordedClaim(
+    Claim(
         key="relu-flat",
-        text="The reason is stability: at the large rate SGD can only stay where the top eigenvalue of the Hessian is below 2 /"
-        " lr, and at the minimum that the small rate finds it is larger.",
-        rule="Reproduced if the 95 % interval of (large lr / 2 * top eigenvalue at the end) lies below 1 for the large rate and"
-        " above 1 for the small one; not reproduced if one lies on the other side; else inconclusive.",
-        effect_name="top eigenvalue over 2 / lr at the end of the large rate",
-        unit="x",
-        measure=rules.large_rate_is_flat,
+        text="The reason why a large learning rate finds smooth functions is stability: at that rate SGD can only stay where"
+        " the top eigenvalue of the Hessian is below 2 / lr, and at the minimum that the small rate finds it is larger.",
+        rule=Rule(
+            parts=(
+                (Quantity(name="top eigenvalue that the large rate ends with, over 2 / lr of the large rate",
+                          values=stability(LARGE), unit="x", log=True), below(1)),
+                (Quantity(name="top eigenvalue that the small rate ends with, over 2 / lr of the large rate",
+                          values=stability(SMALL), unit="x", log=True), above(1)),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="relu-bound",
-        text="Check: a flat minimum is a smooth one: 1 + 2 sum |a w| g(kink) is at most the top eigenvalue.",
-        rule="At each rate: reproduced if the 95 % interval of bound over top eigenvalue lies below 1; not reproduced if one"
-        " lies above 1; else inconclusive.",
-        effect_name="bound over top eigenvalue, at the rate where it is largest",
-        unit="x",
-        measure=rules.bound_holds,
+        text="Check: a flat minimum is a smooth function, because 1 + 2 sum |a w| g(kink) is at most the top eigenvalue.",
+        rule=Rule(
+            parts=((Each(name="smoothness bound over top eigenvalue, at each rate", quantities=BOUNDS, unit="x"), below(1)),)
+        ),
     ),
     _lower(
         "relu-noise",
-        "Label noise, taken away at the end, makes the function smoother, too.",
+        "Label noise, taken away at the end, makes the function of a ReLU net smoother, too.",
         "total variation of the slope with label noise over without",
-        rules.NOISY, rules.MIDDLE, "variation", "the total variation of the slope",
+        NOISY, MIDDLE, "variation",
     ),
     _lower(
         "relu-decay",
-        "At the small rate explicit decay makes the function smoother, too.",
+        "At the small rate explicit decay makes the function of a ReLU net smoother, too.",
         "total variation of the slope with decay over without, small rate",
-        rules.DECAYED, rules.SMALL, "variation", "the total variation of the slope",
+        DECAYED, SMALL, "variation",
     ),
 )  # fmt: skip
 
-_RATE_RULE = (
-    f"The angle is fitted as (log(lr t / n))^-p over the last {rules.DECADES} decades of steps. Reproduced if the 90 % interval"
-    f" of p lies within 1 +- {rules.RATE_MARGIN:g}; not reproduced if it lies wholly outside; else inconclusive."
+
+def _log_rate(arm: str, points: str) -> Rule:
+    name = f"p of angle ~ log(lr t / n)^-p over the last {DECADES} decades of steps, {points}"
+    p = Quantity(name=name, values=slope(arm, "angle", log=True, sign=-1.0, log_time=True))
+    return Rule(parts=((p, within(RATE_MARGIN, around=1.0)),))
+
+
+def _over_theory(name: str) -> Quantity:
+    return ratio_of_readings(f"{name} at the end over that of the asymptote", PLANTED, name, f"theory/{name}")
+
+
+def _distance(results: Results, size: int, *, lam: float) -> NDArray[np.float64]:
+    """Of a data set that reaches the minimum to the last bit it is the rounding error: 0 has no logarithm."""
+    return np.maximum(results.read(random_key(lam), "regularized/distance", size), np.finfo(float).eps)
+
+
+DISTANCES = tuple(
+    Quantity(
+        name=f"largest relative distance of any data set to the minimum, lam {lam:g}",
+        values=functools.partial(_distance, lam=lam),
+        log=True,
+    )
+    for lam in RANDOM_LAMS
+)
+TURNS = tuple(
+    ratio(f"angle with lam {lam:g} over that with lam {larger:g}", random_key(lam), random_key(larger), "angle")
+    for larger, lam in itertools.pairwise(RANDOM_LAMS)
 )
 
 SEPARABLE_CLAIMS = (
-    WordedClaim(
+    Claim(
         key="svm-rate",
         text="On separable data gradient descent without decay tends to the hard-margin direction, and the angle that is left"
         " falls as 1 / log t (planted support vectors).",
-        rule=_RATE_RULE,
-        effect_name="exponent p, planted support vectors",
-        unit="",
-        measure=functools.partial(rules.rate_is_logarithmic, key=rules.PLANTED),
+        rule=_log_rate(PLANTED, "planted support vectors"),
     ),
-    WordedClaim(
+    Claim(
         key="svm-norm",
-        text="The norm grows as log t over the margin, and the loss falls as 1 / t.",
-        rule=f"Over the last {rules.DECADES} decades of steps, planted support vectors: reproduced if the 90 % intervals of the"
-        f" slope of norm * margin against log t and of the exponent of the loss lie within 1 +- {rules.SLOPE_MARGIN:g}; not"
-        " reproduced if one lies wholly outside; else inconclusive.",
-        effect_name="slope of norm * margin against log t",
-        unit="",
-        measure=rules.norm_and_loss,
+        text="On separable data, without decay, the norm grows as log t over the margin, and the loss falls as 1 / t.",
+        rule=Rule(
+            parts=(
+                (Quantity(name=f"slope of norm * margin against log t over the last {DECADES} decades of steps",
+                          values=slope(PLANTED, "norm", log=False)), within(SLOPE_MARGIN, around=1.0)),
+                (Quantity(name=f"p of loss ~ t^-p over the last {DECADES} decades of steps",
+                          values=slope(PLANTED, "train/loss", log=True, sign=-1.0)), within(SLOPE_MARGIN, around=1.0)),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="svm-theory",
-        text="Check: without decay w is u log t + a rest that the dual solution gives.",
-        rule="Reproduced if at the end the 90 % intervals of angle and norm over those of the asymptote lie within"
-        f" {rules.THEORY_MARGIN:.0%} of 1; not reproduced if one lies wholly outside; else inconclusive.",
-        effect_name="angle over that of the asymptote",
-        unit="x",
-        measure=rules.theory_holds,
+        text="Check: without decay the weights are u log t + a rest that the dual solution gives.",
+        rule=Rule(parts=tuple((_over_theory(name), within_factor(THEORY_FACTOR)) for name in ("angle", "norm"))),
     ),
-    WordedClaim(
+    Claim(
         key="svm-random",
-        text="On random points, too, the angle falls.",
-        rule=f"Reproduced if the 95 % interval of the angle at the end over that after {rules.EARLY} steps lies below 1; not"
-        f" reproduced if it excludes a reduction by {rules.SMALLEST_SHARE:.0%}; else inconclusive.",
-        effect_name=f"angle at the end over that after {rules.EARLY} steps",
-        unit="x",
-        measure=rules.random_direction,
+        text="On random separable points, too, the angle to the hard-margin direction falls along gradient descent.",
+        rule=Rule(
+            parts=(
+                (Quantity(name=f"angle at the end over that after {EARLY} steps, random points",
+                          values=Reading(RANDOM, "angle") / Reading(RANDOM, "angle", step=EARLY), unit="x", log=True),
+                 reduced(SMALLEST_SHARE)),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="svm-random-rate",
-        text="On random points, too, the angle falls as 1 / log t within the steps of the run.",
-        rule=_RATE_RULE,
-        effect_name="exponent p, random points",
-        unit="",
-        measure=functools.partial(rules.rate_is_logarithmic, key=rules.RANDOM),
+        text="On random separable points, too, the angle to the hard-margin direction falls as 1 / log t within the steps of"
+        " the run.",
+        rule=_log_rate(RANDOM, "random points"),
     ),
-    WordedClaim(
+    Claim(
         key="svm-minimum",
         text="Check: with lam > 0 gradient descent ends at the minimum of loss + lam/2 ||w||^2, as another solver finds it.",
-        rule="Reproduced if at every lam the 95 % interval, over seeds and in logarithms, of the largest relative distance of"
-        f" any data set lies below {rules.REACHED:g}; not reproduced if one lies above; else inconclusive.",
-        effect_name="decimal logarithm of the largest relative distance to the minimum",
-        unit="",
-        measure=rules.minimum_is_reached,
+        rule=Rule(
+            parts=(
+                (Each(name="largest relative distance of any data set to the minimum, at each lam", quantities=DISTANCES),
+                 below(REACHED)),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="svm-path",
         text="As lam goes to 0, the minimum of loss + lam/2 ||w||^2 turns to the hard-margin direction.",
-        rule=f"Random points, lam {', '.join(f'{lam:g}' for lam in rules.RANDOM_LAMS)}: reproduced if the 95 % interval of the"
-        " ratio of angles lies below 1 from each lam to the next smaller; not reproduced if one lies above; else inconclusive.",
-        effect_name="angle with the smallest over that with the largest lam",
-        unit="x",
-        measure=rules.decay_tends_to_the_margin,
+        rule=Rule(
+            parts=(
+                (ratio("angle to the hard-margin direction, smallest over largest lam", random_key(RANDOM_LAMS[-1]),
+                       random_key(RANDOM_LAMS[0]), "angle"), below(1)),
+                (Each(name="the same from each lam to the next smaller", quantities=TURNS, unit="x"), below(1)),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="svm-soft",
         text="A soft margin needs lam: with one outlier the hard margin is the wrong aim, and decay lowers the test error.",
-        rule=f"Reproduced if the 95 % interval of (error with lam {rules.OUTLIER_LAMS[-1]:g} - error without) lies below 0; not"
-        f" reproduced if it excludes an improvement of {rules.SMALLEST_GAIN} points; else inconclusive.",
-        effect_name="change of the test error by decay, one outlier",
-        unit="points",
-        measure=functools.partial(rules.outlier_needs_decay, lam=rules.OUTLIER_LAMS[-1]),
+        rule=Rule(
+            parts=(
+                (Quantity(
+                    name=f"test error with lam {OUTLIER_LAMS[-1]:g} - without decay, one outlier",
+                    values=100 * Reading(outlier_key(OUTLIER_LAMS[-1]), "test/error")
+                    - 100 * Reading(outlier_key(0.0), "test/error"),
+                    unit="points",
+                ), lowered(SMALLEST_GAIN)),
+            )
+        ),
     ),
-)
+)  # fmt: skip
 
 CLAIMS = (*RELU_CLAIMS, *SEPARABLE_CLAIMS)
 
@@ -287,26 +354,18 @@ class Scale:
     replicas: int = 8
 
 
-def _relu(fields: dict[str, Any], seed: int) -> ReluRegressionRun:
-    return ReluRegressionRun(seed=seed, **fields)
-
-
-def _separable(fields: dict[str, Any], seed: int) -> SeparableRun:
-    return SeparableRun(seed=seed, **fields)
-
-
 def _relu_arms(width: int, scale: Scale) -> tuple[Arm, ...]:
     large = LARGE_RATES[width]
     middle, small = (float(f"{large * share:.3g}") for share in (MIDDLE_SHARE, SMALL_SHARE))
     arms = []
     for key, lr, extra, label in (
-        (rules.SMALL, small, {}, f"ReLU net, lr {small:g}"),
-        (rules.MIDDLE, middle, {}, f"ReLU net, lr {middle:g}"),
-        (rules.LARGE, large, {}, f"ReLU net, lr {large:g}"),
-        (rules.NOISY, middle, {"label_noise": LABEL_NOISE}, f"ReLU net, lr {middle:g}, label noise"),
-        (rules.DECAYED, small, {"lam": LAM}, f"ReLU net, lr {small:g}, lam {LAM:g}"),
+        (SMALL, small, {}, f"ReLU net, lr {small:g}"),
+        (MIDDLE, middle, {}, f"ReLU net, lr {middle:g}"),
+        (LARGE, large, {}, f"ReLU net, lr {large:g}"),
+        (NOISY, middle, {"label_noise": LABEL_NOISE}, f"ReLU net, lr {middle:g}, label noise"),
+        (DECAYED, small, {"lam": LAM}, f"ReLU net, lr {small:g}, lam {LAM:g}"),
     ):
-        fields = {
+        fields: dict[str, Any] = {
             "width": width,
             "lr": lr,
             "lr_after_drop": min(lr, 2 / width),
@@ -317,19 +376,19 @@ def _relu_arms(width: int, scale: Scale) -> tuple[Arm, ...]:
             "eval_every": max(scale.relu_steps // 40, 1),
             **extra,
         }
-        arms.append(Arm(key=key, label=label, size=width, spec=_relu(fields, 0)))
+        arms.append(Arm(key=key, label=label, size=width, spec=ReluRegressionRun(**fields)))
     return tuple(arms)
 
 
 def _separable_arms(size: int, scale: Scale) -> tuple[Arm, ...]:
     lr = SeparableRun(num_steps=1).lr
     kinds: list[tuple[str, str, dict[str, Any]]] = [
-        (rules.PLANTED, "planted support vectors", {"points": "planted", "num_steps": scale.planted_steps}),
-        (rules.RANDOM, "random points", {"points": "random", "num_steps": scale.random_steps}),
+        (PLANTED, "planted support vectors", {"points": "planted", "num_steps": scale.planted_steps}),
+        (RANDOM, "random points", {"points": "random", "num_steps": scale.random_steps}),
     ]
-    for points, lams in (("random", rules.RANDOM_LAMS), ("outlier", rules.OUTLIER_LAMS)):
+    for points, lams in (("random", RANDOM_LAMS), ("outlier", OUTLIER_LAMS)):
         for lam in lams:
-            key = rules.random_key(lam) if points == "random" else rules.outlier_key(lam)
+            key = random_key(lam) if points == "random" else outlier_key(lam)
             steps = round(scale.folds / (lr * lam)) if lam else scale.outlier_steps
             name = "random points" if points == "random" else "one outlier"
             kinds.append((key, f"{name}, lam {lam:g}", {"points": points, "lam": lam, "num_steps": steps}))
@@ -338,7 +397,7 @@ def _separable_arms(size: int, scale: Scale) -> tuple[Arm, ...]:
             key=key,
             label=label,
             size=size,
-            spec=_separable({**fields, "num_datasets": scale.replicas}, 0),
+            spec=SeparableRun(**fields, num_datasets=scale.replicas),
         )
         for key, label, fields in kinds
     )
@@ -363,28 +422,22 @@ TEXTBOOK = Study(
     panels=PANELS,
     size_name="width of the ReLU net",
     doc_panels=("slopes", "boundaries"),
-    presets={
-        "smoke": Preset(
-            description="a net of width 25, 400 steps, and 3,000 of gradient descent: shows that everything works, not what is"
-            " true",
+    presets=presets(
+        smoke=Preset(
+            description="a net of width 25, 400 steps, and 3,000 of gradient descent",
             budget="5 seconds",
             arms=_arms(
                 (25,),
                 25,
                 Scale(relu_steps=400, planted_steps=3000, random_steps=3000, outlier_steps=1000, folds=0.5, replicas=2),
             ),
-            num_seeds=2,
-            main_size=25,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description="8 nets of width 100 a seed, 20,000 steps; 8 data sets a seed, up to a million steps",
             budget="1 minute on 2 cores",
             arms=_arms((100,), 100, LAPTOP),
-            num_seeds=5,
-            main_size=100,
         ),
-        "night": Preset(
+        night=Preset(
             description="as laptop with 3 to 30 times the steps, twice the nets and data sets, and widths 50, 100, 200",
             budget="30 minutes on 2 cores",
             arms=_arms((50, 100, 200), 100, NIGHT),
@@ -392,12 +445,11 @@ TEXTBOOK = Study(
             main_size=100,
             num_ladder_seeds=5,
         ),
-        "paper": Preset(
+        paper=Preset(
             description="12 points and 100 hidden units as in the paper, and the steps of night",
             budget="30 minutes on 2 cores",
             arms=_arms((100,), 100, NIGHT),
             num_seeds=8,
-            main_size=100,
         ),
-    },
+    ),
 )
