@@ -13,16 +13,18 @@ between. The rules were written before any run of the presets' seeds.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from halflife.studies.evidence.claims import Arm, Panel, PointRow, PointsPanel, Preset, Study
-from halflife.studies.evidence.decisions import Finding, WordedClaim, above
+from halflife.studies.evidence.claims import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, seed_interval
+from halflife.studies.evidence.tests import above, below
 from halflife.studies.specs.exponential import ExponentialRun
 
 __all__ = ["EXPONENTIAL_LR"]
@@ -47,83 +49,59 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def _log_angle(results: Results, key: str, size: int) -> Interval:
-    return seed_interval(np.log10(np.maximum(results.last(key, "largest_angle", size), 1e-17)))
+def _log10(name: str, arm: str, reading: str) -> Quantity:
+    """The largest of a run's readings, in decimal logarithms; rounding errors of 0 have none."""
+    return Quantity(name=f"log10 of the {name}", values=functools.partial(_log10_of, arm=arm, reading=reading))
 
 
-def _angle_text(results: Results, key: str, size: int) -> str:
-    angles_S = results.last(key, "largest_angle", size)
-    return f"{angles_S.min():.1e} to {angles_S.max():.1e} rad"
+def _log10_of(results: Results, size: int, *, arm: str, reading: str) -> NDArray[np.float64]:
+    return np.log10(np.maximum(results.read(arm, reading, size), 1e-17))
 
 
-def twins_are_equal(results: Results, size: int) -> Finding:
-    """Claim equal: every seed, every step."""
-    worst = {
-        name: results.last(MATCHED, name, size).max()
-        for name in ("largest_angle", "largest_norm_error", "largest_loss_difference")
-    }
-    control = results.last(CONSTANT, "largest_angle", size).min()
-    effect = _log_angle(results, MATCHED, size)
-    reason = (
-        f"over all steps the twins' directions differ by {_angle_text(results, MATCHED, size)}, the norms' ratio deviates from"
-        f" a^-t by at most {worst['largest_norm_error']:.1e} in parts and the losses differ by at most"
-        f" {worst['largest_loss_difference']:.1e} nats; with a constant rate and no decay the directions differ by"
-        f" {_angle_text(results, CONSTANT, size)}"
-    )
-    if max(worst.values()) > OTHER:
-        return Finding("not reproduced", effect, reason)
-    equal = max(worst.values()) < SAME and control > OTHER
-    return Finding("reproduced" if equal else "inconclusive", effect, reason)
+def _angle(arm: str) -> Quantity:
+    return _log10(f"largest angle between the twins (rad), {LABELS[arm]}", arm, "largest_angle")
 
 
-def twins_differ(results: Results, size: int, *, key: str) -> Finding:
-    """The other claims: without one of the theorem's conditions the two part.
+OTHER_10 = above(float(np.log10(OTHER)))
+# Between the two bounds a difference is neither what rounding grows to nor another direction.
+SAME_10 = dataclasses.replace(below(float(np.log10(SAME))), words_if_fails=OTHER_10.words, fails=OTHER_10.holds)
 
-    Args:
-        results: What the store holds.
-        size: The size.
-        key: The arm without it.
-
-    Returns:
-        The finding.
-    """
-    effect = _log_angle(results, key, size)
-    return Finding(
-        above(effect, float(np.log10(OTHER))),
-        effect,
-        f"the directions differ by {_angle_text(results, key, size)}, with every condition met by"
-        f" {_angle_text(results, MATCHED, size)}",
-    )
+EQUAL = Rule(
+    parts=(
+        (_angle(MATCHED), SAME_10),
+        (_log10("largest relative error of the norms' ratio against a^-t", MATCHED, "largest_norm_error"), SAME_10),
+        (_log10("largest difference of the twins' losses (nats)", MATCHED, "largest_loss_difference"), SAME_10),
+    ),
+    stake=((_angle(CONSTANT), OTHER_10),),
+)
 
 
-def _needed(key: str, text: str) -> WordedClaim:
-    return WordedClaim(
-        key=f"needs-{key}" if key != CONSTANT else "needs-growth",
-        text=text,
-        rule=f"Reproduced if the 95 % interval of log10 of the largest angle lies above that of {OTHER:g} rad; not reproduced"
-        " if it lies below; else inconclusive.",
-        effect_name="log10 of the largest angle between the twins (rad)",
-        unit="",
-        measure=functools.partial(twins_differ, key=key),
-    )
+def _needed(key: str, text: str, arm: str) -> Claim:
+    return Claim(key=key, text=text, rule=Rule(parts=((_angle(arm), OTHER_10),)))
 
 
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="equal",
         text="For a scale-invariant net SGD with momentum and an L2 penalty at a constant learning rate is, step by step, SGD"
         " with the same momentum, no decay, and a learning rate that grows exponentially.",
-        rule="Reproduced if in every seed and at every step the angle between the twins' weights, the relative difference of"
-        f" the ratio of their norms from a^-t, and the difference of their losses are below {SAME:g}, while the twin with"
-        f" a constant rate and no decay gets more than {OTHER:g} rad away; not reproduced if one of the three exceeds"
-        f" {OTHER:g}; else inconclusive.",
-        effect_name="log10 of the largest angle between the twins (rad)",
-        unit="",
-        measure=twins_are_equal,
+        rule=EQUAL,
     ),
-    _needed(CONSTANT, "Without decay and without growth of the rate the run is another one."),
-    _needed(UNMATCHED, "The start has to be matched: with a momentum that starts at 0 the twin is another run."),
-    _needed(NORMALIZED, "For a ResNet with trained gains and a trained last layer it does not hold."),
+    _needed(
+        "needs-growth",
+        "A run without decay whose learning rate does not grow is another run than that with decay.",
+        CONSTANT,
+    ),
+    _needed(
+        "needs-unmatched",
+        "The twin without decay has to start with the matching momentum: with one that starts at 0 it is another run.",
+        UNMATCHED,
+    ),
+    _needed(
+        "needs-resnet",
+        "For a ResNet with trained gains and a trained last layer decay is not an exponentially growing learning rate.",
+        NORMALIZED,
+    ),
 )
 
 
@@ -162,13 +140,9 @@ def loss_rows(results: Results) -> list[PointRow]:
     return rows
 
 
-def _spec(fields: Mapping[str, Any], seed: int) -> ExponentialRun:
-    return ExponentialRun(seed=seed, **fields)
-
-
 def _arms(common: Mapping[str, Any], widths: tuple[int, ...]) -> tuple[Arm, ...]:
     return tuple(
-        Arm(key=key, label=LABELS[key], size=width, spec=_spec({**common, **change, "width": width}, 0))
+        Arm(key=key, label=LABELS[key], size=width, spec=ExponentialRun(**{**common, **change, "width": width}))
         for width in widths
         for key, change in CHANGES.items()
     )
@@ -213,31 +187,25 @@ EXPONENTIAL_LR = Study(
             " decay.",
         ),
     ),
-    presets={
-        "smoke": Preset(
-            description="12 steps: shows that everything works, not what is true",
+    presets=presets(
+        smoke=Preset(
+            description="12 steps",
             budget="20 seconds",
             arms=_arms({**_LAPTOP, "num_steps": 12, "num_train": 200, "num_test": 100, "eval_every": 4}, (4,)),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description="ResNets of width 4, 600 steps on 2,000 Fashion-MNIST images at 7 x 7",
             budget="5 minutes on 2 cores",
             arms=_arms({**_LAPTOP, "num_test": 2_000}, (4,)),
-            num_seeds=5,
-            main_size=4,
         ),
-        "night": Preset(
+        night=Preset(
             description="as laptop, at 14 x 14, with more seeds, and a ladder of widths 4, 8, 16",
             budget="60 minutes on 2 cores",
             arms=_arms({**_LAPTOP, "downsample": 2, "num_test": 4_000}, (4, 8, 16)),
             num_seeds=10,
             main_size=8,
-            num_ladder_seeds=3,
         ),
-        "paper": Preset(
+        paper=Preset(
             description="ResNet-18 on CIFAR-10 in float64, 4,000 steps of batch 128, learning rate 0.1, momentum 0.9, lam 5e-4",
             budget="hours on one GPU",
             arms=_arms(
@@ -254,9 +222,8 @@ EXPONENTIAL_LR = Study(
                 (64,),
             ),
             num_seeds=3,
-            main_size=64,
             needs="CIFAR-10's binary version (--data DIR) and a GPU with float64",
         ),
-    },
+    ),
     size_name="width",
 )
