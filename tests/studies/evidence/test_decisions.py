@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
-from halflife.studies.evidence.claims import Outcome
 from halflife.studies.evidence.decisions import (
+    Outcome,
     above,
     above_zero,
     all_of,

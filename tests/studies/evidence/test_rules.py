@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
+from halflife.studies.evidence.choice import Side, chosen, contrast_interval
 from halflife.studies.evidence.claims import Arm, Claim, Preset, presets
 from halflife.studies.evidence.quantities import Best, Each, Measure, NotMeasuredError, Quantity, Reading, mean_of
 from halflife.studies.evidence.results import Results
@@ -163,14 +164,39 @@ def test_a_quantity_has_the_interval_of_its_shape() -> None:
     assert (logs.low, logs.high) == (np.exp(expected.low), np.exp(expected.high))
 
 
-def test_the_best_is_chosen_on_the_other_seeds() -> None:
-    scores = {"a_v": [0.0, 3.0, 3.0, 3.0], "b_v": [2.0, 2.0, 2.0, 2.0]}
-    blocks = {"a_w": np.full((4, 3), 7.0), "b_w": np.full((4, 3), 9.0)}
-    results = made_up(**scores, **blocks)
-    # Without seed 0 arm b is best, so seed 0 gets b although a was better there; without another seed a has 6 / 3.
-    assert Best(("a", "b"), "v")(results, SIZE).tolist() == [2.0, 3.0, 3.0, 3.0]
-    assert Best(("a", "b"), "v", "w")(results, SIZE)[:, 0].tolist() == [9.0, 7.0, 7.0, 7.0]
-    assert Best(lambda r, s: ("b", "a"), "v", lowest=False)(results, SIZE)[0] == 0.0
+def test_the_best_is_a_side_of_a_contrast() -> None:
+    rng = np.random.default_rng(3)
+    blocks = {f"{arm}_w": 5 + rng.normal(0, 0.1, (4, 6)) for arm in "abc"}
+    losses = {f"{arm}_v": 5 + rng.normal(0, 0.1, 4) for arm in "abc"}
+    results = made_up(**blocks, **losses)
+    (a, b, c), (va, vb) = blocks.values(), (losses["a_v"], losses["b_v"])
+    best = Best(("a", "b"), "w")
+    np.testing.assert_array_equal(best(results, SIZE), chosen(Side(values=np.array([a, b]))))
+    cases = [
+        (
+            Quantity(name="q", values=best - Reading("c", "w")),
+            [Side(values=np.array([a, b])), Side(values=c[None], weight=-1)],
+        ),
+        (
+            Quantity(name="q", values=0.5 * Best(lambda r, s: ("a", "b"), "w", lowest=False)),
+            [Side(values=np.array([a, b]), weight=0.5, lowest=False)],
+        ),
+        (
+            Quantity(name="q", values=best / Reading("c", "w"), log=True),
+            [
+                Side(values=np.log([a, b]), scores=np.array([a, b])),
+                Side(values=np.log(c)[None], weight=-1),
+            ],
+        ),
+        (
+            Quantity(name="q", values=Best(("a", "b"), "w", by="v") - Reading("c", "w")),
+            [Side(values=np.array([a, b]), scores=np.array([va, vb])), Side(values=c[None], weight=-1)],
+        ),
+    ]
+    for found, sides in cases:
+        expected = contrast_interval(sides, confidence=0.9)
+        expected = expected.exp() if found.log else expected
+        assert found.interval(results, SIZE, 0.9) == expected
 
 
 @pytest.mark.parametrize(
@@ -340,7 +366,9 @@ def test_a_seed_goes_to_the_run_and_to_its_parent() -> None:
 
 
 def test_presets_have_defaults() -> None:
-    arms = tuple(Arm(key=f"a{size}", label="", size=size, spec=ImageRun(lr=0.1, lam=0.0, num_epochs=2)) for size in (4, 8))
+    arms = tuple(
+        Arm(key=f"a{size}", label="", size=size, spec=ImageRun(lr=0.1, lam=0.0, num_epochs=2)) for size in (4, 8)
+    )
     made = presets(
         smoke=Preset(description="two epochs", budget="1 s", arms=arms[:1]),
         laptop=Preset(description="all", budget="1 min", arms=arms, main_size=8),

@@ -9,14 +9,14 @@ Shapes: S seeds, N test examples or blocks of validation tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
-from halflife.studies.evidence.choice import leave_one_out
+from halflife.studies.evidence.choice import Side, chosen, contrast_interval
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ class Measure:
         """The values in the order of `Results.seeds`."""
         raise NotImplementedError
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it takes the best of several arms, so that its interval has to count the choice."""
+        return False
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """What `contrast_interval` compares: the arms to choose from, with weights; of logarithms if ``log``."""
+        return [Side(values=_logs(self(results, size), log=log)[None])]
+
     def __add__(self, other: Measure) -> Terms:
         return Terms(_terms(self) + _terms(other))
 
@@ -53,6 +62,16 @@ class Measure:
 
     def __truediv__(self, other: Measure) -> Measure:
         return _Ratio(self, other)
+
+
+def _logs(values: Numbers, *, log: bool) -> Numbers:
+    if log and not (values > 0).all():
+        raise NotMeasuredError("a value is not above 0 in every seed, so that it has no logarithm")
+    return np.log(values) if log else values
+
+
+def _weighted(weight: float, sides: Sequence[Side]) -> list[Side]:
+    return [replace(side, weight=weight * side.weight) for side in sides]
 
 
 def _terms(measure: Measure) -> tuple[tuple[float, Measure], ...]:
@@ -73,6 +92,17 @@ class Terms(Measure):
             total = total + weight * measure(results, size)
         return total
 
+    @property
+    def chooses(self) -> bool:
+        """Whether one of its terms does."""
+        return any(measure.chooses for _, measure in self.terms)
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """Those of its terms, weighted."""
+        if log or not self.chooses:
+            return super().sides(results, size, log=log)
+        return [side for weight, m in self.terms for side in _weighted(weight, m.sides(results, size))]
+
 
 @dataclass(frozen=True)
 class _Ratio(Measure):
@@ -86,6 +116,20 @@ class _Ratio(Measure):
         if (under == 0).any():
             raise NotMeasuredError("the denominator of a ratio is 0 in some seed")
         return self.over(results, size) / under
+
+    @property
+    def chooses(self) -> bool:
+        """Whether one of the two does."""
+        return self.over.chooses or self.under.chooses
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """Of the logarithm: those of the one minus those of the other."""
+        if not log or not self.chooses:
+            return super().sides(results, size, log=log)
+        return [
+            *self.over.sides(results, size, log=True),
+            *_weighted(-1.0, self.under.sides(results, size, log=True)),
+        ]
 
 
 def mean_of(measures: Sequence[Measure]) -> Terms:
@@ -122,27 +166,37 @@ Arms = Sequence[str] | Callable[["Results", int], Sequence[str]]
 
 @dataclass(frozen=True)
 class Best(Measure):
-    """The best of several arms: for each seed the arm that is best on the other seeds, so that the choice does not flatter.
+    """The best of several arms, chosen on other seeds and on the other half of the examples than it is measured on.
+
+    The interval of a quantity with it is `contrast_interval`, which counts the choice.
 
     Args:
         arms: Their keys, or what gives them.
-        metric: What is compared, one value a run.
-        array: What is read of the chosen arm (empty: the metric).
+        name: The reading or array that is compared.
+        by: What the arm is chosen by, if that is another reading (empty: what is compared).
         lowest: Whether the best is the lowest.
     """
 
     arms: Arms
-    metric: str
-    array: str = ""
+    name: str
+    by: str = ""
     lowest: bool = True
 
     def __call__(self, results: Results, size: int) -> Numbers:
         """Shape (S,), or (S, N) of an array."""
+        return chosen(self.sides(results, size)[0])
+
+    @property
+    def chooses(self) -> bool:
+        """It does."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """All of its arms, as one side."""
         keys = self.arms(results, size) if callable(self.arms) else self.arms
-        scores_AS = np.array([results.read(key, self.metric, size) for key in keys])
-        chosen_S = leave_one_out(scores_AS, lowest=self.lowest)
-        values = {key: results.read(keys[key], self.array or self.metric, size) for key in set(chosen_S.tolist())}
-        return np.array([values[key][seed] for seed, key in enumerate(chosen_S.tolist())])
+        values = np.array([results.read(key, self.name, size) for key in keys])
+        scores = np.array([results.read(key, self.by, size) for key in keys]) if self.by else values if log else None
+        return [Side(values=_logs(values, log=log), scores=scores, lowest=self.lowest)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +234,10 @@ class Quantity:
             NotMeasuredError: A value of a positive quantity is not above 0.
             UserError: The values are not finite, or of a shape that is neither (S,) nor (S, N).
         """
+        if isinstance(self.values, Measure) and self.values.chooses:
+            sides = self.values.sides(results, size, log=self.log)
+            found = contrast_interval(sides, confidence=confidence, example_name=self.examples)
+            return found.exp() if self.log else found
         values = np.asarray(self.values(results, size), dtype=np.float64)
         num_seeds = len(results.seeds(size))
         if values.ndim not in {1, 2} or len(values) != num_seeds:
