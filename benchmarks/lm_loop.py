@@ -2,7 +2,7 @@
 
 Run it with ``make bench``, or ``python benchmarks/lm_loop.py``; ``--rounds N`` for more rounds.
 
-``halflife.studies.lab.text.train`` itself runs, with its readings, and is interrupted every few steps, when the other
+``halflife.studies.lab.trainer`` itself runs, with its readings, and is interrupted every few steps, when the other
 loops do as many, in an order that is drawn anew. They are:
 
 * *bare*: the same model, decay and learning rates, and the same batches, read from the same memory map at offsets that were
@@ -47,7 +47,7 @@ from torch.nn import functional
 from halflife.studies.lab.text.models import build_text_model
 from halflife.studies.lab.text.order import WindowOrder
 from halflife.studies.lab.text.tokens import TokenData, load_tokens
-from halflife.studies.lab.text.train import train
+from halflife.studies.lab.trainer import Context, train
 from halflife.studies.specs.branches import TextBranch
 from halflife.studies.specs.text import TextRun
 from halflife.studies.store.records import Reading
@@ -275,7 +275,7 @@ def alone(name: str) -> dict[str, float]:
     branch = TextBranch(of=spec, at=steps // 2, branch="tiny-lr", num_steps=steps // 2)
     with tempfile.TemporaryDirectory() as parent, tempfile.TemporaryDirectory() as folder:
         cost = train(spec, sink=lambda _: None, folder=Path(parent))
-        again = train(branch, sink=lambda _: None, folder=Path(folder), parent=Path(parent) / "kept")
+        again = train(branch, Context(parent=Path(parent) / "kept"), sink=lambda _: None, folder=Path(folder))
     evaluations = 3
     return {
         "tokens_per_second": cost["tokens_per_second"],

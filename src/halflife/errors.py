@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["HalflifeError", "RunFailedError", "RunStoppedError", "StoreError", "UserError"]
+__all__ = ["DivergedError", "HalflifeError", "RunFailedError", "RunStoppedError", "StoreError", "UserError"]
 
 
 class HalflifeError(Exception):
@@ -23,6 +23,20 @@ class StoreError(UserError):
 
 class RunFailedError(HalflifeError):
     """A training run stopped before its end; what it had finished is kept. The command line exits with code 3."""
+
+
+class DivergedError(RunFailedError):
+    """A run had numbers that are NaN or infinite, and would have them again.
+
+    Args:
+        step: At which step they were seen.
+        what: What became so, such as ``"the training loss"``.
+        about: The settings that matter.
+    """
+
+    def __init__(self, step: int, what: str, about: str) -> None:
+        super().__init__(f"{what} became NaN or infinite at step {step} ({about}): lower the learning rate")
+        self.step = step
 
 
 class RunStoppedError(HalflifeError):

@@ -20,7 +20,7 @@ from halflife.studies.catalog.language.settings import LAMS
 from halflife.studies.evidence.claims import Arm, PointsPanel, Verdict
 from halflife.studies.evidence.stats import Interval
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.lab.synthetic.least_squares import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import LeastSquaresRun, RunSpec, TextBranch, TextRun
 from halflife.studies.store.records import Array, Reading
 from halflife.studies.store.store import Store

@@ -24,7 +24,7 @@ from halflife.studies.lab.images.data import image_tensors, noisy_labels
 from halflife.studies.lab.images.models import build_model
 from halflife.studies.lab.images.sources import read_source
 from halflife.studies.lab.images.state import start_from
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.report import build_report
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.images import ImageRun

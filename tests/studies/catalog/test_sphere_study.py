@@ -15,7 +15,7 @@ from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.evidence.claims import Arm, PointsPanel, Study
 from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ImageBranch, ImageRun
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.store.records import Array, Reading

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import zlib
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from halflife.studies.catalog.theory.textbook.study import RATE_MARGIN, TEXTBOOK
 from halflife.studies.evidence.claims import Finding, PointsPanel
 from halflife.studies.evidence.readings import unpacked
 from halflife.studies.evidence.results import Results
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ReluRegressionRun, RunSpec, SeparableRun
 from halflife.studies.store.records import Reading
 
@@ -203,7 +203,7 @@ class Trained:
             self.runs[arm.key] = []
             for seed in (1000, 1001):
                 spec, readings = arm.build(seed), cast("list[Reading]", [])
-                importlib.import_module(spec.trainer.module).train(spec, sink=readings.append)
+                train(spec, sink=readings.append)
                 self.runs[arm.key].append({reading.step: reading for reading in readings})
 
     def spec(self, key: str, size: int) -> RunSpec:

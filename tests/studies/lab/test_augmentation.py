@@ -15,7 +15,7 @@ from torch.nn import functional
 from halflife.studies.lab.images.data import Augmentation, Images, image_tensors, shuffled_batches
 from halflife.studies.lab.images.models import build_model
 from halflife.studies.lab.images.sources import read_source
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store

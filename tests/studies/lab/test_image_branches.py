@@ -18,7 +18,7 @@ from halflife.errors import RunFailedError, RunStoppedError, UserError
 from halflife.studies.lab.images.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.studies.lab.images.models import build_model
 from halflife.studies.lab.images.sources import describe, read_source
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import Context, train
 from halflife.studies.specs import ImageBranch, ImageRun, spec_from_json
 from halflife.studies.specs.images import PROBES, fine_tune_branch
 from halflife.studies.store.records import Reading
@@ -42,7 +42,7 @@ TINY = ImageRun(
 def run(spec: ImageRun | ImageBranch, folder: Path, parent: Path | None = None) -> list[Reading]:
     folder.mkdir(exist_ok=True, parents=True)
     readings: list[Reading] = []
-    train(spec, sink=readings.append, folder=folder, parent=parent)
+    train(spec, Context(parent=parent), sink=readings.append, folder=folder)
     return readings
 
 

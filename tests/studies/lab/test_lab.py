@@ -24,7 +24,7 @@ from halflife.studies.lab.images import sources
 from halflife.studies.lab.images.data import image_tensors, shuffled_batches
 from halflife.studies.lab.images.models import build_model
 from halflife.studies.lab.images.sources import ImageSource, Split, describe, read_source
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
@@ -332,7 +332,8 @@ def test_a_cut_run_stops_at_its_step(tmp_path: Path) -> None:
 
 def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(
-        RunFailedError, match=r"the training loss became nan in epoch \d \(lr 1e\+06, lam 0, seed 0\): lower"
+        RunFailedError,
+        match=r"the training loss became NaN or infinite at step \d+ \(lr 1e\+06, lam 0, seed 0\): lower",
     ):
         run(replace(TINY, model="vgg", lr=1e6, lam=0.0), tmp_path / "c")
     with pytest.raises(RunFailedError, match="32 training images make no batch of 64: lower batch_size"):
@@ -342,7 +343,7 @@ def test_a_run_that_diverges_says_so(tmp_path: Path) -> None:
 KILLED_WORKER = """
 import os, signal, sys
 from pathlib import Path
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import spec_from_json
 from halflife.studies.store.store import Store
 from halflife.studies.catalog import STUDIES

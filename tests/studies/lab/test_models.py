@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 
 from halflife.errors import UserError
 from halflife.studies.lab.images.models import build_model
-from halflife.studies.lab.images.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 

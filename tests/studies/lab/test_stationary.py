@@ -22,7 +22,7 @@ from halflife.studies.lab.stationary.functions import Function, Product, Square,
 from halflife.studies.lab.stationary.minimum import minimize
 from halflife.studies.lab.stationary.problem import Loss, Problem, generator_of, make_problem
 from halflife.studies.lab.stationary.source import describe
-from halflife.studies.lab.stationary.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import StationaryRun, spec_from_json
 from halflife.studies.store.records import Reading
 
@@ -275,7 +275,7 @@ def test_a_cut_run_has_fewer_steps_and_still_a_mean() -> None:
 
 
 def test_divergence_and_a_wish_to_stop_end_a_run() -> None:
-    with pytest.raises(RunFailedError, match=r"the loss became (nan|inf) by step"):
+    with pytest.raises(RunFailedError, match=r"the training loss became NaN or infinite at step"):
         run(replace(SPARSE, lr=9.0, num_steps=400))
     with pytest.raises(RunStoppedError, match="it will start over"):
         train(SPARSE, sink=lambda reading: None, stop=lambda: True)

@@ -27,7 +27,7 @@ import torch
 
 from halflife.errors import RunStoppedError, UserError
 from halflife.studies.catalog import get_study
-from halflife.studies.lab.text.train import train
+from halflife.studies.lab.trainer import train
 from halflife.studies.runner.distributed import Rank, process_group
 from halflife.studies.runner.plan import make_plan
 from halflife.studies.specs import TextRun

@@ -407,8 +407,8 @@ def test_gradients_that_overflow_for_ever_are_a_failed_run(
 def test_long_ways_between_evaluations_have_checkpoints(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("halflife.studies.lab.text.train.SAVING_SECONDS", 0.0)
-    monkeypatch.setattr("halflife.studies.lab.text.train.SAVING_SHARE", 1e9)
+    monkeypatch.setattr("halflife.studies.lab.trainer.SAVING_SECONDS", 0.0)
+    monkeypatch.setattr("halflife.studies.lab.trainer.SAVING_SHARE", 1e9)
     monkeypatch.setattr(TextLoop, "one_step", _killed_at(TextLoop.one_step, 33))
     with pytest.raises(KeyboardInterrupt):
         run(with_(MLP, eval_every=40), tmp_path, corpus)

@@ -17,6 +17,7 @@ from scipy.stats import norm
 from halflife.errors import RunFailedError, RunStoppedError, UserError
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.lab.synthetic import relu_regression, separable
+from halflife.studies.lab.trainer import train
 from halflife.studies.specs import ReluRegressionRun, SeparableRun, spec_from_json
 from halflife.studies.store.records import Array, Reading
 
@@ -29,13 +30,13 @@ PLANE = SeparableRun(points="random", num_points=6, num_datasets=3, lr=0.7, num_
 
 def relu_run(spec: ReluRegressionRun) -> list[Reading]:
     readings: list[Reading] = []
-    relu_regression.train(spec, sink=readings.append)
+    train(spec, sink=readings.append)
     return readings
 
 
 def plane_run(spec: SeparableRun) -> list[Reading]:
     readings: list[Reading] = []
-    separable.train(spec, sink=readings.append)
+    train(spec, sink=readings.append)
     return readings
 
 
@@ -211,14 +212,15 @@ def test_relu_runs_are_cut_stopped_and_fail_in_words() -> None:
     assert cut[:2] == whole[:2]
     assert cut[-1].arrays
     with pytest.raises(RunStoppedError, match="stopped after step 7 of 30: it will start over"):
-        relu_regression.train(RELU, sink=lambda _: None, stop=lambda: True)
+        train(RELU, sink=lambda _: None, stop=lambda: True)
     with pytest.raises(
-        RunFailedError, match=r"a weight became infinite by step \d+ \(lr 1e\+06, width 4, seed 3\): lower"
+        RunFailedError,
+        match=r"the training loss became NaN or infinite at step \d+ \(lr 1e\+06, width 4, seed 3\): lower",
     ):
         relu_run(replace(RELU, lr=1e6, lam=0.0, warmup_steps=0))
     steps: list[tuple[int, int]] = []
-    costs = relu_regression.train(RELU, sink=lambda _: None, progress=lambda step, num, _: steps.append((step, num)))
-    assert steps == [(s, 30) for s in (0, 7, 14, 20, 21, 28, 30)]
+    costs = train(RELU, sink=lambda _: None, progress=lambda step, num, _: steps.append((step, num)))
+    assert steps == [(s, 30) for s in (7, 14, 20, 21, 28, 30)]
     assert costs["samples_per_second"] > 0
 
 
@@ -382,8 +384,8 @@ def test_runs_in_the_plane_are_cut_stopped_and_fail_in_words() -> None:
     assert cut[:7] == whole[:7]
     assert whole == plane_run(PLANE) != plane_run(replace(PLANE, seed=3))
     with pytest.raises(RunStoppedError, match="stopped after step 1 of 25: it will start over"):
-        separable.train(PLANE, sink=lambda _: None, stop=lambda: True)
-    with pytest.raises(RunFailedError, match=r"a weight became infinite by step 1 \(lr 1\.7e\+308"):
+        train(PLANE, sink=lambda _: None, stop=lambda: True)
+    with pytest.raises(RunFailedError, match=r"a weight became NaN or infinite at step 1 \(lr 1\.7e\+308"):
         plane_run(replace(PLANE, lr=1.7e308, points="planted"))
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from halflife.studies.lab.text.train import train
+from halflife.studies.lab.text.parallel import DataParallelContext
+from halflife.studies.lab.trainer import Context, train
 from halflife.studies.specs import TextBranch, TextReplay, TextRun
 from halflife.studies.store.records import Reading
 
@@ -50,12 +50,19 @@ def write_corpus(folder: Path) -> Path:
 
 
 def run(
-    spec: TextRun | TextBranch | TextReplay, folder: Path, corpus: Path, **more: Any
+    spec: TextRun | TextBranch | TextReplay,
+    folder: Path,
+    corpus: Path,
+    *,
+    parent: Path | None = None,
+    parallel: DataParallelContext | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Reading], dict[str, float]]:
     """Train a run in a folder; its readings and what it cost."""
     folder.mkdir(parents=True, exist_ok=True)
     readings: list[Reading] = []
-    cost = train(spec, sink=readings.append, folder=folder, data_folder=str(corpus), **more)
+    context = Context(data_folder=str(corpus), parent=parent, parallel=parallel)
+    cost = train(spec, context, sink=readings.append, folder=folder, stop=stop)
     return readings, cost
 
 

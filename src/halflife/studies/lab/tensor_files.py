@@ -34,7 +34,7 @@ UNREADABLE: tuple[type[BaseException], ...] = (
 )
 
 
-def kept_file(kept: Path, spec: RunSpec) -> Path:
+def kept_file(kept: Path | None, spec: RunSpec) -> Path:
     """The file that a run starts from.
 
     Args:
@@ -43,7 +43,12 @@ def kept_file(kept: Path, spec: RunSpec) -> Path:
 
     Returns:
         The file in that folder.
+
+    Raises:
+        UserError: There is no such folder, or the file has no name of one.
     """
+    if kept is None:
+        raise UserError(f"a {spec.kind} starts from what its parent kept: run the parent first and name its folder")
     expected = "a name such as step-100 or epoch-10.safetensors"
     return named_in(kept, spec.parent_file, KEPT_NAME, what="the file of the parent", expected=expected)
 

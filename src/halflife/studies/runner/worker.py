@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,11 +12,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from halflife.errors import HalflifeError, RunFailedError, RunStoppedError
+from halflife.errors import DivergedError, HalflifeError, RunFailedError, RunStoppedError
 from halflife.studies.runner.plan import describe_data
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.store.machine import describe_commit, describe_machine, describe_versions, now
@@ -172,19 +170,15 @@ def train_run(
     Raises:
         RunFailedError: It failed, as its folder says, too.
     """
+    import torch
+
+    from halflife.studies.lab.trainer import Context, train
+
     spec, folder = run.spec, store.run(run.id)
-    train = partial(
-        importlib.import_module(spec.trainer.module).train,
-        spec,
-        folder=folder.path,
-        data_folder=data_folder,
-        device=device,
-        parent=None if run.parent_id is None else store.run(run.parent_id).kept,
-        stop=stop,
-        **({} if world is None else {"parallel": world}),
-    )
+    parent = None if run.parent_id is None else store.run(run.parent_id).kept
+    context = Context(device=torch.device(device), data_folder=data_folder, parent=parent, parallel=world)
     if world is not None and world.rank > 0:
-        train(sink=lambda _reading: None)
+        train(spec, context, sink=lambda _reading: None, folder=folder.path, stop=stop)
         return
     with folder.locked():
         if folder.finished:
@@ -195,9 +189,10 @@ def train_run(
         folder.write_header(header)
         began = time.perf_counter()
         try:
-            cost = train(sink=folder.append, progress=progress)
+            cost = train(spec, context, sink=folder.append, folder=folder.path, progress=progress, stop=stop)
         except RunFailedError as error:
-            folder.write_header(header | {"status": "failed", "failure": str(error)})
+            diverged = {"diverged_at": error.step} if isinstance(error, DivergedError) else {}
+            folder.write_header(header | {"status": "failed", "failure": str(error)} | diverged)
             raise
         seconds = round(time.perf_counter() - began, 2)
         folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds, "cost": cost})

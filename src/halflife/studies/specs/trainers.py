@@ -14,7 +14,7 @@ __all__ = ["EXPONENTIAL", "IMAGES", "LEAST_SQUARES", "RELU_REGRESSION", "SEPARAB
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """A module of the lab with a function ``train(spec, *, sink, folder, ...)``.
+    """A module of the lab with a function ``open_run(spec, context)`` (`halflife.studies.lab.trainer`).
 
     Args:
         name: Part of the names of its runs, so it never changes, wherever the module moves.
@@ -22,7 +22,7 @@ class Trainer:
         module: The module, by name: specs are plain and import no torch.
 
     Examples:
-        >>> str(Trainer(name="images", version=2, module="halflife.studies.lab.images.train"))
+        >>> str(Trainer(name="images", version=2, module="halflife.studies.lab.images.loop"))
         'images-2'
     """
 
@@ -34,10 +34,10 @@ class Trainer:
         return f"{self.name}-{self.version}"
 
 
-IMAGES = Trainer(name="images", version=1, module="halflife.studies.lab.images.train")
-TEXT = Trainer(name="text", version=1, module="halflife.studies.lab.text.train")
+IMAGES = Trainer(name="images", version=1, module="halflife.studies.lab.images.loop")
+TEXT = Trainer(name="text", version=1, module="halflife.studies.lab.text.loop")
 EXPONENTIAL = Trainer(name="exponential", version=1, module="halflife.studies.lab.synthetic.exponential")
 LEAST_SQUARES = Trainer(name="least-squares", version=1, module="halflife.studies.lab.synthetic.least_squares")
 RELU_REGRESSION = Trainer(name="relu-regression", version=1, module="halflife.studies.lab.synthetic.relu_regression")
 SEPARABLE = Trainer(name="separable", version=1, module="halflife.studies.lab.synthetic.separable")
-STATIONARY = Trainer(name="stationary", version=1, module="halflife.studies.lab.stationary.train")
+STATIONARY = Trainer(name="stationary", version=1, module="halflife.studies.lab.stationary.process")

@@ -1,4 +1,7 @@
-"""The state of one run on images, and what a training step does with it.
+"""One run on images: its state, and what a training step does with it.
+
+Everything after an epoch is a function of the weights, the averages and the epoch's number: the order of the data is
+seeded by (seed, epoch), SGD without momentum has no state. So a checkpoint at an epoch's end resumes to the same bits.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,13 +27,27 @@ from halflife.rules.norms import Sphere
 from halflife.studies.lab.images.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.studies.lab.images.ensemble import SnapshotEnsemble
 from halflife.studies.lab.images.models import build_model
+from halflife.studies.lab.images.probes import check_probes
+from halflife.studies.lab.images.readings import Reader
 from halflife.studies.lab.images.sources import read_source
-from halflife.studies.lab.images.state import named_tensors, read_state, start_from
+from halflife.studies.lab.images.state import named_tensors, read_state, start_from, weight_norm
 from halflife.studies.lab.precision import autocast_to
-from halflife.studies.lab.tensor_files import readable, write_tensors
-from halflife.studies.specs.images import ImageRun
+from halflife.studies.lab.tensor_files import kept_file, readable, write_tensors
+from halflife.studies.lab.trainer import Context, Run
+from halflife.studies.specs.images import ImageBranch, ImageRun
+from halflife.studies.store.records import Reading
 
-__all__ = ["ImageLoop", "weight_norm"]
+__all__ = ["ImageLoop", "open_run"]
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def open_run(spec: ImageRun | ImageBranch, context: Context) -> Run:
+    """A run on images, which is looked at after every epoch."""
+    if isinstance(spec, ImageRun):
+        return ImageLoop(spec, context, run=spec.digest())
+    start = (kept_file(context.parent, spec), spec.weights, spec.of.digest())
+    return ImageLoop(spec.then, context, run=spec.digest(), start=start)
 
 
 class ImageLoop:
@@ -38,8 +55,7 @@ class ImageLoop:
 
     Args:
         spec: The run.
-        device: Where it is trained.
-        data_folder: Where a data set that is not shipped lies.
+        context: Where it is trained.
         run: The digest of the whole run's spec, a branch's for example, which stands in what it writes.
         start: The file of weights to start from, which of them, and the digest of the run that wrote it (``None``:
             initial weights).
@@ -48,17 +64,15 @@ class ImageLoop:
         RunFailedError: There are fewer images than one batch, or nothing where it is to start from.
     """
 
+    unit = "images"
+
     def __init__(
-        self,
-        spec: ImageRun,
-        device: torch.device,
-        data_folder: str | None,
-        *,
-        run: str,
-        start: tuple[Path, str, str] | None = None,
+        self, spec: ImageRun, context: Context, *, run: str, start: tuple[Path, str, str] | None = None
     ) -> None:
-        self.spec, self.device, self.run = spec, device, run
-        source = read_source(spec.data, data_folder)
+        check_probes(spec)
+        device = context.device
+        self.spec, self.device, self.run, self.samples = spec, device, run, spec.batch_size
+        source = read_source(spec.data, context.data_folder)
         self.train_set, self.test_set = image_tensors(
             source,
             num_train=spec.num_train,
@@ -92,28 +106,48 @@ class ImageLoop:
         if start is not None:
             path, weights, parent = start
             start_from(path, weights, self.model, run=parent)
-        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # The papers' code decays every parameter, BatchNorm's gains and the biases included.
         groups = param_groups(self.model, policy="everything", weight_decay=spec.lam)
         self.optimizer = torch.optim.SGD(groups, lr=spec.lr, fused=True)
         self.decay = attach(self.optimizer, Decoupled(), peak_lr=spec.lr) if spec.lam > 0 else None
         if spec.sphere > 0:
             with torch.no_grad():
-                torch._foreach_mul_(self.trained, spec.sphere / weight_norm(self.trained))
+                torch._foreach_mul_(self.weights, spec.sphere / weight_norm(self.weights))
             attach(self.optimizer, Sphere(spec.sphere), select="all")
         self.averages = {f"ema-{decay:g}": _average(self.model, decay) for decay in spec.ema}
         self.ensemble: SnapshotEnsemble | None = None
         if spec.ensemble_every:
             self.ensemble = SnapshotEnsemble(len(self.test_set), self.num_classes, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
+        self.running_loss = 0.0
 
     def noisy_labels(self, epoch: int | None = None) -> Tensor:
         """The training labels with noise, of one epoch or (``None``) of all."""
         spec = self.spec
         return noisy_labels(self.train_set.y_N, spec.label_noise, self.num_classes, seed=spec.seed, epoch=epoch)
 
-    def one_epoch(self, epoch: int) -> float:
+    @property
+    def epoch(self) -> float:
+        """Passes over the training set done."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def epochs_begun(self) -> int:
+        """The same, a part of one counted as one: a run that is cut ends within an epoch."""
+        return math.ceil(self.epoch)
+
+    def about(self) -> str:
+        """Its settings, for a sentence."""
+        return f"lr {self.spec.lr:g}, lam {self.spec.lam:g}, seed {self.spec.seed}"
+
+    def reading(self) -> Reading | None:
+        """What is read after an epoch."""
+        return Reader(self).reading(self.epochs_begun, self.running_loss) if self.step else None
+
+    def advance(self) -> float:
         """Train for one epoch; returns its mean training loss."""
+        epoch = self.epochs_begun
         lr = self.spec.lr if epoch < self.spec.drop_epoch else self.spec.lr_after_drop
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -137,7 +171,8 @@ class ImageLoop:
             total += plain.detach()
             num_batches += 1
             self.step += 1
-        return total.item() / num_batches
+        self.running_loss = total.item() / num_batches
+        return self.running_loss
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch. Everything else reads the images as they are."""
@@ -151,51 +186,43 @@ class ImageLoop:
         """Autocast to the run's precision; nothing in float32."""
         return autocast_to(self.spec.precision, self.device)
 
-    def kept_epochs(self, epoch: int) -> list[int]:
-        """The names under which the weights after this many epochs are kept; those of epochs that a cut run lacks, too."""
-        last = epoch == self.num_epochs
+    def kept_epochs(self) -> list[int]:
+        """The names under which the weights are kept now; those of epochs that a cut run lacks, too."""
+        epoch, last = self.epochs_begun, self.step == self.num_steps
         return [at for at in self.spec.keep_at if at == epoch or (last and at > epoch)]
 
-    def keep(self, folder: Path, epoch: int) -> None:
+    def keep(self, folder: Path) -> None:
         """Keep the weights and their averages for runs that start from them."""
-        for at in self.kept_epochs(epoch):
+        for at in self.kept_epochs():
             tensors = named_tensors(self.model, self.averages)
-            write_tensors(folder / f"epoch-{at}.safetensors", tensors, {"epoch": epoch}, run=self.run)
+            write_tensors(folder / f"epoch-{at}.safetensors", tensors, {"epoch": self.epochs_begun}, run=self.run)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether both sets are evaluated after this epoch."""
+        return Reader(self).evaluates_at(self.epochs_begun)
 
     def _tensors(self) -> dict[str, Tensor]:
         return named_tensors(self.model, self.averages) | ({} if self.ensemble is None else self.ensemble.tensors())
 
-    def save(self, path: Path, epoch: int) -> None:
+    def save(self, folder: Path) -> None:
         """Write the checkpoint."""
-        values = {"epoch": epoch, "step": self.step, "scaler": self.scaler.state_dict()}
-        write_tensors(path, self._tensors(), values, run=self.run)
+        values = {"step": self.step, "scaler": self.scaler.state_dict()}
+        write_tensors(folder / CHECKPOINT, self._tensors(), values, run=self.run)
 
-    def load(self, path: Path) -> int:
-        """Go on from the checkpoint; returns the epochs done, 0 when there is none."""
+    def load(self, folder: Path) -> bool:
+        """Go on from the checkpoint; whether there is one."""
+        path = folder / CHECKPOINT
         state = read_state(path, self._tensors(), run=self.run)
         if state is None:
-            return 0
+            return False
         with readable(path):
-            self.step, epoch = int(state["step"]), int(state["epoch"])
+            self.step = int(state["step"])
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        return epoch
+        return True
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:
     ema = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has no annotations for it
     return AveragedModel(model, multi_avg_fn=ema)
-
-
-def weight_norm(weights: Iterable[Tensor]) -> float:
-    """The l2 norm of several tensors together.
-
-    Args:
-        weights: The tensors.
-
-    Returns:
-        The norm.
-    """
-    # In float64, so that the sum of squares is the same to the last digit shown on every machine.
-    squares = [weight.detach().double().square().sum() for weight in weights]
-    return math.sqrt(torch.stack(squares).sum().item())

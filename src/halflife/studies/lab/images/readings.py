@@ -6,6 +6,7 @@ Shapes: B batch, C channels, H height, W width, N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,13 @@ from torch.nn import functional
 from torch.optim.swa_utils import update_bn
 
 from halflife.studies.lab.images.data import Images
-from halflife.studies.lab.images.loop import ImageLoop, weight_norm
 from halflife.studies.lab.images.probes import probe
+from halflife.studies.lab.images.state import weight_norm
 from halflife.studies.store.records import Array, Reading
 from halflife.units import half_life
+
+if TYPE_CHECKING:
+    from halflife.studies.lab.images.loop import ImageLoop
 
 __all__ = ["Reader"]
 
@@ -54,7 +58,7 @@ class Reader:
     def reading(self, epoch: int, running_loss: float) -> Reading:
         """What is read after this many epochs."""
         lr = self.run.optimizer.param_groups[0]["lr"]
-        norm = weight_norm(self.run.trained)
+        norm = weight_norm(self.run.weights)
         fraction = float(self.run.decay.fractions()[0]) if self.run.decay is not None else 0.0
         values = {
             "train/running_loss": running_loss,
@@ -69,7 +73,7 @@ class Reader:
         if self.run.ensemble is not None and self.snapshot_at(epoch):
             self.run.ensemble.add(self.logits(self.run.model, self.run.test_set))
         evaluates, probes = self.evaluates_at(epoch), self.probes_at(epoch)
-        if evaluates or probes or self.run.kept_epochs(epoch):
+        if evaluates or probes or self.run.kept_epochs():
             for prefix, model in self.models():
                 if evaluates:
                     self.evaluate(prefix, model, epoch, values, arrays)
@@ -77,7 +81,7 @@ class Reader:
                     found, more = probe(self.spec, model, self.run.train_set, lr)
                     values |= {prefix + name: value for name, value in found.items()}
                     arrays |= {prefix + name: array for name, array in more.items()}
-        return Reading(step=self.run.step, epoch=self.run.step / self.run.steps_per_epoch, values=values, arrays=arrays)
+        return Reading(step=self.run.step, epoch=self.run.epoch, values=values, arrays=arrays)
 
     def models(self) -> Iterator[tuple[str, nn.Module]]:
         """The weights and their averages, each with the prefix of its readings."""

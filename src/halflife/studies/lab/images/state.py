@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from halflife.errors import RunFailedError
 from halflife.studies.lab.tensor_files import Values, read_tensors, readable
 
-__all__ = ["named_tensors", "read_state", "start_from"]
+__all__ = ["named_tensors", "read_state", "start_from", "weight_norm"]
 
 
 def named_tensors(model: nn.Module, averages: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -80,3 +81,17 @@ def start_from(path: Path, weights: str, model: nn.Module, *, run: str) -> None:
         )
     with readable(path):
         _copy_into(model.state_dict(), {name.removeprefix(prefix): value for name, value in found[0].items()})
+
+
+def weight_norm(weights: Iterable[Tensor]) -> float:
+    """The l2 norm of several tensors together.
+
+    Args:
+        weights: The tensors.
+
+    Returns:
+        The norm.
+    """
+    # In float64, so that the sum of squares is the same to the last digit shown on every machine.
+    squares = [weight.detach().double().square().sum() for weight in weights]
+    return math.sqrt(torch.stack(squares).sum().item())

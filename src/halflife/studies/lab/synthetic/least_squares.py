@@ -9,35 +9,30 @@ Shapes: R replicas, D coordinates, C steps whose random numbers are drawn at onc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from halflife.errors import RunFailedError, RunStoppedError
-from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.seeds import seed_of
+from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.least_squares import LeastSquaresRun
 from halflife.studies.store.records import Reading
 
-__all__ = ["train"]
+__all__ = ["open_run"]
 
 NUMBERS_AT_ONCE = 2**20  # 8 MB of them
 
 
-def train(
-    spec: LeastSquaresRun,
-    *,
-    sink: Callable[[Reading], None],
-    folder: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    data_folder: str | None = None,
-    device: str = "cpu",
-    parent: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Run what ``spec`` describes.
+def open_run(spec: LeastSquaresRun, context: Context) -> Run:
+    """The replicas of a run."""
+    return _Run(spec, context.device)
+
+
+class _Run:
+    """The errors of all replicas, their averages, and what is read of them.
+
+    A run on least squares; a sample is one step of one replica.
 
     Readings, each a mean over replicas with its standard error beside it (``risk`` and ``risk_se``):
 
@@ -45,50 +40,13 @@ def train(
       ``variance``, the rest;
     - ``average/risk`` and ``ema-<decay>/risk`` of the averages;
     - ``tail/risk`` at the ends of the phases: the mean over the phase's last `LeastSquaresRun.tail` steps.
-
-    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the risk, and ``stop`` is asked, at
-    every reading. A run that was stopped starts over.
-
-    Returns:
-        What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.
-
-    Raises:
-        RunFailedError: The risk became NaN or infinite.
-        RunStoppedError: It was asked to stop.
     """
-    costs = Costs()
-    run = _Run(spec, torch.device(device))
-    with costs.of("training"), torch.no_grad():
-        _report(run, sink, progress)
-        for noise in run.noises():
-            run.one_step(noise)
-            if spec.reads_at(run.step):
-                _report(run, sink, progress)
-                if stop() and run.step < spec.last_step:
-                    raise RunStoppedError(f"stopped after step {run.step} of {spec.last_step}: it will start over")
-    costs.samples = spec.last_step * spec.num_replicas
-    return costs.summary("samples")
 
-
-def _report(run: _Run, sink: Callable[[Reading], None], progress: Callable[[int, int, float], None] | None) -> None:
-    reading = run.reading()
-    risk = reading.values["risk"]
-    if not math.isfinite(risk):
-        spec = run.spec
-        raise RunFailedError(
-            f"the risk became {risk} by step {run.step} (lr {spec.lr:g}, largest eigenvalue {max(spec.eigenvalues):g}, seed"
-            f" {spec.seed}): lower the learning rate"
-        )
-    sink(reading)
-    if progress is not None:
-        progress(run.step, run.spec.last_step, risk)
-
-
-class _Run:
-    """The errors of all replicas, their averages, and what is read of them."""
+    unit = "samples"
 
     def __init__(self, spec: LeastSquaresRun, device: torch.device) -> None:
         self.spec, self.device, self.step = spec, device, 0
+        self.num_steps, self.samples = spec.last_step, spec.num_replicas
         self.mu_D = torch.tensor(spec.eigenvalues, dtype=torch.float64, device=device)
         per_coordinate = 1 / math.sqrt(len(spec.eigenvalues))
         self.optimum = spec.optimum * per_coordinate
@@ -100,6 +58,21 @@ class _Run:
         self.emas = {decay: torch.zeros_like(self.error_RD) for decay in spec.ema}
         self.tail_R = torch.zeros(spec.num_replicas, dtype=torch.float64, device=device)
         self.tail_steps = 0
+        self.noise = self.noises()
+
+    @property
+    def epoch(self) -> float:
+        """The part of all steps that is done."""
+        return self.step / self.spec.num_steps
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The errors of all replicas."""
+        return [self.error_RD]
+
+    def about(self) -> str:
+        """Its settings, for a sentence."""
+        return f"lr {self.spec.lr:g}, largest eigenvalue {max(self.spec.eigenvalues):g}, seed {self.spec.seed}"
 
     def noises(self) -> Iterator[Tensor]:
         """The standard normal numbers of each step, (R, D), or (R, D + 1) where samples are drawn."""
@@ -112,6 +85,13 @@ class _Run:
                 self.device
             )
             yield from chunk_CRW[: self.spec.last_step - start]
+
+    def advance(self) -> float:
+        """Steps to the next reading; the risk there."""
+        self.one_step(next(self.noise))
+        while not self.spec.reads_at(self.step):
+            self.one_step(next(self.noise))
+        return self.risk(self.error_RD).mean().item()
 
     def one_step(self, noise_RW: Tensor) -> None:
         """One step of every replica, and of the averages."""
@@ -163,4 +143,4 @@ class _Run:
             put("tail/risk", self.tail_R / self.tail_steps)
             self.tail_R.zero_()
             self.tail_steps = 0
-        return Reading(step=self.step, epoch=self.step / spec.num_steps, values=values)
+        return Reading(step=self.step, epoch=self.epoch, values=values)

@@ -10,86 +10,27 @@ Shapes: R replicas, J hidden units, N training points, G places of the grid, C s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from halflife.errors import RunFailedError, RunStoppedError
 from halflife.studies.lab.arrays import floats
-from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.seeds import seed_of
+from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.textbook import ReluRegressionRun
 from halflife.studies.store.records import Reading
 
-__all__ = ["train"]
+__all__ = ["open_run"]
 
 CHUNK = 4096  # steps
 GRID = 401  # places between the outermost points at which the error against the teacher is taken
 CELLS = 50  # for `effective_kinks`: kinks nearer than a fiftieth of the range count as one
 
 
-def train(
-    spec: ReluRegressionRun,
-    *,
-    sink: Callable[[Reading], None],
-    folder: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    data_folder: str | None = None,
-    device: str = "cpu",
-    parent: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Run what ``spec`` describes.
-
-    Readings, each the mean over replicas, on the range of the training points:
-
-    - ``train/rmse`` and ``test/rmse``: root mean square error at the points, and against the teacher on an even grid;
-    - ``variation``: total variation of f', sum of |a_j w_j| over the kinks -b_j / w_j in the range;
-      ``least_variation``: that of the line that connects the points, the least of any function through them;
-    - ``effective_kinks``: (sum |m|)^2 / sum m^2 of the changes m of the slope, summed in 50 equal cells;
-    - ``path_norm``: sum_j |a_j| sqrt(w_j^2 + b_j^2);
-    - ``top_eigenvalue`` of the Gauss-Newton matrix of the mean loss, the Hessian where the points are met;
-      ``smoothness_bound``: 1 + 2 sum_j |a_j w_j| g(-b_j / w_j), which is at most that (`weight_of_kinks`).
-
-    Arrays of the first replica, for figures: ``points/x``, ``points/y``, ``grid``, ``teacher``, ``function``.
-
-    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the error at the points, and
-    ``stop`` is asked, at every reading. A run that was stopped starts over.
-
-    Returns:
-        What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.
-
-    Raises:
-        RunFailedError: A weight became NaN or infinite.
-        RunStoppedError: It was asked to stop.
-    """
-    costs = Costs()
-    run = _Run(spec, torch.device(device))
-    with costs.of("training"), torch.inference_mode():
-        _report(run, sink, progress)
-        for point_R, noise_R in run.draws():
-            run.one_step(point_R, noise_R)
-            if spec.reads_at(run.step):
-                _report(run, sink, progress)
-                if stop() and run.step < spec.last_step:
-                    raise RunStoppedError(f"stopped after step {run.step} of {spec.last_step}: it will start over")
-    costs.samples = spec.last_step * spec.num_replicas
-    return costs.summary("samples")
-
-
-def _report(run: _Run, sink: Callable[[Reading], None], progress: Callable[[int, int, float], None] | None) -> None:
-    if not (run.weights_3RJ.isfinite().all() and run.bias_R1.isfinite().all()):
-        spec = run.spec
-        raise RunFailedError(
-            f"a weight became infinite by step {run.step} (lr {spec.lr:g}, width {spec.width}, seed {spec.seed}): lower the"
-            " learning rate, or warm up for longer"
-        )
-    reading = run.reading()
-    sink(reading)
-    if progress is not None:
-        progress(run.step, run.spec.last_step, reading.values["train/rmse"])
+def open_run(spec: ReluRegressionRun, context: Context) -> Run:
+    """The nets of a run."""
+    return _Run(spec, context.device)
 
 
 class Problem:
@@ -120,10 +61,28 @@ class Problem:
 
 
 class _Run:
-    """The nets of all replicas, and what is read of them."""
+    """The nets of all replicas, and what is read of them.
+
+    A regression by a two-layer ReLU net; a sample is one step of one replica.
+
+    Readings, each the mean over replicas, on the range of the training points:
+
+    - ``train/rmse`` and ``test/rmse``: root mean square error at the points, and against the teacher on an even grid;
+    - ``variation``: total variation of f', sum of |a_j w_j| over the kinks -b_j / w_j in the range;
+      ``least_variation``: that of the line that connects the points, the least of any function through them;
+    - ``effective_kinks``: (sum |m|)^2 / sum m^2 of the changes m of the slope, summed in 50 equal cells;
+    - ``path_norm``: sum_j |a_j| sqrt(w_j^2 + b_j^2);
+    - ``top_eigenvalue`` of the Gauss-Newton matrix of the mean loss, the Hessian where the points are met;
+      ``smoothness_bound``: 1 + 2 sum_j |a_j w_j| g(-b_j / w_j), which is at most that (`weight_of_kinks`).
+
+    Arrays of the first replica, for figures: ``points/x``, ``points/y``, ``grid``, ``teacher``, ``function``.
+    """
+
+    unit = "samples"
 
     def __init__(self, spec: ReluRegressionRun, device: torch.device) -> None:
         self.spec, self.device, self.step = spec, device, 0
+        self.num_steps, self.samples = spec.last_step, spec.num_replicas
         self.problem = Problem(spec, _generator("problem", spec.seed))
         self.x_RN, self.y_RN = self.problem.x_RN.to(device), self.problem.y_RN.to(device)
         start_3RJ = torch.randn(
@@ -132,6 +91,21 @@ class _Run:
         start_3RJ[0] *= spec.init_scale / math.sqrt(spec.width)
         self.weights_3RJ = start_3RJ.to(device)  # a, w, b
         self.bias_R1 = torch.zeros(spec.num_replicas, 1, dtype=torch.float64, device=device)
+        self.drawn = self.draws()
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the points done."""
+        return self.step / self.spec.num_points
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of all replicas."""
+        return [self.weights_3RJ, self.bias_R1]
+
+    def about(self) -> str:
+        """Its settings, for a sentence."""
+        return f"lr {self.spec.lr:g}, width {self.spec.width}, seed {self.spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step the number of a point (R, 1), and what is added to its label (R, 1), by replica."""
@@ -143,6 +117,18 @@ class _Run:
             point_CR1 = torch.randint(spec.num_points, shape, generator=order).to(self.device)
             noise_CR1 = torch.randn(shape, generator=noise, dtype=torch.float64).to(self.device) * spec.label_noise
             yield from zip(point_CR1[: spec.last_step - start], noise_CR1[: spec.last_step - start], strict=True)
+
+    @torch.inference_mode()
+    def advance(self) -> float:
+        """Steps to the next reading; the root mean square error at the points there."""
+        self.one_step(*next(self.drawn))
+        while not self.spec.reads_at(self.step):
+            self.one_step(*next(self.drawn))
+        return self.rmse_R().mean().item()
+
+    def rmse_R(self) -> Tensor:
+        """The root mean square error at the points, (R,)."""
+        return (self.function(self.x_RN) - self.y_RN).square().mean(dim=1).sqrt()
 
     def one_step(self, point_R1: Tensor, noise_R1: Tensor) -> None:
         """One step of every replica, on one point each."""
@@ -171,6 +157,7 @@ class _Run:
         hidden_RJP = torch.relu(w_RJ[:, :, None] * x_RP[:, None, :] + b_RJ[:, :, None])
         return (a_RJ[:, :, None] * hidden_RJP).sum(dim=1) + self.bias_R1
 
+    @torch.inference_mode()
     def reading(self) -> Reading:
         """What is read now."""
         spec, x_RN = self.spec, self.x_RN
@@ -183,7 +170,7 @@ class _Run:
         sizes_RJ = changes_RJ.abs() * inside_RJ
         slopes_RN = self.y_RN.diff() / x_RN.diff()
         of_each = {
-            "train/rmse": (self.function(x_RN) - self.y_RN).square().mean(dim=1).sqrt(),
+            "train/rmse": self.rmse_R(),
             "train/spread": self.y_RN.std(dim=1, correction=0),
             "test/rmse": (function_RG - teacher_RG).square().mean(dim=1).sqrt(),
             "variation": sizes_RJ.sum(dim=1),
@@ -203,7 +190,7 @@ class _Run:
             arrays = {name: floats(value_RP[0], "<f8") for name, value_RP in drawn.items()}
         return Reading(
             step=self.step,
-            epoch=self.step / spec.num_points,
+            epoch=self.epoch,
             values=values | {"lr": lr, "fraction": lr * spec.lam},
             arrays=arrays,
         )

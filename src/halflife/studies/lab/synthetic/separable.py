@@ -9,21 +9,19 @@ Shapes: R data sets, N points, 2 coordinates. Points are multiplied by their lab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halflife.errors import RunFailedError, RunStoppedError, UserError
+from halflife.errors import UserError
 from halflife.studies.lab.arrays import floats
-from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.seeds import seed_of
+from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.textbook import SeparableRun
 from halflife.studies.store.records import Reading
 
-__all__ = ["hard_margin", "regularized_minimum", "train"]
+__all__ = ["hard_margin", "open_run", "regularized_minimum"]
 
 TILT = 0.5  # radians that u lies at most off the vertical, so that boundaries can be drawn as functions of x
 DISTANCE = 2.0  # of the means of the random classes from 0, in standard deviations
@@ -31,58 +29,9 @@ LEFT_OUT = 0.5  # random points nearer to the classes' boundary than this are dr
 HARD = 1e8  # C of the hard-margin solver
 
 
-def train(
-    spec: SeparableRun,
-    *,
-    sink: Callable[[Reading], None],
-    folder: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    data_folder: str | None = None,
-    device: str = "cpu",
-    parent: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Run what ``spec`` describes.
-
-    Readings, means over data sets unless said otherwise:
-
-    - ``angle`` in radians between w and the hard-margin direction (`hard_margin`);
-    - ``norm``: ||w|| times the margin, so that its slope against log t should be 1;
-    - ``train/loss``: the geometric mean of the logistic losses; ``train/error``: the share of wrong points;
-    - ``test/error``: of Gaussian classes with standard deviation 1 and means +-2 u, exactly; not of planted points;
-    - with decay, ``regularized/angle`` of the regularized minimum (`regularized_minimum`) to the hard-margin direction, and
-      ``regularized/distance``, the largest ||w - minimum|| / ||minimum|| of any data set;
-    - of planted points without decay ``theory/angle`` and ``theory/norm``, of w = u log t + rest (`asymptotic_rest`).
-
-    Arrays of the first data set, for figures: ``points/x``, ``points/y``, ``points/label``, ``weights``, ``hard_margin``.
-
-    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the loss, and ``stop`` is asked, at
-    every reading. A run that was stopped starts over.
-
-    Returns:
-        What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step on one data set.
-
-    Raises:
-        RunFailedError: A weight became NaN or infinite.
-        RunStoppedError: It was asked to stop.
-    """
-    costs = Costs()
-    run = _Run(spec, torch.device(device))
-    with costs.of("training"), torch.inference_mode():
-        for step in spec.read_steps:
-            run.steps_to(step)
-            reading = run.reading()
-            if not run.w_R21.isfinite().all():
-                raise RunFailedError(
-                    f"a weight became infinite by step {step} (lr {spec.lr:g}, seed {spec.seed}): lower the learning rate"
-                )
-            sink(reading)
-            if progress is not None:
-                progress(step, spec.last_step, reading.values["train/loss"])
-            if stop() and step < spec.last_step:
-                raise RunStoppedError(f"stopped after step {step} of {spec.last_step}: it will start over")
-    costs.samples = spec.last_step * spec.num_datasets
-    return costs.summary("samples")
+def open_run(spec: SeparableRun, context: Context) -> Run:
+    """The classifiers of a run."""
+    return _Run(spec, context.device)
 
 
 class DataSets:
@@ -124,10 +73,28 @@ class DataSets:
 
 
 class _Run:
-    """The classifiers of all data sets, and what is read of them."""
+    """The classifiers of all data sets, and what is read of them.
+
+    A run on separable points; a sample is one step on one data set.
+
+    Readings, means over data sets unless said otherwise:
+
+    - ``angle`` in radians between w and the hard-margin direction (`hard_margin`);
+    - ``norm``: ||w|| times the margin, so that its slope against log t should be 1;
+    - ``train/loss``: the geometric mean of the logistic losses; ``train/error``: the share of wrong points;
+    - ``test/error``: of Gaussian classes with standard deviation 1 and means +-2 u, exactly; not of planted points;
+    - with decay, ``regularized/angle`` of the regularized minimum (`regularized_minimum`) to the hard-margin direction, and
+      ``regularized/distance``, the largest ||w - minimum|| / ||minimum|| of any data set;
+    - of planted points without decay ``theory/angle`` and ``theory/norm``, of w = u log t + rest (`asymptotic_rest`).
+
+    Arrays of the first data set, for figures: ``points/x``, ``points/y``, ``points/label``, ``weights``, ``hard_margin``.
+    """
+
+    unit = "samples"
 
     def __init__(self, spec: SeparableRun, device: torch.device) -> None:
         self.spec, self.device, self.step = spec, device, 0
+        self.num_steps, self.samples = spec.last_step, spec.num_datasets
         self.sets = DataSets(spec)
         solved = [hard_margin(x_N2) for x_N2 in self.sets.x_RN2]
         self.hard_R2 = torch.stack([direction_2 for direction_2, _ in solved]).to(device)
@@ -141,27 +108,54 @@ class _Run:
         self.pull_R2N = (spec.lr / spec.num_points * self.x_RN2).transpose(1, 2).contiguous()
         self.w_R21 = torch.zeros(spec.num_datasets, 2, 1, dtype=torch.float64, device=device)
 
-    def steps_to(self, end: int) -> None:
-        """Steps of every data set until so many are done."""
+    @property
+    def epoch(self) -> float:
+        """Passes over the points done."""
+        return self.step
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of all data sets."""
+        return [self.w_R21]
+
+    def about(self) -> str:
+        """Its settings, for a sentence."""
+        return f"lr {self.spec.lr:g}, seed {self.spec.seed}"
+
+    @torch.inference_mode()
+    def advance(self) -> float:
+        """Steps of every data set to the next reading; the geometric mean of the losses there."""
         keep = 1 - self.spec.lr * self.spec.lam
+        end = next(step for step in self.spec.read_steps if step > self.step)
         # The derivative of log(1 + exp(-z)) is -sigmoid(-z).
         for _ in range(end - self.step):
             share_RN1 = torch.bmm(self.minus_x_RN2, self.w_R21).sigmoid_()
             self.w_R21.baddbmm_(self.pull_R2N, share_RN1, beta=keep)
         self.step = end
+        return self.loss()
 
-    def reading(self) -> Reading:
+    def outputs(self) -> Tensor:
+        """The classifiers' values at the points, above 0 where they are right, (R, N)."""
+        return (self.x_RN2 @ self.w_R21)[:, :, 0]
+
+    def loss(self) -> float:
+        """The geometric mean over data sets of the logistic losses."""
+        return functional.softplus(-self.outputs()).mean(dim=1).log().mean().exp().item()
+
+    @torch.inference_mode()
+    def reading(self) -> Reading | None:
         """What is read now."""
+        if not self.step:
+            return None
         spec = self.spec
         w_R2 = self.w_R21[:, :, 0]
-        outputs_RN = (self.x_RN2 @ self.w_R21)[:, :, 0]
         values = {
             "lr": spec.lr,
             "fraction": spec.lr * spec.lam,
             "angle": _angles(w_R2, self.hard_R2).mean().item(),
             "norm": (w_R2.norm(dim=1) * self.margin_R).mean().item(),
-            "train/loss": functional.softplus(-outputs_RN).mean(dim=1).log().mean().exp().item(),
-            "train/error": (outputs_RN <= 0).double().mean().item(),
+            "train/loss": self.loss(),
+            "train/error": (self.outputs() <= 0).double().mean().item(),
         }
         if spec.points != "planted":
             cosine_R = torch.cos(_angles(w_R2, self.sets.u_R2.to(self.device)))
@@ -183,7 +177,7 @@ class _Run:
                 "weights": w_R2[0], "hard_margin": self.hard_R2[0],
             }  # fmt: skip
             arrays = {name: floats(value, "<f8") for name, value in drawn.items()}
-        return Reading(step=self.step, epoch=self.step, values=values, arrays=arrays)
+        return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
 
 
 def _angles(a_R2: Tensor, b_R2: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from halflife.studies.lab.tensor_files import Values, check_run, header_of, read
 from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.store.files import explain_write_errors, named_in, read_object, write_whole
 
-__all__ = ["found", "read", "write_file", "write_folder"]
+__all__ = ["read", "write_file", "write_folder"]
 
 
 def _file(path: Path) -> Path:
@@ -88,11 +88,6 @@ def write_folder(
         shutil.rmtree(path / ("a" if name == "b" else "b"), ignore_errors=True)
         _file(path).unlink(missing_ok=True)
     parallel.any(False)  # nobody goes on, and perhaps ends, before it counts
-
-
-def found(path: Path) -> bool:
-    """Whether there is a checkpoint in either form."""
-    return _file(path).exists() or (path / "values.json").exists()
 
 
 def read(

@@ -1,20 +1,24 @@
-"""One optimizer step of a language model, and what is read between steps."""
+"""One run of a language model, plain, branch or replay: its state, an optimizer step, and what is read between steps.
+
+The state after a step is a function of the weights, the optimizer's state, the averages and the step's number: the order
+of the data and dropout's masks are seeded by (seed, step). So a checkpoint at any step resumes to the same bits.
+
+Shapes: B windows, T tokens of a window, W windows of an evaluation.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halflife.errors import UserError
+from halflife.errors import DivergedError, UserError
 from halflife.optim.norms import squared_norms
 from halflife.studies.lab.arrays import floats
-from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.precision import autocast_to
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.lab.text.averages import averages_of
@@ -23,74 +27,77 @@ from halflife.studies.lab.text.models import build_text_model
 from halflife.studies.lab.text.optimizers import training_of
 from halflife.studies.lab.text.order import WindowOrder
 from halflife.studies.lab.text.parallel import DataParallelContext
-from halflife.studies.lab.text.plans import TrainingPlan
+from halflife.studies.lab.text.plans import plan_of
 from halflife.studies.lab.text.probes import check_probes, probe
 from halflife.studies.lab.text.replay import Matcher, trace_row, write_trace
 from halflife.studies.lab.text.state import State
 from halflife.studies.lab.text.tokens import load_tokens
+from halflife.studies.lab.trainer import Context, Run
+from halflife.studies.specs.branches import TextBranch, TextReplay
+from halflife.studies.specs.text import TextRun
 from halflife.studies.store.records import Array, Reading
 
-__all__ = ["TextLoop"]
+__all__ = ["TextLoop", "open_run"]
 
+CHECKPOINT = "checkpoint"  # without suffix
 SMALLEST_SCALE = 2.0**-20  # of float16's gradient scaler, which begins at 2^16: below, every step is skipped
+
+
+def open_run(spec: TextRun | TextBranch | TextReplay, context: Context) -> Run:
+    """A run of a language model, read every ``log_every`` steps and at evaluations; it can be stopped after any step."""
+    return TextLoop(spec, context)
 
 
 class TextLoop:
     """The state of one run, and the few things that are done with it.
 
     Args:
-        plan: What the run does.
-        seed: Of the initial weights and the order of the data.
-        device: A torch device.
-        data_folder: Where data that are not shipped lie.
-        parallel: The processes that train together.
+        spec: The run.
+        context: Where it is trained.
+
+    Raises:
+        UserError: It cannot be trained by so many processes, or what it starts from is not there.
     """
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        *,
-        seed: int,
-        device: str,
-        data_folder: str | None,
-        parallel: DataParallelContext | None = None,
-    ) -> None:
-        self.plan, self.spec, self.seed = plan, plan.base, seed
-        self.device = torch.device(device)
-        self.parallel = parallel or DataParallelContext(self.device)
-        spec = self.spec
+    unit = "tokens"
+
+    def __init__(self, spec: TextRun | TextBranch | TextReplay, context: Context) -> None:
+        self.plan = plan = plan_of(spec, context.parent)
+        self.spec, self.seed, self.device = plan.base, spec.seed, context.device
+        self.parallel = context.parallel or DataParallelContext(self.device)
+        self.num_steps, spec = plan.num_steps, plan.base
         if spec.batch_size % (self.parallel.size * spec.accumulate):
             raise UserError(
                 f"batch_size is {spec.batch_size} on {self.parallel.size} processes in {spec.accumulate} parts, expected a"
                 " multiple of processes times parts: take another number of processes"
             )
         check_probes(spec, self.parallel)
-        data = load_tokens(spec, data_folder)
+        data = load_tokens(spec, context.data_folder)
         self.tokens, self.last_only = data.train, spec.model == "mlp"
         targets = 1 if self.last_only else spec.context
-        self.tokens_per_step = spec.batch_size * targets
+        self.samples = spec.batch_size * targets
         self.order = WindowOrder(
             num_tokens=len(self.tokens),
             context=spec.context,
             targets_per_window=targets,
             batch_size=spec.batch_size,
-            seed=seed,
+            seed=self.seed,
             order=spec.order,
         )
         self.order.check(plan.first_batch + plan.num_steps)
         self.num_eval_windows = math.ceil(spec.num_eval_tokens / targets)
         starts = even_windows(len(data.val), spec.context + 1, self.num_eval_windows)
         self.val_WT = windows_at(data.val, starts, spec.context + 1)
-        model = build_text_model(spec, seed).to(self.device)
+        model = build_text_model(spec, self.seed).to(self.device)
         self.model = model
         wrapped = self.parallel.wrap(model, list(model.blocks))
         self.forward = torch.compile(wrapped) if spec.compile else wrapped
         training = training_of(
-            spec, self.model, decay=plan.decay, tokens_per_step=self.tokens_per_step, split=plan.replay is not None
+            spec, self.model, decay=plan.decay, tokens_per_step=self.samples, split=plan.replay is not None
         )
         self.optimizer, self.decay, self.decayed = training.optimizer, training.decay, training.decayed
-        self.parameters = list(self.model.parameters())
-        self.averages = averages_of(self.parameters, plan.ema, plan.average_from)
+        self.weights = list(self.model.parameters())
+        self.averages = averages_of(self.weights, plan.ema, plan.average_from)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "float16")
         self.state = State(
             model=model,
@@ -103,11 +110,15 @@ class TextLoop:
         )
         self.matcher = None
         if plan.replay is not None and plan.norms is not None:
-            self.matcher = Matcher(plan.norms, plan.replay, self.parameters, self.decayed, run=plan.parent)
+            self.matcher = Matcher(plan.norms, plan.replay, self.weights, self.decayed, run=plan.parent)
         self.lr = plan.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
-        self.costs = Costs()
+        self.running_loss: float | None = None
         self.last_norms = "no good reading before"
+        if plan.start is not None and not self.state.load(plan.start, parent=plan.parent):
+            raise UserError(
+                f"the checkpoint {plan.start} is gone: remove the parent's folder, the parent is then trained again"
+            )
 
     @property
     def step(self) -> int:
@@ -117,42 +128,20 @@ class TextLoop:
     @property
     def epoch(self) -> float:
         """Passes over the training tokens."""
-        return (self.plan.first_batch + self.step) * self.tokens_per_step / len(self.tokens)
+        return (self.plan.first_batch + self.step) * self.samples / len(self.tokens)
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the losses on both splits are read after so many steps."""
         return step % self.plan.eval_every == 0 or step in self.plan.arrays_at
 
     def reads_at(self, step: int) -> bool:
-        """Whether the cheap quantities are read after so many steps."""
-        return step % self.spec.log_every == 0
+        """Whether anything is read after so many steps."""
+        return step % self.spec.log_every == 0 or self.evaluates_at(step)
 
-    def start_from(self, path: Path) -> None:
-        """Take the weights and the optimizer's state from a parent's checkpoint.
-
-        Args:
-            path: Without suffix.
-
-        Raises:
-            UserError: It is not there.
-        """
-        if not self.state.load(path, parent=self.plan.parent):
-            raise UserError(
-                f"the checkpoint {path} is gone: remove the parent's folder, the parent is then trained again"
-            )
-
-    @contextlib.contextmanager
-    def random_state(self) -> Iterator[None]:
-        """The global random state is used by dropout alone, and given back as it was.
-
-        Yields:
-            Nothing.
-        """
-        if self.spec.dropout == 0:
-            yield
-            return
-        with torch.random.fork_rng():
-            yield
+    @property
+    def evaluates(self) -> bool:
+        """Whether the losses on both splits are read now."""
+        return self.evaluates_at(self.step)
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Autocast to the run's precision; nothing in float32."""
@@ -163,7 +152,7 @@ class TextLoop:
         spec, optimizer = self.spec, self.optimizer
         self._set_lr()
         if self.plan.trace_norms:
-            self.state.trace.append(trace_row(self.parameters, 0.0))
+            self.state.trace.append(trace_row(self.weights, 0.0))
         if spec.dropout > 0:
             torch.manual_seed(seed_of(f"dropout/{self.seed}/{self.plan.first_batch + self.step}/{self.parallel.rank}"))
         starts = self.order.starts(self.plan.first_batch + self.step)
@@ -187,9 +176,9 @@ class TextLoop:
                 pairs = [(p.grad, p) for p in self.decayed if p.grad is not None]
                 torch._foreach_add_([g for g, _ in pairs], [p for _, p in pairs], alpha=self.plan.loss_penalty)
         if spec.clip is not None:
-            self.grad_norm = self.parallel.plain(torch.nn.utils.clip_grad_norm_(self.parameters, spec.clip))
-        elif self.reads_at(self.step + 1) or self.evaluates_at(self.step + 1):
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            self.grad_norm = self.parallel.plain(torch.nn.utils.clip_grad_norm_(self.weights, spec.clip))
+        elif self.reads_at(self.step + 1):
+            gradients = [p.grad for p in self.weights if p.grad is not None]
             self.grad_norm = self.parallel.plain(torch.nn.utils.get_total_norm(gradients))
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
@@ -216,42 +205,38 @@ class TextLoop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
             return
-        factor_of = dict(zip(map(id, self.parameters), self.matcher.factors(self.step), strict=True))
+        factor_of = dict(zip(map(id, self.weights), self.matcher.factors(self.step), strict=True))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor_of[id(group["params"][0])]
 
-    def first_bad(self) -> int | None:
-        """The first step since the last reading whose loss is NaN or infinite; the last step if only something else is."""
-        finite = self.parallel.mean(torch.stack(self.state.losses)).isfinite().tolist() if self.state.losses else [True]
+    def advance(self) -> float | None:
+        """One step, by several processes all to the next reading: there they wait for each other anyway."""
+        self.one_step()
+        while self.parallel.size > 1 and not self.reads_at(self.step):
+            self.one_step()
+        if not self.reads_at(self.step):
+            return None
+        losses = self.parallel.mean(torch.stack(self.state.losses))
+        finite = losses.isfinite().tolist()
         if not all(finite):
-            return self.step - len(finite) + finite.index(False) + 1
+            at = self.step - len(finite) + finite.index(False) + 1
+            raise DivergedError(at, "the training loss", self.about())
         # float16 gradients overflow now and then: the scaler skips the step and halves its factor.
         scaled = self.scaler.is_enabled()
-        whole = self.scaler.get_scale() >= SMALLEST_SCALE if scaled else bool(torch.isfinite(self.grad_norm))
-        return None if whole and math.isfinite(self.weight_norm()) else self.step
+        if not (self.scaler.get_scale() >= SMALLEST_SCALE if scaled else torch.isfinite(self.grad_norm)):
+            raise DivergedError(self.step, "the gradient", self.about())
+        self.running_loss = float(self.parallel.mean(torch.stack(self.state.losses).double().mean()))
+        self.state.losses.clear()
+        return self.running_loss
 
     def weight_norm(self) -> float:
         """The norm of all weights."""
-        return math.sqrt(squared_norms(self.parameters).sum().item())
+        return math.sqrt(squared_norms(self.weights).sum().item())
 
-    def take_running_loss(self) -> float:
-        """The mean loss of the steps since the last reading, over all processes."""
-        mean = self.parallel.mean(torch.stack(self.state.losses).double().mean())
-        self.state.losses.clear()
-        return float(mean)
-
-    def reading(self, running_loss: float | None, **more: float) -> Reading:
-        """What is read after this step.
-
-        Args:
-            running_loss: The mean loss since the last reading (``None`` before the first step).
-            more: Further values.
-
-        Returns:
-            The reading.
-        """
+    def reading(self) -> Reading:
+        """What is read now."""
         norm, lr = self.weight_norm(), self.lr
-        if running_loss is not None:
+        if self.running_loss is not None:
             self.last_norms = (
                 f"at the last good reading (step {self.step}) weight norm {norm:.4g}, gradient norm"
                 f" {float(self.grad_norm):.3g}"
@@ -263,24 +248,23 @@ class TextLoop:
         values["lr"] = lr
         if self.plan.replay != "per-tensor":  # there each tensor has its own
             values["effective_lr"] = lr / norm
-        if running_loss is not None:
+        if self.running_loss is not None:
             fractions = self.decay.fractions() if self.decay is not None else [0.0]
             values |= {
-                "train/running_loss": running_loss,
+                "train/running_loss": self.running_loss,
                 "grad_norm": float(self.grad_norm),
                 "fraction": max(fractions),
             }
         arrays: dict[str, Array] = {}
         if self.evaluates_at(self.step):
-            with self.costs.of("evaluation"):
-                self._evaluate("", values, arrays)
-                for average in self.averages:
-                    if average.count:
-                        with average.in_place():
-                            self._evaluate(f"{average.name}/", values, arrays)
+            self._evaluate("", values, arrays)
+            for average in self.averages:
+                if average.count:
+                    with average.in_place():
+                        self._evaluate(f"{average.name}/", values, arrays)
         if self.scaler.is_enabled() and not math.isfinite(values.get("grad_norm", 0.0)):
             del values["grad_norm"]  # of a step that was skipped
-        return Reading(step=self.step, epoch=self.epoch, values=values | more, arrays=arrays)
+        return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
 
     def _evaluate(self, prefix: str, values: dict[str, float], arrays: dict[str, Array]) -> None:
         seen = self.order.seen(self.plan.first_batch + self.step, self.num_eval_windows)
@@ -297,22 +281,29 @@ class TextLoop:
             found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
             values |= {f"{prefix}{name}": value for name, value in found.items()}
 
+    def load(self, folder: Path) -> bool:
+        """Go on from the checkpoint; whether there is one."""
+        return self.state.load(folder / CHECKPOINT)
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint."""
+        self.state.save(folder / CHECKPOINT)
+
     def keep(self, folder: Path) -> None:
-        """Write a checkpoint that branches start from."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.state.save(folder / f"step-{self.step}")
+        """Write a checkpoint that branches start from, and at the end the norms that replays follow."""
+        if self.step in self.plan.keep_at:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.state.save(folder / f"step-{self.step}")
+        if self.plan.trace_norms and self.step == self.num_steps and self.parallel.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_trace(folder / "norms.safetensors", self.state.trace, run=self.plan.run)
 
-    def keep_trace(self, path: Path) -> None:
-        """Write the norms that replays follow."""
-        if self.parallel.rank == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_trace(path, self.state.trace, run=self.plan.run)
-
-    def norms_in_words(self) -> str:
+    def about(self) -> str:
         """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""
         named = list(self.model.named_parameters())
         norms = squared_norms([parameter for _, parameter in named]).sqrt().tolist()
         # NaN compares with nothing, so it is put first.
         largest = sorted(zip(norms, named, strict=True), key=lambda pair: (math.isfinite(pair[0]), -pair[0]))[:3]
         words = ", ".join(f"{name} {norm:.3g}" for norm, (name, _) in largest)
-        return f"gradient norm {float(self.grad_norm):.3g}, largest weight norms: {words}; {self.last_norms}"
+        settings = f"lr {self.lr:g}, seed {self.seed}; gradient norm {float(self.grad_norm):.3g}"
+        return f"{settings}, largest weight norms: {words}; {self.last_norms}"

@@ -92,8 +92,6 @@ def plan_of(spec: TextRun | TextBranch | TextReplay, parent: Path | None) -> Tra
             ema=spec.ema,
             average_from=spec.average_from,
         )
-    if parent is None:
-        raise UserError(f"a {spec.kind} starts from what its parent kept: run the parent first and name its folder")
     of = spec.of
     schedule = schedule_from(of.lr_schedule)
     if isinstance(spec, TextReplay):

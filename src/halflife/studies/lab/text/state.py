@@ -89,10 +89,6 @@ class State:
         else:
             checkpoints.write_folder(path, *self.parts(), self.parallel, run=self.run)
 
-    def exists(self, path: Path) -> bool:
-        """Whether there is a checkpoint."""
-        return checkpoints.found(path)
-
     def load(self, path: Path, *, parent: str | None = None) -> bool:
         """Go on from a checkpoint.
 

@@ -7,39 +7,33 @@ Shapes: R replicas, D parameters, N training examples, M inputs in all, I inputs
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from halflife.errors import RunFailedError, RunStoppedError
 from halflife.studies.lab.arrays import floats
-from halflife.studies.lab.cost import Costs
 from halflife.studies.lab.stationary.minimum import Minimum, minimize
 from halflife.studies.lab.stationary.problem import Problem, generator_of, make_problem
+from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.stationary import StationaryRun
 from halflife.studies.store.records import Array, Reading
 
-__all__ = ["train"]
+__all__ = ["open_run"]
 
 NUMBERS_AT_ONCE = 2**19
-LOOKS = 20  # how often a run is looked at: progress, divergence, a wish to stop
+LOOKS = 20  # how often a run is looked at
 
 
-def train(
-    spec: StationaryRun,
-    *,
-    sink: Callable[[Reading], None],
-    folder: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    data_folder: str | None = None,
-    device: str = "cpu",
-    parent: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, float]:
-    """Run what ``spec`` describes. There is one reading, at the end.
+def open_run(spec: StationaryRun, context: Context) -> Run:
+    """The replicas of a run."""
+    return _Process(spec, context.device)
+
+
+class _Process:
+    """All replicas, and the sums that averages are made of.
+
+    SGD on a small function. There is one reading, at the end; a sample is one step of one replica.
 
     Values: ``noise_sq`` (sigma^2, the mean of l'^2) and ``noise_scale`` (the mean of |l'|), over the examples drawn, with
     their noisy labels; ``loss``, the mean expected loss; at the mean of the weights, ``jacobian_sq`` and ``hessian_trace``;
@@ -50,49 +44,13 @@ def train(
     standard error by replicas, ``weights/<inputs>`` of the mean of the weights, and ``minimum/<regularizer>/<inputs>``, K
     times as long, of the minima nearest to that mean, c by c; ``lowest/<regularizer>/<inputs>`` of the lowest minimum from any
     start, for each c of ``searched``, and ``gain/<regularizer>`` by how much it is lower than the nearest.
-
-    The arguments are those of every trainer (`halflife.studies.lab`). ``progress`` is told the mean expected loss, and ``stop``
-    is asked, now and then. A run that was stopped starts over.
-
-    Returns:
-        What it cost: `halflife.studies.lab.cost.Costs.summary`, a sample being one step of one replica.
-
-    Raises:
-        RunFailedError: The weights became NaN or infinite.
-        RunStoppedError: It was asked to stop.
     """
-    costs = Costs()
-    process = _Process(spec, torch.device(device))
-    every = max(1, spec.last_step // LOOKS)
 
-    def look() -> None:
-        if stop():
-            raise RunStoppedError(f"stopped after step {process.step} of {spec.last_step}: it will start over")
-
-    with costs.of("training"), torch.no_grad():
-        for index_RB, uniform_RB in process.draws():
-            process.one_step(index_RB, uniform_RB)
-            if process.step % every == 0 or process.step == spec.last_step:
-                loss = process.loss()
-                if not math.isfinite(loss):
-                    raise RunFailedError(
-                        f"the loss became {loss} by step {process.step} (lr {spec.lr:g}, seed {spec.seed}): lower the"
-                        " learning rate"
-                    )
-                if progress is not None:
-                    progress(process.step, spec.last_step, loss)
-                look()
-    costs.samples = spec.last_step * spec.num_replicas
-    with costs.of("evaluation"):
-        sink(process.reading(look))
-    return costs.summary("samples")
-
-
-class _Process:
-    """All replicas, and the sums that averages are made of."""
+    unit = "samples"
 
     def __init__(self, spec: StationaryRun, device: torch.device) -> None:
         self.spec, self.device, self.step = spec, device, 0
+        self.num_steps, self.samples = spec.last_step, spec.num_replicas
         made = make_problem(spec)
         self.problem = Problem(made.function, made.loss, made.lam, made.x_MI.to(device), made.y_N.to(device))
         self.initial_D = made.function.initial(spec.init, generator_of(spec, "weights")).to(device)
@@ -103,6 +61,21 @@ class _Process:
         self.counts = [0, 0]
         self.slopes = torch.zeros(2, dtype=torch.float64, device=device)
         self.loss_sum, self.drawn = torch.zeros((), dtype=torch.float64, device=device), 0
+        self.examples = self.draws()
+
+    @property
+    def epoch(self) -> float:
+        """The part of all steps that is done."""
+        return self.step / self.spec.num_steps
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Of all replicas."""
+        return [self.w_RD]
+
+    def about(self) -> str:
+        """Its settings, for a sentence."""
+        return f"lr {self.spec.lr:g}, seed {self.spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step the examples, (R, B), and uniform numbers for their label noise."""
@@ -113,6 +86,15 @@ class _Process:
             uniform_CRB = torch.rand(size, generator=generator, dtype=torch.float64).to(self.device)
             left = spec.last_step - start
             yield from zip(index_CRB[:left], uniform_CRB[:left], strict=True)
+
+    @torch.no_grad()
+    def advance(self) -> float:
+        """A twentieth of the steps; the loss there."""
+        every = max(1, self.num_steps // LOOKS)
+        self.one_step(*next(self.examples))
+        while self.step % every and self.step < self.num_steps:
+            self.one_step(*next(self.examples))
+        return self.loss()
 
     def one_step(self, index_RB: Tensor, uniform_RB: Tensor) -> None:
         """One step of every replica, and of the averages."""
@@ -141,8 +123,10 @@ class _Process:
         h_RN = self.problem.function.outputs(self.w_RD, self.problem.x_MI[: self.problem.num_examples].unsqueeze(0))
         return float(self.problem.loss.value(h_RN, self.problem.y_N).mean())
 
-    def reading(self, look: Callable[[], None]) -> Reading:
-        """The averages, and the minima."""
+    def reading(self) -> Reading | None:
+        """At the end, the averages and the minima."""
+        if self.step < self.num_steps:
+            return None
         count, replicas = sum(self.counts), self.spec.num_replicas
         mean_RM = (self.halves[0] + self.halves[1]) / count
         weights_D = self.sum_RD.mean(dim=0) / count
@@ -163,9 +147,7 @@ class _Process:
         largest = 0.0
         for regularizer in self.spec.regularizers:
             near = {c: self._minimum(weights_D, regularizer, c, noise_sq) for c in self.spec.prefactors}
-            look()
             low = {c: self._lowest(near[c], regularizer, c, noise_sq) for c in self.spec.searched}
-            look()
             largest = max([largest, *(minimum.gradient for minimum in near.values())])
             for name, minima in (("minimum", near), ("lowest", low)):
                 if minima:
@@ -175,7 +157,7 @@ class _Process:
                 gains = [near[c].value - minimum.value for c, minimum in low.items()]
                 arrays[f"gain/{regularizer}"] = floats(torch.tensor(gains))
         values["gradient"] = largest
-        return Reading(step=self.step, epoch=self.step / self.spec.num_steps, values=values, arrays=arrays)
+        return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
 
     def _minimum(self, start_D: Tensor, regularizer: str, c: float, noise_sq: float) -> Minimum:
         """Where the objective with this prefactor is stationary, from a start."""
