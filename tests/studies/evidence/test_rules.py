@@ -284,6 +284,24 @@ def test_each_of_several_must_hold_and_the_one_that_does_not_is_shown() -> None:
     assert none.decide(made_up(a_x=HIGH), SIZE).reason == "there is no x of each arm"
 
 
+def test_one_of_several_parts_fails_only_beyond_chance() -> None:
+    """Of k parts one lies on the other side by chance k times as often."""
+    low = [-1.0, -0.2, -0.65]
+    alone, both = quantity("a_x"), quantity("b_x")
+    results = made_up(a_x=low, b_x=HIGH)
+    strict = seed_interval(low, 0.975)
+    at = 0.5 * (seed_interval(low, 0.95).high + seed_interval(low, 0.975).high)  # between the ends of the two intervals
+    assert Rule(parts=((alone, above(at)),)).decide(results, SIZE).outcome == "not reproduced"
+    found = Rule(parts=((alone, above(at)), (both, above(0)))).decide(results, SIZE)
+    assert (found.outcome, found.rows[0].interval) == ("undecided", strict)
+    beyond = Rule(parts=((alone, above(strict.high + 0.01)), (both, above(0)))).decide(results, SIZE)
+    assert (beyond.outcome, beyond.rows[0].interval) == ("not reproduced", strict)
+    each = Each(name="each", quantities=(alone, both, both))
+    three = Rule(parts=((each, above(at)),)).decide(results, SIZE)
+    assert three.rows[0].interval == seed_interval(low, 1 - 0.05 / 3)
+    assert [row.interval and row.interval.confidence for row in three.rows[1:]] == [0.95, 0.95]
+
+
 def test_what_cannot_be_measured_is_not_tested() -> None:
     def broken(results: Results, size: int) -> NDArray[np.float64]:
         raise NotMeasuredError("the grid has one rate")
@@ -317,7 +335,8 @@ def test_words_say_each_part_with_its_confidence_bound_and_unit() -> None:
     assert rule.words == (
         "Reproduced if (1) the 95 % interval of (x of a, in points) lies below 0; (2) the 90 % interval of (x of b) lies"
         " between 0.909 and 1.1 (a factor of 1.1); not reproduced if (1) does not, and lies above -0.5 or (2) lies wholly"
-        " outside; else undecided. Tested only where the 95 % interval of (x of c, in nats) lies above 0.01. Reproduced only"
+        " outside (with k parts in all, its interval at a confidence of 1 - (1 - c) / k instead of c); else undecided."
+        " Tested only where the 95 % interval of (x of c, in nats) lies above 0.01. Reproduced only"
         " where something is at stake: the 95 % interval of (x of d) lies further than 2 from 0."
     )
 

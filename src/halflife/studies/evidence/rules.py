@@ -9,9 +9,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from halflife.errors import UserError
 from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
@@ -92,6 +95,10 @@ class Finding:
 class Rule:
     """A claim is reproduced if every part holds, and not if one of them fails. A premise that does not hold leaves it untested.
 
+    That all of k parts hold is tested with each interval at its own confidence (an intersection-union test). That one of
+    them fails could happen by chance k times as often, so a part fails only if its interval at confidence 1 - (1 - c) / k
+    does (Bonferroni); that interval is shown then.
+
     Args:
         parts: What must hold. Of an `Each` it must hold for every one.
         given: What the claim rests on: it says nothing where there is nothing to compare.
@@ -130,7 +137,10 @@ class Rule:
             for mark, (_, test) in zip(marks, self.parts, strict=True)
             if (words := test.words_if_fails)
         )
-        text = f"Reproduced if {holds}; not reproduced if {fails}; else undecided."
+        where = ""
+        if len(self.parts) > 1 or isinstance(self.shown, Each):
+            where = " (with k parts in all, its interval at a confidence of 1 - (1 - c) / k instead of c)"
+        text = f"Reproduced if {holds}; not reproduced if {fails}{where}; else undecided."
         if self.given:
             said = "; ".join(p.words if isinstance(p, Premise) else _said(p) for p in self.given)
             text += f" Tested only where {said}."
@@ -154,7 +164,12 @@ class Rule:
         Returns:
             The finding, with the rule's table.
         """
-        decided = [list(_rows("part", part, results, size)) for part in self.parts]
+        counted = [_quantities(part, results, size) for part in self.parts]
+        num_parts = sum(map(len, counted))
+        decided = [
+            [_row("part", quantity, test, results, size, num_parts) for quantity in found]
+            for found, (_, test) in zip(counted, self.parts, strict=True)
+        ]
         parts = [row for rows in decided for row in rows]
         given = [row for part in self.given for row in _rows("given", part, results, size)]
         stake = [row for part in self.stake for row in _rows("stake", part, results, size)]
@@ -182,45 +197,53 @@ def _said(part: Part) -> str:
     return f"the {100 * test.confidence:g} % interval of ({quantity.name}{unit}) {test.words}"
 
 
-def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> Iterator[Row]:
-    """The lines of a part: one, or one for each of several."""
+def _quantities(part: Part, results: Results, size: int) -> list[Quantity]:
+    """Those of a part: one, or one for each of several; where there are none, one that says so."""
+    quantity, _ = part
+    if isinstance(quantity, Quantity):
+        return [quantity]
+    try:
+        return list(quantity.found(results, size))
+    except NotMeasuredError as error:
+        return [Quantity(name=quantity.name, values=functools.partial(_not_measured, str(error)), unit=quantity.unit)]
+
+
+def _not_measured(reason: str, results: Results, size: int) -> NDArray[np.float64]:
+    raise NotMeasuredError(reason)
+
+
+def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> list[Row]:
+    """The lines of a premise, or of what is at stake."""
     if isinstance(part, Premise):
         problem = part.problem(results, size)
-        yield Row(
-            role=role,
-            quantity=part.words,
-            unit="",
-            test="",
-            interval=None,
-            outcome="open" if problem else "holds",
-            note=problem,
-        )
-        return
-    quantity, test = part
+        outcome: PartOutcome = "open" if problem else "holds"
+        return [Row(role=role, quantity=part.words, unit="", test="", interval=None, outcome=outcome, note=problem)]
+    return [_row(role, quantity, part[1], results, size) for quantity in _quantities(part, results, size)]
 
-    def row(name: str, interval: Interval | None, note: str = "") -> Row:
-        return Row(
-            role=role,
-            quantity=name,
-            unit=quantity.unit,
-            test=test.words,
-            interval=interval,
-            outcome="open" if interval is None else test.outcome(interval),
-            note=note,
-            bounds=test.bounds,
-            room=0.0 if interval is None else test.room(interval),
-        )
 
+def _row(role: Role, quantity: Quantity, test: Test, results: Results, size: int, num_parts: int = 1) -> Row:
+    """One line: the interval that decides, and what it says."""
+    interval, note = None, ""
     try:
-        each = quantity.found(results, size) if isinstance(quantity, Each) else (quantity,)
+        interval = quantity.interval(results, size, test.confidence)
+        if num_parts > 1 and test.outcome(interval) == "fails":
+            interval = quantity.interval(results, size, 1 - (1 - test.confidence) / num_parts)
     except NotMeasuredError as error:
-        yield row(quantity.name, None, str(error))
-        return
-    for one in each:
-        try:
-            yield row(one.name, one.interval(results, size, test.confidence))
-        except NotMeasuredError as error:
-            yield row(one.name, None, str(error))
+        note = str(error)
+    outcome: PartOutcome = "open" if interval is None else test.outcome(interval)
+    if interval is not None and interval.confidence > test.confidence and outcome != "fails":
+        outcome = "open"  # the wider interval of one that lay wholly outside cannot make it hold
+    return Row(
+        role=role,
+        quantity=quantity.name,
+        unit=quantity.unit,
+        test=test.words,
+        interval=interval,
+        outcome=outcome,
+        note=note,
+        bounds=test.bounds,
+        room=0.0 if interval is None else test.room(interval),
+    )
 
 
 def _deciding(rows: Sequence[Row]) -> Row:
@@ -234,7 +257,7 @@ def _why(row: Row) -> str:
     if row.interval is None:
         return row.note
     i = row.interval
-    place = f"its {100 * i.confidence:g} % interval is [{i.low:.4g}, {i.high:.4g}]"
+    place = f"its {100 * i.confidence:.3g} % interval is [{i.low:.4g}, {i.high:.4g}]"
     premise = "the premise" if row.role == "given" else "what is at stake"
     return f"{premise} does not hold: {row.quantity} {row.test.replace('lies', 'must lie', 1)}, and {place}"
 
