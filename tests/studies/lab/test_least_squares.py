@@ -241,7 +241,7 @@ def test_one_seed_is_one_run() -> None:
 def test_it_stops_and_fails_in_words() -> None:
     with pytest.raises(
         RunFailedError,
-        match=r"the training loss became NaN or infinite at step \d+ \(lr 50, largest eigenvalue 0.5, seed 0",
+        match=r"the reading 'risk_se' became NaN or infinite at step 60 \(lr 50, largest eigenvalue 0.5, seed 0",
     ):
         run(replace(ONE, lr=50.0))
     with pytest.raises(RunStoppedError, match="stopped after step 4 of 20: it will start over"):

@@ -200,9 +200,7 @@ def test_a_replay_follows_the_norms_of_whole_tensors(
 def test_all_processes_say_the_same_of_a_run_that_cannot_be(form: str, together: list[Any]) -> None:
     for rank in together:
         assert rank[form]["odd"].startswith("UserError: batch_size is 15 on 2 processes")
-        assert rank[form]["diverging"].startswith(
-            "RunFailedError: the training loss, a gradient or the weights became NaN"
-        )
+        assert rank[form]["diverging"].startswith("DivergedError: the training loss became NaN or infinite at step 3 ")
 
 
 # ---- files

@@ -11,7 +11,7 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -75,13 +75,10 @@ class Run(Protocol):
         """Steps in all."""
 
     @property
-    def epoch(self) -> float:
-        """Passes over the training data done."""
-
-    @property
     def weights(self) -> Sequence[Tensor]:
         """What is trained."""
 
+    @property
     def about(self) -> str:
         """The settings that matter to whoever reads that it diverged."""
 
@@ -113,6 +110,14 @@ class Kept(Protocol):
         """Keep in a folder what other runs start from, if it is this step's; called after each reading."""
 
 
+@runtime_checkable
+class MayDiverge(Protocol):
+    """What a `Run` has besides if a divergence can be a result of it, and no failure."""
+
+    def diverged(self, step: int) -> Reading | None:
+        """What is read, last, of a divergence at this step; ``None`` where it is a failure."""
+
+
 def train(
     spec: RunSpec,
     context: Context = HERE,
@@ -123,8 +128,6 @@ def train(
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Train a run, from its last checkpoint if there is one.
-
-    A run of which a divergence is a result (`RunSpec.may_diverge`) reads ``diverged_at`` last: the step, -1 if it did not.
 
     Args:
         spec: The run.
@@ -152,10 +155,8 @@ def train(
             reading = run.reading()
             if reading is None:
                 return
-            if spec.may_diverge and run.step == run.num_steps:
-                reading = replace(reading, values={**reading.values, "diverged_at": -1.0})
             if (bad := _not_finite(reading)) is not None:
-                raise DivergedError(run.step, f"the reading {bad!r}", run.about())
+                raise DivergedError(run.step, f"the reading {bad!r}", run.about)
             sink(reading)
             if kept is not None:
                 kept.keep(where / "kept")
@@ -174,9 +175,9 @@ def train(
                 if loss is None and not asked:
                     continue
                 if loss is not None and not math.isfinite(loss):
-                    raise DivergedError(run.step, "the training loss", run.about())
+                    raise DivergedError(run.step, "the training loss", run.about)
                 if not math.isfinite(squared_norms(run.weights).sum().item()):
-                    raise DivergedError(run.step, "a weight", run.about())
+                    raise DivergedError(run.step, "a weight", run.about)
                 if loss is not None:
                     progress(run.step, run.num_steps, loss)
                     read()
@@ -192,9 +193,10 @@ def train(
                     rest = "it will start over" if kept is None else "a checkpoint is kept"
                     raise RunStoppedError(f"stopped after step {run.step} of {run.num_steps}: {rest}")
         except DivergedError as error:
-            if not spec.may_diverge:
+            result = run.diverged(error.step) if isinstance(run, MayDiverge) else None
+            if result is None:
                 raise
-            sink(Reading(step=run.step, epoch=run.epoch, values={"diverged_at": error.step}))
+            sink(result)
     return costs.summary(run.unit)
 
 

@@ -34,8 +34,6 @@ class RunSpec:
     """What trains it; its name and version are part of the run's name."""
     data_module: ClassVar[str] = ""
     """The module of the lab whose ``describe(spec, data_folder)`` names the data, without torch (empty: none)."""
-    may_diverge: ClassVar[bool] = False
-    """Whether a divergence is one of its results, and no failure."""
     added_later: ClassVar[frozenset[str]] = frozenset()
     """Fields that a later release added. At their defaults they are left out of the JSON, so that runs made before
     keep their names."""

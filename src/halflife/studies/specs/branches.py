@@ -104,7 +104,6 @@ class TextReplay(RunSpec):
 
     kind: ClassVar[str] = "text-replay"
     trainer: ClassVar[Trainer] = TEXT
-    may_diverge: ClassVar[bool] = True
     data_module: ClassVar[str] = "halflife.studies.lab.text.corpora"
 
     of: TextRun

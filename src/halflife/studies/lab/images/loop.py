@@ -121,6 +121,7 @@ class ImageLoop:
             self.ensemble = SnapshotEnsemble(len(self.test_set), self.num_classes, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
         self.running_loss = 0.0
+        self.about = f"lr {spec.lr:g}, lam {spec.lam:g}, seed {spec.seed}"
 
     def noisy_labels(self, epoch: int | None = None) -> Tensor:
         """The training labels with noise, of one epoch or (``None``) of all."""
@@ -136,10 +137,6 @@ class ImageLoop:
     def epochs_begun(self) -> int:
         """The same, a part of one counted as one: a run that is cut ends within an epoch."""
         return math.ceil(self.epoch)
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, lam {self.spec.lam:g}, seed {self.spec.seed}"
 
     def reading(self) -> Reading | None:
         """What is read after an epoch."""

@@ -61,21 +61,8 @@ class _Process:
         self.counts = [0, 0]
         self.slopes = torch.zeros(2, dtype=torch.float64, device=device)
         self.loss_sum, self.drawn = torch.zeros((), dtype=torch.float64, device=device), 0
-        self.examples = self.draws()
-
-    @property
-    def epoch(self) -> float:
-        """The part of all steps that is done."""
-        return self.step / self.spec.num_steps
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Of all replicas."""
-        return [self.w_RD]
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, seed {self.spec.seed}"
+        self.examples, self.weights = self.draws(), [self.w_RD]
+        self.about = f"lr {spec.lr:g}, seed {spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step the examples, (R, B), and uniform numbers for their label noise."""
@@ -157,7 +144,7 @@ class _Process:
                 gains = [near[c].value - minimum.value for c, minimum in low.items()]
                 arrays[f"gain/{regularizer}"] = floats(torch.tensor(gains))
         values["gradient"] = largest
-        return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
+        return Reading(step=self.step, epoch=self.step / self.spec.num_steps, values=values, arrays=arrays)
 
     def _minimum(self, start_D: Tensor, regularizer: str, c: float, noise_sq: float) -> Minimum:
         """Where the objective with this prefactor is stationary, from a start."""

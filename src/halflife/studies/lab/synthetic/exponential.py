@@ -112,21 +112,8 @@ class _Twins:
         self.largest = {"angle": zero, "norm_error": zero, "loss_difference": zero}
         self.losses = [zero, zero]
         self.since = 0
-        self.batch = self.batches()
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the training set done."""
-        return self.step / (len(self.train_set) // self.spec.batch_size)
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Of both."""
-        return [*self.weights_of[0], *self.weights_of[1]]
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, seed {self.spec.seed}"
+        self.batch, self.weights = self.batches(), [*self.weights_of[0], *self.weights_of[1]]
+        self.about = f"lr {spec.lr:g}, seed {spec.seed}"
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, epoch after epoch."""
@@ -196,7 +183,8 @@ class _Twins:
             for found_N, prefix in zip(classes, ("", "twin/"), strict=True):
                 values[f"{prefix}test/error"] = (found_N != self.test_set.y_N).double().mean().item()
             values["test/differing"] = (classes[0] != classes[1]).double().mean().item()
-        return Reading(step=self.step, epoch=self.epoch, values=values)
+        epoch = self.step / (len(self.train_set) // spec.batch_size)
+        return Reading(step=self.step, epoch=epoch, values=values)
 
     def classes(self, net: nn.Module) -> Tensor:
         """The class of each test image, (N,), with BatchNorm's statistics of the training set."""

@@ -58,21 +58,8 @@ class _Run:
         self.emas = {decay: torch.zeros_like(self.error_RD) for decay in spec.ema}
         self.tail_R = torch.zeros(spec.num_replicas, dtype=torch.float64, device=device)
         self.tail_steps = 0
-        self.noise = self.noises()
-
-    @property
-    def epoch(self) -> float:
-        """The part of all steps that is done."""
-        return self.step / self.spec.num_steps
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """The errors of all replicas."""
-        return [self.error_RD]
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, largest eigenvalue {max(self.spec.eigenvalues):g}, seed {self.spec.seed}"
+        self.noise, self.weights = self.noises(), [self.error_RD]
+        self.about = f"lr {spec.lr:g}, largest eigenvalue {max(spec.eigenvalues):g}, seed {spec.seed}"
 
     def noises(self) -> Iterator[Tensor]:
         """The standard normal numbers of each step, (R, D), or (R, D + 1) where samples are drawn."""
@@ -143,4 +130,4 @@ class _Run:
             put("tail/risk", self.tail_R / self.tail_steps)
             self.tail_R.zero_()
             self.tail_steps = 0
-        return Reading(step=self.step, epoch=self.epoch, values=values)
+        return Reading(step=self.step, epoch=self.step / spec.num_steps, values=values)

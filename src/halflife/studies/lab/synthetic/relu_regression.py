@@ -91,21 +91,8 @@ class _Run:
         start_3RJ[0] *= spec.init_scale / math.sqrt(spec.width)
         self.weights_3RJ = start_3RJ.to(device)  # a, w, b
         self.bias_R1 = torch.zeros(spec.num_replicas, 1, dtype=torch.float64, device=device)
-        self.drawn = self.draws()
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the points done."""
-        return self.step / self.spec.num_points
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Of all replicas."""
-        return [self.weights_3RJ, self.bias_R1]
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, width {self.spec.width}, seed {self.spec.seed}"
+        self.drawn, self.weights = self.draws(), [self.weights_3RJ, self.bias_R1]
+        self.about = f"lr {spec.lr:g}, width {spec.width}, seed {spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
         """For each step the number of a point (R, 1), and what is added to its label (R, 1), by replica."""
@@ -190,7 +177,7 @@ class _Run:
             arrays = {name: floats(value_RP[0], "<f8") for name, value_RP in drawn.items()}
         return Reading(
             step=self.step,
-            epoch=self.epoch,
+            epoch=self.step / spec.num_points,
             values=values | {"lr": lr, "fraction": lr * spec.lam},
             arrays=arrays,
         )

@@ -107,20 +107,7 @@ class _Run:
         self.minus_x_RN2 = -self.x_RN2
         self.pull_R2N = (spec.lr / spec.num_points * self.x_RN2).transpose(1, 2).contiguous()
         self.w_R21 = torch.zeros(spec.num_datasets, 2, 1, dtype=torch.float64, device=device)
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the points done."""
-        return self.step
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """Of all data sets."""
-        return [self.w_R21]
-
-    def about(self) -> str:
-        """Its settings, for a sentence."""
-        return f"lr {self.spec.lr:g}, seed {self.spec.seed}"
+        self.weights, self.about = [self.w_R21], f"lr {spec.lr:g}, seed {spec.seed}"
 
     @torch.inference_mode()
     def advance(self) -> float:
@@ -177,7 +164,7 @@ class _Run:
                 "weights": w_R2[0], "hard_margin": self.hard_R2[0],
             }  # fmt: skip
             arrays = {name: floats(value, "<f8") for name, value in drawn.items()}
-        return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
+        return Reading(step=self.step, epoch=self.step, values=values, arrays=arrays)
 
 
 def _angles(a_R2: Tensor, b_R2: Tensor) -> Tensor:

@@ -220,11 +220,11 @@ class TextLoop:
         finite = losses.isfinite().tolist()
         if not all(finite):
             at = self.step - len(finite) + finite.index(False) + 1
-            raise DivergedError(at, "the training loss", self.about())
+            raise DivergedError(at, "the training loss", self.about)
         # float16 gradients overflow now and then: the scaler skips the step and halves its factor.
         scaled = self.scaler.is_enabled()
         if not (self.scaler.get_scale() >= SMALLEST_SCALE if scaled else torch.isfinite(self.grad_norm)):
-            raise DivergedError(self.step, "the gradient", self.about())
+            raise DivergedError(self.step, "the gradient", self.about)
         self.running_loss = float(self.parallel.mean(torch.stack(self.state.losses).double().mean()))
         self.state.losses.clear()
         return self.running_loss
@@ -262,9 +262,17 @@ class TextLoop:
                 if average.count:
                     with average.in_place():
                         self._evaluate(f"{average.name}/", values, arrays)
+        if self.matcher is not None and self.step == self.num_steps:
+            values["diverged_at"] = -1.0
         if self.scaler.is_enabled() and not math.isfinite(values.get("grad_norm", 0.0)):
             del values["grad_norm"]  # of a step that was skipped
         return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
+
+    def diverged(self, step: int) -> Reading | None:
+        """Of a replay, the step at which it diverged: that is a result."""
+        if self.matcher is None:
+            return None
+        return Reading(step=self.step, epoch=self.epoch, values={"diverged_at": step})
 
     def _evaluate(self, prefix: str, values: dict[str, float], arrays: dict[str, Array]) -> None:
         seen = self.order.seen(self.plan.first_batch + self.step, self.num_eval_windows)
@@ -298,6 +306,7 @@ class TextLoop:
             folder.mkdir(parents=True, exist_ok=True)
             write_trace(folder / "norms.safetensors", self.state.trace, run=self.plan.run)
 
+    @property
     def about(self) -> str:
         """The norms that say where a run broke: of the gradient, the weights, and the largest tensors."""
         named = list(self.model.named_parameters())
