@@ -26,7 +26,7 @@ PACKAGE = ROOT / "src" / "halflife"
 # of two on one floor neither imports the other.
 FLOORS: list[tuple[str, ...]] = [
     ("errors",),
-    ("numbers", "expressions"),
+    ("numbers", "expressions", "user_code"),
     ("units",),
     ("schedules",),
     ("rules",),
@@ -49,6 +49,7 @@ PLAIN = {
     "errors",
     "numbers",
     "expressions",
+    "user_code",
     "units",
     "schedules",
     "rules",

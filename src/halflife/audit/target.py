@@ -5,17 +5,14 @@ The target is ``path/to/train.py:make_optimizer`` or ``package.module:function``
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
 import inspect
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -23,8 +20,9 @@ from torch.optim import Optimizer
 from halflife.audit.expectations import Check, check, parse_expectation
 from halflife.audit.explanation import Explanation, explain
 from halflife.errors import UserError
+from halflife.user_code import hidden_arguments, import_file, one_sentence
 
-__all__ = ["audit", "load", "raise_on_exit"]
+__all__ = ["audit", "load"]
 
 FORMS = (
     "an optimizer, a list of them, (model, optimizer), (model, [optimizers]), or a Lightning module; "
@@ -47,42 +45,9 @@ def audit(target: str, expected: Sequence[str] = ()) -> tuple[Explanation, list[
     """
     wanted = [parse_expectation(text) for text in expected]  # a typing mistake is told before the user's code runs
     model, optimizers = load(target)
-    with _one_sentence(f"the optimizer of {target}", None, " while its decay was probed; correct it"):
+    with one_sentence(f"the optimizer of {target}", None, " while its decay was probed; correct it", runner=__file__):
         table = explain(model, optimizers)
     return table, check(table, wanted, has_model=model is not None)
-
-
-class _LeftError(BaseException):
-    """A user's code wanted to end this process at once."""
-
-
-def raise_on_exit() -> Callable[[], None]:
-    """Let ``os._exit`` and ``os.exec*`` raise in this process, where they would end it without a word and with any code.
-
-    Processes that are forked from here end as ever.
-
-    Returns:
-        What puts them back.
-    """
-    process, originals = os.getpid(), {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
-
-    def raising(name: str) -> Callable[..., NoReturn]:
-        def leave(*arguments: Any) -> NoReturn:
-            if os.getpid() != process:
-                originals[name](*arguments)
-            what = os.fsdecode(arguments[0]) if isinstance(arguments[0], bytes) else arguments[0]
-            raise _LeftError(f"os.{name}({what!r})")
-
-        return leave
-
-    for name in originals:
-        setattr(os, name, raising(name))
-
-    def restore() -> None:
-        for name, original in originals.items():
-            setattr(os, name, original)
-
-    return restore
 
 
 def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
@@ -112,8 +77,11 @@ def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
     path = Path(place)
     if is_file and not path.is_file():
         raise UserError(f"there is no file {place}; give the path of the file that builds the optimizer")
-    with _arguments(place), _one_sentence(target, path if is_file else None, "; correct it, or name another function"):
-        module = _import_file(path) if is_file else _import_module(place)
+    with (
+        hidden_arguments(place),
+        one_sentence(target, path if is_file else None, "; correct it, or name another function", runner=__file__),
+    ):
+        module = _imported(path) if is_file else _import_module(place)
         value = _attribute(module, name, place)
         if callable(value) and not isinstance(value, nn.Module | Optimizer):
             _check_arguments(value, target)
@@ -124,76 +92,9 @@ def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
     return found
 
 
-@contextlib.contextmanager
-def _arguments(place: str) -> Iterator[None]:
-    """Hide halflife's own arguments from a user's code that reads the command line."""
-    before = sys.argv
-    sys.argv = [place]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-@contextlib.contextmanager
-def _one_sentence(subject: str, path: Path | None, end: str) -> Iterator[None]:
-    """Turn what a user's code raises, or its wish to end the process, into one sentence that names the line."""
-    restore = raise_on_exit()
-    try:
-        yield
-    except (UserError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename)]
-        theirs = [frame for frame in frames if path is not None and _same(frame.filename, path)]
-        last = (theirs or frames)[-1] if frames else None
-        where = f" ({_shown(last.filename)}, line {last.lineno})" if last else ""
-        if isinstance(error, SyntaxError) and error.filename:
-            where = f" ({_shown(error.filename)}, line {error.lineno})"
-        raise UserError(f"{subject} {_what_happened(error)}{where}{end}") from error
-    finally:
-        restore()
-
-
-def _what_happened(error: BaseException) -> str:
-    if isinstance(error, _LeftError):
-        return f"called {error}"
-    if isinstance(error, SystemExit):
-        return f"called exit({error.code!r})"
-    message = str(error.msg if isinstance(error, SyntaxError) else error).strip().partition("\n")[0]
-    return f"raised {type(error).__name__}{f': {message}' if message else ''}"
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen") or _same(filename, Path(__file__)) or filename == importlib.__file__
-
-
-def _same(filename: str, path: Path) -> bool:
-    return os.path.realpath(filename) == os.path.realpath(path)
-
-
-def _shown(filename: str) -> str:
-    relative = os.path.relpath(filename)
-    return filename if relative.startswith("..") else relative
-
-
-def _import_file(path: Path) -> ModuleType:
-    folder = str(path.resolve().parent)
-    if folder not in sys.path[:1]:
-        sys.path.insert(0, folder)
+def _imported(path: Path) -> ModuleType:
     # A file may have the name of a module that is in use already (test.py, random.py): that one stays.
-    name = path.stem if path.stem not in sys.modules else f"_audited_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} cannot be imported; expected a Python file, its name ending in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
+    return import_file(path, path.stem if path.stem not in sys.modules else f"_audited_{path.stem}")
 
 
 def _import_module(name: str) -> ModuleType:

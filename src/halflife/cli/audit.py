@@ -86,7 +86,7 @@ def _output_to_stderr() -> Iterator[TextIO]:
     Yields:
         Where our own output goes.
     """
-    from halflife.audit.target import raise_on_exit
+    from halflife.user_code import raise_on_exit
 
     out: TextIO = sys.stdout
     if (

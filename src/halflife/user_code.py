@@ -1,0 +1,152 @@
+"""Code of the user's: a file that is imported because its user named it, and what it raises in one sentence.
+
+``halflife audit train.py:make_optimizer`` and ``halflife study run my_file.py:STUDY`` run such code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+from halflife.errors import UserError
+
+__all__ = ["hidden_arguments", "import_file", "one_sentence", "raise_on_exit"]
+
+
+class _LeftError(BaseException):
+    """A user's code wanted to end this process at once."""
+
+
+def raise_on_exit() -> Callable[[], None]:
+    """Let ``os._exit`` and ``os.exec*`` raise in this process, where they would end it without a word and with any code.
+
+    Processes that are forked from here end as ever.
+
+    Returns:
+        What puts them back.
+    """
+    process, originals = os.getpid(), {name: getattr(os, name) for name in ("_exit", "execv", "execve")}
+
+    def raising(name: str) -> Callable[..., NoReturn]:
+        def leave(*arguments: Any) -> NoReturn:
+            if os.getpid() != process:
+                originals[name](*arguments)
+            what = os.fsdecode(arguments[0]) if isinstance(arguments[0], bytes) else arguments[0]
+            raise _LeftError(f"os.{name}({what!r})")
+
+        return leave
+
+    for name in originals:
+        setattr(os, name, raising(name))
+
+    def restore() -> None:
+        for name, original in originals.items():
+            setattr(os, name, original)
+
+    return restore
+
+
+@contextlib.contextmanager
+def hidden_arguments(place: str) -> Iterator[None]:
+    """Hide halflife's own arguments from a user's code that reads the command line."""
+    before = sys.argv
+    sys.argv = [place]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextlib.contextmanager
+def one_sentence(subject: str, path: Path | None, end: str, *, runner: str = __file__) -> Iterator[None]:
+    """Turn what a user's code raises, or its wish to end the process, into one sentence that names the line.
+
+    Args:
+        subject: What was run, in words.
+        path: The user's file (``None``: the last line of any file is named).
+        end: What to do, in words.
+        runner: The file of halflife that runs the user's code; its lines are not named.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: The user's code raised something.
+        KeyboardInterrupt: The user stopped it.
+    """
+    restore = raise_on_exit()
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        frames = [
+            frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename, runner)
+        ]
+        theirs = [frame for frame in frames if path is not None and _same(frame.filename, path)]
+        last = (theirs or frames)[-1] if frames else None
+        where = f" ({_shown(last.filename)}, line {last.lineno})" if last else ""
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f" ({_shown(error.filename)}, line {error.lineno})"
+        raise UserError(f"{subject} {_what_happened(error)}{where}{end}") from error
+    finally:
+        restore()
+
+
+def _what_happened(error: BaseException) -> str:
+    if isinstance(error, _LeftError):
+        return f"called {error}"
+    if isinstance(error, SystemExit):
+        return f"called exit({error.code!r})"
+    message = str(error.msg if isinstance(error, SyntaxError) else error).strip().partition("\n")[0]
+    return f"raised {type(error).__name__}{f': {message}' if message else ''}"
+
+
+def _is_machinery(filename: str, runner: str) -> bool:
+    return filename.startswith("<frozen") or filename in {__file__, runner, importlib.__file__, contextlib.__file__}
+
+
+def _same(filename: str, path: Path) -> bool:
+    return os.path.realpath(filename) == os.path.realpath(path)
+
+
+def _shown(filename: str) -> str:
+    relative = os.path.relpath(filename)
+    return filename if relative.startswith("..") else relative
+
+
+def import_file(path: Path, name: str) -> ModuleType:
+    """Import a file as the module ``name``, with its folder first on ``sys.path``, as ``python file.py`` does.
+
+    Args:
+        path: The file.
+        name: What ``sys.modules`` knows it by; a file that is imported again under a name replaces the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        UserError: It is no Python file.
+    """
+    folder = str(path.resolve().parent)
+    if folder not in sys.path[:1]:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} cannot be imported; expected a Python file, its name ending in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
