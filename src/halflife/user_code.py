@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -123,29 +123,28 @@ def _shown(filename: str) -> str:
     return filename if relative.startswith("..") else relative
 
 
-def import_file(path: Path, name: str) -> ModuleType:
+def import_file(path: Path, name: str, source: bytes | None = None) -> ModuleType:
     """Import a file as the module ``name``, with its folder first on ``sys.path``, as ``python file.py`` does.
 
     Args:
         path: The file.
-        name: What ``sys.modules`` knows it by; a file that is imported again under a name replaces the module.
+        name: What ``sys.modules`` knows it by; a module of that name is replaced.
+        source: What it holds (``None``: it is read).
 
     Returns:
         The module.
-
-    Raises:
-        UserError: It is no Python file.
     """
     folder = str(path.resolve().parent)
     if folder not in sys.path[:1]:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} cannot be imported; expected a Python file, its name ending in .py")
-    module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(name, None, origin=str(path)))
+    module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     try:
-        spec.loader.exec_module(module)
+        # Compiled here, because a cached .pyc of a file that was edited within a second may be of the text before.
+        exec(
+            compile(path.read_bytes() if source is None else source, str(path), "exec", dont_inherit=True), vars(module)
+        )
     except BaseException:
         del sys.modules[name]
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,8 @@ from rich.markup import escape
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
+    from halflife.studies.evidence.claims import Study, Verdict
+    from halflife.studies.evidence.verdicts import StudyResults
     from halflife.studies.runner.distributed import Rank
     from halflife.studies.runner.plan import Plan
     from halflife.studies.store.store import Store
@@ -35,7 +38,12 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")]
 NamesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[NAME]...", help="Studies [default: all in the store]")
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Studies, own ones as my_file.py:STUDY [default: all in the store]"),
+]
+OwnOption = Annotated[
+    list[str] | None,
+    typer.Option("--study", metavar="FILE:NAME", help="Know this study of your own, too; may be repeated"),
 ]
 
 console = Console()
@@ -66,15 +74,20 @@ def _existing_store(path: Path | None) -> Store:
 
 @study_app.command("list")
 def list_studies(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Say all about these studies")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Say all about these studies, own ones as my_file.py:STUDY"),
+    ] = None,
     long: Annotated[bool, typer.Option("--long", help="Say all about every study")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the studies; of those that are named, what they claim and at which scales they run."""
     from halflife.cli.study_list import print_details, print_names, study_json
-    from halflife.studies.catalog import STUDIES, get_study
+    from halflife.studies.catalog import get_study
+    from halflife.studies.catalog.own import known_studies
 
-    studies = [get_study(name) for name in dict.fromkeys(names or STUDIES)]
+    known, chosen = known_studies(names or [])
+    studies = [get_study(name, known) for name in chosen or known]
     if as_json:
         print(json.dumps([study_json(study) for study in studies], indent=1))
     elif names or long:
@@ -85,7 +98,12 @@ def list_studies(
 
 @study_app.command("run")
 def run_studies(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Studies, as `halflife study list` names them")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Studies, as `halflife study list` names them, own ones as my_file.py:STUDY"
+        ),
+    ],
     preset: Annotated[str, typer.Option(help="smoke, laptop, night or paper")] = "laptop",
     workers: Annotated[
         int | None,
@@ -110,14 +128,23 @@ def run_studies(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing")] = False,
+    changes: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
 ) -> None:
     """Run studies, doing only what is missing, and print their verdicts.
 
     Ctrl-C is safe: everything finished is kept and can be looked at, and the same command goes on where it stopped.
     """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
     from halflife.studies.catalog import get_preset, get_study
+    from halflife.studies.catalog.own import known_studies
 
-    chosen = [(get_study(name), get_preset(get_study(name), preset)) for name in dict.fromkeys(names)]
+    if changes:
+        raise UserError(
+            f"--set {changes[0]} would change {names[0]}, whose claims are fixed for the settings that it has: put a study of"
+            f" your own into a file, `MINE = dataclasses.replace(get_study({names[0]!r}), name=..., presets=...)`, and run"
+            " `halflife study run my_file.py:MINE` (docs/own_studies.md)"
+        )
+    studies, names = known_studies(names)
+    chosen = [(get_study(name, studies), get_preset(get_study(name, studies), preset)) for name in names]
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
     if seeds is not None and seeds < 1:
@@ -152,7 +179,7 @@ def run_studies(
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
-    path = build_report(where, notice=_warn)[0]
+    path = build_report(where, notice=_warn, studies=studies)[0]
     console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
@@ -201,63 +228,94 @@ def _run_plans(
                         f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
                         " goes on where it stopped, and `halflife study verdicts` shows what there is"
                     ) from None
-            _print_verdicts(where, plan.study.name, plan.preset_name)
+            for manifest in where.manifests():
+                if (manifest["study"], manifest["preset"]) == (plan.study.name, plan.preset_name):
+                    _print_verdicts(where, plan.study, manifest)
     return failures
 
 
-def _print_verdicts(store: Store, name: str, preset: str) -> None:
-    from halflife.studies.catalog import get_study
-    from halflife.studies.evidence.verdicts import StudyResults, manifests_of
+def _verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> tuple[StudyResults, list[Verdict]]:
+    from halflife.studies.catalog.own import explained
+    from halflife.studies.evidence.verdicts import StudyResults
+
+    results = StudyResults(store, study, manifest)
+    with explained(study):
+        return results, results.verdicts()
+
+
+def _print_verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> None:
     from halflife.studies.report.pages.tables import verdict_table
 
-    for manifest in manifests_of(store, [name]):
-        if manifest["preset"] == preset:
-            results = StudyResults(store, get_study(name), manifest)
-            if results.num_finished < results.num_planned:
-                console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
-            console.print(verdict_table(results.verdicts()))
+    results, found = _verdicts(store, study, manifest)
+    if results.num_finished < results.num_planned:
+        console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
+    console.print(verdict_table(found))
 
 
 @study_app.command("verdicts")
-def verdicts(names: NamesArgument = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+def verdicts(
+    names: NamesArgument = None, store: StoreOption = None, own: OwnOption = None, as_json: JsonOption = False
+) -> None:
     """Print the verdicts on what the store holds, without running anything."""
-    from halflife.studies.catalog import get_study
-    from halflife.studies.evidence.verdicts import StudyResults, manifests_of
+    from halflife.studies.catalog.own import known_studies, study_of
+    from halflife.studies.evidence.verdicts import manifests_of
     from halflife.studies.report.pages.tables import verdict_rows
 
+    studies, chosen = known_studies(names or [], own or [])
     where = _existing_store(store)
-    manifests = manifests_of(where, names or [])
-    if as_json:
-        rows: list[dict[str, Any]] = []
-        for manifest in manifests:
-            rows += verdict_rows(StudyResults(where, get_study(manifest["study"]), manifest).verdicts())
-        print(json.dumps(rows, indent=1))
-        return
-    problems = []
+    _check_names(where, chosen, studies)
+    rows: list[dict[str, Any]] = []
+    unknown, problems = list[str](), list[str]()
+    manifests = manifests_of(where, chosen)
     for manifest in manifests:
         try:
-            _print_verdicts(where, manifest["study"], manifest["preset"])
+            study = study_of(manifest, studies)
+        except StoreError as error:  # an own study whose file was not given
+            unknown.append(str(error))
+            continue
+        try:
+            if as_json:
+                rows += verdict_rows(_verdicts(where, study, manifest)[1])
+            else:
+                _print_verdicts(where, study, manifest)
         except UserError as error:  # the others can be read
             problems.append(f"{manifest['study']}, preset {manifest['preset']}: {error}")
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    if len(unknown) == len(manifests):
+        problems = unknown
+    else:
+        for words in unknown:
+            _warn(words)
     if problems:
         raise StoreError("; ".join(problems))
+
+
+def _check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]) -> None:
+    """Refuse a name that neither a study has, nor a study that the store holds."""
+    from halflife.studies.catalog import get_study
+
+    held = {manifest["study"] for manifest in store.manifests()}
+    for name in names:
+        if name not in held:
+            get_study(name, studies)
 
 
 def report_command(
     names: NamesArgument = None,
     store: StoreOption = None,
+    own: OwnOption = None,
     fmt: Annotated[str, typer.Option("--format", metavar="html|svg|pdf", help="Pages, or a file per figure")] = "html",
     out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to write [default: in the store]")] = None,
 ) -> None:
     """Write the report of what the store holds: self-contained pages, one with all studies and one a paper, or its figures."""
     if fmt not in {"html", "svg", "pdf"}:
         raise UserError(f"--format is {fmt!r}, expected html, svg or pdf: choose one of these")
-    from halflife.studies.catalog import get_study
+    from halflife.studies.catalog.own import known_studies
     from halflife.studies.report import build_report
 
-    for name in names or []:
-        get_study(name)
-
+    studies, chosen = known_studies(names or [], own or [])
     where = _existing_store(store)
-    for path in build_report(where, names or [], fmt=fmt, out=out, notice=_warn):  # type: ignore[arg-type]  # checked above
+    _check_names(where, chosen, studies)
+    for path in build_report(where, chosen, fmt=fmt, out=out, notice=_warn, studies=studies):  # type: ignore[arg-type]  # checked above
         print(path)

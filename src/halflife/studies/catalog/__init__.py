@@ -7,6 +7,7 @@ the rule of each claim), ``figures`` and ``theory`` (what a formula says).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 from halflife.errors import UserError
 from halflife.studies.catalog.amendments import with_amendments
@@ -65,11 +66,12 @@ STUDIES: dict[str, Study] = {
 }
 
 
-def get_study(name: str) -> Study:
+def get_study(name: str, studies: Mapping[str, Study] | None = None) -> Study:
     """The study of this name.
 
     Args:
         name: As on the command line.
+        studies: Where to look (``None``: among ours).
 
     Returns:
         The study.
@@ -77,13 +79,14 @@ def get_study(name: str) -> Study:
     Raises:
         UserError: There is none.
     """
-    if name not in STUDIES:
-        near = difflib.get_close_matches(name, STUDIES, n=1)
+    studies = STUDIES if studies is None else studies
+    if name not in studies:
+        near = difflib.get_close_matches(name, studies, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"there is no study {name!r}, expected one of {', '.join(STUDIES)}: see `halflife study list`{hint}"
+            f"there is no study {name!r}, expected one of {', '.join(studies)}: see `halflife study list`{hint}"
         )
-    return STUDIES[name]
+    return studies[name]
 
 
 def get_preset(study: Study, name: str) -> Preset:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from halflife.errors import UserError
 from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.panels import AnyPanel, Cell, HeatPanel, Panel, PointRow, PointsPanel
 from halflife.studies.evidence.results import Results
@@ -24,6 +26,7 @@ __all__ = [
     "Claim",
     "Finding",
     "HeatPanel",
+    "Origin",
     "Outcome",
     "Panel",
     "PointRow",
@@ -190,6 +193,28 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """The file of a user's own study.
+
+    Args:
+        path: The file, absolute.
+        name: The study's name in it.
+        sha256: Of its bytes when it was read.
+        shown: The file as manifests and messages have it: relative, or its name alone.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    shown: str
+
+    @property
+    def reference(self) -> str:
+        """As on the command line: ``my_file.py:STUDY``."""
+        return f"{self.shown}:{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """A claim of the literature as an experiment.
 
@@ -204,6 +229,10 @@ class Study:
         published: The paper's numbers beside which ours are shown.
         size_name: What the sizes of the ladder are (empty: the one field of the specs that equals the size).
         doc_panels: Slugs of the panels that the docs show (empty: the first two).
+        origin: The file of the user's own that it was read from (``None``: it is one of ours).
+
+    Raises:
+        UserError: Two claims share a key, two panels a slug, or ``doc_panels`` names a panel that is not there.
     """
 
     name: str
@@ -216,10 +245,20 @@ class Study:
     published: tuple[Published, ...] = ()
     size_name: str = ""
     doc_panels: tuple[str, ...] = ()
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         slugs = [panel.file_slug for panel in self.panels]
-        assert len(set(slugs)) == len(slugs), f"panels of {self.name} share a slug: {slugs}"
-        assert set(self.doc_panels) <= set(slugs), f"doc_panels of {self.name} are not among {slugs}"
-        keys = [claim.key for claim in self.claims]
-        assert len(set(keys)) == len(keys), f"claims of {self.name} share a key: {keys}"
+        for what, part, names in (
+            ("claims", "key", [claim.key for claim in self.claims]),
+            ("panels", "slug", slugs),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise UserError(
+                    f"{self.name} has two {what} of the {part} {twice[0]!r}, expected each once: rename one of them"
+                )
+        if missing := [slug for slug in self.doc_panels if slug not in slugs]:
+            raise UserError(
+                f"doc_panels of {self.name} has {missing[0]!r}, expected some of {', '.join(slugs)}: change doc_panels"
+            )

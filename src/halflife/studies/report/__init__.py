@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.catalog import STUDIES, get_study
+from halflife.studies.catalog import STUDIES
+from halflife.studies.catalog.own import explained, study_of
 from halflife.studies.catalog.papers import PAPERS
+from halflife.studies.evidence.claims import Study
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.store.files import write_whole
 from halflife.studies.store.store import Store
@@ -28,6 +30,7 @@ def build_report(
     fmt: Literal["html", "svg", "pdf"] = "html",
     out: Path | None = None,
     notice: Callable[[str], None] = lambda words: None,
+    studies: Mapping[str, Study] = STUDIES,
 ) -> list[Path]:
     """Write the report of the store's studies.
 
@@ -42,6 +45,7 @@ def build_report(
         out: The page with all studies, or the folder for the figures; ``<store>/report.html`` or ``<store>/figures`` by
             default.
         notice: Is told which study cannot be shown, and why.
+        studies: The studies that are known, by name: ours, and own ones whose files were given.
 
     Returns:
         The files that were written, the page with all studies first.
@@ -61,7 +65,7 @@ def build_report(
         problems.append(Problem(study, preset, str(error)))
         notice(f"{study}, preset {preset}, cannot be shown: {error}")
 
-    results = _results(store, names, trouble)
+    results = _results(store, names, studies, trouble)
     contents: dict[str, str | bytes] = {}
     if fmt == "html":
         path = out or store.path / "report.html"
@@ -74,7 +78,8 @@ def build_report(
         folder = out or store.path / "figures"
         for one in results:
             try:
-                contents |= render_files([one], fmt)
+                with explained(one.study):
+                    contents |= render_files([one], fmt)
             except UserError as error:
                 trouble(one.study.name, one.preset_name, error)
     if not contents:
@@ -101,7 +106,8 @@ def _pages(
     sections: list[dict[str, Any]] = []
     for results in many:
         try:
-            sections.append(section_of(results))
+            with explained(results.study):
+                sections.append(section_of(results))
         except UserError as error:
             trouble(results.study.name, results.preset_name, error)
         else:
@@ -118,18 +124,23 @@ def _pages(
     return pages
 
 
-def _results(store: Store, names: Sequence[str], trouble: Callable[[str, str, UserError], None]) -> list[StudyResults]:
+def _results(
+    store: Store,
+    names: Sequence[str],
+    studies: Mapping[str, Study],
+    trouble: Callable[[str, str, UserError], None],
+) -> list[StudyResults]:
     """The results of all manifests to show, in the order of studies and presets."""
     found = []
     for manifest in manifests_of(store, names):
         try:
-            found.append(StudyResults(store, get_study(manifest["study"]), manifest))
+            found.append(StudyResults(store, study_of(manifest, studies), manifest))
         except UserError as error:
             trouble(manifest["study"], manifest["preset"], error)
     serious = {results.study.name for results in found if _decides(results)}
     shown = [results for results in found if _decides(results) or results.study.name not in serious]
-    studies = list(STUDIES)
-    return sorted(shown, key=lambda r: (studies.index(r.study.name), list(r.study.presets).index(r.preset_name)))
+    order = list(studies)
+    return sorted(shown, key=lambda r: (order.index(r.study.name), list(r.study.presets).index(r.preset_name)))
 
 
 def _decides(results: StudyResults) -> bool:

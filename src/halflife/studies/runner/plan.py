@@ -76,6 +76,8 @@ class Plan:
             "machine": describe_machine(),
             "arms": list(arms.values()),
         }
+        if (origin := self.study.origin) is not None:
+            manifest["source"] = {"file": origin.shown, "name": origin.name, "sha256": origin.sha256}
         if earlier is not None and earlier.get("arms") == manifest["arms"]:
             manifest |= {"started": earlier["started"], "seconds": earlier["seconds"]}
         return manifest
@@ -118,7 +120,8 @@ def make_plan(
                     runs += _with_parents(arm.build(seed).cut(max_steps), arm, seed, data_folder)
     options = "" if num_seeds is None else f" --seeds {num_seeds}"
     options += "" if max_steps is None else f" --max-steps {max_steps}"
-    command = f"halflife study run {study.name} --preset {preset_name}{options}"
+    name = study.name if study.origin is None else study.origin.reference
+    command = f"halflife study run {name} --preset {preset_name}{options}"
     return Plan(study, preset_name, preset, tuple(runs), max_steps, command)
 
 

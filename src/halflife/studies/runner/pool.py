@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from typing import Literal
 
 from halflife.errors import UserError
+from halflife.studies.evidence.claims import Origin
 from halflife.studies.runner.plan import Plan, PlannedRun
 from halflife.studies.runner.worker import Task, work
 from halflife.studies.store.machine import available_cores
@@ -85,7 +86,7 @@ def execute(
         UserError: A worker met a mistake of the user's or a full disk; the other runs stop, too.
         KeyboardInterrupt: The user stopped it; finished runs and checkpoints are kept.
     """
-    pool = _Pool(store, data_folder)
+    pool = _Pool(store, data_folder, plan.study.origin)
     with timed_manifest(store, plan, workers):
         try:
             with _sigterm_as_interrupt():
@@ -161,8 +162,8 @@ def _ctrl_c_blocked() -> Iterator[None]:
 class _Pool:
     """Worker processes, and what each is doing."""
 
-    def __init__(self, store: Store, data_folder: str | None) -> None:
-        self.store, self.data_folder = store, data_folder
+    def __init__(self, store: Store, data_folder: str | None, origin: Origin | None) -> None:
+        self.store, self.data_folder, self.origin = store, data_folder, origin
         self.context = multiprocessing.get_context("spawn")
         self.workers: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
         self.busy: dict[Connection, PlannedRun] = {}
@@ -229,9 +230,8 @@ class _Pool:
 
     def _start(self, index: int) -> Connection:
         here, there = self.context.Pipe()
-        process = self.context.Process(
-            target=work, args=(there, index, str(self.store.path), self.data_folder), daemon=True
-        )
+        arguments = (there, index, str(self.store.path), self.data_folder, self.origin)
+        process = self.context.Process(target=work, args=arguments, daemon=True)
         # Read by the math libraries when they are loaded, so it has to be there before the process is.
         kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))

@@ -22,6 +22,7 @@ from halflife.studies.store.machine import describe_commit, describe_machine, de
 from halflife.studies.store.store import RunFolder, Store
 
 if TYPE_CHECKING:
+    from halflife.studies.evidence.claims import Origin
     from halflife.studies.lab.text.parallel import DataParallelContext
 
 __all__ = ["Task", "header_of", "keep_traceback", "train_run", "work"]
@@ -35,13 +36,24 @@ class Task(NamedTuple):
     parent_id: str | None
 
 
-def work(link: Connection, index: int, store_path: str, data_folder: str | None) -> None:
-    """Take specs from ``link``, train each and report, until the parent closes the link or asks to stop."""
+def work(link: Connection, index: int, store_path: str, data_folder: str | None, origin: Origin | None = None) -> None:
+    """Take specs from ``link``, train each and report, until the parent closes the link or asks to stop.
+
+    ``origin`` is the file of a user's own study, which may define the specs and what trains them.
+    """
     # Ctrl-C reaches all processes of a terminal, and the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
+    if origin is not None:
+        from halflife.studies.catalog.own import load_again
+
+        try:
+            load_again(origin)
+        except HalflifeError as error:
+            link.send(("refused", {"message": str(error)}))
+            return
     import torch
 
     torch.set_num_threads(1)

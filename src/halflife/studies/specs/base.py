@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ from halflife.studies.specs.trainers import Trainer
 
 __all__ = ["RunSpec", "check_choices", "check_counts", "check_numbers", "check_removed", "spec_from_json"]
 
-_KINDS: dict[str, Callable[..., RunSpec]] = {}
+_KINDS: dict[str, type[RunSpec]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class RunSpec:
     max_steps: int | None = None
 
     def __init_subclass__(cls) -> None:
+        before = _KINDS.setdefault(cls.kind, cls)
+        if (before.__module__, before.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise UserError(
+                f"the kind of {cls.__qualname__} is {cls.kind!r}, which is that of {before.__qualname__}: choose another"
+                " kind"
+            )
         _KINDS[cls.kind] = cls
 
     @property
