@@ -1,0 +1,62 @@
+"""``halflife export``: the readings in a store as tables for other programs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halflife.cli.study import NamesArgument, StoreOption, existing_store, warn
+from halflife.errors import StoreError, UserError
+
+__all__ = ["export_command"]
+
+FORMATS = ("csv", "parquet")
+
+
+def export_command(
+    names: NamesArgument = None,
+    store: StoreOption = None,
+    fmt: Annotated[str, typer.Option("--format", metavar="csv|parquet", help="Text, or a compact binary table")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write to [default: export in the store]")
+    ] = None,
+) -> None:
+    """Write the readings of paired seeds as tables, one file a study and preset.
+
+    A row is what one run read at one step: arm, label, size, seed, run, step, epoch, and one column a quantity.
+    """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
+    if fmt not in FORMATS:
+        raise UserError(f"--format is {fmt!r}, expected {' or '.join(FORMATS)}: choose one of these")
+    from halflife.studies.evidence.results import Results
+    from halflife.studies.evidence.verdicts import manifests_of
+    from halflife.studies.store.files import explain_write_errors, write_whole
+
+    where = existing_store(store)
+    folder = where.path / "export" if out is None else out
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
+    written = 0
+    for manifest in manifests_of(where, names_in_store(names or [])):
+        name = f"{manifest['study']}-{manifest['preset']}"
+        try:
+            frame = Results(where, manifest).frame
+        except UserError as error:  # the others can be read
+            problems.append(f"{name}: {error}")
+            continue
+        if frame.is_empty():
+            warn(f"{name} has no seed that is finished in every arm, so there is nothing to export of it yet")
+            continue
+        table = io.BytesIO()
+        frame.write_csv(table) if fmt == "csv" else frame.write_parquet(table)
+        path = folder / f"{name}.{fmt}"
+        write_whole(path, table.getvalue())
+        print(path)
+        written += 1
+    if problems:
+        raise StoreError("; ".join(problems))
+    if not written:
+        raise StoreError(f"the store {where.path} has nothing to export yet: let `halflife study run` finish a seed first")
