@@ -142,8 +142,11 @@ def check(command: Command) -> None:
                 words.pop(0)
         else:
             positional.append(word)
-    if path in (["study", "run"], ["study", "verdicts"], ["report"]):
-        names = {w for w in positional if not w.isupper() and w not in {"...", "…"} and not w.startswith("[")}
+    if path in (["study", "run"], ["study", "verdicts"], ["report"], ["export"]):
+        names = {
+            w for w in positional
+            if not w.isupper() and w not in {"...", "…"} and not w.startswith("[") and ".py:" not in w
+        }  # fmt: skip
         assert names <= study_names(), f"{command}: no such study, there are {sorted(study_names())}"
 
 

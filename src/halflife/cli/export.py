@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from halflife.cli.study import NamesArgument, StoreOption, existing_store, warn
+from halflife.cli.common import NamesArgument, StoreOption, check_names, existing_store, warn
 from halflife.errors import StoreError, UserError
 
 __all__ = ["export_command"]
@@ -19,7 +19,9 @@ FORMATS = ("csv", "parquet")
 def export_command(
     names: NamesArgument = None,
     store: StoreOption = None,
-    fmt: Annotated[str, typer.Option("--format", metavar="csv|parquet", help="Text, or a compact binary table")] = "csv",
+    fmt: Annotated[
+        str, typer.Option("--format", metavar="csv|parquet", help="Text, or a compact binary table")
+    ] = "csv",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write to [default: export in the store]")
     ] = None,
@@ -30,17 +32,21 @@ def export_command(
     """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
     if fmt not in FORMATS:
         raise UserError(f"--format is {fmt!r}, expected {' or '.join(FORMATS)}: choose one of these")
+    from halflife.studies.catalog.own import known_studies
     from halflife.studies.evidence.results import Results
     from halflife.studies.evidence.verdicts import manifests_of
-    from halflife.studies.store.files import explain_write_errors, write_whole
+    from halflife.studies.store.files import explain_write_errors, named_in, write_whole
+    from halflife.studies.store.store import MANIFEST_NAME
 
+    studies, chosen = known_studies(names or [])
     where = existing_store(store)
+    check_names(where, chosen, studies)
     folder = where.path / "export" if out is None else out
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     written = 0
-    for manifest in manifests_of(where, names_in_store(names or [])):
+    for manifest in manifests_of(where, chosen):
         name = f"{manifest['study']}-{manifest['preset']}"
         try:
             frame = Results(where, manifest).frame
@@ -52,11 +58,17 @@ def export_command(
             continue
         table = io.BytesIO()
         frame.write_csv(table) if fmt == "csv" else frame.write_parquet(table)
-        path = folder / f"{name}.{fmt}"
+        # Names come from the store, which may be somebody else's.
+        path = named_in(
+            folder, name, MANIFEST_NAME, what="the name of a manifest", expected="letters, digits, dots and dashes"
+        )
+        path = path.with_name(f"{name}.{fmt}")
         write_whole(path, table.getvalue())
         print(path)
         written += 1
     if problems:
         raise StoreError("; ".join(problems))
     if not written:
-        raise StoreError(f"the store {where.path} has nothing to export yet: let `halflife study run` finish a seed first")
+        raise StoreError(
+            f"the store {where.path} has nothing to export yet: let `halflife study run` finish a seed first"
+        )

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from halflife.cli.audit import audit_command
+from halflife.cli.export import export_command
 from halflife.cli.selfcheck import selfcheck_command
 from halflife.cli.study import StoppedError, report_command, study_app
 from halflife.errors import HalflifeError, RunFailedError
@@ -30,6 +31,7 @@ app.add_typer(study_app, name="study")
 app.command("audit")(audit_command)
 app.command("selfcheck")(selfcheck_command)
 app.command("report")(report_command)
+app.command("export")(export_command)
 
 errors = Console(stderr=True)
 

@@ -7,16 +7,24 @@ commands do without it.
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from halflife.cli.common import (
+    NamesArgument,
+    OwnOption,
+    StoreOption,
+    check_names,
+    console,
+    existing_store,
+    store_at,
+    warn,
+)
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
@@ -28,48 +36,13 @@ if TYPE_CHECKING:
 
 __all__ = ["StoppedError", "report_command", "study_app"]
 
-DEFAULT_STORE = "halflife-runs"
-
 study_app = typer.Typer(help="Reproduce claims of the literature on this machine.", no_args_is_help=True)
 
-StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="DIR", help="Folder of runs [default: $HALFLIFE_STORE or halflife-runs]"),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")]
-NamesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[NAME]...", help="Studies, own ones as my_file.py:STUDY [default: all in the store]"),
-]
-OwnOption = Annotated[
-    list[str] | None,
-    typer.Option("--study", metavar="FILE:NAME", help="Know this study of your own, too; may be repeated"),
-]
-
-console = Console()
 
 
 class StoppedError(HalflifeError):
     """The user pressed Ctrl-C; the message says what was kept."""
-
-
-def _warn(words: str) -> None:
-    Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
-
-
-def _store(path: Path | None) -> Store:
-    from halflife.studies.store.store import Store
-
-    return Store(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
-
-
-def _existing_store(path: Path | None) -> Store:
-    store = _store(path)
-    if not store.path.is_dir():
-        raise StoreError(
-            f"there is no store at {store.path}: run `halflife study run stabilization` first, or name one with --store"
-        )
-    return store
 
 
 @study_app.command("list")
@@ -153,7 +126,7 @@ def run_studies(
     from halflife.studies.runner.plan import make_plan
 
     data_folder = None if data is None else str(data)
-    where = _store(store)
+    where = store_at(store)
     if dry_run:
         from halflife.cli.study_list import print_batches
 
@@ -179,7 +152,7 @@ def run_studies(
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
-    path = build_report(where, notice=_warn, studies=studies)[0]
+    path = build_report(where, notice=warn, studies=studies)[0]
     console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
@@ -262,8 +235,8 @@ def verdicts(
     from halflife.studies.report.pages.tables import verdict_rows
 
     studies, chosen = known_studies(names or [], own or [])
-    where = _existing_store(store)
-    _check_names(where, chosen, studies)
+    where = existing_store(store)
+    check_names(where, chosen, studies)
     rows: list[dict[str, Any]] = []
     unknown, problems = list[str](), list[str]()
     manifests = manifests_of(where, chosen)
@@ -286,19 +259,9 @@ def verdicts(
         problems = unknown
     else:
         for words in unknown:
-            _warn(words)
+            warn(words)
     if problems:
         raise StoreError("; ".join(problems))
-
-
-def _check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]) -> None:
-    """Refuse a name that neither a study has, nor a study that the store holds."""
-    from halflife.studies.catalog import get_study
-
-    held = {manifest["study"] for manifest in store.manifests()}
-    for name in names:
-        if name not in held:
-            get_study(name, studies)
 
 
 def report_command(
@@ -315,7 +278,7 @@ def report_command(
     from halflife.studies.report import build_report
 
     studies, chosen = known_studies(names or [], own or [])
-    where = _existing_store(store)
-    _check_names(where, chosen, studies)
-    for path in build_report(where, chosen, fmt=fmt, out=out, notice=_warn, studies=studies):  # type: ignore[arg-type]  # checked above
+    where = existing_store(store)
+    check_names(where, chosen, studies)
+    for path in build_report(where, chosen, fmt=fmt, out=out, notice=warn, studies=studies):  # type: ignore[arg-type]  # checked above
         print(path)

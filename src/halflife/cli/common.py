@@ -1,0 +1,73 @@
+"""What the commands of studies share: the store that is meant, the studies that are meant, and warnings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from halflife.errors import StoreError
+
+if TYPE_CHECKING:
+    from halflife.studies.evidence.claims import Study
+    from halflife.studies.store.store import Store
+
+__all__ = ["NamesArgument", "OwnOption", "StoreOption", "check_names", "console", "existing_store", "store_at", "warn"]
+
+DEFAULT_STORE = "halflife-runs"
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="Folder of runs [default: $HALFLIFE_STORE or halflife-runs]"),
+]
+NamesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Studies, own ones as my_file.py:STUDY [default: all in the store]"),
+]
+OwnOption = Annotated[
+    list[str] | None,
+    typer.Option("--study", metavar="FILE:NAME", help="Know this study of your own, too; may be repeated"),
+]
+
+console = Console()
+
+
+def warn(words: str) -> None:
+    """Print a warning to standard error."""
+    Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
+
+
+def store_at(path: Path | None) -> Store:
+    """The store of ``--store``, which may not be there yet."""
+    from halflife.studies.store.store import Store
+
+    return Store(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
+
+
+def existing_store(path: Path | None) -> Store:
+    """The store of ``--store``.
+
+    Raises:
+        StoreError: It is not there.
+    """
+    store = store_at(path)
+    if not store.path.is_dir():
+        raise StoreError(
+            f"there is no store at {store.path}: run `halflife study run stabilization` first, or name one with --store"
+        )
+    return store
+
+
+def check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]) -> None:
+    """Refuse a name that is neither that of a study nor in the store."""
+    from halflife.studies.catalog import get_study
+
+    held = {manifest["study"] for manifest in store.manifests()}
+    for name in names:
+        if name not in held:
+            get_study(name, studies)
