@@ -50,11 +50,7 @@ def store_at(path: Path | None) -> Store:
 
 
 def existing_store(path: Path | None) -> Store:
-    """The store of ``--store``.
-
-    Raises:
-        StoreError: It is not there.
-    """
+    """The store of ``--store``; one that is not there is a `StoreError`."""
     store = store_at(path)
     if not store.path.is_dir():
         raise StoreError(

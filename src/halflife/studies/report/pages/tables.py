@@ -15,8 +15,8 @@ from halflife.studies.evidence.stats import Interval
 
 __all__ = ["effect_text", "numbers", "sample_text", "verdict_markdown", "verdict_rows", "verdict_table"]
 
-SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?"}
-COLOURS = {"reproduced": "green", "not reproduced": "red", "inconclusive": "yellow"}
+SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "\N{EN DASH}"}
+COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
 
 
 def numbers(effect: Interval, unit: str) -> tuple[str, str, str]:
