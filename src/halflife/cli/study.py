@@ -25,6 +25,7 @@ from halflife.cli.common import (
     store_at,
     warn,
 )
+from halflife.cli.verdicts import counts_line, verdict_table
 from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
@@ -148,24 +149,25 @@ def run_studies(
             for plan in plans:
                 rank.execute(plan, (), data_folder=data_folder)
             return
-        failures = _run_plans(where, plans, workers, data_folder, rank)
+        failures, shown = _run_plans(where, plans, workers, data_folder, rank)
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
     path = build_report(where, notice=warn, studies=studies)[0]
-    console.print(f"report: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    words = [counts_line(shown), f"report: {path.resolve()}"]
+    console.print("; ".join(filter(None, words)), markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
 
 
 def _run_plans(
     where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, rank: Rank | None
-) -> list[str]:
-    """Do what is missing of plans, in worker processes or by all ranks together; the answer is why runs failed."""
+) -> tuple[list[str], list[Verdict]]:
+    """Do what is missing of plans, in worker processes or by all ranks together; why runs failed, and the verdicts."""
     from halflife.studies.runner import pool
     from halflife.studies.runner.progress import shown_progress
 
-    failures: list[str] = []
+    failures, shown = list[str](), list[Verdict]()
     with where.locked():
         for plan in plans:
             needed = plan.needed
@@ -203,8 +205,8 @@ def _run_plans(
                     ) from None
             for manifest in where.manifests():
                 if (manifest["study"], manifest["preset"]) == (plan.study.name, plan.preset_name):
-                    _print_verdicts(where, plan.study, manifest)
-    return failures
+                    shown += _print_verdicts(where, plan.study, manifest)
+    return failures, shown
 
 
 def _verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> tuple[StudyResults, list[Verdict]]:
@@ -216,13 +218,12 @@ def _verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> tuple[
         return results, results.verdicts()
 
 
-def _print_verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> None:
-    from halflife.studies.report.pages.tables import verdict_table
-
+def _print_verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> list[Verdict]:
     results, found = _verdicts(store, study, manifest)
     if results.num_finished < results.num_planned:
         console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
-    console.print(verdict_table(found))
+    console.print(verdict_table(found, f"{study.name} ({results.preset_name})", console.width))
+    return found
 
 
 @study_app.command("verdicts")
@@ -234,6 +235,7 @@ def verdicts(
     from halflife.studies.evidence.verdicts import manifests_of
     from halflife.studies.report.pages.tables import verdict_rows
 
+    shown: list[Verdict] = []
     studies, chosen = known_studies(names or [], own or [])
     where = existing_store(store)
     check_names(where, chosen, studies)
@@ -250,11 +252,13 @@ def verdicts(
             if as_json:
                 rows += verdict_rows(_verdicts(where, study, manifest)[1])
             else:
-                _print_verdicts(where, study, manifest)
+                shown += _print_verdicts(where, study, manifest)
         except UserError as error:  # the others can be read
             problems.append(f"{manifest['study']}, preset {manifest['preset']}: {error}")
     if as_json:
         print(json.dumps(rows, indent=1))
+    elif shown:
+        console.print(counts_line(shown), highlight=False)
     if len(unknown) == len(manifests):
         problems = unknown
     else:

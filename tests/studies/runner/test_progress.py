@@ -105,3 +105,15 @@ def test_a_person_sees_workers_losses_failures_and_the_time_left(terminal: bool)
         assert "4/6" in said
     else:
         assert "3/6 lr 0.1, lam 0.01, seed 0, width 8: 61 s; 0:01:32 left" in said
+
+
+@pytest.mark.parametrize("what", ["started", "waiting"])
+def test_a_person_sees_what_a_run_waits_for(what: EventKind) -> None:
+    out = io.StringIO()
+    with shown_progress(Console(file=out, force_terminal=True, width=100), EIGHT, 0, 2) as listen:
+        listen(event("started", EIGHT[0]))
+        listen(Event(what, 0, EIGHT[0], message="reading data and the run that it starts from"))
+    assert "reading data and the run that it starts from" in out.getvalue()
+    left = TimeLeft(EIGHT, workers=2)
+    left.take(event("waiting", EIGHT[0]))
+    assert len(left.left) == len(EIGHT), "nothing is done yet"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from halflife.errors import HalflifeError, RunFailedError, RunStoppedError, UserError
 from halflife.studies.runner.plan import Plan, PlannedRun
 from halflife.studies.runner.pool import Event, parent_failed, timed_manifest
-from halflife.studies.runner.worker import Task, keep_traceback, train_run
+from halflife.studies.runner.worker import Task, keep_traceback, train_run, waits_for
 from halflife.studies.specs.trainers import TEXT
 from halflife.studies.store.store import RunFolder, Store
 
@@ -106,12 +106,13 @@ class Rank:
         if self.world.any(self.stop_asked):
             raise KeyboardInterrupt
         self.folder = self.store.run(run.id)
-        listen(Event("started", 0, run))
+        task = Task(run.id, run.spec, run.parent_id)
+        listen(Event("started", 0, run, message=waits_for(self.store, task)))
         with contextlib.suppress(RunStoppedError):
             try:
                 train_run(
                     self.store,
-                    Task(run.id, run.spec, run.parent_id),
+                    task,
                     progress=lambda step, num_steps, loss: listen(
                         Event("progress", 0, run, step=step, num_steps=num_steps, loss=loss)
                     ),

@@ -34,12 +34,12 @@ STOP_SECONDS = 300.0  # for the checkpoint of a run that is asked to stop
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-EventKind = Literal["started", "progress", "finished", "failed"]
+EventKind = Literal["started", "waiting", "progress", "finished", "failed"]
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a run, and on which worker."""
+    """What happened to a run, and on which worker; the message says what a run waits for, or why it failed."""
 
     what: EventKind
     worker: int
@@ -167,6 +167,7 @@ class _Pool:
         self.context = multiprocessing.get_context("spawn")
         self.workers: dict[Connection, tuple[int, multiprocessing.process.BaseProcess]] = {}
         self.busy: dict[Connection, PlannedRun] = {}
+        self.waits: dict[Connection, str] = {}
 
     def work(self, missing: deque[PlannedRun], workers: int, listen: Callable[[Event], None]) -> list[str]:
         failures: list[str] = []
@@ -184,7 +185,7 @@ class _Pool:
                 self.busy[link] = run
                 with contextlib.suppress(BrokenPipeError):  # a worker that died while starting is met below
                     link.send(Task(run.id, run.spec, run.parent_id))
-                listen(Event("started", self.workers[link][0], run))
+                listen(Event("started", self.workers[link][0], run, message=self.waits.pop(link, "")))
             if not self.busy:  # whatever was left could not be started
                 break
             for ready in multiprocessing.connection.wait(list(self.busy)):
@@ -199,8 +200,8 @@ class _Pool:
                     payload = {"message": _worker_ended(run, process.exitcode)}
                 if what == "refused":
                     raise UserError(payload["message"])
-                if what == "progress":
-                    listen(Event("progress", index, run, **payload))
+                if what in {"progress", "waiting"}:
+                    listen(Event(what, index, run, **payload))
                     continue
                 del self.busy[ready]
                 if what == "died":
@@ -245,6 +246,7 @@ class _Pool:
                     os.environ[name] = value
         there.close()
         self.workers[here] = (index, process)
+        self.waits[here] = "importing torch"
         return here
 
     def stop(self) -> None:

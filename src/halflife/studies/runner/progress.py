@@ -49,7 +49,7 @@ class TimeLeft:
             if share > first_share:
                 self.seconds[like] = (now - began) / (share - first_share)
             self.left[run.id] = (like, 1 - share)
-        elif event.what != "started":
+        elif event.what in {"finished", "failed"}:
             self.left.pop(run.id, None)
             if event.what == "finished" and self.first.get(run.id, (1.0,))[0] == 1.0:  # it reported at its end alone
                 self.seconds.setdefault(like, event.seconds)
@@ -107,7 +107,9 @@ def shown_progress(
             rows[event.worker] = bars.add_task(what, total=1.0, note="")
         row = rows[event.worker]
         if event.what == "started":
-            bars.reset(row, description=what, total=1.0, note="starting")
+            bars.reset(row, description=what, total=1.0, note=event.message or "starting")
+        elif event.what == "waiting":
+            bars.update(row, note=event.message)
         elif event.what == "progress":
             bars.update(row, completed=event.step / event.num_steps, note=f"loss {event.loss:.3f}")
         else:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from halflife.studies.evidence.claims import Origin
     from halflife.studies.lab.text.parallel import DataParallelContext
 
-__all__ = ["Task", "header_of", "keep_traceback", "train_run", "work"]
+__all__ = ["Task", "header_of", "keep_traceback", "train_run", "waits_for", "work"]
 
 
 class Task(NamedTuple):
@@ -69,6 +69,8 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None,
             run: Task = link.recv()
         except EOFError:
             return
+        if waits := waits_for(store, run):
+            link.send(("waiting", {"message": waits}))
         began = time.perf_counter()
         try:
             with stop.deferred():
@@ -83,6 +85,15 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None,
             link.send(("failed", {"message": f"run {run.id} stopped at {keep_traceback(error, store.run(run.id))}"}))
         else:
             link.send(("finished", {"seconds": time.perf_counter() - began}))
+
+
+def waits_for(store: Store, run: Task) -> str:
+    """What is read before the first step of a run, in words."""
+    parts = ["data"] if run.spec.data_module else []
+    parts += ["the run that it starts from"] if run.parent_id is not None else []
+    folder = store.run(run.id)
+    parts += ["its checkpoint"] if folder.checkpoint.exists() else []
+    return f"reading {' and '.join(parts)}" if parts else ""
 
 
 def keep_traceback(error: Exception, folder: RunFolder | None) -> str:

@@ -1,0 +1,84 @@
+"""Verdicts for the terminal: a table that fits it, and how many there are of each outcome in one line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from halflife.studies.evidence.claims import Verdict
+    from halflife.studies.evidence.stats import Interval
+
+__all__ = ["counts_line", "verdict_table"]
+
+COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
+COUNTED = {"reproduced": "reproduced", "not reproduced": "not", "undecided": "undecided", "not tested": "not tested"}
+OPEN = {"undecided", "not tested"}  # their findings say why; those of the others are in the table
+WIDE = 90  # columns from which on effects and samples have columns of their own
+
+
+def counts_line(verdicts: Iterable[Verdict]) -> str:
+    """How many claims ended how, such as ``3 reproduced, 2 not, 1 undecided``; empty without verdicts."""
+    counts = Counter[str](verdict.finding.outcome for verdict in verdicts)
+    words = {**COUNTED, "not reproduced": "not" if counts["reproduced"] else "not reproduced"}
+    return ", ".join(f"{counts[outcome]} {word}" for outcome, word in words.items() if counts[outcome])
+
+
+def verdict_table(verdicts: Sequence[Verdict], title: str, width: int) -> Table:
+    """The verdicts of one study and preset: outcome, claim, effect, and of what is open the reason.
+
+    Args:
+        verdicts: From `halflife.studies.evidence.verdicts.StudyResults.verdicts`.
+        title: What stands above.
+        width: Columns of the terminal; in a narrow one effects stand below their claims.
+
+    Returns:
+        Something that rich prints.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left", title_style="bold"
+    )
+    wide = width >= WIDE
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("claim")
+    if wide:
+        table.add_column("effect [interval]", no_wrap=True)
+        table.add_column("n", no_wrap=True)
+    for verdict in verdicts:
+        table.add_row(*_cells(verdict, wide=wide))
+    return table
+
+
+def _cells(verdict: Verdict, *, wide: bool) -> list[Text]:
+    # With numpy, which whoever only lists the options of the command does without.
+    from halflife.studies.report.pages.tables import SYMBOLS, sample_text
+
+    claim, finding = verdict.claim, verdict.finding
+    outcome, effect = finding.outcome, finding.effect
+    words = Text.assemble((claim.key, "bold"), f"  {claim.text}")
+    estimate, interval = ("-", "") if effect is None else _numbers(effect, claim.unit)
+    sample = "" if effect is None else sample_text(effect)
+    if effect is not None and not wide:
+        words.append(f"\n{estimate} {interval}, {sample}")
+    if outcome in OPEN:
+        words.append(f"\n{finding.reason}", style=COLOURS[outcome])
+    elif outcome == "not reproduced":
+        failed = next((row for row in finding.rows if row.role == "part" and row.outcome == "fails"), None)
+        if failed is not None and failed.interval is not None and failed.interval != effect:
+            found = " ".join(_numbers(failed.interval, failed.unit))
+            words.append(f"\n{failed.quantity}: {found}", style=COLOURS[outcome])
+    cells = [Text(f"{SYMBOLS[outcome]} {outcome}", style=COLOURS[outcome]), words]
+    return [*cells, Text(f"{estimate}\n{interval}"), Text(sample.replace(", ", "\n", 1))] if wide else cells
+
+
+def _numbers(effect: Interval, unit: str) -> tuple[str, str]:
+    """The estimate with its unit, and the interval with its confidence."""
+    from halflife.studies.report.pages.tables import numbers
+
+    estimate, low, high = numbers(effect, unit)
+    return f"{estimate}{'' if unit == 'x' else ' '}{unit}".rstrip(), f"[{low}, {high}] {100 * effect.confidence:g} %"
