@@ -14,20 +14,10 @@ from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
 from halflife.studies.report.pages.page import render_page
+from tests.studies.report.browsers import ARGUMENTS, BROWSERS
 from tests.studies.synthetic import make_store
 from tests.studies.synthetic_text import TEXT_STUDY, make_text_store
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--no-first-run",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PANELS = len(STUDIES["stabilization"].panels)
 LADDER = 5  # claims in points
 TEXT_PANELS, TEXT_LADDER = len(TEXT_STUDY.panels), len(TEXT_STUDY.claims)

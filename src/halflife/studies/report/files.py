@@ -14,6 +14,7 @@ from halflife.studies.report.figures.figure import Figure, static_chart
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figures
 from halflife.studies.report.figures.theme import FILE_COLOURS, FILE_FONT, chart_config
+from halflife.studies.report.figures.words import pinned
 
 __all__ = ["render_figure", "render_files"]
 
@@ -52,12 +53,12 @@ def render_figure(figure: Figure, fmt: Literal["svg", "pdf"]) -> str | bytes:
     Returns:
         The file's content.
     """
-    spec = static_chart(figure).to_dict()
+    spec = static_chart(figure)
     spec["config"] = chart_config(FILE_COLOURS, FILE_FONT) | {"background": "white", "padding": 8}
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     content: str | bytes
     if fmt == "svg":
-        content = vl_convert.vegalite_to_svg(spec, vl_version=version)
+        content = pinned(vl_convert.vegalite_to_svg(spec, vl_version=version))
     else:
         content = vl_convert.vegalite_to_pdf(spec, vl_version=version)
     return content

@@ -10,16 +10,24 @@ from typing import Any
 import altair as alt
 
 from halflife.studies.report.figures.theme import ArmStyle
+from halflife.studies.report.figures.words import text_width, wrapped
 
-__all__ = ["SHORT", "curves_chart", "ladder_chart", "log_ticks", "points_chart"]
+__all__ = ["HOVER", "SHORT", "curves_chart", "ladder_chart", "log_ticks", "points_chart", "y_title"]
+
+HOVER = "hover"  # how the names of layers begin that answer to the pointer, and are left out of files
 
 FEW_TICKS = 7
 FEW_POINTS = 25  # lines with at most this many readings show each as a dot
 FEW_FOLDS = 8  # an axis over less than this factor gets ticks at round numbers
+CLOSE = 0.09  # of an axis: what a label takes of it
 MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
-TWO_COLUMNS = 17  # longest label, in letters, of a legend in two columns
+TWO_COLUMNS = 125  # widest label, in pixels, of a legend in two columns
+WORDS = 12  # pixels, size of the words at axes and in legends
+HEIGHT = 280
+WIDER = 1.2  # by what a reader's font may be wider than the one that is reckoned with
 POINT_IN_LEGEND = 80
+DOT = 55  # square pixels
 PLANE = (270, 380)  # most that a plane is wide and high, in pixels: its axis and a phone's screen leave so much
 SLIM = 90  # least
 SHORT = (
@@ -39,6 +47,12 @@ def _layered(layers: Sequence[alt.Chart], rows: Rows) -> alt.LayerChart:
 
 def _data(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=[dict(row) for row in rows])
+
+
+def y_title(words: str, height: float = HEIGHT) -> str | list[str]:
+    """The title of a vertical axis, in as many lines as its height asks for."""
+    lines = wrapped(words, height / WIDER, WORDS)
+    return lines if len(lines) > 1 else words
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -74,7 +88,7 @@ def _scale_and_axis(low: float, high: float, *, log: bool) -> tuple[alt.Scale, a
 def _colour(styles: Sequence[ArmStyle], field: str, *, points: bool = False) -> alt.Color:
     labels = [style.label for style in styles]
     # Two columns fit a phone, and a legend cannot wrap by itself.
-    columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
+    columns = 2 if max(text_width(label, WORDS) for label in labels) <= TWO_COLUMNS else 1
     legend = alt.Legend(
         title=None, columns=columns, symbolLimit=0, symbolSize=POINT_IN_LEGEND if points else alt.Undefined
     )
@@ -89,13 +103,22 @@ def _dash(styles: Sequence[ArmStyle], field: str) -> alt.StrokeDash:
 
 
 def curves_chart(
-    rows: Rows, *, x: str, first: float, styles: Sequence[ArmStyle], y_label: str, log: bool, drops: Sequence[float]
+    rows: Rows,
+    at: Rows,
+    *,
+    x: str,
+    first: float,
+    styles: Sequence[ArmStyle],
+    y_label: str,
+    log: bool,
+    drops: Sequence[float],
 ) -> alt.LayerChart:
-    """Lines along runs with a band each, a legend that selects, and numbers near the pointer.
+    """Lines along runs with a band each, a legend that selects, and the numbers of all arms at the pointer.
 
     Args:
-        rows: One per arm and place: ``arm`` (its label), the place under the name ``x``, ``mean``, ``lowest seed``,
-            ``highest seed``, ``seeds``. The tooltip shows these as they are.
+        rows: One per arm and place: ``arm`` (its label), the place under the name ``x``, ``mean``, ``low`` and ``high``.
+        at: One per place: the place, then what each arm has there in words, under its label. The tooltip shows these as
+            they are.
         x: ``"epoch"`` or ``"step"``.
         first: Where the horizontal axis begins.
         styles: The arms, in the legend's order.
@@ -107,14 +130,10 @@ def curves_chart(
         The chart.
     """
     last = max(row[x] for row in rows)
-    low, high = min(row["lowest seed"] for row in rows), max(row["highest seed"] for row in rows)
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     scale, axis = _scale_and_axis(low, high, log=log)
     colour, dash = _colour(styles, "arm"), _dash(styles, "arm")
     picked = alt.selection_point(name="picked", fields=["arm"], bind="legend", toggle="true")
-    # The nearest reading anywhere in the plot, so that nobody has to hit a line of two pixels.
-    near = alt.selection_point(
-        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["arm", x], empty=False
-    )
     shown = alt.when(picked).then(alt.value(1)).otherwise(alt.value(DIMMED))
     across = alt.X(
         f"{x}:Q",
@@ -122,11 +141,11 @@ def curves_chart(
         scale=alt.Scale(domain=[first, last], nice=False),
         axis=alt.Axis(grid=False, tickMinStep=1, tickCount=6, labelFlush=x == "step"),
     )
-    y = alt.Y("mean:Q", title=y_label, scale=scale, axis=axis)
+    y = alt.Y("mean:Q", title=y_title(y_label), scale=scale, axis=axis)
     base = alt.Chart().encode(x=across)
     band = base.mark_area(aria=False).encode(
-        y=alt.Y("lowest seed:Q", title=y_label),
-        y2="highest seed:Q",
+        y=alt.Y("low:Q", title=y_title(y_label)),
+        y2="high:Q",
         color=colour,
         # Not the opacity, which the legend's symbols would take over.
         fillOpacity=alt.when(picked).then(alt.value(0.16)).otherwise(alt.value(0.02)),
@@ -135,14 +154,24 @@ def curves_chart(
         y=y, color=colour, strokeDash=dash, opacity=shown
     )
     dots = base.mark_point(filled=True, size=18, aria=False).encode(y=y, color=colour, opacity=shown)
-    # The tooltip shows the whole row: with a nearest selection Vega-Lite loses words that are named one by one.
-    catch = base.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data")).encode(y=y)
-    rule = base.mark_rule(aria=False, style="hover").transform_filter(near)
-    mark = base.mark_point(filled=True, size=70, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
     few = len({row[x] for row in rows}) <= FEW_POINTS
-    layers = [*_drop_layers(drops), band, line.add_params(picked), *([dots] if few else []), rule, mark]
-    layers.append(catch.add_params(near))
-    return _layered(layers, rows).properties(height=280)
+    layers = [*_drop_layers(drops), band, line.add_params(picked), *([dots] if few else [])]
+    marked = base.mark_point(filled=True, size=70, opacity=1, aria=False).encode(y=y, color=colour)
+    return _layered([*layers, *_hover_layers(base, marked, at, x)], rows).properties(height=HEIGHT)
+
+
+def _hover_layers(base: alt.Chart, marked: alt.Chart | None, at: Rows, x: str) -> list[alt.Chart]:
+    """What answers to the pointer: a rule and the points at the nearest place, and one row of numbers for all series."""
+    near = alt.selection_point(name="near", nearest=True, on="pointerover", clear="pointerout", fields=[x], empty=False)
+    # The tooltip shows the whole row: with a nearest selection Vega-Lite loses words that are named one by one.
+    catch = base.mark_rule(opacity=0, strokeWidth=6, aria=False, tooltip=alt.TooltipContent("data"))
+    rule = base.mark_rule(aria=False, style="hover").transform_filter(near)
+    points = [] if marked is None else [marked.transform_filter(near).properties(name=f"{HOVER}-points")]
+    return [
+        rule.properties(name=f"{HOVER}-rule", data=_data(at)),
+        *points,
+        catch.add_params(near).properties(name=f"{HOVER}-catch", data=_data(at)),
+    ]
 
 
 def _drop_layers(drops: Sequence[float]) -> list[alt.Chart]:
@@ -167,7 +196,7 @@ def points_chart(
 
     Args:
         rows: ``series`` (its label), ``x``, ``y``, ``low`` and ``high`` where there is a bar, ``style`` (``"point"``,
-            ``"line"`` or ``"path"``). The tooltip shows these as they are.
+            ``"line"`` or ``"path"``).
         styles: The series, in the legend's order.
         x_label: Title of the horizontal axis.
         y_label: Title of the vertical axis.
@@ -190,11 +219,8 @@ def points_chart(
     colour, dash = _colour(styles, "series", points=has_points), _dash(styles, "series")
     shapes = alt.Scale(domain=[style.label for style in styles], range=[style.shape for style in styles])
     picked = alt.selection_point(name="picked", fields=["series"], bind="legend", toggle="true")
-    near = alt.selection_point(
-        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["series", "x", "y"], empty=False
-    )
     shown = alt.when(picked).then(alt.value(1)).otherwise(alt.value(DIMMED))
-    y = alt.Y("y:Q", title=y_label, scale=y_scale, axis=y_axis)
+    y = alt.Y("y:Q", title=y_title(y_label), scale=y_scale, axis=y_axis)
     base = alt.Chart().encode(x=alt.X("x:Q", title=x_label, scale=x_scale, axis=x_axis))
     stroke: dict[str, Any] = {"strokeWidth": 2, "strokeJoin": "round", "aria": False}
     looks: dict[str, Any] = {"y": y, "color": colour, "strokeDash": dash, "opacity": shown}
@@ -211,23 +237,52 @@ def points_chart(
     points = []
     for label, offset in offsets.items():
         own = base.transform_filter(alt.FieldEqualPredicate(field="series", equal=label))
+        look: dict[str, Any] = {"y": y, "color": colour, "opacity": shown}
+        bar = own.transform_filter("isValid(datum.low)")
+        at_points = own.transform_filter("datum.style == 'point'")
+        shape = alt.Shape("series:N", scale=shapes)
         points += [
             own.transform_filter("datum.style == 'line'").mark_line(**stroke, xOffset=offset).encode(**looks),
-            own.transform_filter("isValid(datum.low)")
-            .mark_rule(strokeWidth=2, aria=False, xOffset=offset)
-            .encode(y=alt.Y("low:Q", title=y_label), y2="high:Q", color=colour, opacity=shown),
-            own.transform_filter("datum.style == 'point'")
-            .mark_point(filled=True, size=55, aria=False, xOffset=offset)
-            .encode(y=y, color=colour, shape=alt.Shape("series:N", scale=shapes), opacity=shown),
+            at_points.transform_filter("!isValid(datum.low)")
+            .mark_point(filled=True, size=DOT, aria=False, xOffset=offset)
+            .encode(shape=shape, **look),
+            # A bar that is shorter than its dot would vanish in a filled one.
+            at_points.transform_filter("isValid(datum.low)")
+            .mark_point(filled=False, size=DOT, aria=False, xOffset=offset, strokeWidth=2, fill=alt.ExprRef("paper"))
+            .encode(shape=shape, **look),
+            bar.mark_rule(strokeWidth=2, aria=False, xOffset=offset).encode(
+                y=alt.Y("low:Q", title=y_title(y_label)), y2="high:Q", color=colour, opacity=shown
+            ),
         ]
-    catch = base.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data")).encode(y=y)
-    mark = (
-        base.mark_point(filled=False, size=160, opacity=1, aria=False).encode(y=y, color=colour).transform_filter(near)
-    )
     zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
-    layers = [*([zero] if low < 0 < high and not log_y and not equal else []), line.add_params(picked), path]
-    layers += [*points, mark, catch.add_params(near)]
-    return _layered(layers, rows).properties(**size)
+    layers = [*([zero] if low < 0 < high and not log_y and not equal else []), line.add_params(picked), path, *points]
+    chart = _layered([*layers, *_point_hover(base, y, rows, equal=equal)], rows)
+    # The page's script names the first row of the tooltip so.
+    return chart.properties(**size, usermeta={"across": x_label})
+
+
+def _point_hover(base: alt.Chart, y: alt.Y, rows: Rows, *, equal: bool) -> list[alt.Chart]:
+    """What answers to the pointer: all series at the nearest place of a sweep, or the nearest point of a cloud."""
+    places: dict[Any, dict[str, Any]] = {}
+    sweep = not equal and 1.5 * len({row["x"] for row in rows}) <= len({(row["series"], row["x"]) for row in rows})
+    for row in rows:
+        key = row["x"] if sweep else (row["x"], row["y"])
+        words = f"{row['y']:.4g}" + (f" ({row['low']:.4g} to {row['high']:.4g})" if "low" in row else "")
+        there = places.setdefault(key, {"x": row["x"]} | ({} if sweep else {"y": row["y"]}))
+        there[row["series"]] = f"{there[row['series']]}; {words}" if row["series"] in there else words
+    at = [places[key] for key in sorted(places)]
+    if sweep:
+        return _hover_layers(base, None, at, "x")
+    near = alt.selection_point(
+        name="near", nearest=True, on="pointerover", clear="pointerout", fields=["x", "y"], empty=False
+    )
+    own = base.encode(y=y)
+    ring = own.mark_point(filled=False, size=160, opacity=1, aria=False, style="hover").transform_filter(near)
+    catch = own.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data"))
+    return [
+        ring.properties(name=f"{HOVER}-ring", data=_data(at)),
+        catch.add_params(near).properties(name=f"{HOVER}-catch", data=_data(at)),
+    ]
 
 
 def _plane(x_ends: tuple[float, float], y_ends: tuple[float, float]) -> tuple[alt.Scale, alt.Scale, dict[str, float]]:
@@ -263,9 +318,19 @@ def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]
         )
     room = 1.15 if high == low else (high / low) ** 0.04
     # The places of a sweep, where they are few, are the ticks that a reader looks for.
-    ticks = list(places) if len(places) <= FEW_TICKS else log_ticks(low, high)
+    ticks = _apart(places) if len(places) <= FEW_TICKS else log_ticks(low, high)
     axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=True, labelOverlap=True)
     return alt.Scale(type="log", domain=[low / room, high * room], nice=False), axis
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Ticks at places on a logarithmic axis, without those whose labels would lie on each other."""
+    ticks: list[float] = []
+    least = (places[-1] / places[0]) ** CLOSE
+    for place in places:
+        if not ticks or place / ticks[-1] > least:
+            ticks.append(place if place == int(place) else float(f"{place:.3g}"))
+    return ticks
 
 
 def ladder_chart(
@@ -304,6 +369,8 @@ def ladder_chart(
     base = alt.Chart().encode(x=x, y=y)
     line = base.mark_line(strokeWidth=1, opacity=0.5, aria=False, style="effect-line")
     bars = base.mark_rule(strokeWidth=2, aria=False, style="effect-line").encode(y=alt.Y("low:Q"), y2="high:Q")
-    dots = base.mark_point(filled=True, size=70, opacity=1, style="effect-dot").encode(tooltip=tooltip)
+    dots = base.mark_point(
+        filled=False, size=70, opacity=1, strokeWidth=2, style="effect-line", fill=alt.ExprRef("paper")
+    ).encode(tooltip=tooltip)
     zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
-    return _layered([line, zero, bars, dots], rows).properties(height=200)
+    return _layered([line, zero, dots, bars], rows).properties(height=200)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 
+from halflife.studies.report.figures.charts import HOVER
+from halflife.studies.report.figures.words import wrapped
+
 __all__ = ["Figure", "static_chart"]
+
+WIDTH = 460  # of a chart in a file, in pixels
+TITLE = 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +41,30 @@ class Figure:
     fixed: bool = False
 
 
-def static_chart(figure: Figure) -> alt.TopLevelMixin:
-    """The figure as one chart of fixed size with its title, for a file.
+def static_chart(figure: Figure) -> dict[str, Any]:
+    """The figure as one chart of fixed size with its title, without what answers to a pointer, for a file.
 
     Returns:
-        An Altair chart.
+        A Vega-Lite specification.
     """
     if len(figure.charts) == 1:
-        size = {} if figure.fixed else {"width": 460, "height": 300}
-        return figure.charts[0][1].properties(title=figure.title, **size)
+        chart = figure.charts[0][1]
+        size = {} if figure.fixed else {"width": WIDTH, "height": 300}
+        title = wrapped(figure.title, max(WIDTH, chart.width if figure.fixed else 0), TITLE, bold=True)
+        return _still(chart.properties(title=title, **size).to_dict())
     parts = [
         chart.properties(
-            width=210, height=180, title=alt.Title(textwrap.wrap(heading, 40), fontSize=12, fontWeight="normal")
+            width=210, height=180, title=alt.Title(wrapped(heading, 210, 12), fontSize=12, fontWeight="normal")
         )
         for heading, chart in figure.charts
     ]
-    return alt.concat(*parts, columns=3, title=figure.title)
+    spec = alt.concat(*parts, columns=3, title=figure.title).to_dict()
+    return spec | {"concat": [_still(part) for part in spec["concat"]]}
+
+
+def _still(spec: dict[str, Any]) -> dict[str, Any]:
+    """A chart without the layers that are empty or invisible until somebody points at it."""
+    layers = [layer for layer in spec["layer"] if not layer.get("name", "").startswith(HOVER)]
+    names = {layer.get("name") for layer in layers}
+    params = [param for param in spec.get("params", []) if names & set(param.get("views", names))]
+    return spec | {"layer": layers, "params": params}

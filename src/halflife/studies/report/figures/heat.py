@@ -12,7 +12,7 @@ import altair as alt
 from halflife.errors import StoreError
 from halflife.studies.evidence.panels import Cell, HeatPanel
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.figures.charts import SHORT, log_ticks
+from halflife.studies.report.figures.charts import SHORT, log_ticks, y_title
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 
@@ -111,7 +111,10 @@ def heat_chart(
         sort=list(columns),
         axis=alt.Axis(labelAngle=-45 if turned else 0, labelOverlap=False, domain=False, ticks=False),
     )
-    y = alt.Y("row:O", title=panel.y_label, sort=list(rows), axis=alt.Axis(labelOverlap=False, grid=False))
+    height = min(HIGHEST, max(LOWEST, ROW * len(rows)))
+    y = alt.Y(
+        "row:O", title=y_title(panel.y_label, height), sort=list(rows), axis=alt.Axis(labelOverlap=False, grid=False)
+    )
     # The lightness of this scheme grows evenly, so that it can be read in grey and without a sense of red and green.
     kind = {"type": "log"} if panel.log_value else {"zero": False}
     scale = alt.Scale(scheme="cividis", domain=domain, nice=False, **kind)
@@ -136,7 +139,7 @@ def heat_chart(
     )
     chart = alt.layer(boxes, words, data=alt.InlineData(values=table))
     assert isinstance(chart, alt.LayerChart)
-    return chart.properties(height=min(HIGHEST, max(LOWEST, ROW * len(rows))))
+    return chart.properties(height=height)
 
 
 def _check(panel: HeatPanel, cell: Cell) -> None:

@@ -132,6 +132,7 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
     return {
         "font": font,
         "background": None,
+        "params": [{"name": "paper", "value": colours["paper"]}],  # what open dots are filled with
         "view": {"stroke": None},
         "axis": {
             "labelColor": muted,
@@ -152,7 +153,7 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "direction": "horizontal",
             "labelColor": ink,
             "labelFontSize": 12,
-            "labelLimit": 220,
+            "labelLimit": 420,
             "titleColor": ink,
             "titleFontSize": 12,
             "titleFontWeight": "normal",
@@ -172,7 +173,6 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "hover": {"color": muted},
             "zero": {"color": muted},
             "effect-line": {"color": accent},
-            "effect-dot": {"color": accent},
             "box": {"stroke": colours["paper"], "strokeWidth": 1},
         },
     }
