@@ -3,11 +3,41 @@
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const config = read("chart-config");
   const begun = new Map();
+
+  // The numbers at the pointer stand below the chart, or above it where the window ends: never on its lines.
+  const tip = document.createElement("div");
+  tip.id = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+  const words = (value) => typeof value === "number" ? value.toLocaleString("en-US", { maximumSignificantDigits: 8 }) : value;
+  const show = (across, event, value) => {
+    tip.hidden = value === null || typeof value !== "object";
+    if (tip.hidden) return;
+    const table = document.createElement("table");
+    for (const [name, number] of Object.entries(value)) {
+      if (name === "y" && across) continue; // where a point of a cloud stands; its words follow
+      const row = table.insertRow();
+      row.insertCell().textContent = name === "x" && across ? across : name;
+      row.insertCell().textContent = words(number);
+    }
+    tip.replaceChildren(table);
+    const box = event.target.closest(".chart").getBoundingClientRect();
+    const { width, height } = tip.getBoundingClientRect();
+    const below = box.bottom + 6;
+    const top = below + height < innerHeight ? below : Math.max(4, box.top - height - 6);
+    tip.style.left = `${Math.max(8, Math.min(event.clientX - width / 2, document.documentElement.clientWidth - width - 8))}px`;
+    tip.style.top = `${top}px`;
+  };
+
   const draw = (box) => {
     if (begun.has(box)) return begun.get(box);
+    const spec = read(box.dataset.spec);
+    const tooltip = (handler, event, item, value) => show(spec.usermeta?.across, event, value);
     // SVG takes its colours from the page; the interpreter needs no eval, which the page's policy forbids.
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config };
-    const drawing = window.vegaEmbed(box, read(box.dataset.spec), options)
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, tooltip };
+    const drawing = (window.vegaEmbed
+      ? window.vegaEmbed(box, spec, options)
+      : Promise.reject(new Error(`the file ${document.body.dataset.charts} is not beside this page`)))
       .then(() => { box.dataset.drawn = "yes"; })
       .catch((error) => {
         box.textContent = `This figure could not be drawn: ${error.message}`;
