@@ -1,4 +1,4 @@
-"""The report: self-contained pages, or the same figures as files. Everything in it is read from the store."""
+"""The report: pages that need no network, or the same figures as files. Everything in it is read from the store."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def build_report(
     Args:
         store: Where the runs are.
         names: Studies to show (none: all).
-        fmt: ``"html"`` for pages that need nothing else: one with all studies, and beside it one for every paper that has
-            a study among them, ``paper-<key>.html``. ``"svg"`` or ``"pdf"`` for one file per figure.
-        out: The page with all studies, or the folder for the figures; ``<store>/report.html`` or ``<store>/figures`` by
-            default.
+        fmt: ``"html"`` for pages that need no network: a first page that says what was found, beside it one for every study
+            and preset, ``study-<name>-<preset>.html``, one for every paper that has a study among them,
+            ``paper-<key>.html``, and the script that draws their figures. ``"svg"`` or ``"pdf"`` for one file per figure.
+        out: The first page, or the folder for the figures; ``<store>/report.html`` or ``<store>/figures`` by default.
         notice: Is told which study cannot be shown, and why.
         studies: The studies that are known, by name: ours, and own ones whose files were given.
 
     Returns:
-        The files that were written, the page with all studies first.
+        The files that were written, the first page first.
 
     Raises:
         UserError: The format is not known, a study has no runs, or ``out`` cannot be written.
@@ -99,7 +99,14 @@ def _pages(
 ) -> dict[str, str | bytes]:
     """The pages by their file names; none where nothing can be shown."""
     from halflife.studies.report.pages.guide import guide_of
-    from halflife.studies.report.pages.page import paper_file, render_page, render_paper
+    from halflife.studies.report.pages.page import (
+        CHARTS_FILE,
+        charts_script,
+        paper_file,
+        render_first,
+        render_paper,
+        render_study,
+    )
     from halflife.studies.report.pages.sections import section_of
 
     shown: list[StudyResults] = []
@@ -116,11 +123,14 @@ def _pages(
         return {}
     guides = {paper.key: [s for s in guide_of(paper, shown) if not names or s.study.name in names] for paper in PAPERS}
     papers = [paper for paper in PAPERS if any(step.results is not None for step in guides[paper.key])]
-    pages: dict[str, str | bytes] = {report: render_page(shown, sections=sections, problems=problems, papers=papers)}
+    pages: dict[str, str | bytes] = {report: render_first(sections, problems=problems, papers=papers)}
+    pages |= {section["file"]: render_study(section, sections, report=report) for section in sections}
     for paper in papers:
         pages[paper_file(paper)] = render_paper(
             paper, guides[paper.key], sections, report=report, problems=problems, papers=papers
         )
+    if any(section["figures"] for section in sections):
+        pages[CHARTS_FILE] = charts_script()
     return pages
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from halflife.studies.evidence.verdicts import MIN_SEEDS, StudyResults
 
-__all__ = ["HEADER", "beside_markdown", "beside_rows"]
+__all__ = ["HEADER", "beside_rows"]
 
 HEADER = ("quantity", "paper", "where", "here")
 HOW = {"text": "", "fig-read": " (read off the figure)", "notebook": " (from the published notebook)"}
@@ -30,17 +28,3 @@ def beside_rows(results: StudyResults) -> list[tuple[str, str, str, str]]:
         )
         for item in results.study.published
     ]
-
-
-def beside_markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    """The same as a Markdown table.
-
-    Args:
-        rows: From `beside_rows`, at least one.
-
-    Returns:
-        Lines of Markdown.
-    """
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)

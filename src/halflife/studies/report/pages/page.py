@@ -1,4 +1,4 @@
-"""The pages: HTML files that need no network, drawn from the store: one with all studies, and a guide through each paper."""
+"""The pages: HTML files that need no network, drawn from the store: what was found, one a study, a guide through each paper."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import vl_convert
 
 from halflife import __version__
 from halflife.studies.catalog.papers import Paper
-from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import HEADER
+from halflife.studies.report.figures.fields import sentence_start
 from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
 from halflife.studies.report.pages.guide import Step
-from halflife.studies.report.pages.sections import counts_of, not_drawn, section_of
-from halflife.studies.report.pages.tables import SYMBOLS
+from halflife.studies.report.pages.sections import counts_of, not_drawn
+from halflife.studies.report.pages.tables import MARKS, ROLES, SYMBOLS
 
-__all__ = ["Problem", "paper_file", "render_page", "render_paper"]
+__all__ = ["CHARTS_FILE", "Problem", "charts_script", "paper_file", "render_first", "render_paper", "render_study"]
 
+CHARTS_FILE = "report-charts.js"
 BRIEF_FACTS = ("preset", "runs", "seeds", "started", "wall time", "data")  # of how a study was run, on a paper's page
 Section = dict[str, Any]
 
@@ -47,31 +48,48 @@ def paper_file(paper: Paper) -> str:
     return f"paper-{paper.key}.html"
 
 
-def render_page(
-    many: Sequence[StudyResults],
+def render_first(
+    sections: Sequence[Section],
     *,
-    sections: Sequence[Section] | None = None,
+    findings: dict[str, Any] | None = None,
     problems: Sequence[Problem] = (),
     papers: Sequence[Paper] = (),
 ) -> str:
-    """The page of these studies.
+    """The first page: what was found, then the studies with the counts of their verdicts.
 
     Args:
-        many: One per manifest, in the order of the page.
-        sections: From `halflife.studies.report.pages.sections.section_of`, where they were computed before.
+        sections: From `halflife.studies.report.pages.sections.section_of`, one per manifest, in the order of the page.
+        findings: From `halflife.studies.report.findings.findings_html` (``None``: nothing of it was run).
         problems: Studies that cannot be shown.
         papers: The papers that have a page beside this one.
 
     Returns:
         The whole HTML document.
     """
-    sections = [section_of(results) for results in many] if sections is None else sections
     return _rendered(
         "report.html.j2",
         sections=sections,
+        findings=findings,
         problems=problems,
         papers=[(paper_file(paper), paper) for paper in papers],
-        drawn_charts=any(section["figures"] for section in sections),
+        drawn_charts=False,
+    )
+
+
+def render_study(section: Section, sections: Sequence[Section] = (), *, report: str) -> str:
+    """The page of one study and preset.
+
+    Args:
+        section: From `halflife.studies.report.pages.sections.section_of`.
+        sections: All sections, among which are the other presets of the study.
+        report: File of the first page.
+
+    Returns:
+        The whole HTML document.
+    """
+    others = [other for other in sections if other["study"] is section["study"] and other is not section]
+    return _rendered(
+        "study.html.j2", section=section, others=others, report=report, drawn_charts=bool(section["figures"])
     )
 
 
@@ -90,7 +108,7 @@ def render_paper(
         paper: The paper.
         steps: From `halflife.studies.report.pages.guide.guide_of`.
         sections: From `halflife.studies.report.pages.sections.section_of`, of all manifests that the steps show.
-        report: File of the page with all studies.
+        report: File of the first page.
         problems: Studies that cannot be shown.
         papers: All papers that have a page, this one among them.
 
@@ -134,7 +152,7 @@ def _step(step: Step, by_name: dict[str, Section], problems: Sequence[Problem]) 
         "figures": [item for item in section["figures"] if item["figure"].slug in slugs],
         "not_drawn": not_drawn(step.results, step.panels),
         "facts": [fact for fact in section["run"].facts if fact[0] in BRIEF_FACTS],
-        "others": [f"{step.study.name}-{other.preset_name}" for other in step.others],
+        "others": [by_name[f"{step.study.name}-{other.preset_name}"] for other in step.others],
     }
 
 
@@ -155,26 +173,32 @@ def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # tooltips show a row in its own order
     environment.filters["typeset"] = _typeset
     environment.filters["address"] = _address
+    environment.filters["sentence"] = _sentence
     # Macros that are imported see globals, and not the values of the page.
-    environment.globals |= {"symbols": SYMBOLS, "beside_header": HEADER}
+    environment.globals |= {"symbols": SYMBOLS, "roles": ROLES, "part_marks": MARKS, "beside_header": HEADER}
     return environment.get_template(template).render(
         version=__version__,
         config=chart_config(PAGE_COLOURS, PAGE_FONT),
-        bundle=_bundle() if drawn_charts else "",
+        charts_file=CHARTS_FILE,
+        drawn_charts=drawn_charts,
         **values,
     )
 
 
 def _typeset(text: str) -> str:
-    """Real minus signs, and intervals that are not broken over two lines."""
+    """Real signs, and intervals that are not broken over two lines."""
+    text = text.replace("+-", "\N{PLUS-MINUS SIGN}")
     text = re.sub(r"(?<![\w.^])-(?=\d)", "\N{MINUS SIGN}", text)
-    return re.sub(r"\[[^][]*\]", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+    return re.sub(r"\[[^][]*\](?: \([\d.]+ %\))?", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
+def _sentence(text: str) -> str:
+    """Words as a sentence: a large letter at the start of a word, and a stop."""
+    return (sentence_start(text) if text[1:2].isalpha() else text) + "."
 
 
 @functools.cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
+def charts_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, the content of `CHARTS_FILE`, which all pages share."""
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
-    # Inside a script element these two sequences alone would end or suspend the script.
-    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    return f"(() => {{\n{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;', vl_version=version)}\n}})();\n"

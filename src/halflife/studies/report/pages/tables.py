@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,49 +10,84 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from halflife.studies.evidence.claims import Finding, Verdict
+from halflife.studies.evidence.claims import Finding, Row, Verdict
 from halflife.studies.evidence.stats import Interval
 
-__all__ = ["effect_text", "numbers", "sample_text", "verdict_markdown", "verdict_rows", "verdict_table"]
+__all__ = [
+    "MARKS",
+    "ROLES",
+    "SYMBOLS",
+    "effect_text",
+    "estimate_text",
+    "interval_text",
+    "markdown_table",
+    "numbers",
+    "rule_rows",
+    "sample_text",
+    "rules_markdown",
+    "verdict_markdown",
+    "verdict_rows",
+    "verdict_table",
+]
 
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "\N{EN DASH}"}
 COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
+MARKS = {"holds": "✓", "fails": "✗", "open": "?"}  # of the rows of a rule
+ROLES = {"part": "decides", "given": "premise", "stake": "at stake"}
+SIGNED = {"points": 2, "nats": 4, "%": 2}  # units of differences, and their decimals
 
 
 def numbers(effect: Interval, unit: str) -> tuple[str, str, str]:
-    """An effect's estimate and the ends of its interval as they are written; a ratio has no sign.
+    """An effect's estimate and the ends of its interval as they are written; only a difference has a sign where it is positive.
 
     Args:
         effect: The effect.
         unit: The claim's unit.
 
     Returns:
-        The three numbers: in nats with 4 decimals, else with 2; a large one needs none of them.
+        The three numbers: in nats with 4 decimals, else with 2, or with as many as the width of the interval asks for; a
+        large one needs none of them.
 
     Examples:
         >>> numbers(Interval(-0.0151, -0.019, -0.0112, 3), "nats"), numbers(Interval(2.3, 1.6, 3.3, 3), "x")
         (('-0.0151', '-0.0190', '-0.0112'), ('2.30', '1.60', '3.30'))
+        >>> numbers(Interval(0.0004, 0.0001, 0.0007, 3), "")
+        ('0.0004', '0.0001', '0.0007')
     """
-    sign = "" if unit == "x" else "+"
-    decimals = (4 if unit == "nats" else 2) if max(abs(effect.low), abs(effect.high)) < 1000 else 0
+    sign = "+" if unit in SIGNED else ""
+    decimals = SIGNED.get(unit, 2) if max(abs(effect.low), abs(effect.high)) < 1000 else 0
+    half = (effect.high - effect.low) / 2
+    if 0 < half < 1:
+        decimals = max(decimals, math.ceil(-math.log10(half)))
     estimate, low, high = (f"{value:{sign}.{decimals}f}" for value in (effect.estimate, effect.low, effect.high))
     return estimate, low, high
 
 
+def interval_text(effect: Interval, unit: str) -> str:
+    """An interval with its confidence, such as ``[-1.90, -0.50] (95 %)``."""
+    _, low, high = numbers(effect, unit)
+    return f"[{low}, {high}] ({100 * effect.confidence:.4g} %)"
+
+
 def effect_text(effect: Interval | None, unit: str) -> str:
-    """An effect with its interval and unit.
+    """An effect with its unit, and its interval with the confidence that it was decided with.
 
     Args:
-        effect: The effect (``None``: too few seeds).
+        effect: The effect (``None``: not measured).
         unit: The claim's unit.
 
     Returns:
-        Such as ``-1.20 [-1.90, -0.50] points``; a dash without an effect.
+        Such as ``-1.20 points [-1.90, -0.50] (95 %)``; a dash without an effect.
     """
     if effect is None:
         return "-"
-    estimate, low, high = numbers(effect, unit)
-    return f"{estimate} [{low}, {high}] {unit}".rstrip()
+    return f"{estimate_text(effect, unit)} {interval_text(effect, unit)}"
+
+
+def estimate_text(effect: Interval, unit: str) -> str:
+    """An estimate with its unit, such as ``-1.20 points`` or ``2.30x``."""
+    estimate = numbers(effect, unit)[0]
+    return f"{estimate}x" if unit == "x" else f"{estimate} {unit}".rstrip()
 
 
 def sample_text(effect: Interval | None) -> str:
@@ -79,7 +114,40 @@ def _finding_row(finding: Finding) -> dict[str, Any]:
         "num_examples": None if effect is None else effect.num_examples,
         "example_name": None if effect is None else effect.example_name,
         "reason": finding.reason,
+        "rows": rule_rows(finding.rows),
     }
+
+
+def _effect_parts(effect: Interval | None, unit: str) -> dict[str, str]:
+    return {
+        "effect_estimate": "" if effect is None else estimate_text(effect, unit),
+        "effect_interval": "" if effect is None else interval_text(effect, unit),
+    }
+
+
+def rule_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table of a rule as plain values.
+
+    Returns:
+        One row a line: role, quantity, unit, test and outcome in words, the interval's numbers and the same as text.
+    """
+    return [
+        {
+            "role": row.role,
+            "quantity": row.quantity,
+            "unit": row.unit,
+            "estimate": None if row.interval is None else row.interval.estimate,
+            "low": None if row.interval is None else row.interval.low,
+            "high": None if row.interval is None else row.interval.high,
+            "confidence": None if row.interval is None else row.interval.confidence,
+            "effect": effect_text(row.interval, row.unit),
+            "sample": sample_text(row.interval),
+            "test": row.test,
+            "outcome": row.outcome,
+            "note": row.note,
+        }
+        for row in rows
+    ]
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -104,6 +172,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "unit": verdict.claim.unit,
             **_finding_row(verdict.finding),
             "effect": effect_text(verdict.finding.effect, verdict.claim.unit),
+            **_effect_parts(verdict.finding.effect, verdict.claim.unit),
             "sample": sample_text(verdict.finding.effect),
             "by_size": [{"size": size, **_finding_row(finding)} for size, finding in sorted(verdict.by_size.items())],
         }
@@ -116,43 +185,66 @@ def _manifests(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row["study"], row["preset"]) for row in rows))
 
 
-def verdict_markdown(verdicts: Sequence[Verdict], *, reasons: bool = True) -> str:
-    """Verdicts as a Markdown table with one reason a line below it, for README and docs.
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    Args:
+        header: Titles of the columns.
+        rows: The cells.
+
+    Returns:
+        Lines without a last newline.
+    """
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def verdict_markdown(verdicts: Sequence[Verdict], *, anchor: str = "") -> str:
+    """Verdicts of one manifest as a Markdown table, for README and docs.
 
     Args:
         verdicts: As for `verdict_rows`.
-        reasons: Whether the reasons follow, and the names of study and preset come before; else there is the table alone.
+        anchor: How the names of the places begin that links lead to (empty: there are none).
 
     Returns:
-        Markdown that ends with a newline; one table a study and preset.
+        Lines of Markdown.
     """
-    rows = verdict_rows(verdicts)
-    parts = []
-    for study, preset in _manifests(rows):
-        own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
-        lines = [f"**{study}**, preset `{preset}`", ""] if reasons else []
-        lines += [
-            "| claim | outcome | effect [95 % interval] | n |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [
-            "| "
-            + " | ".join(
-                cell.replace("|", r"\|")
-                for cell in (
-                    f"({row['claim']}) {row['text']}",
-                    f"{SYMBOLS[row['outcome']]} {row['outcome']}",
-                    row["effect"],
-                    row["sample"],
-                )
+    return markdown_table(
+        ("claim", "outcome", "effect [interval]", "n"),
+        [
+            (
+                (f'<span id="{anchor}{row["claim"]}"></span>' if anchor else "") + f"**{row['claim']}**: {row['text']}",
+                f"{SYMBOLS[row['outcome']]} {row['outcome']}",
+                row["effect"],
+                row["sample"],
             )
-            + " |"
-            for row in own
-        ]
-        if reasons:
-            lines += ["", *(f"- ({row['claim']}) {row['reason']}." for row in own)]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+            for row in verdict_rows(verdicts)
+        ],
+    )
+
+
+def rules_markdown(verdicts: Sequence[Verdict]) -> str:
+    """How the verdicts of one manifest were decided: the tables of their rules, and why some are open.
+
+    Args:
+        verdicts: As for `verdict_rows`.
+
+    Returns:
+        Lines of Markdown: one table for all claims, and a list of reasons below it.
+    """
+    lines: list[tuple[str, ...]] = []
+    for verdict in verdicts:
+        for index, row in enumerate(rule_rows(verdict.finding.rows)):
+            name = f"**{verdict.claim.key}**" if index == 0 else ""
+            measured = row["effect"] if row["estimate"] is not None else row["note"]
+            lines.append(
+                (name, ROLES[row["role"]], row["quantity"], measured, row["test"], f"{MARKS[row['outcome']]} {row['outcome']}")
+            )
+    header = ("claim", "role", "quantity", "measured [interval]", "holds if it", "outcome")
+    parts = [markdown_table(header, lines)] if lines else []
+    reasons = [f"- **{v.claim.key}**: {v.finding.reason}." for v in verdicts if v.finding.reason]
+    return "\n\n".join(parts + (["\n".join(reasons)] if reasons else []))
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
@@ -172,7 +264,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     table.add_column("claim", min_width=24)
     table.add_column("outcome", no_wrap=True)
     # Estimate and interval stand on two lines, and so do seeds and examples: that keeps 80 columns readable.
-    table.add_column("effect [95 %]", no_wrap=True)
+    table.add_column("effect [interval]", no_wrap=True)
     table.add_column("n", no_wrap=True)
     for study, preset in manifests:
         own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
@@ -182,7 +274,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             table.add_row(
                 Text.assemble((row["claim"], "bold"), f"  {row['text']}"),
                 Text(f"{SYMBOLS[row['outcome']]} {row['outcome']}", style=COLOURS[row["outcome"]]),
-                Text(re.sub(r" (\[.*\])(.*)", r"\2\n\1", row["effect"])),
+                Text(row["effect"].replace(" [", "\n[")),
                 Text(row["sample"].replace(", ", "\n", 1)),
                 end_section=row is own[-1],
             )
