@@ -98,6 +98,7 @@ def _pages(
     trouble: Callable[[str, str, UserError], None],
 ) -> dict[str, str | bytes]:
     """The pages by their file names; none where nothing can be shown."""
+    from halflife.studies.report.findings import Facts, findings_html, read_findings
     from halflife.studies.report.pages.guide import guide_of
     from halflife.studies.report.pages.page import (
         CHARTS_FILE,
@@ -107,7 +108,7 @@ def _pages(
         render_paper,
         render_study,
     )
-    from halflife.studies.report.pages.sections import section_of
+    from halflife.studies.report.pages.sections import section_of, study_file
 
     shown: list[StudyResults] = []
     sections: list[dict[str, Any]] = []
@@ -123,7 +124,17 @@ def _pages(
         return {}
     guides = {paper.key: [s for s in guide_of(paper, shown) if not names or s.study.name in names] for paper in PAPERS}
     papers = [paper for paper in PAPERS if any(step.results is not None for step in guides[paper.key])]
-    pages: dict[str, str | bytes] = {report: render_first(sections, problems=problems, papers=papers)}
+
+    def link(study: str, preset: str, claim: str) -> str:
+        return study_file(study, preset) + (f"#{claim}" if claim else "")
+
+    facts = Facts([(results, section["verdicts"]) for results, section in zip(shown, sections, strict=True)], link)
+    words = read_findings()
+    told = any(facts.has(name) for question in words.questions for name in question.studies)
+    findings = findings_html(words, facts) if told else None
+    pages: dict[str, str | bytes] = {
+        report: render_first(sections, findings=findings, problems=problems, papers=papers)
+    }
     pages |= {section["file"]: render_study(section, sections, report=report) for section in sections}
     for paper in papers:
         pages[paper_file(paper)] = render_paper(

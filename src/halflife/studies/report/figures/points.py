@@ -94,5 +94,6 @@ def _check(panel: PointsPanel, row: PointRow) -> None:
 def _plain(row: PointRow) -> dict[str, Any]:
     """A row for the chart; its numbers are what the tooltip shows."""
     numbers = {"x": row.x, "y": row.y, "low": row.low, "high": row.high}
-    short = {name: float(f"{value:.5g}") for name, value in numbers.items() if value is not None}
+    digits = {"x": 8}  # steps and tokens can have more than five
+    short = {name: float(f"{value:.{digits.get(name, 5)}g}") for name, value in numbers.items() if value is not None}
     return {"series": row.series, **short, "style": row.style}

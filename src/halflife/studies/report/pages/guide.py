@@ -11,7 +11,7 @@ from halflife.studies.evidence.claims import Study, Verdict
 from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.verdicts import StudyResults
 
-__all__ = ["Step", "guide_of"]
+__all__ = ["Step", "guide_of", "tells_most"]
 
 NUM_FIGURES = 2  # of a study that names none for the docs
 
@@ -80,10 +80,15 @@ def guide_of(paper: Paper, many: Sequence[StudyResults]) -> list[Step]:
         if told.study not in STUDIES:
             continue
         study = STUDIES[told.study]
-        own = sorted((results for results in many if results.study.name == told.study), key=_tells)
-        best = own[-1] if own else None
+        own = [results for results in many if results.study.name == told.study]
+        best = tells_most(own)
         steps.append(Step(len(steps) + 1, told, study, best, tuple(results for results in own if results is not best)))
     return steps
+
+
+def tells_most(own: Sequence[StudyResults]) -> StudyResults | None:
+    """Of the presets of one study the one that tells most: the largest that is finished and decides."""
+    return max(own, key=_tells, default=None)
 
 
 def _tells(results: StudyResults) -> tuple[bool, bool, int]:

@@ -9,14 +9,15 @@ from typing import Any
 from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_rows
-from halflife.studies.report.figures.fields import sentence_start, size_name
+from halflife.studies.report.figures.fields import size_name
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import DRAWN_UNITS, ladder_figure
 from halflife.studies.report.figures.panels import panel_figures, why_not_drawn
 from halflife.studies.report.pages.provenance import banners, provenance_of
+from halflife.studies.report.pages.scale import scale_of
 from halflife.studies.report.pages.tables import SYMBOLS, verdict_rows
 
-__all__ = ["counts_of", "not_drawn", "scale_of", "section_of", "study_file"]
+__all__ = ["counts_of", "not_drawn", "section_of", "study_file"]
 
 
 def study_file(study: str, preset: str) -> str:
@@ -42,6 +43,7 @@ def section_of(results: StudyResults) -> dict[str, Any]:
     named = [item for item in figures if item["figure"].slug in study.doc_panels]
     return {
         "id": name,
+        "verdicts": verdicts,
         "file": study_file(study.name, results.preset_name),
         "study": study,
         "size": f"{size_name(results)} {results.main_size}",
@@ -58,20 +60,6 @@ def section_of(results: StudyResults) -> dict[str, Any]:
         "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
         "run": provenance_of(results),
     }
-
-
-def scale_of(results: StudyResults) -> str:
-    """Which model, which data, how many seeds: how far a verdict reaches.
-
-    Returns:
-        Such as ``"Width 8, 80 epochs, 5,000 images; decided at width 8 with 5 seeds"``.
-    """
-    description = results.study.presets[results.preset_name].description
-    seeds = len(results.seeds(results.main_size))
-    return (
-        f"{sentence_start(description)}; decided at {size_name(results)} {results.main_size} with {seeds}"
-        f" seed{'s' if seeds != 1 else ''}"
-    )
 
 
 def counts_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:

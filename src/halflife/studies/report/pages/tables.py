@@ -239,7 +239,14 @@ def rules_markdown(verdicts: Sequence[Verdict]) -> str:
             name = f"**{verdict.claim.key}**" if index == 0 else ""
             measured = row["effect"] if row["estimate"] is not None else row["note"]
             lines.append(
-                (name, ROLES[row["role"]], row["quantity"], measured, row["test"], f"{MARKS[row['outcome']]} {row['outcome']}")
+                (
+                    name,
+                    ROLES[row["role"]],
+                    row["quantity"],
+                    measured,
+                    row["test"],
+                    f"{MARKS[row['outcome']]} {row['outcome']}",
+                )
             )
     header = ("claim", "role", "quantity", "measured [interval]", "holds if it", "outcome")
     parts = [markdown_table(header, lines)] if lines else []

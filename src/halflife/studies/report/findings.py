@@ -1,0 +1,454 @@
+"""What was found, in words that are written by hand, with numbers, marks and links filled in from results.
+
+The words stand in ``catalog/findings.md``. Its form is a part of Markdown and nothing else:
+
+    # What was found                                     one title, then paragraphs
+    ## Does decay lower the test error?                  a question; numbers are made here
+    Answer: Yes {stabilization.helps.mark}.              one line, for the table of questions
+    Studies: stabilization, stabilization-vgg            the studies behind the answer
+    Paragraphs, and lists of "- " items, with **bold**, *emphasis*, `code` and [words](https://...).
+
+Placeholders, of which ``study`` may be ``study@preset`` (else the largest finished preset speaks, as on the papers' pages):
+
+    {study.claim}                   estimate, interval and mark      -1.91 points [-2.19, -1.63] (95 %), ✓ reproduced
+    {study.claim.FIELD}             estimate, interval, effect (both), mark, n, reason
+    {study.claim.ROLE.FIELD}        of a row of the rule's table (part1, part2, ..., given1, ..., stake1, ...):
+                                    quantity, estimate, interval, effect, n, outcome
+    {study.scale}, {study.link}     which model and data; the study's title with a link
+    {undecided}, {not tested}       alone on a line: a list of all such claims, each with its reason
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from markupsafe import escape
+
+from halflife.errors import UserError
+from halflife.studies.catalog import STUDIES
+from halflife.studies.evidence.claims import Claim, Row, Verdict
+from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.verdicts import StudyResults
+from halflife.studies.report.pages.guide import tells_most
+from halflife.studies.report.pages.scale import scale_of
+from halflife.studies.report.pages.tables import SYMBOLS, effect_text, estimate_text, interval_text, sample_text
+
+__all__ = [
+    "ABSENT",
+    "Facts",
+    "Findings",
+    "Question",
+    "check_findings",
+    "findings_html",
+    "findings_markdown",
+    "read_findings",
+]
+
+ABSENT = "not run here"
+FILE = "findings.md"
+LISTS = ("undecided", "not tested")
+NUMBERS = ("estimate", "interval", "effect", "n")
+OF_STUDY, OF_CLAIM, OF_ROW = ("scale", "link"), (*NUMBERS, "mark", "reason"), (*NUMBERS, "quantity", "outcome")
+ROLES = {"part": "parts", "given": "given", "stake": "stake"}
+INLINE = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\*(?!\s)([^*]+)\*|\[([^\]]+)\]\(([^()\s]+)\)")
+
+Block = str | tuple[str, ...]  # a paragraph, or the items of a list
+Link = Callable[[str, str, str], str]
+"""Where a study and preset stand, and a claim of theirs, or the page itself for ``""``."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with what was found.
+
+    Args:
+        text: The question.
+        answer: One line.
+        studies: Names of the studies behind it.
+        blocks: The words.
+    """
+
+    text: str
+    answer: str
+    studies: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The words, with placeholders.
+
+    Args:
+        title: A headline.
+        introduction: What comes before the questions.
+        questions: In their order.
+    """
+
+    title: str
+    introduction: tuple[Block, ...]
+    questions: tuple[Question, ...]
+
+
+def read_findings(text: str | None = None) -> Findings:
+    """The words of `halflife.studies.catalog`, or of another text in their form.
+
+    Args:
+        text: The text (``None``: that of the package).
+
+    Returns:
+        The words.
+
+    Raises:
+        UserError: The text has another form; the message names the line.
+    """
+    if text is None:
+        text = resources.files("halflife.studies.catalog").joinpath(FILE).read_text(encoding="utf-8")
+    title, parts = "", [_Part()]
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(r"#|\||>|<|\d+\. |```", line) and not re.match("#{1,2} .", line):
+            raise _error(number, f"{line[:40]!r} is no title, question, paragraph or list of '- ' items")
+        if line.startswith("# "):
+            if title or parts[1:]:
+                raise _error(number, "a second title")
+            title = line[2:].strip()
+        elif line.startswith("## "):
+            parts.append(_Part(line[3:].strip(), number))
+        else:
+            parts[-1].add(line)
+    if not title:
+        raise _error(1, "there is no title")
+    introduction, *questions = parts
+    return Findings(title, introduction.blocks(), tuple(part.question() for part in questions))
+
+
+class _Part:
+    """The lines of one question, or those before the first."""
+
+    def __init__(self, text: str = "", number: int = 0) -> None:
+        self.text, self.number = text, number
+        self.heads: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        name, colon, rest = line.partition(":")
+        if self.text and colon and name in {"Answer", "Studies"} and name not in self.heads:
+            self.heads[name] = rest.strip()
+        else:
+            self.lines.append(line)
+
+    def blocks(self) -> tuple[Block, ...]:
+        found: list[list[str]] = [[]]  # the lines of each block
+        for line in self.lines:
+            if not line.strip():
+                found.append([])
+            elif line.startswith("- ") and found[-1] and not found[-1][0].startswith("- "):
+                found.append([line])
+            elif found[-1] and not line.startswith("- "):
+                found[-1][-1] += f" {line.strip()}"
+            else:
+                found[-1].append(line.rstrip())
+        return tuple(
+            tuple(item[2:] for item in lines) if lines[0].startswith("- ") else lines[0] for lines in found if lines
+        )
+
+    def question(self) -> Question:
+        if missing := [name for name in ("Answer", "Studies") if not self.heads.get(name)]:
+            raise _error(self.number, f"the question {self.text!r} has no line '{missing[0]}: ...'")
+        studies = tuple(name.strip() for name in self.heads["Studies"].split(","))
+        return Question(self.text, self.heads["Answer"], studies, self.blocks())
+
+
+def _error(number: int, words: str) -> UserError:
+    return UserError(
+        f"{FILE}, line {number}: {words}, expected the form that halflife.studies.report.findings describes"
+    )
+
+
+def check_findings(findings: Findings) -> None:
+    """Check every placeholder and every study against the catalog.
+
+    Raises:
+        UserError: One names what there is not; the message quotes it.
+    """
+    for question in findings.questions:
+        for name in question.studies:
+            _study(name, name)
+        for text in _texts([question.answer, *question.blocks]):
+            _filled(text, lambda words, text=text: _check(words, text))  # type: ignore[misc]  # bound now
+    for text in _texts(findings.introduction):
+        _filled(text, lambda words, text=text: _check(words, text))  # type: ignore[misc]
+
+
+def _texts(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        yield from (block,) if isinstance(block, str) else block
+
+
+def _filled(text: str, fill: Callable[[str], str]) -> str:
+    """A text with its placeholders replaced."""
+    out = re.sub(r"\{([^{}]*)\}", lambda found: fill(found[1]), text)
+    if "{" in re.sub(r"\{[^{}]*\}", "", text) or "}" in re.sub(r"\{[^{}]*\}", "", text):
+        raise UserError(f"{FILE} has a brace without its partner in {text[:60]!r}: write {{study.claim}}, or no brace")
+    return out
+
+
+def _study(name: str, words: str) -> tuple[str, str]:
+    """Study and preset (empty: any) of the first part of a placeholder, both known."""
+    study, _, preset = name.partition("@")
+    if study not in STUDIES:
+        raise UserError(f"{FILE} names a study {study!r} in {words!r}, and the catalog has none of this name")
+    if "@" in name and preset not in STUDIES[study].presets:
+        raise UserError(f"{FILE} names a preset {preset!r} in {words!r}, and {study} has none of this name")
+    return study, preset
+
+
+def _parsed(words: str) -> tuple[str, str, str, str, int, str]:
+    """A placeholder's study, preset, claim, role, number in this role, and field; empty or 0 where it has none."""
+    name, *rest = words.split(".")
+    study, preset = _study(name, words)
+    if rest and rest[0] in OF_STUDY and len(rest) == 1:
+        return study, preset, "", "", 0, rest[0]
+    # A claim's key may have dots itself.
+    keys = sorted((claim.key for claim in STUDIES[study].claims), key=len, reverse=True)
+    after = ".".join(rest)
+    key = next((key for key in keys if after == key or after.startswith(f"{key}.")), None)
+    if key is None:
+        raise UserError(
+            f"{FILE} has {{{words}}}, and {study} has no such claim, expected one of {', '.join(sorted(keys))}, or"
+            f" {' or '.join(OF_STUDY)}"
+        )
+    left = after[len(key) + 1 :].split(".") if after != key else [""]
+    row = re.fullmatch(r"(part|given|stake)([1-9]\d*)", left[0])
+    if row is None and len(left) == 1 and left[0] in {"", *OF_CLAIM}:
+        return study, preset, key, "", 0, left[0]
+    if row is not None and len(left) == 2 and left[1] in OF_ROW:
+        return study, preset, key, row[1], int(row[2]), left[1]
+    raise UserError(
+        f"{FILE} has {{{words}}}, expected {{{study}.{key}.FIELD}} with one of {', '.join(OF_CLAIM)}, or"
+        f" {{{study}.{key}.part1.FIELD}} with one of {', '.join(OF_ROW)}"
+    )
+
+
+def _check(words: str, text: str) -> str:
+    if words in LISTS:
+        if text != f"{{{words}}}":
+            raise UserError(f"{FILE} has {{{words}}} within {text[:60]!r}: let it stand alone")
+        return ""
+    study, _, key, role, number, _ = _parsed(words)
+    if role:
+        claim = next(claim for claim in STUDIES[study].claims if claim.key == key)
+        rows = len(getattr(claim.rule, ROLES[role])) if isinstance(claim, Claim) else 0
+        if not rows:
+            raise UserError(f"{FILE} has {{{words}}}, and the rule of {study} {key} has no row {role}{number}")
+    return ""
+
+
+class Facts:
+    """What results say, for placeholders.
+
+    Args:
+        many: Results with their verdicts, of any studies and presets.
+        link: Where they stand.
+    """
+
+    def __init__(self, many: Sequence[tuple[StudyResults, Sequence[Verdict]]], link: Link) -> None:
+        self._many = {(r.study.name, r.preset_name): (r, {v.claim.key: v for v in verdicts}) for r, verdicts in many}
+        self._best = {
+            name: best
+            for name in STUDIES
+            if (best := tells_most([r for r, _ in many if r.study.name == name])) is not None
+        }
+        self._link = link
+
+    def has(self, study: str) -> bool:
+        """Whether there are results of a study."""
+        return study in self._best
+
+    def study_link(self, name: str) -> str:
+        """A study's title, with a link where there are results of it."""
+        if name not in self._best:
+            return STUDIES[name].title
+        return f"[{STUDIES[name].title}]({self._link(name, self._best[name].preset_name, '')})"
+
+    def filled(self, text: str) -> str:
+        """A text with its placeholders replaced; what there are no results of is `ABSENT`."""
+        return _filled(text, self._value)
+
+    def all_of(self, outcome: str) -> tuple[str, ...]:
+        """All claims with an outcome, of each study those of one preset: the items of a list."""
+        items = []
+        for study, best in self._best.items():
+            for key, verdict in self._many[study, best.preset_name][1].items():
+                if verdict.finding.outcome == outcome:
+                    where = self._link(study, best.preset_name, key)
+                    reason = f": {verdict.finding.reason}" if verdict.finding.reason else ""
+                    items.append(f"[{study}, {key}]({where}): {verdict.claim.text.rstrip('.')}{reason}.")
+        return tuple(items) or ("none",)
+
+    def _value(self, words: str) -> str:
+        study, preset, key, role, number, field = _parsed(words)
+        results = self._many.get((study, preset or (self._best[study].preset_name if study in self._best else "")))
+        if results is None:
+            return ABSENT
+        found, verdicts = results
+        if field == "scale":
+            return scale_of(found)
+        if field == "link":
+            return self.study_link(study)
+        verdict = verdicts[key]
+        finding = verdict.finding
+        mark = f"[{SYMBOLS[finding.outcome]} {finding.outcome}]({self._link(study, found.preset_name, key)})"
+        if role:
+            rows = [row for row in finding.rows if row.role == role]
+            if number > len(rows):
+                return f"not measured ({finding.reason})" if finding.reason else "not measured"
+            return _of_row(rows[number - 1], field)
+        if field == "mark":
+            return mark
+        if field == "reason":
+            return finding.reason or "decided"
+        value = _number(finding.effect, verdict.claim.unit, field or "effect")
+        return value if field else f"{value}, {mark}"
+
+
+def _of_row(row: Row, field: str) -> str:
+    if field in {"quantity", "outcome"}:
+        return str(getattr(row, field))
+    return _number(row.interval, row.unit, field)
+
+
+def _number(effect: Interval | None, unit: str, field: str) -> str:
+    if effect is None:
+        return "not measured"
+    texts: Mapping[str, Callable[[], str]] = {
+        "estimate": lambda: estimate_text(effect, unit),
+        "interval": lambda: interval_text(effect, unit),
+        "effect": lambda: effect_text(effect, unit),
+        "n": lambda: sample_text(effect),
+    }
+    return texts[field]()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """One question with everything filled in, as Markdown."""
+
+    number: int
+    text: str
+    answer: str
+    studies: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.number}. {self.text}"
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"[^a-z0-9 -]", "", self.heading.lower()).strip().replace(" ", "-")
+
+
+def _told(findings: Findings, facts: Facts) -> list[_Told]:
+    told = []
+    for number, question in enumerate(findings.questions, 1):
+        blocks: tuple[Block, ...] = tuple(_told_block(block, facts) for block in question.blocks)
+        answer = facts.filled(question.answer)
+        if not any(map(facts.has, question.studies)):
+            blocks = (f"Not run here: `halflife study run {' '.join(question.studies)}`.",)
+            answer = ABSENT
+        studies = ", ".join(map(facts.study_link, question.studies))
+        told.append(_Told(number, question.text, answer, studies, blocks))
+    return told
+
+
+def _told_block(block: Block, facts: Facts) -> Block:
+    if isinstance(block, tuple):
+        return tuple(map(facts.filled, block))
+    name = block.strip("{}")
+    return facts.all_of(name) if name in LISTS else facts.filled(block)
+
+
+def findings_markdown(findings: Findings, facts: Facts) -> str:
+    """The findings as a page of the docs.
+
+    Args:
+        findings: From `read_findings`.
+        facts: What to fill in, with links from the page.
+
+    Returns:
+        Markdown.
+    """
+    told = _told(findings, facts)
+    rows = [f"| [{one.heading}](#{one.anchor}) | {one.answer} | {one.studies} |" for one in told]
+    table = "\n".join(["| question | answer | studies |", "| --- | --- | --- |", *rows])
+    parts = [
+        f"# {findings.title}",
+        *_as_markdown([_told_block(block, facts) for block in findings.introduction]),
+        table,
+    ]
+    for one in told:
+        parts += [f"## {one.heading}", *_as_markdown(one.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_markdown(blocks: Sequence[Block]) -> list[str]:
+    return [block if isinstance(block, str) else "\n".join(f"- {item}" for item in block) for block in blocks]
+
+
+def findings_html(findings: Findings, facts: Facts) -> dict[str, Any]:
+    """The findings for the first page of a report.
+
+    Args:
+        findings: From `read_findings`.
+        facts: What to fill in, with links between pages.
+
+    Returns:
+        Values for the template; texts are HTML.
+    """
+    return {
+        "title": findings.title,
+        "introduction": _as_html([_told_block(block, facts) for block in findings.introduction]),
+        "questions": [
+            {
+                "number": one.number,
+                "text": one.text,
+                "anchor": f"question-{one.number}",
+                "answer": _inline(one.answer),
+                "studies": _inline(one.studies),
+                "body": _as_html(one.blocks),
+            }
+            for one in _told(findings, facts)
+        ],
+    }
+
+
+def _as_html(blocks: Sequence[Block]) -> str:
+    parts = []
+    for block in blocks:
+        if isinstance(block, str):
+            parts.append(f"<p>{_inline(block)}</p>")
+        else:
+            parts.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in block) + "</ul>")
+    return "\n".join(parts)
+
+
+def _inline(text: str) -> str:
+    """Markdown within a line as HTML; everything else is escaped."""
+    out, at = [], 0
+    for found in INLINE.finditer(text):
+        out.append(str(escape(text[at : found.start()])))
+        code, bold, emphasis, words, target = found.groups()
+        if code is not None:
+            out.append(f"<code>{escape(code)}</code>")
+        elif bold is not None:
+            out.append(f"<strong>{_inline(bold)}</strong>")
+        elif emphasis is not None:
+            out.append(f"<em>{_inline(emphasis)}</em>")
+        else:
+            out.append(f'<a href="{escape(target)}">{_inline(words)}</a>')
+        at = found.end()
+    return "".join(out) + str(escape(text[at:]))
