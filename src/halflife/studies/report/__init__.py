@@ -12,6 +12,7 @@ from halflife.studies.catalog.own import explained, study_of
 from halflife.studies.catalog.papers import PAPERS
 from halflife.studies.evidence.claims import Study
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
+from halflife.studies.store.archives import ArchivedStore
 from halflife.studies.store.files import write_whole
 from halflife.studies.store.store import Store
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["build_report"]
 
 FORMATS = ("html", "svg", "pdf")
+FOLDER = "halflife-report"
 
 
 def build_report(
@@ -43,7 +45,8 @@ def build_report(
         fmt: ``"html"`` for pages that need no network: a first page that says what was found, beside it one for every study
             and preset, ``study-<name>-<preset>.html``, one for every paper that has a study among them,
             ``paper-<key>.html``, and the script that draws their figures. ``"svg"`` or ``"pdf"`` for one file per figure.
-        out: The first page, or the folder for the figures; ``<store>/report.html`` or ``<store>/figures`` by default.
+        out: The first page, or the folder for the figures; by default ``report.html`` or ``figures`` in the store, or in
+            ``halflife-report`` where archives are read.
         notice: Is told which study cannot be shown, and why.
         studies: The studies that are known, by name: ours, and own ones whose files were given.
 
@@ -68,14 +71,14 @@ def build_report(
     results = _results(store, names, studies, trouble)
     contents: dict[str, str | bytes] = {}
     if fmt == "html":
-        path = out or store.path / "report.html"
+        path = out or _folder(store) / "report.html"
         path = path / "report.html" if path.is_dir() else path
         folder = path.parent
         contents = _pages(results, names, path.name, problems, trouble)
     else:
         from halflife.studies.report.files import render_files
 
-        folder = out or store.path / "figures"
+        folder = out or _folder(store) / "figures"
         for one in results:
             try:
                 with explained(one.study):
@@ -88,6 +91,11 @@ def build_report(
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in contents]
+
+
+def _folder(store: Store) -> Path:
+    """Where a report is written by default: into the store, and of archives, which are for reading, into a folder here."""
+    return Path(FOLDER) if isinstance(store, ArchivedStore) else store.path
 
 
 def _pages(

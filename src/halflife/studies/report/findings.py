@@ -35,7 +35,14 @@ from halflife.studies.evidence.stats import Interval
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.pages.guide import tells_most
 from halflife.studies.report.pages.scale import scale_of
-from halflife.studies.report.pages.tables import SYMBOLS, effect_text, estimate_text, interval_text, sample_text
+from halflife.studies.report.pages.tables import (
+    SYMBOLS,
+    effect_text,
+    estimate_text,
+    interval_text,
+    sample_text,
+    typeset,
+)
 
 __all__ = [
     "ABSENT",
@@ -54,7 +61,9 @@ LISTS = ("undecided", "not tested")
 NUMBERS = ("estimate", "interval", "effect", "n")
 OF_STUDY, OF_CLAIM, OF_ROW = ("scale", "link"), (*NUMBERS, "mark", "reason"), (*NUMBERS, "quantity", "outcome")
 ROLES = {"part": "parts", "given": "given", "stake": "stake"}
-INLINE = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\*(?!\s)([^*]+)\*|\[([^\]]+)\]\(([^()\s]+)\)")
+INLINE = re.compile(r"`([^`]+)`|\*\*(.+?)\*\*|\*(?!\s)([^*]+)\*|\[([^\]]+)\]\(((?:https?://)?[^()\s:]+)\)")
+
+MARKED = {f"{symbol} {outcome}": outcome for outcome, symbol in SYMBOLS.items()}
 
 Block = str | tuple[str, ...]  # a paragraph, or the items of a list
 Link = Callable[[str, str, str], str]
@@ -110,17 +119,17 @@ def read_findings(text: str | None = None) -> Findings:
     title, parts = "", [_Part()]
     for number, line in enumerate(text.splitlines(), 1):
         if re.match(r"#|\||>|<|\d+\. |```", line) and not re.match("#{1,2} .", line):
-            raise _error(number, f"{line[:40]!r} is no title, question, paragraph or list of '- ' items")
+            raise UserError(_misformed(number, f"{line[:40]!r} is no title, question, paragraph or list of '- ' items"))
         if line.startswith("# "):
             if title or parts[1:]:
-                raise _error(number, "a second title")
+                raise UserError(_misformed(number, "a second title"))
             title = line[2:].strip()
         elif line.startswith("## "):
             parts.append(_Part(line[3:].strip(), number))
         else:
             parts[-1].add(line)
     if not title:
-        raise _error(1, "there is no title")
+        raise UserError(_misformed(1, "there is no title"))
     introduction, *questions = parts
     return Findings(title, introduction.blocks(), tuple(part.question() for part in questions))
 
@@ -157,15 +166,13 @@ class _Part:
 
     def question(self) -> Question:
         if missing := [name for name in ("Answer", "Studies") if not self.heads.get(name)]:
-            raise _error(self.number, f"the question {self.text!r} has no line '{missing[0]}: ...'")
+            raise UserError(_misformed(self.number, f"the question {self.text!r} has no line '{missing[0]}: ...'"))
         studies = tuple(name.strip() for name in self.heads["Studies"].split(","))
         return Question(self.text, self.heads["Answer"], studies, self.blocks())
 
 
-def _error(number: int, words: str) -> UserError:
-    return UserError(
-        f"{FILE}, line {number}: {words}, expected the form that halflife.studies.report.findings describes"
-    )
+def _misformed(number: int, words: str) -> str:
+    return f"{FILE}, line {number}: {words}, expected the form that halflife.studies.report.findings describes"
 
 
 def check_findings(findings: Findings) -> None:
@@ -268,11 +275,10 @@ class Facts:
         """Whether there are results of a study."""
         return study in self._best
 
-    def study_link(self, name: str) -> str:
-        """A study's title, with a link where there are results of it."""
-        if name not in self._best:
-            return STUDIES[name].title
-        return f"[{STUDIES[name].title}]({self._link(name, self._best[name].preset_name, '')})"
+    def name_link(self, name: str, words: str = "") -> str:
+        """A study's name, or words for it, with a link where there are results of it."""
+        words = words or name
+        return f"[{words}]({self._link(name, self._best[name].preset_name, '')})" if self.has(name) else words
 
     def filled(self, text: str) -> str:
         """A text with its placeholders replaced; what there are no results of is `ABSENT`."""
@@ -298,7 +304,7 @@ class Facts:
         if field == "scale":
             return scale_of(found)
         if field == "link":
-            return self.study_link(study)
+            return self.name_link(study, STUDIES[study].title)
         verdict = verdicts[key]
         finding = verdict.finding
         mark = f"[{SYMBOLS[finding.outcome]} {finding.outcome}]({self._link(study, found.preset_name, key)})"
@@ -360,7 +366,7 @@ def _told(findings: Findings, facts: Facts) -> list[_Told]:
         if not any(map(facts.has, question.studies)):
             blocks = (f"Not run here: `halflife study run {' '.join(question.studies)}`.",)
             answer = ABSENT
-        studies = ", ".join(map(facts.study_link, question.studies))
+        studies = ", ".join(map(facts.name_link, question.studies))
         told.append(_Told(number, question.text, answer, studies, blocks))
     return told
 
@@ -440,7 +446,7 @@ def _inline(text: str) -> str:
     """Markdown within a line as HTML; everything else is escaped."""
     out, at = [], 0
     for found in INLINE.finditer(text):
-        out.append(str(escape(text[at : found.start()])))
+        out.append(str(escape(typeset(text[at : found.start()]))))
         code, bold, emphasis, words, target = found.groups()
         if code is not None:
             out.append(f"<code>{escape(code)}</code>")
@@ -449,6 +455,8 @@ def _inline(text: str) -> str:
         elif emphasis is not None:
             out.append(f"<em>{_inline(emphasis)}</em>")
         else:
-            out.append(f'<a href="{escape(target)}">{_inline(words)}</a>')
+            outcome = MARKED.get(words, "")
+            look = f' class="mark-of {outcome.replace(" ", "-")}"' if outcome else ""
+            out.append(f'<a{look} href="{escape(target)}">{_inline(words)}</a>')
         at = found.end()
-    return "".join(out) + str(escape(text[at:]))
+    return "".join(out) + str(escape(typeset(text[at:])))

@@ -19,7 +19,7 @@ from halflife.studies.report.figures.fields import sentence_start
 from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
 from halflife.studies.report.pages.guide import Step
 from halflife.studies.report.pages.sections import counts_of, not_drawn
-from halflife.studies.report.pages.tables import MARKS, ROLES, SYMBOLS
+from halflife.studies.report.pages.tables import MARKS, ROLES, SYMBOLS, typeset
 
 __all__ = ["CHARTS_FILE", "Problem", "charts_script", "paper_file", "render_first", "render_paper", "render_study"]
 
@@ -171,7 +171,7 @@ def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # tooltips show a row in its own order
-    environment.filters["typeset"] = _typeset
+    environment.filters["typeset"] = typeset
     environment.filters["address"] = _address
     environment.filters["sentence"] = _sentence
     # Macros that are imported see globals, and not the values of the page.
@@ -183,13 +183,6 @@ def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
         drawn_charts=drawn_charts,
         **values,
     )
-
-
-def _typeset(text: str) -> str:
-    """Real signs, and intervals that are not broken over two lines."""
-    text = text.replace("+-", "\N{PLUS-MINUS SIGN}")
-    text = re.sub(r"(?<![\w.^])-(?=\d)", "\N{MINUS SIGN}", text)
-    return re.sub(r"\[[^][]*\](?: \([\d.]+ %\))?", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _sentence(text: str) -> str:

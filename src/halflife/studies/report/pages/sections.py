@@ -55,7 +55,7 @@ def section_of(results: StudyResults) -> dict[str, Any]:
         "marks": _marks(rows),
         "beside": beside_rows(results),
         "not_drawn": not_drawn(results, study.panels),
-        "key_figure": (named or figures or [None])[0],
+        "key_figure": next(iter(named or figures), None),
         "figures": figures,
         "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
         "run": provenance_of(results),

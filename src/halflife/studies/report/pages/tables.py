@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,14 +24,15 @@ __all__ = [
     "markdown_table",
     "numbers",
     "rule_rows",
-    "sample_text",
     "rules_markdown",
+    "sample_text",
+    "typeset",
     "verdict_markdown",
     "verdict_rows",
     "verdict_table",
 ]
 
-SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "\N{EN DASH}"}
+SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "○"}
 COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
 MARKS = {"holds": "✓", "fails": "✗", "open": "?"}  # of the rows of a rule
 ROLES = {"part": "decides", "given": "premise", "stake": "at stake"}
@@ -82,6 +84,13 @@ def effect_text(effect: Interval | None, unit: str) -> str:
     if effect is None:
         return "-"
     return f"{estimate_text(effect, unit)} {interval_text(effect, unit)}"
+
+
+def typeset(text: str) -> str:
+    """Real signs, and intervals that are not broken over two lines."""
+    text = text.replace("+-", "\N{PLUS-MINUS SIGN}")
+    text = re.sub(r"(?<![\w.^])-(?=\d)", "\N{MINUS SIGN}", text)
+    return re.sub(r"\[[^][]*\](?: \([\d.]+ %\))?", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def estimate_text(effect: Interval, unit: str) -> str:
