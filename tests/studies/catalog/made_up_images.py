@@ -45,6 +45,16 @@ class MadeUpImages:
         own = np.random.default_rng(zlib.crc32(f"{key} {name}".encode())).normal(0, self.jitter, NUM_SEEDS)
         return np.asarray(own + np.random.default_rng(5).normal(0, 0.01, NUM_SEEDS), dtype=np.float64)
 
+    def seeds(self, size: int) -> list[int]:
+        return list(range(NUM_SEEDS))
+
+    def read(
+        self, key: str, name: str, size: int, *, epoch: int | None = None, step: int | None = None
+    ) -> NDArray[np.float64]:
+        assert step is None
+        assert epoch in {None, self.built[key, size].num_epochs}
+        return self.last_array(key, name, size) if name.endswith("wrong") else self.last(key, name, size)
+
     def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
         level = self.errors[name.removesuffix("wrong") + "error"](self.built[key, size])
         ranks_N = (np.arange(NUM_TEST) + 0.5) / NUM_TEST

@@ -1,4 +1,4 @@
-"""Decay beside dropout, smoothing and augmentation: each rule on made-up losses whose answer is known, and the presets."""
+"""Decay beside dropout and smoothing: each rule on made-up losses whose answer is known, and the presets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images import augmentation
-from halflife.studies.catalog.images.augmentation import AUGMENTATION
 from halflife.studies.catalog.language.dropout import quantities as rules
 from halflife.studies.catalog.language.dropout.study import LAMS, LM_DROPOUT
 from halflife.studies.evidence.claims import PointsPanel, Study
@@ -19,7 +17,6 @@ from halflife.studies.evidence.decisions import Finding
 from halflife.studies.evidence.optimum import lam_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.base import RunSpec
-from halflife.studies.specs.images import ImageRun
 from halflife.studies.specs.text import TextRun
 from tests.studies.catalog.made_up_losses import NUM_SEEDS, MadeUpLosses
 
@@ -141,57 +138,12 @@ def test_rules_in_words_hold_the_bounds() -> None:
     assert f"an improvement of {rules.SMALLEST_EFFECT} nats" in texts["decay"]
     assert f"within {rules.SMALLEST_EFFECT} nats of 0" in texts["one-pass-gain"]
     assert rules.SMALLEST_EFFECT == 0.01
-    assert "an improvement of 0.5 points" in {claim.key: claim.words for claim in AUGMENTATION.claims}["helps"]
 
 
-# ---- images
-
-
-def images(errors: dict[str, tuple[float, ...]], jitter: float = 0.003) -> Results:
-    """Errors of the augmentations for each lam, as fractions."""
-    preset = AUGMENTATION.presets["laptop"]
-    return cast(
-        "Results", MadeUpLosses(preset.arms, lambda key, _: errors[key.rsplit("-", 1)[0]][int(key[-1])], jitter)
-    )
-
-
-FLAT = (0.15,) * 4
-GOOD = (0.15, 0.14, 0.12, 0.14)
-BAD = (0.15, 0.17, 0.17, 0.17)
-
-
-@pytest.mark.parametrize(
-    ("key", "errors", "jitter", "outcome", "effect"),
-    [
-        ("shrinks", {"none": GOOD, "flip-crop": FLAT}, 1e-4, "reproduced", 3.0),
-        ("shrinks", {"none": FLAT, "flip-crop": GOOD}, 1e-4, "not reproduced", -3.0),
-        ("shrinks", {"none": GOOD, "flip-crop": GOOD}, 3e-3, "inconclusive", 0.0),
-        ("helps", {"none": FLAT, "flip-crop": GOOD}, 1e-4, "reproduced", -3.0),
-        ("helps", {"none": FLAT, "flip-crop": BAD}, 1e-4, "not reproduced", 2.0),
-        ("helps", {"none": FLAT, "flip-crop": FLAT}, 1e-2, "inconclusive", 0.0),
-    ],
-)
-def test_augmentation_is_decided_as_its_rule_says(
-    key: str, errors: dict[str, tuple[float, ...]], jitter: float, outcome: str, effect: float
-) -> None:
-    finding = measure(key, AUGMENTATION)(images(errors, jitter), 8)
-    assert finding.outcome == outcome, finding.reason
-    assert finding.effect is not None
-    assert finding.effect.estimate == pytest.approx(effect, abs=0.05 + 200 * jitter)
+# ---- figures
 
 
 def test_figures_draw_each_sweep_and_a_point_without_decay() -> None:
-    panel = AUGMENTATION.panels[0]
-    assert isinstance(panel, PointsPanel)
-    rows = panel.rows(images({"none": GOOD, "flip-crop": FLAT}, 1e-5))
-    drawn_y = np.array([row.y for row in rows if row.series == "none" and row.style == "line"])
-    assert drawn_y - drawn_y[0] == pytest.approx([0, -2, 0], abs=0.01)
-    lams = list(augmentation.LAMS[1:])
-    assert [row.x for row in rows if row.series == "none" and row.style == "line"] == lams
-    assert [row.x for row in rows if row.series == "none" and row.style == "point"] == pytest.approx(
-        [lams[0] / 3, *lams]
-    )
-    assert {row.series for row in rows} == {"none", "flip-crop"}
     for panel, runs, level in zip(LM_DROPOUT.panels[:2], (4, 3), (2.5, 2.0), strict=True):
         assert isinstance(panel, PointsPanel)
         drawn = panel.rows(made_up(World()))
@@ -228,7 +180,7 @@ def test_arms_differ_in_what_their_keys_say(name: str) -> None:
 
 
 def test_presets_keep_to_their_budgets() -> None:
-    """The model of the time of the time-scale study; an image takes 0.11 ms at width 8, and in proportion to it."""
+    """The model of the time of the time-scale study."""
 
     def seconds(name: str) -> float:
         preset, total = LM_DROPOUT.presets[name], 0.0
@@ -242,18 +194,8 @@ def test_presets_keep_to_their_budgets() -> None:
 
     assert seconds("laptop") / 2 < 600
     assert seconds("night") / 2 < 5_400
-    for name, minutes in (("laptop", 10), ("night", 90)):
-        preset = AUGMENTATION.presets[name]
-        total = 0.0
-        for arm in preset.arms:
-            seeds = preset.num_seeds if arm.size == preset.main_size else preset.num_ladder_seeds
-            spec = cast("ImageRun", arm.build(0))
-            total += seeds * spec.num_epochs * (spec.num_train or 5_000) * 1.1e-4 * max(arm.size / 8, 0.75)
-        assert total / 2 < 60 * minutes
-    for study in (LM_DROPOUT, AUGMENTATION):
-        assert len({arm.size for arm in study.presets["night"].arms}) == 3
-        for preset in study.presets.values():
-            specs = [arm.build(seed) for arm in preset.arms for seed in range(2)]
-            assert len({spec.digest() for spec in specs}) == len(specs)
+    assert len({arm.size for arm in LM_DROPOUT.presets["night"].arms}) == 3
+    for preset in LM_DROPOUT.presets.values():
+        specs = [arm.build(seed) for arm in preset.arms for seed in range(2)]
+        assert len({spec.digest() for spec in specs}) == len(specs)
     assert LAPTOP.num_seeds >= 5
-    assert AUGMENTATION.presets["laptop"].num_seeds >= 5

@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import points
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, wrong
 from halflife.studies.catalog.language.common import PAPER_TITLE
-from halflife.studies.evidence.claims import Arm, Panel, PointRow, PointsPanel, Preset, Study
-from halflife.studies.evidence.decisions import Finding, WordedClaim, above_zero, best_of, lowered
+from halflife.studies.evidence.claims import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
+from halflife.studies.evidence.quantities import Best, Measure, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import crossed_interval
+from halflife.studies.evidence.tests import above, lowered
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["AUGMENTATION"]
@@ -35,59 +34,44 @@ def key_of(kind: str, lam: int) -> str:
     return f"{kind}-{lam}"
 
 
-def gain_of_decay(results: Results, kind: str, size: int) -> NDArray[np.float64]:
-    """Wrong without decay minus wrong with the best lam, chosen on the other seeds, in points per seed and example."""
-    keys = [key_of(kind, lam) for lam in range(1, NUM_LAMS)]
-    with_decay_SN = best_of(results, keys, "test/error", size, array="test/wrong")
-    return 100 * (results.last_array(key_of(kind, 0), "test/wrong", size) - with_decay_SN)
-
-
-def _error(results: Results, kind: str, size: int) -> str:
-    return f"{100 * results.last(key_of(kind, 0), 'test/error', size).mean():.1f} %"
-
-
-def gain_shrinks(results: Results, size: int) -> Finding:
-    """The gain of decay without augmentation against that with."""
-    plain_SN, augmented_SN = (gain_of_decay(results, kind, size) for kind in KINDS)
-    plain, augmented, effect = (crossed_interval(d_SN) for d_SN in (plain_SN, augmented_SN, plain_SN - augmented_SN))
-    return Finding(
-        above_zero(effect),
-        effect,
-        f"decay gains {points(plain)} of test error without augmentation and {points(augmented)} with: the first minus the"
-        f" second is {points(effect)}; without decay the error is {_error(results, KINDS[0], size)} without and"
-        f" {_error(results, KINDS[1], size)} with augmentation",
-    )
-
-
-def helps_augmented(results: Results, size: int) -> Finding:
-    """The best lam against none, with augmentation."""
-    effect = crossed_interval(-gain_of_decay(results, KINDS[1], size))
-    return Finding(
-        lowered(effect, SMALLEST_EFFECT),
-        effect,
-        f"with augmentation the best lam changes the final test error by {points(effect)}",
-    )
+def change_by_decay(kind: str) -> Measure:
+    """Final test error with the best lam minus without decay, in points."""
+    with_decay = Best(tuple(key_of(kind, lam) for lam in range(1, NUM_LAMS)), "test/error", "test/wrong")
+    return 100 * with_decay - wrong(key_of(kind, 0))
 
 
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="shrinks",
         text="Augmentation shrinks what decay gains on images (our claim).",
-        rule="Reproduced if the 95 % interval of (gain without augmentation - gain with) lies above 0; not reproduced if it"
-        " lies below 0; else inconclusive. A gain is the test error without decay minus that with the best lam, chosen on the"
-        " other seeds.",
-        effect_name="gain of decay without augmentation minus with",
-        unit="points",
-        measure=gain_shrinks,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="effect of decay on the final test error with augmentation - without, best lam against none",
+                        values=change_by_decay("flip-crop") - change_by_decay("none"),
+                        unit="points",
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="helps",
         text="Beside augmentation decay still lowers the test error (our claim).",
-        rule="Reproduced if the 95 % interval of (error with the best lam, chosen on the other seeds - error without decay)"
-        f" lies below 0, else not reproduced if it excludes an improvement of {SMALLEST_EFFECT} points, else inconclusive.",
-        effect_name="change of the test error by decay, with augmentation",
-        unit="points",
-        measure=helps_augmented,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="final test error with the best lam - without decay, both with augmentation",
+                        values=change_by_decay("flip-crop"),
+                        unit="points",
+                    ),
+                    lowered(SMALLEST_EFFECT),
+                ),
+            )
+        ),
     ),
 )
 
@@ -97,18 +81,10 @@ def sweep_rows(results: Results) -> list[PointRow]:
     size, rows = results.main_size, []
     for kind in KINDS:
         keys = [key_of(kind, index) for index in range(NUM_LAMS)]
-        lams = []
-        for key in keys:
-            spec = results.spec(key, size)
-            assert isinstance(spec, ImageRun)
-            lams.append(spec.lam)
+        lams = [image_run(results, key, size).lam for key in keys]
         errors_LS = 100 * np.array([results.last(key, "test/error", size) for key in keys])
         rows += paired_rows(kind, lam_places(lams), errors_LS, apart=1)
     return rows
-
-
-def _spec(fields: Mapping[str, Any], seed: int) -> ImageRun:
-    return ImageRun(seed=seed, **fields)
 
 
 def _arms(lr: float, lams: tuple[float, ...], common: Mapping[str, Any], widths: tuple[int, ...]) -> tuple[Arm, ...]:
@@ -117,7 +93,7 @@ def _arms(lr: float, lams: tuple[float, ...], common: Mapping[str, Any], widths:
             key=key_of(kind, index),
             label=f"{kind}, lam {lam:g}",
             size=width,
-            spec=_spec({"lr": lr, "lam": lam, "width": width, "augmentation": kind, "ema": (), **common}, 0),
+            spec=ImageRun(lr=lr, lam=lam, width=width, augmentation=kind, ema=(), **common),
         )
         for width in widths
         for kind in KINDS
@@ -130,6 +106,7 @@ def _arms(lr: float, lams: tuple[float, ...], common: Mapping[str, Any], widths:
 # net augmentation is a cost, so that the grid reaches down to where decay hardly acts.
 LR = 0.1
 LAMS = (0.0, 0.005, 0.02, 0.06)
+SMALL = {"num_epochs": 200, "num_train": 1_000, "eval_every": 50}
 
 AUGMENTATION = Study(
     name="augmentation",
@@ -150,49 +127,36 @@ AUGMENTATION = Study(
         Panel(metric="train/running_loss", title="Training loss", y_label="training cross-entropy", log=True),
         Panel(metric="test/error", title="Test error", y_label="test error (%)", factor=100),
     ),
-    presets={
-        "smoke": Preset(
-            description="640 training and 500 test images, 2 epochs: shows that everything works, not what is true",
+    presets=presets(
+        smoke=Preset(
+            description="640 training and 500 test images, 2 epochs",
             budget="20 seconds",
             arms=_arms(LR, LAMS, {"num_epochs": 2, "num_train": 640, "num_test": 500}, (4,)),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description="ResNet of width 8, 200 epochs, 1,000 Fashion-MNIST images at 14 x 14",
             budget="10 minutes on 2 cores",
-            arms=_arms(LR, LAMS, {"num_epochs": 200, "num_train": 1_000, "eval_every": 50}, (8,)),
-            num_seeds=5,
-            main_size=8,
+            arms=_arms(LR, LAMS, SMALL, (8,)),
         ),
-        "night": Preset(
+        night=Preset(
             description="as laptop, with more seeds, and a ladder of widths 4, 8, 16",
             budget="90 minutes on 2 cores",
-            arms=_arms(LR, LAMS, {"num_epochs": 200, "num_train": 1_000, "eval_every": 50}, (4, 8, 16)),
+            arms=_arms(LR, LAMS, SMALL, (4, 8, 16)),
             num_seeds=10,
             main_size=8,
             num_ladder_seeds=5,
         ),
-        "paper": Preset(
+        paper=Preset(
             description="pre-activation ResNet-18 on CIFAR-10, 1000 epochs, learning rate 0.08",
             budget="days on one GPU",
             arms=_arms(
                 0.08,
                 (0.0, 0.005, 0.0125, 0.025),
-                {
-                    "data": "cifar10",
-                    "downsample": 1,
-                    "blocks": (2, 2, 2, 2),
-                    "num_epochs": 1000,
-                    "lr_after_drop": 1e-4,
-                    "precision": "float16",
-                },
+                RESNET_18 | {"num_epochs": 1000, "lr_after_drop": 1e-4, "precision": "float16"},
                 (64,),
             ),
             num_seeds=3,
-            main_size=64,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
+            needs=CIFAR_10_NEEDS,
         ),
-    },
+    ),
 )

@@ -10,7 +10,11 @@ from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
-__all__ = ["end", "image_run", "level", "points", "wrong"]
+__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "end", "image_run", "level", "points", "wrong"]
+
+CIFAR_10 = {"data": "cifar10", "downsample": 1}
+CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
+RESNET_18 = {**CIFAR_10, "blocks": (2, 2, 2, 2)}
 
 Epoch = int | Callable[[Any], int]
 
