@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halflife.studies.catalog.images.dataset_size import quantities as rules
-from halflife.studies.catalog.images.dataset_size.study import BUDGET, DATASET_SIZE, LAMS
+from halflife.studies.catalog.images.dataset_size import BUDGET, DATASET_SIZE, LAMS, Change
 from halflife.studies.evidence.claims import PointsPanel
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images import sources, views
@@ -144,18 +143,18 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, float | None]] = [
     ("a gain", "helps", falling, {}, "reproduced", -3.0),
     ("harm", "helps", lambda spec: -0.02, {}, "not reproduced", 2.0),
     ("nothing, precisely", "helps", lambda spec: 0.0, {}, "not reproduced", 0.0),
-    ("too little to tell", "helps", lambda spec: 0.005, {"jitter": 0.01}, "inconclusive", None),
+    ("too little to tell", "helps", lambda spec: 0.005, {"jitter": 0.01}, "undecided", None),
     ("interpolated", "interpolates", falling, {"train": lambda spec: 0.0}, "reproduced", None),
     ("not with decay", "interpolates", falling, {"train": lambda spec: 0.05 if spec.lam else 0.0}, "not reproduced", 5.0),
     ("not without", "interpolates", falling, {"train": lambda spec: 0.0 if spec.lam else 0.05}, "not reproduced", None),
-    ("at the bound", "interpolates", falling, {"train": lambda spec: 0.01}, "inconclusive", 1.0),
+    ("at the bound", "interpolates", falling, {"train": lambda spec: 0.01}, "undecided", 1.0),
     ("same in one pass", "one-pass", falling, {}, "reproduced", -0.1),
     ("harm in one pass", "one-pass", lambda spec: 0.03 if small(spec) else -0.02, {}, "not reproduced", 2.0),
-    ("nothing at stake", "one-pass", lambda spec: 0.001, {}, "inconclusive", -0.1),
-    ("near the margin", "one-pass", lambda spec: 0.03 if small(spec) else 0.01, {"jitter": 0.004}, "inconclusive", None),
+    ("nothing at stake", "one-pass", lambda spec: 0.001, {}, "not tested", -0.1),
+    ("near the margin", "one-pass", lambda spec: 0.03 if small(spec) else 0.01, {"jitter": 0.004}, "undecided", None),
     ("shrinks", "shrinks", falling, {}, "reproduced", 2.9),
     ("grows", "shrinks", lambda spec: 0.01 if small(spec) else 0.03, {}, "not reproduced", -2.0),
-    ("stays", "shrinks", lambda spec: 0.03, {"jitter": 0.01}, "inconclusive", None),
+    ("stays", "shrinks", lambda spec: 0.03, {"jitter": 0.01}, "undecided", None),
 ]  # fmt: skip
 
 
@@ -166,7 +165,7 @@ def test_a_rule_decides_what_it_should(
     name: str, key: str, gain: Any, given: dict[str, Any], outcome: str, effect: float | None
 ) -> None:
     claim = next(claim for claim in DATASET_SIZE.claims if claim.key == key)
-    finding = claim.measure(made_up(gain, **given), 8)
+    finding = claim.decide(made_up(gain, **given), 8)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     if effect is not None:
@@ -177,9 +176,8 @@ def test_one_lam_is_chosen_where_examples_are_few() -> None:
     def turned(spec: ImageRun) -> float:
         return 0.02 if (spec.lam > 0.01) == small(spec) else -0.05
 
-    found = {count: gap.mean() for count, gap in rules.gaps(made_up(turned), 8).items()}
-    assert list(found) == [250, 1_000, 5_000, 27_500, 110_000]
-    assert list(found.values()) == pytest.approx([2.0, 2.0, -5.0, -5.0, -5.0], abs=0.1)
+    found = [Change((place,))(made_up(turned), 8).mean() for place in range(5)]
+    assert found == pytest.approx([-2.0, -2.0, 5.0, 5.0, 5.0], abs=0.1)
 
 
 def test_every_run_sees_the_budget_and_the_last_sees_each_example_once() -> None:
@@ -232,7 +230,7 @@ def test_the_smoke_preset_runs_and_is_read(tmp_path: Path) -> None:
     results = smoke_results(tmp_path, DATASET_SIZE)
     assert (results.num_finished, results.failures) == (12, [])
     for verdict in results.verdicts():
-        assert verdict.finding.outcome == "inconclusive"
-        assert verdict.finding.reason.startswith("too small to decide, only a test; ")
+        assert verdict.finding.outcome == "not tested"
+        assert verdict.finding.reason == "the preset is too small to decide, it is made for tests"
         assert verdict.finding.effect is not None
     assert all(row.ours(results) for row in DATASET_SIZE.published)

@@ -1,1 +1,0 @@
-"""One budget of samples, data sets of several sizes."""
