@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, wrong
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, level, wrong
 from halflife.studies.catalog.language.common import PAPER_TITLE
-from halflife.studies.evidence.claims import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Rule, Study, presets
-from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places, paired_rows
+from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
+from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places
 from halflife.studies.evidence.quantities import Best, Measure, Quantity
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rows import Lines, against
 from halflife.studies.evidence.tests import above, lowered
 from halflife.studies.specs.images import ImageRun
 
@@ -76,15 +75,14 @@ CLAIMS = (
 )
 
 
-def sweep_rows(results: Results) -> list[PointRow]:
-    """The final test error against lam, and a point without decay, for each augmentation."""
-    size, rows = results.main_size, []
+def sweep(results: Results, size: int) -> Lines:
+    """The final test error in per cent against lam, a line an augmentation."""
+    lines = {}
     for kind in KINDS:
         keys = [key_of(kind, index) for index in range(NUM_LAMS)]
         lams = [image_run(results, key, size).lam for key in keys]
-        errors_LS = 100 * np.array([results.last(key, "test/error", size) for key in keys])
-        rows += paired_rows(kind, lam_places(lams), errors_LS, apart=1)
-    return rows
+        lines[kind] = [(lam, 100 * level(key, "test/error")) for lam, key in zip(lam_places(lams), keys, strict=True)]
+    return lines
 
 
 def _arms(lr: float, lams: tuple[float, ...], common: Mapping[str, Any], widths: tuple[int, ...]) -> tuple[Arm, ...]:
@@ -120,7 +118,7 @@ AUGMENTATION = Study(
             title="Final test error against lam",
             x_label="lam",
             y_label="test error (%)",
-            rows=sweep_rows,
+            rows=against(sweep, apart=1),
             log_x=True,
             note=f"{PAIRED_NOTE} {ZERO_NOTE}",
         ),

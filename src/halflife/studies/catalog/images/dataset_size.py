@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run
 from halflife.studies.evidence.choice import leave_one_out
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
-from halflife.studies.evidence.optimum import PAIRED_NOTE, paired_rows
-from halflife.studies.evidence.quantities import Each, Measure, Quantity
+from halflife.studies.evidence.optimum import PAIRED_NOTE
+from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rows import Lines, against
 from halflife.studies.evidence.stats import Interval, crossed_interval
 from halflife.studies.evidence.tests import above, below, lowered, within
 from halflife.studies.specs.images import ImageRun
@@ -61,9 +62,9 @@ def grid(results: Results, size: int) -> tuple[list[int], list[float]]:
     return sorted({spec.num_train or 0 for spec in specs}), sorted({spec.lam for spec in specs})
 
 
-def read(results: Results, count: int, lam: float, name: str, size: int) -> Numbers:
-    """A reading of the average, (S,), or an array of it, (S, N), in per cent."""
-    return 100 * results.read(key_of(count, lam), f"ema-0.98/{name}", size)
+def percent(count: int, lam: float, name: str) -> Terms:
+    """A reading of the average, or an array of it, in per cent."""
+    return 100 * Reading(key_of(count, lam), f"ema-0.98/{name}")
 
 
 def choices(results: Results, size: int) -> NDArray[np.int64]:
@@ -71,14 +72,14 @@ def choices(results: Results, size: int) -> NDArray[np.int64]:
     # One lam for all numbers of examples, as in the paper's figure: chosen anew for each, a small enough lam would make no
     # difference in one pass whatever decay does there.
     counts, lams = grid(results, size)
-    scores = [[read(results, count, lam, "test/error", size) for count in counts[:NUM_SMALL]] for lam in lams[1:]]
+    scores = [[percent(count, lam, "test/error")(results, size) for count in counts[:NUM_SMALL]] for lam in lams[1:]]
     return leave_one_out(np.mean(scores, axis=1))
 
 
 def chosen(results: Results, count: int, name: str, size: int) -> Numbers:
     """`read` with the lam of `choices`."""
     _, lams = grid(results, size)
-    values = np.array([read(results, count, lam, name, size) for lam in lams[1:]])
+    values = np.array([percent(count, lam, name)(results, size) for lam in lams[1:]])
     return values[choices(results, size), np.arange(values.shape[1])]
 
 
@@ -96,7 +97,7 @@ class Change(Measure):
         """In points, shape (S, N)."""
         counts = [grid(results, size)[0][place] for place in self.places]
         name = "test/wrong"
-        changes = [chosen(results, c, name, size) - read(results, c, 0.0, name, size) for c in counts]
+        changes = [chosen(results, c, name, size) - percent(c, 0.0, name)(results, size) for c in counts]
         return np.asarray(np.mean(changes, axis=0))
 
 
@@ -116,7 +117,7 @@ def training_errors(results: Results, size: int, *, decay: bool) -> list[Quantit
 
 def training_error(results: Results, size: int, *, count: int, decay: bool) -> Numbers:
     """Per seed in per cent, with the chosen lam or without decay."""
-    return chosen(results, count, "train/error", size) if decay else read(results, count, 0.0, "train/error", size)
+    return chosen(results, count, "train/error", size) if decay else percent(count, 0.0, "train/error")(results, size)
 
 
 FEW = Quantity(
@@ -176,14 +177,10 @@ CLAIMS = (
 )
 
 
-def error_rows(results: Results, *, part: str) -> list[PointRow]:
+def error_lines(results: Results, size: int, *, part: str) -> Lines:
     """The average's test or training error against the number of distinct examples, a line a lam."""
-    counts, lams = grid(results, results.main_size)
-    rows = []
-    for lam in lams:
-        errors = [read(results, count, lam, f"{part}/error", results.main_size) for count in counts]
-        rows += paired_rows(f"lam {lam:g}", [float(count) for count in counts], np.array(errors))
-    return rows
+    counts, lams = grid(results, size)
+    return {f"lam {lam:g}": [(count, percent(count, lam, f"{part}/error")) for count in counts] for lam in lams}
 
 
 def gain_at(results: Results, place: int) -> tuple[int, Interval]:
@@ -205,7 +202,7 @@ PANELS = (
         title="Test error against the number of distinct examples",
         x_label="distinct training examples",
         y_label="test error of the average (%)",
-        rows=functools.partial(error_rows, part="test"),
+        rows=against(functools.partial(error_lines, part="test")),
         log_x=True,
         source_figure="figure 1",
         note=f"All runs see the same number of samples. {PAIRED_NOTE}",
@@ -215,7 +212,7 @@ PANELS = (
         title="Training error against the number of distinct examples",
         x_label="distinct training examples",
         y_label="training error of the average (%)",
-        rows=functools.partial(error_rows, part="train"),
+        rows=against(functools.partial(error_lines, part="train")),
         log_x=True,
         source_figure="figure 1",
         note=PAIRED_NOTE,
@@ -247,7 +244,7 @@ def error_text(results: Results, *, part: str, place: int) -> str:
     size, name = results.main_size, f"{part}/error"
     counts, (_, *lams) = grid(results, size)
     decayed = chosen(results, counts[place], name, size).mean()
-    without = read(results, counts[place], 0.0, name, size).mean()
+    without = percent(counts[place], 0.0, name)(results, size).mean()
     found = " and ".join(f"{lams[index]:g}" for index in sorted(set(choices(results, size).tolist())))
     return f"{decayed:.1f} / {without:.1f} % (lam {found}) at {counts[place]:,}"
 
