@@ -16,6 +16,7 @@ from tests.studies.catalog.made_up_images import MadeUpImages
 Errors = tuple[float, ...]
 FLAT = (0.15,) * 4
 GOOD = (0.15, 0.14, 0.12, 0.14)
+BETTER = (0.15, 0.13, 0.10, 0.13)
 BAD = (0.15, 0.17, 0.17, 0.17)
 
 
@@ -34,7 +35,8 @@ def made_up(plain: Errors, augmented: Errors, jitter: float = 1e-4) -> Results:
     ("key", "plain", "augmented", "jitter", "outcome", "effect"),
     [
         ("shrinks", GOOD, FLAT, 1e-4, "reproduced", 3.0),
-        ("shrinks", FLAT, GOOD, 1e-4, "not reproduced", -3.0),
+        ("shrinks", GOOD, BETTER, 1e-4, "not reproduced", -2.0),
+        ("shrinks", FLAT, BAD, 1e-4, "not tested", 2.0),  # decay gains nothing that could shrink
         ("shrinks", GOOD, GOOD, 3e-3, "undecided", 0.0),
         ("helps", FLAT, GOOD, 1e-4, "reproduced", -3.0),
         ("helps", FLAT, BAD, 1e-4, "not reproduced", 2.0),

@@ -147,6 +147,7 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, float | None]] = [
     ("interpolated", "interpolates", falling, {"train": lambda spec: 0.0}, "reproduced", None),
     ("not with decay", "interpolates", falling, {"train": lambda spec: 0.05 if spec.lam else 0.0}, "not reproduced", 5.0),
     ("not without", "interpolates", falling, {"train": lambda spec: 0.0 if spec.lam else 0.05}, "not reproduced", None),
+    ("no gain by decay", "interpolates", lambda spec: 0.0, {"train": lambda spec: 0.0}, "not tested", None),
     ("at the bound", "interpolates", falling, {"train": lambda spec: 0.01}, "undecided", 1.0),
     ("same in one pass", "one-pass", falling, {}, "reproduced", -0.1),
     ("harm in one pass", "one-pass", lambda spec: 0.03 if small(spec) else -0.02, {}, "not reproduced", 2.0),
@@ -154,6 +155,7 @@ CASES: list[tuple[str, str, Any, dict[str, Any], str, float | None]] = [
     ("near the margin", "one-pass", lambda spec: 0.03 if small(spec) else 0.01, {"jitter": 0.004}, "undecided", None),
     ("shrinks", "shrinks", falling, {}, "reproduced", 2.9),
     ("grows", "shrinks", lambda spec: 0.01 if small(spec) else 0.03, {}, "not reproduced", -2.0),
+    ("harm everywhere", "shrinks", lambda spec: -0.02 if small(spec) else -0.06, {}, "not tested", 4.0),
     ("stays", "shrinks", lambda spec: 0.03, {"jitter": 0.01}, "undecided", None),
 ]  # fmt: skip
 

@@ -149,7 +149,8 @@ CLAIMS = (
                     below(INTERPOLATED),
                 )
                 for decay, words in ((True, "with the chosen lam"), (False, "without decay"))
-            )
+            ),
+            given=((FEW, below(0)),),
         ),
     ),
     Claim(
@@ -171,7 +172,8 @@ CLAIMS = (
                     ),
                     above(0),
                 ),
-            )
+            ),
+            given=((FEW, below(0)),),
         ),
     ),
 )
