@@ -17,7 +17,7 @@ from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
 from halflife.studies.catalog.curvature.sphere.study import SPHERE
 from halflife.studies.catalog.curvature.transformer.study import TRANSFORMER_CURVATURE
 from halflife.studies.catalog.images.augmentation import AUGMENTATION
-from halflife.studies.catalog.images.bad_minima.study import BAD_MINIMA
+from halflife.studies.catalog.images.bad_minima import BAD_MINIMA
 from halflife.studies.catalog.images.dataset_size import DATASET_SIZE
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
 from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from halflife.studies.evidence.quantities import Reading, Terms
+from halflife.studies.evidence.panels import PointRow
+from halflife.studies.evidence.quantities import Measure, Reading, Terms
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.stats import Interval, crossed_interval
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
-__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "end", "image_run", "level", "points", "wrong"]
+__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "crossed_point", "end", "image_run", "level", "points", "wrong"]
 
 CIFAR_10 = {"data": "cifar10", "downsample": 1}
 CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
@@ -48,6 +49,12 @@ def wrong(arm: str, epoch: Epoch = end, *, average: str = "") -> Terms:
 def level(arm: str, name: str, epoch: Epoch = end) -> Reading:
     """A reading with one value a seed; the arguments are those of `wrong`."""
     return Reading(arm, name, epoch)
+
+
+def crossed_point(results: Results, series: str, x: float, values: Measure) -> PointRow:
+    """A point of a figure with its 95 % interval over seeds and test examples."""
+    found = crossed_interval(values(results, results.main_size))
+    return PointRow(series, x, found.estimate, found.low, found.high)
 
 
 def points(interval: Interval) -> str:

@@ -30,14 +30,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, crossed_point, image_run
 from halflife.studies.evidence.choice import leave_one_out
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
 from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
-from halflife.studies.evidence.stats import Interval, crossed_interval
+from halflife.studies.evidence.stats import crossed_interval
 from halflife.studies.evidence.tests import above, below, lowered, within
 from halflife.studies.specs.images import ImageRun
 
@@ -104,7 +104,7 @@ class Change(Measure):
 def training_errors(results: Results, size: int, *, decay: bool) -> list[Quantity]:
     """The average's training error at each of the smallest numbers of examples."""
     counts, _ = grid(results, size)
-    words = "with the chosen lam" if decay else "without decay"
+    words = "with the best lam for few examples" if decay else "without decay"
     return [
         Quantity(
             name=f"training error of the average {words}, {count:,} examples",
@@ -121,12 +121,14 @@ def training_error(results: Results, size: int, *, count: int, decay: bool) -> N
 
 
 FEW = Quantity(
-    name="test error of the average with the chosen lam - without decay, few examples",
+    name=f"test error of the average with the best lam - without decay, mean over the {NUM_SMALL} smallest numbers of examples",
     values=Change(tuple(range(NUM_SMALL))),
     unit="points",
 )
 ONE_PASS = Quantity(
-    name="test error of the average with the chosen lam - without decay, one pass", values=Change((-1,)), unit="points"
+    name="test error of the average with the best lam for few examples - without decay, one pass",
+    values=Change((-1,)),
+    unit="points",
 )
 
 CLAIMS = (
@@ -148,7 +150,7 @@ CLAIMS = (
                     ),
                     below(INTERPOLATED),
                 )
-                for decay, words in ((True, "with the chosen lam"), (False, "without decay"))
+                for decay, words in ((True, "with the best lam for few examples"), (False, "without decay"))
             ),
             given=((FEW, below(0)),),
         ),
@@ -166,7 +168,7 @@ CLAIMS = (
             parts=(
                 (
                     Quantity(
-                        name="effect of decay on the test error of the average, one pass - few examples",
+                        name="effect of decay on the test error of the average (best lam for few examples), one pass - few",
                         values=Change((-1,)) - Change(tuple(range(NUM_SMALL))),
                         unit="points",
                     ),
@@ -185,17 +187,11 @@ def error_lines(results: Results, size: int, *, part: str) -> Lines:
     return {f"lam {lam:g}": [(count, percent(count, lam, f"{part}/error")) for count in counts] for lam in lams}
 
 
-def gain_at(results: Results, place: int) -> tuple[int, Interval]:
-    """A number of examples, and what the chosen lam gains there."""
-    counts, _ = grid(results, results.main_size)
-    return counts[place], crossed_interval(-Change((place,))(results, results.main_size))
-
-
 def gain_rows(results: Results) -> list[PointRow]:
     """What the chosen lam gains against the number of distinct examples, with intervals over seeds and test examples."""
     counts, _ = grid(results, results.main_size)
-    gains = [gain_at(results, place) for place in range(len(counts))]
-    return [PointRow("gain by the chosen lam", count, g.estimate, g.low, g.high) for count, g in gains]
+    name = "gain by the chosen lam"
+    return [crossed_point(results, name, count, -1.0 * Change((place,))) for place, count in enumerate(counts)]
 
 
 PANELS = (
@@ -235,7 +231,8 @@ PANELS = (
 
 def gain_text(results: Results, *, place: int) -> str:
     """Our gain at one of the numbers of examples."""
-    count, gain = gain_at(results, place)
+    gain = crossed_interval(-Change((place,))(results, results.main_size))
+    count = grid(results, results.main_size)[0][place]
     epochs = image_run(results, key_of(count, 0.0), results.main_size).num_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
     return f"{gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] points in {passes} over {count:,}"
