@@ -92,7 +92,7 @@ def harm(model: str, setting: str) -> Terms:
 
 
 def _harm(model: str, setting: str, where: str) -> Quantity:
-    name = f"test error from the bad start - from a fresh one, {where}"
+    name = f"test error added by the bad start (from it - from a fresh one), {where}"
     return Quantity(name=name, values=harm(model, setting), unit="points")
 
 
@@ -124,11 +124,11 @@ def escape_rule(model: str) -> Rule:
 def shrinks_rule(setting: str, where: str) -> Rule:
     """What the bad start adds to the ResNet's error has shrunk, in either direction."""
     before, after = harm(RESNET, "small-none"), harm(RESNET, setting)
-    kept = f"{KEPT:g} x that at the small rate without decay"
-    name = f"test error from the bad start - from a fresh one, {where}"
+    kept = f"{KEPT:g} x the same at the small rate without decay"
+    name = f"test error added by the bad start, {where}"
     parts: tuple[Part, ...] = (
-        (Quantity(name=f"({name}) - {kept}", values=after - KEPT * before, unit="points"), below(0)),
-        (Quantity(name=f"({name}) + {kept}", values=after + KEPT * before, unit="points"), above(0)),
+        (Quantity(name=f"{name} - {kept}", values=after - KEPT * before, unit="points"), below(0)),
+        (Quantity(name=f"{name} + {kept}", values=after + KEPT * before, unit="points"), above(0)),
     )
     return Rule(parts=parts, given=((PLAIN[RESNET], above(0)),))
 
@@ -189,8 +189,7 @@ CLAIMS = (
             parts=(
                 (
                     Quantity(
-                        name="slope of (test error from the bad start - from a fresh one) in log10(lr * lam), all settings"
-                        " with decay",
+                        name="slope of the test error added by the bad start in log10(lr * lam), all settings with decay",
                         values=slope(),
                         unit="points",
                     ),
@@ -207,8 +206,8 @@ CLAIMS = (
             parts=(
                 (
                     Quantity(
-                        name=f"test error from the bad start - from a fresh one at lr * lam = {MIDDLE:g}, lr"
-                        f" {GRID_RATES[0]:g} - lr {GRID_RATES[-1]:g}",
+                        name=f"test error added by the bad start at lr * lam = {MIDDLE:g}, lr {GRID_RATES[0]:g} - lr"
+                        f" {GRID_RATES[-1]:g}",
                         values=harm(MLP, grid_setting(GRID_RATES[0], MIDDLE))
                         - harm(MLP, grid_setting(GRID_RATES[-1], MIDDLE)),
                         unit="points",
@@ -328,7 +327,7 @@ def _arms(
     products = {grid_setting(lr, product): (lr, float(f"{product / lr:.4g}")) for lr, product in GRID}
     arms: list[Arm] = []
     for width in widths:
-        arms += _arms_of(RESNET, width, resnet | {"width": width}, LARGE, epochs[0], SETTINGS)
+        arms += _arms_of(RESNET, width, {**resnet, "width": width}, LARGE, epochs[0], SETTINGS)
     return (*arms, *_arms_of(MLP, main, mlp, mlp_rate, epochs[1], products))
 
 
