@@ -9,141 +9,99 @@ from numpy.typing import NDArray
 
 from halflife.studies.catalog.curvature.averaging.quantities import (
     AVERAGE,
+    ENSEMBLE,
     FINE_TUNED,
+    RAW,
     SLOW,
-    average_of,
-    fine_tuned_along,
-    fine_tuned_key,
+    along_runs,
+    late_losses,
     late_values,
-    rate_key,
-    rate_keys,
-    variation,
+    prefix_of,
+    total_variation,
+    value,
 )
+from halflife.studies.catalog.curvature.common import rate_keys, rate_of
 from halflife.studies.catalog.images.common import image_run
 from halflife.studies.evidence.claims import PointRow, PointsPanel, Published
 from halflife.studies.evidence.optimum import PAIRED_NOTE, paired_rows
 from halflife.studies.evidence.results import Results
 
-__all__ = ["PANELS", "PUBLISHED", "norm_rows"]
+__all__ = ["PANELS", "PUBLISHED"]
 
 
-def _name(results: Results, key: str) -> str:
-    return f"lr {image_run(results, key, results.main_size).lr:g}"
+def _at_end(results: Results, keys: list[str], weights: str, metric: str) -> NDArray[np.float64]:
+    """A reading at the end of each of some arms, (R, S)."""
+    return np.array([value(results, results.main_size, key, weights, metric) for key in keys])
 
 
 def loss_rows(results: Results) -> list[PointRow]:
-    """The training loss of the noisy runs, mean over seeds.
-
-    Returns:
-        Lines.
-    """
-    rows = []
-    for key in rate_keys(results, results.main_size):
-        series = results.series(key, "train/running_loss", results.main_size)
+    """The training loss of the noisy runs, mean over seeds."""
+    rows, size = [], results.main_size
+    for key in rate_keys(results, size):
+        series = results.series(key, "train/running_loss", size)
         means_E = np.mean([losses for _, losses in series], axis=0)
         rows += [
-            PointRow(series=_name(results, key), x=x, y=y, style="line")
+            PointRow(series=f"lr {rate_of(results, key, size):g}", x=x, y=y, style="line")
             for x, y in zip(series[0][0].tolist(), means_E.tolist(), strict=True)
         ]
     return rows
 
 
-def average_rows(results: Results, *, metric: str, factor: float = 1.0) -> list[PointRow]:
-    """A quantity of the average along the runs.
-
-    Args:
-        results: What the store holds.
-        metric: The reading, without the average's prefix.
-        factor: It is multiplied by this.
-
-    Returns:
-        Lines and points.
-    """
+def along_rows(results: Results, *, of: str, metric: str, factor: float = 1.0) -> list[PointRow]:
+    """A quantity of the average along the runs, or of what is fine-tuned from the epochs that they keep."""
     size, rows = results.main_size, []
-    for key in rate_keys(results, size):
-        series = results.series(key, f"{average_of(results, key, size)}{metric}", size)
-        values_ES = factor * np.array([values for _, values in series]).T
-        rows += paired_rows(_name(results, key), series[0][0].tolist(), values_ES)
-    return rows
-
-
-def fine_tuned_rows(results: Results, *, metric: str, factor: float = 1.0) -> list[PointRow]:
-    """A quantity of the fine-tuned weights, at the epoch of the run that they start from.
-
-    Args:
-        results: What the store holds.
-        metric: The reading.
-        factor: It is multiplied by this.
-
-    Returns:
-        Lines and points.
-    """
-    size, rows = results.main_size, []
-    values_RPS = factor * fine_tuned_along(results, metric, size)
-    for key, values_PS in zip(rate_keys(results, size), values_RPS, strict=True):
-        epochs = [float(epoch) for epoch in image_run(results, key, size).keep_at]
-        rows += paired_rows(_name(results, key), epochs, values_PS)
+    keys = rate_keys(results, size)
+    tuned_RPS = along_runs(results, metric, size) if of == FINE_TUNED else None
+    for rate, key in enumerate(keys):
+        if tuned_RPS is not None:
+            epochs, values_ES = [float(epoch) for epoch in image_run(results, key, size).keep_at], tuned_RPS[rate]
+        else:
+            series = results.series(key, f"{prefix_of(results, key, size, of)}{metric}", size)
+            epochs, values_ES = series[0][0].tolist(), np.array([values for _, values in series]).T
+        rows += paired_rows(f"lr {rate_of(results, key, size):g}", epochs, factor * values_ES)
     return rows
 
 
 def norm_rows(results: Results) -> list[PointRow]:
-    """The norms at the end against the learning rate.
-
-    Returns:
-        Lines and points of the fine-tuned weights, the weights and the average.
-    """
-    size, keys = results.main_size, rate_keys(results, results.main_size)
-    lrs = [image_run(results, key, size).lr for key in keys]
-    last = len(image_run(results, keys[0], size).keep_at) - 1
-    arms = {
-        "fine-tuned": [(fine_tuned_key(rate, last), "weight_norm") for rate in range(len(keys))],
-        "SGD": [(key, "weight_norm") for key in keys],
-        "average": [(key, f"{average_of(results, key, size)}weight_norm") for key in keys],
-    }
-    rows = []
-    for name, read in arms.items():
-        rows += paired_rows(name, lrs, np.array([results.last(key, metric, size) for key, metric in read]))
-    return rows
+    """The norms at the end against the learning rate."""
+    keys = rate_keys(results, results.main_size)
+    lrs = [rate_of(results, key, results.main_size) for key in keys]
+    names = {"fine-tuned": FINE_TUNED, "SGD": RAW, "average": AVERAGE}
+    return [
+        row
+        for name, weights in names.items()
+        for row in paired_rows(name, lrs, _at_end(results, keys, weights, "weight_norm"))
+    ]
 
 
 def ensemble_rows(results: Results) -> list[PointRow]:
-    """The test error of the average and of the ensemble at the end, against lr * lam.
-
-    Returns:
-        Lines and points, the slow arm apart on the left.
-    """
-    size = results.main_size
-    keys = [SLOW, *rate_keys(results, size)]
-    specs = [image_run(results, key, size) for key in keys]
-    metrics = {
-        "average": [f"{average_of(results, key, size)}test/error" for key in keys],
-        "ensemble": ["ensemble/test/error"] * len(keys),
-        "SGD": ["test/error"] * len(keys),
-    }
-    rows = []
-    for name, read in metrics.items():
-        errors_KS = 100 * np.array([results.last(key, m, size) for key, m in zip(keys, read, strict=True)])
-        rows += paired_rows(name, [spec.lr * spec.lam for spec in specs], errors_KS, apart=1)
-    return rows
+    """The test error of the average and of the ensemble at the end, against lr * lam; the slow arm apart on the left."""
+    keys = [SLOW, *rate_keys(results, results.main_size)]
+    products = [spec.lr * spec.lam for spec in (image_run(results, key, results.main_size) for key in keys)]
+    names = {"average": AVERAGE, "ensemble": ENSEMBLE, "SGD": RAW}
+    return [
+        row
+        for name, weights in names.items()
+        for row in paired_rows(name, products, 100 * _at_end(results, keys, weights, "test/error"), apart=1)
+    ]
 
 
 AT_ITS_EPOCH = (
-    "Each point stands at the epoch of the noisy run that fine-tuning starts from, with a tiny learning rate and"
+    "Each point stands at the epoch of the noisy run that fine-tuning starts from, with a tiny learning rate and without"
+    f" decay. {PAIRED_NOTE}"
 )
-AT_ITS_EPOCH += f" without decay. {PAIRED_NOTE}"
 OF_AVERAGE = f"Of the moving average of the weights, BatchNorm statistics computed anew. {PAIRED_NOTE}"
 
 
 def _panel(of: str, metric: str, y_label: str, title: str, figure: str, factor: float = 1.0) -> PointsPanel:
-    average = of == "average"
     return PointsPanel(
-        slug=f"{metric.replace('/', '-').replace('_', '-')}-{of}",
+        slug=f"{metric.replace('/', '-').replace('_', '-')}-{of.removesuffix(' weights')}",
         title=title,
         x_label="epoch",
         y_label=y_label,
-        rows=functools.partial(average_rows if average else fine_tuned_rows, metric=metric, factor=factor),
+        rows=functools.partial(along_rows, of=of, metric=metric, factor=factor),
         source_figure=figure,
-        note=OF_AVERAGE if average else AT_ITS_EPOCH,
+        note=OF_AVERAGE if of == AVERAGE else AT_ITS_EPOCH,
     )
 
 
@@ -158,10 +116,10 @@ PANELS = (
         source_figure="figure 5",
         note="Mean over seeds of an epoch's mean loss.",
     ),
-    _panel("average", "test/error", "test error (%)", "Test error of the average", "figure 5", 100),
-    _panel("fine-tuned", "test/error", "test error (%)", "Test error after fine-tuning", "figure 5", 100),
-    _panel("average", "jacobian_norm", "||J||", "Jacobian norm of the average", "figures 5 and 14"),
-    _panel("fine-tuned", "jacobian_norm", "||J||", "Jacobian norm after fine-tuning", "figures 5 and 14"),
+    _panel(AVERAGE, "test/error", "test error (%)", "Test error of the average", "figure 5", 100),
+    _panel(FINE_TUNED, "test/error", "test error (%)", "Test error after fine-tuning", "figure 5", 100),
+    _panel(AVERAGE, "jacobian_norm", "||J||", "Jacobian norm of the average", "figures 5 and 14"),
+    _panel(FINE_TUNED, "jacobian_norm", "||J||", "Jacobian norm after fine-tuning", "figures 5 and 14"),
     PointsPanel(
         slug="norms",
         title="Norms at the end",
@@ -172,8 +130,8 @@ PANELS = (
         source_figure="figure 5",
         note=PAIRED_NOTE,
     ),
-    _panel("average", "hessian_trace", "Tr(H)", "Trace of the Hessian of the average", "figure 14"),
-    _panel("fine-tuned", "hessian_trace", "Tr(H)", "Trace of the Hessian after fine-tuning", "figure 14"),
+    _panel(AVERAGE, "hessian_trace", "Tr(H)", "Trace of the Hessian of the average", "figure 14"),
+    _panel(FINE_TUNED, "hessian_trace", "Tr(H)", "Trace of the Hessian after fine-tuning", "figure 14"),
     PointsPanel(
         slug="ensemble",
         title="Ensemble of snapshots and average",
@@ -189,82 +147,45 @@ PANELS = (
 
 
 def _text(results: Results, values_RS: NDArray[np.float64], form: str) -> str:
-    lrs = ", ".join(
-        f"{image_run(results, key, results.main_size).lr:g}" for key in rate_keys(results, results.main_size)
-    )
-    return f"{', '.join(f'{value:{form}}' for value in values_RS.mean(axis=1))} (lr {lrs})"
+    """Means over seeds, with the learning rates that they belong to."""
+    size = results.main_size
+    lrs = ", ".join(f"{rate_of(results, key, size):g}" for key in rate_keys(results, size))
+    return f"{', '.join(f'{mean:{form}}' for mean in values_RS.mean(axis=1))} (lr {lrs})"
 
 
 def late_text(results: Results, *, of: str, metric: str) -> str:
-    """A quantity at the learning rates, mean over the late epochs and seeds.
-
-    Args:
-        results: What the store holds.
-        of: `AVERAGE` or `FINE_TUNED`.
-        metric: The reading.
-
-    Returns:
-        The numbers as text.
-    """
-    return _text(results, late_values(results, of, metric, results.main_size).mean(axis=1), ".3g")
+    """A quantity at the learning rates, mean over the late epochs and seeds."""
+    return _text(results, late_values(results, results.main_size, weights=of, metric=metric).mean(axis=1), ".3g")
 
 
 def error_text(results: Results, *, of: str) -> str:
-    """The test errors at the end.
-
-    Args:
-        results: What the store holds.
-        of: `AVERAGE` or `FINE_TUNED`.
-
-    Returns:
-        The numbers as text.
-    """
-    size = results.main_size
-    if of == AVERAGE:
-        keys = rate_keys(results, size)
-        values_RS = np.array([results.last(key, f"{average_of(results, key, size)}test/error", size) for key in keys])
-    else:
-        values_RS = fine_tuned_along(results, "test/error", size)[:, -1]
-    return _text(results, 100 * values_RS, ".1f")
+    """The test errors at the end."""
+    errors_RS = _at_end(results, rate_keys(results, results.main_size), of, "test/error")
+    return _text(results, 100 * errors_RS, ".1f")
 
 
 def norm_text(results: Results) -> str:
     """The norms at the smallest and the largest learning rate."""
-    points = [row for row in norm_rows(results) if row.style == "point"]
-    names = ("SGD", "average", "fine-tuned")
-    heights = {name: [row.y for row in points if row.series == name] for name in names}
-    return "; ".join(f"{name} {min(values):.2f} to {max(values):.2f}" for name, values in heights.items())
+    keys, words = rate_keys(results, results.main_size), []
+    for name, weights in (("SGD", RAW), ("average", AVERAGE), ("fine-tuned", FINE_TUNED)):
+        means_R = _at_end(results, keys, weights, "weight_norm").mean(axis=1)
+        words.append(f"{name} {means_R.min():.2f} to {means_R.max():.2f}")
+    return "; ".join(words)
 
 
 def loss_text(results: Results) -> str:
     """The training loss in the last quarter, against the learning rate."""
-    levels = []
-    for key in rate_keys(results, results.main_size):
-        end = image_run(results, key, results.main_size).num_epochs
-        series = results.series(key, "train/running_loss", results.main_size)
-        levels.append([losses[epochs > 0.75 * end].mean() for epochs, losses in series])
-    return _text(results, np.array(levels), ".2f")
+    return _text(results, late_losses(results, results.main_size), ".2f")
 
 
 def ensemble_text(results: Results, *, slow: bool) -> str:
-    """Test errors of ensemble and average, and how far they are apart.
-
-    Args:
-        results: What the store holds.
-        slow: Of the run whose decay is slow, else of the largest learning rate.
-
-    Returns:
-        The numbers as text.
-    """
+    """Test errors of ensemble and average, and how far they are apart, where decay is slow or at the largest learning rate."""
     size = results.main_size
-    key = SLOW if slow else rate_key(len(rate_keys(results, size)) - 1)
+    key = SLOW if slow else rate_keys(results, size)[-1]
     spec = image_run(results, key, size)
-    names = ("ensemble/", average_of(results, key, size))
-    errors = [100 * results.last(key, f"{name}test/error", size).mean() for name in names]
-    return (
-        f"{errors[0]:.1f} / {errors[1]:.1f} %, {variation(results, key, size).mean():.3f} (lr {spec.lr:g}, lam"
-        f" {spec.lam:g})"
-    )
+    errors = [100 * value(results, size, key, of, "test/error").mean() for of in (ENSEMBLE, AVERAGE)]
+    apart = total_variation(results, size, key=key).mean()
+    return f"{errors[0]:.1f} / {errors[1]:.1f} %, {apart:.3f} (lr {spec.lr:g}, lam {spec.lam:g})"
 
 
 PAPER_RATES = "lr 0.05, 0.1, 0.15, 0.2, 0.25"

@@ -19,155 +19,236 @@ Once the rules stood, one arm (the middle rate) was timed on that seed; its curv
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from halflife.studies.catalog.curvature.averaging import quantities as rules
 from halflife.studies.catalog.curvature.averaging.figures import PANELS, PUBLISHED
-from halflife.studies.catalog.curvature.averaging.quantities import AVERAGE, FINE_TUNED, SLOW, fine_tuned_key, rate_key
-from halflife.studies.evidence.claims import Arm, Preset, Study
-from halflife.studies.evidence.decisions import WordedClaim
-from halflife.studies.specs.images import ImageBranch, ImageRun, fine_tune_branch
+from halflife.studies.catalog.curvature.averaging.quantities import (
+    AVERAGE,
+    ENSEMBLE,
+    FINE_TUNED,
+    RAW,
+    SLOW,
+    AtEnd,
+    fall_of_loss,
+    fine_tuned_key,
+    largest_rate,
+    late_exponent,
+    late_values,
+    loss_exponent,
+    mirrors_over_all,
+    mirrors_within_runs,
+    total_variation,
+)
+from halflife.studies.catalog.curvature.common import at_each, positive, rate_keys
+from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Each, Quantity, Terms
+from halflife.studies.evidence.tests import Test, above, below, lowered, within
+from halflife.studies.specs.images import ImageRun, fine_tune_branch
 
 __all__ = ["AVERAGING"]
 
-EXPONENT = "The quantity is fitted as lr^p over the learning rates, its geometric mean over the kept epochs of the second half."
+SMALLEST_EFFECT = 0.5  # points, as in the stabilization studies
+WORSE_MARGIN = 0.5  # points by which "at least as good" may be worse
+PLATEAU_EXPONENT = 0.5  # as in the stabilization studies: the loss falls by less than sqrt(2) while the epochs double
+NO_RANKING = 0.25  # exponent: over a factor of 4 in lr the quantity changes by less than sqrt(2)
+MIRROR = 0.5  # correlation
+ENSEMBLE_MARGIN = 1.0  # points; the paper's tables have two digits
+ENSEMBLE_VARIATION = 0.15  # the largest of the paper's table
+NAMES = {"jacobian_norm": "||J||", "hessian_trace": "Tr(H)"}
+
+
+def difference(of: str, than: str, arms: Any = rate_keys) -> Terms:
+    """Test error of one kind of weights minus that of another at the end, in points, mean over the arms."""
+    return 100 * AtEnd(of, "test/wrong", arms) - 100 * AtEnd(than, "test/wrong", arms)
+
+
+def lowers_error(of: str, said: str) -> Rule:
+    """At the largest learning rate."""
+    change = difference(of, RAW, largest_rate)
+    name = f"test error {said} - that of the weights, at the end, largest learning rate"
+    return Rule(parts=((Quantity(name=name, values=change, unit="points"), lowered(SMALLEST_EFFECT)),))
+
+
+def each_rate(name: str, make: Callable[[str], Quantity]) -> Each:
+    """A quantity at each learning rate of the grid."""
+    return Each(
+        name=f"{name}, at each learning rate",
+        quantities=functools.partial(at_each, keys=rate_keys, make=make),
+        unit=make("").unit,
+    )
+
+
+def ranked(of: str, metric: str, test: Test) -> Rule:
+    """What the exponent of a probe in the learning rate must be."""
+    name, values = NAMES[metric], functools.partial(late_exponent, weights=of, metric=metric)
+    said = f"p of {name} ~ lr^p, {name} of the {of}, geometric mean over the kept epochs of the second half"
+    read = functools.partial(late_values, weights=of, metric=metric)
+    return Rule(
+        parts=((Quantity(name=said, values=values), test),),
+        given=(positive(f"{name} of the {of}", read),) if metric == "hessian_trace" else (),
+    )
+
+
+def norm_ratio(key: str, *, of: str, over: str) -> Quantity:
+    """Norms at the end."""
+    norms = [AtEnd(weights, "weight_norm", (key,)) for weights in (of, over)]
+    return Quantity(
+        name=f"norm of the {of} over that of the {over} at the end", values=norms[0] / norms[1], unit="x", log=True
+    )
+
+
+def larger_norm(of: str, over: str) -> tuple[Each, Test]:
+    """At each learning rate."""
+    name = f"norm of the {of} over that of the {over} at the end"
+    return each_rate(name, functools.partial(norm_ratio, of=of, over=over)), above(1)
+
+
+GAP = "test error of the average - that of the ensemble at the end"
+APART = "total variation between the predictions of the ensemble and of the average at the end"
+
+
+def gap(key: str) -> Quantity:
+    """How much worse the average is than the ensemble of snapshots."""
+    return Quantity(name=GAP, values=difference(AVERAGE, ENSEMBLE, (key,)), unit="points")
+
+
+def apart(key: str) -> Quantity:
+    """How far their predictions are apart."""
+    return Quantity(name=APART, values=functools.partial(total_variation, key=key))
+
 
 CLAIMS = (
-    WordedClaim(
-        key="a-average",
+    Claim(
+        key="average",
         text="The moving average of the weights has a lower test error than the weights.",
-        rule="At the largest learning rate, at the end. Reproduced if the 95 % interval of (error of the average - error of"
-        f" the weights) lies below 0; not reproduced if it excludes an improvement of {rules.SMALLEST_EFFECT} points; else"
-        " inconclusive.",
-        effect_name="test error of the average minus that of the weights",
-        unit="points",
-        measure=functools.partial(rules.lowers_error, by=AVERAGE),
+        rule=lowers_error(AVERAGE, "of the average"),
     ),
-    WordedClaim(
-        key="a-fine-tuning",
+    Claim(
+        key="fine-tuning",
         text="Fine-tuning with a tiny learning rate and without decay lowers the test error of the weights, too: both bring out"
         " what the noisy phase has gained.",
-        rule="As a-average.",
-        effect_name="test error after fine-tuning minus that of the weights",
-        unit="points",
-        measure=functools.partial(rules.lowers_error, by=FINE_TUNED),
+        rule=lowers_error(FINE_TUNED, "after fine-tuning"),
     ),
-    WordedClaim(
-        key="b",
+    Claim(
+        key="as-good",
         text="The average, which needs no further training, is at least as good as fine-tuning.",
-        rule="From the end of the runs, mean over the learning rates. Reproduced if the 95 % interval of (error of the average"
-        f" - error after fine-tuning) lies below {rules.WORSE_MARGIN} points; not reproduced if it lies above; else"
-        " inconclusive.",
-        effect_name="test error of the average minus that after fine-tuning",
-        unit="points",
-        measure=rules.as_good,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="test error of the average - that after fine-tuning, at the end, mean over learning rates",
+                        values=difference(AVERAGE, FINE_TUNED),
+                        unit="points",
+                    ),
+                    below(WORSE_MARGIN),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="c",
+    Claim(
+        key="plateau",
         text="The training loss stays on a plateau that is higher for larger learning rates.",
-        rule="Reproduced if the 95 % interval of p in (mean loss of the last quarter ~ lr^p) lies above 0, and at each"
-        f" learning rate the loss falls over the second half as epochs^-q with q < {rules.PLATEAU_EXPONENT} (95 % interval);"
-        " not reproduced if one of these intervals lies wholly on the other side; else inconclusive.",
-        effect_name="exponent of the training loss in the learning rate",
-        unit="",
-        measure=rules.plateau_rises,
+        rule=Rule(
+            parts=(
+                (Quantity(name="p of mean training loss of the last quarter ~ lr^p", values=loss_exponent), above(0)),
+                (
+                    each_rate("q of training loss ~ epochs^-q over the second half", fall_of_loss),
+                    below(PLATEAU_EXPONENT),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="d",
+    Claim(
+        key="average-jacobian",
         text="The Jacobian norm of the average is smaller for larger learning rates, as the conjecture has it.",
-        rule=f"{EXPONENT} Reproduced if the 95 % interval of p lies below 0; not reproduced if above; else inconclusive.",
-        effect_name="exponent of ||J|| of the average in the learning rate",
-        unit="",
-        measure=functools.partial(rules.ranked_by_lr, of=AVERAGE, metric="jacobian_norm", expect="falls"),
+        rule=ranked(AVERAGE, "jacobian_norm", below(0)),
     ),
-    WordedClaim(
-        key="e",
+    Claim(
+        key="fine-tuned-jacobian",
         text="The Jacobian norm of the fine-tuned weights is larger for larger learning rates: the order that the conjecture"
         " does not have, as the paper admits.",
-        rule=f"{EXPONENT} Reproduced if the 95 % interval of p lies above 0; not reproduced if below; else inconclusive.",
-        effect_name="exponent of ||J|| of the fine-tuned weights in the learning rate",
-        unit="",
-        measure=functools.partial(rules.ranked_by_lr, of=FINE_TUNED, metric="jacobian_norm", expect="rises"),
+        rule=ranked(FINE_TUNED, "jacobian_norm", above(0)),
     ),
-    WordedClaim(
-        key="f",
+    Claim(
+        key="fine-tuned-trace",
         text="The trace of the Hessian of the fine-tuned weights is larger for larger learning rates, too.",
-        rule="As e.",
-        effect_name="exponent of Tr(H) of the fine-tuned weights in the learning rate",
-        unit="",
-        measure=functools.partial(rules.ranked_by_lr, of=FINE_TUNED, metric="hessian_trace", expect="rises"),
+        rule=ranked(FINE_TUNED, "hessian_trace", above(0)),
     ),
-    WordedClaim(
-        key="g",
+    Claim(
+        key="average-trace",
         text="The trace of the Hessian of the average does not rank the learning rates.",
-        rule=f"{EXPONENT} Reproduced if the 90 % interval of p lies within {rules.NO_RANKING} of 0 (a factor of 4 in lr changes"
-        " the trace by less than sqrt(2)); not reproduced if it lies wholly outside; else inconclusive.",
-        effect_name="exponent of Tr(H) of the average in the learning rate",
-        unit="",
-        measure=functools.partial(rules.ranked_by_lr, of=AVERAGE, metric="hessian_trace", expect="neither"),
+        rule=ranked(AVERAGE, "hessian_trace", within(NO_RANKING)),
     ),
-    WordedClaim(
-        key="h",
+    Claim(
+        key="mirrors",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error, over learning rates and epochs"
         " (the first version of the paper).",
-        rule="For each seed the rank correlation of the two over all learning rates and kept epochs. Reproduced if the 95 %"
-        f" interval of its mean lies above {rules.MIRROR}; not reproduced if below; else inconclusive.",
-        effect_name="rank correlation of Tr(H) and test error",
-        unit="",
-        measure=rules.mirrors_error,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="rank correlation of Tr(H) and test error of the fine-tuned weights, over all learning rates and"
+                        " kept epochs",
+                        values=mirrors_over_all,
+                    ),
+                    above(MIRROR),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="h-along",
+    Claim(
+        key="mirrors-along",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error along a single run, too.",
-        rule="For each seed the correlation of the two over the kept epochs of a run, mean over the learning rates. Bounds as"
-        " in h.",
-        effect_name="correlation of Tr(H) and test error within a run",
-        unit="",
-        measure=rules.mirrors_within_runs,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="correlation of Tr(H) and test error of the fine-tuned weights over the kept epochs of a run,"
+                        " mean over learning rates",
+                        values=mirrors_within_runs,
+                    ),
+                    above(MIRROR),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="i",
+    Claim(
+        key="norms",
         text="The average has a smaller norm than the weights, and the fine-tuned weights a larger one.",
-        rule="At each learning rate, at the end. Reproduced if the 95 % intervals of both ratios lie above 1 at each; not"
-        " reproduced if one lies below; else inconclusive. The effect is (fine-tuned / average) at the largest.",
-        effect_name="norm of the fine-tuned weights over that of the average",
-        unit="x",
-        measure=rules.norms_are_ordered,
+        rule=Rule(parts=(larger_norm(RAW, AVERAGE), larger_norm(FINE_TUNED, RAW))),
     ),
-    WordedClaim(
-        key="j",
+    Claim(
+        key="ensemble",
         text="Where the timescale of decay is much shorter than the run, an ensemble of snapshots (a mean in function space)"
         " predicts what the average of the weights does.",
-        rule="At each learning rate, at the end. Reproduced if at each the 90 % interval of (error of the average - error of"
-        f" the ensemble) lies within {rules.ENSEMBLE_MARGIN:g} point of 0 and the 95 % interval of the total variation between"
-        f" their predictions below {rules.ENSEMBLE_VARIATION}; not reproduced if one lies wholly outside; else inconclusive."
-        " The effect is the largest gap. The ensemble takes snapshots at even distances from the first epochs on.",
-        effect_name="test error of the average minus that of the ensemble",
-        unit="points",
-        measure=rules.ensemble_is_average,
+        rule=Rule(
+            parts=(
+                (each_rate(GAP, gap), within(ENSEMBLE_MARGIN)),
+                (each_rate(APART, apart), below(ENSEMBLE_VARIATION)),
+            )
+        ),
     ),
-    WordedClaim(
-        key="j-unmixed",
-        text="Where the timescale of decay is as long as the run, the average is worse than the ensemble by more (the paper's"
-        " tables, not its words).",
-        rule="Reproduced if the 95 % interval of (gap where decay is slow - mean gap at the learning rates of j) lies above 0;"
-        " not reproduced if below; else inconclusive. A gap is (error of the average - error of the ensemble) at the end.",
-        effect_name="gap where decay is slow minus mean gap elsewhere",
-        unit="points",
-        measure=rules.ensemble_gap_unmixed,
+    Claim(
+        key="ensemble-slow",
+        text="Where the timescale of decay is as long as the run, the average of the weights is worse than the ensemble of"
+        " snapshots by more (the paper's tables, not its words).",
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name=f"({GAP}), where decay is slow - its mean over the learning rates of the grid",
+                        values=difference(AVERAGE, ENSEMBLE, (SLOW,)) - difference(AVERAGE, ENSEMBLE),
+                        unit="points",
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
 )
 
 PROBES = ("hessian-trace", "jacobian-norm")
-
-
-def _run(fields: Mapping[str, Any], seed: int) -> ImageRun:
-    return ImageRun(seed=seed, **fields)
-
-
-def _branch(fields: Mapping[str, Any], at: int, lr: float, num_epochs: int, seed: int) -> ImageBranch:
-    return fine_tune_branch(_run(fields, seed), at, lr=lr, num_epochs=num_epochs)
 
 
 def _arms(
@@ -183,21 +264,21 @@ def _arms(
     for width in widths:
         shared = {"width": width, "drop_at": 1.0, **common}
         for rate, lr in enumerate(rates):
-            fields = {"lr": lr, "lam": lam, "probes": PROBES, **shared}
-            label = f"lr {lr:g}, lam {lam:g}"
-            arms.append(Arm(key=rate_key(rate), label=label, size=width, spec=_run(fields, 0)))
+            run = ImageRun(lr=lr, lam=lam, probes=PROBES, **shared)
+            key, label = f"lr-{rate}", f"lr {lr:g}, lam {lam:g}"
+            arms.append(Arm(key=key, label=label, size=width, spec=run))
             arms += [
                 Arm(
-                    key=fine_tuned_key(rate, place),
+                    key=fine_tuned_key(key, place),
                     label=f"{label}, fine-tuned from epoch {epoch}",
                     size=width,
-                    spec=_branch(fields, epoch, *fine_tuning, 0),
+                    spec=fine_tune_branch(run, epoch, lr=fine_tuning[0], num_epochs=fine_tuning[1]),
                 )
-                for place, epoch in enumerate(common["keep_at"])
+                for place, epoch in enumerate(run.keep_at)
             ]
         lr, small = slow
-        fields = {"lr": lr, "lam": small, **shared, "keep_at": (), "probe_every": 0}
-        arms.append(Arm(key=SLOW, label=f"lr {lr:g}, lam {small:g}", size=width, spec=_run(fields, 0)))
+        spec = ImageRun(lr=lr, lam=small, **{**shared, "keep_at": (), "probe_every": 0})
+        arms.append(Arm(key=SLOW, label=f"lr {lr:g}, lam {small:g}", size=width, spec=spec))
     return tuple(arms)
 
 
@@ -215,9 +296,9 @@ AVERAGING = Study(
     published=PUBLISHED,
     size_name="width",
     doc_panels=("test-error-average", "jacobian-norm-average", "jacobian-norm-fine-tuned", "hessian-trace-fine-tuned"),
-    presets={
-        "smoke": Preset(
-            description="100 training and 200 test images, 2 epochs: shows that everything works, not what is true",
+    presets=presets(
+        smoke=Preset(
+            description="100 training and 200 test images, 2 epochs",
             budget="10 seconds",
             arms=_arms(
                 RATES[:2],
@@ -236,11 +317,8 @@ AVERAGING = Study(
                 | {"ensemble_every": 1, "probe_examples": 20, "probe_vectors": 6},
                 (4,),
             ),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description="ResNet of width 8, 60 epochs, 2,000 Fashion-MNIST images at 14 x 14, fine-tuning for 15 epochs",
             budget="10 minutes on 2 cores",
             arms=_arms(
@@ -252,10 +330,8 @@ AVERAGING = Study(
                 | {"num_epochs": 60, "eval_every": 30, "keep_at": (10, 30, 60), "probe_every": 30, "ensemble_every": 5},
                 (8,),
             ),
-            num_seeds=5,
-            main_size=8,
         ),
-        "night": Preset(
+        night=Preset(
             description="as laptop, with 120 epochs, more seeds, and a ladder of widths 4, 8, 16",
             budget="90 minutes on 2 cores",
             arms=_arms(
@@ -275,9 +351,8 @@ AVERAGING = Study(
             ),
             num_seeds=7,
             main_size=8,
-            num_ladder_seeds=3,
         ),
-        "paper": Preset(
+        paper=Preset(
             description="pre-activation ResNet-18 on CIFAR-10, 100 epochs, learning rates 0.05 to 0.25, lam 0.0125, fine-tuning"
             " for 100 epochs at 1e-3 from every 20th",
             budget="days on one GPU",
@@ -301,8 +376,7 @@ AVERAGING = Study(
                 (64,),
             ),
             num_seeds=3,
-            main_size=64,
             needs="CIFAR-10's binary version (--data DIR) and a GPU",
         ),
-    },
+    ),
 )
