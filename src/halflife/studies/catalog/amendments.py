@@ -39,6 +39,14 @@ AMENDMENTS = {
     ("lm-ablations", "d-inside"): STAKE,
     ("lm-ablations", "d-outside"): STAKE,
     ("lm-ablations", "e"): f"{GRID} A third learning rate, 3, was added with that rule.",
+    (
+        "averaging",
+        "average-trace",
+    ): "the trace of the fine-tuned weights must rank the learning rates; before, nothing had to.",
+    (
+        "averaging",
+        "ensemble",
+    ): "averaging must change the test error by more than the margin; before, nothing was at stake.",
     ("bias-variance", "h-early"): STAKE,
     ("lm-dropout", "smaller-lam"): VERTEX,
     ("lm-dropout", "one-pass-gain"): STAKE,

@@ -154,8 +154,10 @@ def _text(results: Results, values_RS: NDArray[np.float64], form: str) -> str:
 
 
 def late_text(results: Results, *, of: str, metric: str) -> str:
-    """A quantity at the learning rates, mean over the late epochs and seeds."""
-    return _text(results, late_values(results, results.main_size, weights=of, metric=metric).mean(axis=1), ".3g")
+    """A quantity at the learning rates, geometric mean over the late epochs as in the rules, mean over seeds."""
+    values_RPS = late_values(results, results.main_size, weights=of, metric=metric)
+    positive = (values_RPS > 0).all()
+    return _text(results, np.exp(np.log(values_RPS).mean(axis=1)), ".3g") if positive else "not above 0 in every run"
 
 
 def error_text(results: Results, *, of: str) -> str:
