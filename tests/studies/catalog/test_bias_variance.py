@@ -15,7 +15,7 @@ from halflife.studies.catalog.language.bias_variance import quantities as rules
 from halflife.studies.catalog.language.bias_variance.quantities import Split
 from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE
 from halflife.studies.catalog.language.bias_variance.theory import expected
-from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
+from halflife.studies.catalog.language.schedules import LM_SCHEDULES
 from halflife.studies.catalog.language.settings import LAMS
 from halflife.studies.evidence.claims import Arm, PointsPanel, Verdict
 from halflife.studies.evidence.stats import Interval

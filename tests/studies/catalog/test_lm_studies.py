@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from halflife.rules.registry import schedule_from
 from halflife.studies.catalog import STUDIES, get_study
-from halflife.studies.catalog.language import quantities as rules
-from halflife.studies.catalog.language.ablations import quantities as ablations
-from halflife.studies.catalog.language.ablations.study import SMALL, sgd_arms
-from halflife.studies.catalog.language.effective_lr import quantities as replays
-from halflife.studies.catalog.language.generalization import quantities as generalization
+from halflife.studies.catalog.language.ablations import SMALL, sgd_arms
+from halflife.studies.catalog.language.effective_lr import BetweenSeeds
+from halflife.studies.catalog.language.quantities import BLOCKS
 from halflife.studies.evidence.claims import Preset
-from halflife.studies.evidence.decisions import Finding
+from halflife.studies.evidence.quantities import NotMeasuredError
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rules import Finding
 from halflife.studies.specs import TextBranch, TextReplay, TextRun
 from halflife.studies.specs.base import RunSpec
 
@@ -71,21 +70,20 @@ class MadeUp:
         noise_SN = own.normal(0, self.jitter, (NUM_SEEDS, 1)) + own.normal(0, self.jitter, (NUM_SEEDS, NUM_BLOCKS))
         return np.asarray(self.level(key, metric, step) + seeds_S + blocks_N + noise_SN, dtype=np.float64)
 
-    def last(self, key: str, metric: str, size: int) -> Array:
-        return np.asarray(self.array(key, metric, None).mean(axis=1))
-
-    def at_step(self, key: str, metric: str, step: int, size: int) -> Array:
-        return np.asarray(self.array(key, metric, step).mean(axis=1))
-
-    def last_array(self, key: str, name: str, size: int) -> Array:
-        return self.array(key, name.removesuffix("_blocks"), None)
-
-    def array_at_step(self, key: str, name: str, step: int, size: int) -> Array:
-        return self.array(key, name.removesuffix("_blocks"), step)
+    def read(self, key: str, name: str, size: int, *, epoch: float | None = None, step: int | None = None) -> Array:
+        array_SN = self.array(key, name.removesuffix("_blocks"), step)
+        return array_SN if name.endswith("_blocks") else np.asarray(array_SN.mean(axis=1))
 
 
-def decide(rule: Callable[..., Finding], made: object) -> Finding:
-    finding = rule(cast("Results", made), SIZE)
+def study_of(key: str) -> str:
+    """Which of the studies has a claim: the keys are different in all of them."""
+    (name,) = (name for name in NAMES for claim in get_study(name).claims if claim.key == key)
+    return name
+
+
+def decide(key: str, made: object) -> Finding:
+    (claim,) = (claim for claim in get_study(study_of(key)).claims if claim.key == key)
+    finding = claim.decide(cast("Results", made), SIZE)
     assert finding.effect is None or finding.effect.low <= finding.effect.estimate <= finding.effect.high
     return finding
 
@@ -98,99 +96,89 @@ FIRST, LAST = "tiny-lr-decayed-moderate-20", "tiny-lr-decayed-moderate-80"
 MIDWAY = "tiny-lr-decayed-moderate-40"
 EMA, MEAN = "constant-moderate-x1:ema-0.99/val/loss", "constant-moderate-x1:mean/val/loss"
 
-best = rules.best_against_best
-same = functools.partial(rules.lower_at_same_lr, lam="moderate")
-higher = functools.partial(rules.higher_at_constant, lam="moderate")
-shrinks = functools.partial(rules.gap_shrinks, lam="moderate")
-branch = functools.partial(rules.branch_is_lower, branch="tiny-lr", lam="moderate")
-cooldown = functools.partial(rules.branch_is_lower, branch="cooldown", lam="moderate")
-crossing = functools.partial(rules.crosses, lam="moderate")
-coincide = functools.partial(rules.branches_coincide, lam="moderate")
-late = functools.partial(rules.gains_late, lam="moderate")
-inside = functools.partial(ablations.l2_helps, where="inside")
-as_good = functools.partial(ablations.l2_as_good, where="outside")
-ema = functools.partial(ablations.averages_shrink, lam="moderate", average="ema")
-mean = functools.partial(ablations.averages_shrink, lam="moderate", average="mean")
-less = functools.partial(ablations.averages_less_than_branch, lam="moderate", average="ema")
 SCHEDULES, ABLATIONS = "lm-schedules", "lm-ablations"
 
-CASES: list[tuple[str, str, Callable[..., Finding], dict[str, float], float, str, float]] = [
+CASES: list[tuple[str, str, dict[str, float], float, str, float]] = [
     # The best arms are elsewhere in the grid than the main rate, and differ by 0.02.
-    ("best lower", SCHEDULES, best, {"decayed-none-x2": 1.99, "decayed-large-x4": 1.97}, TIGHT, "reproduced", -0.02),
-    ("best lower, best rate at the upper edge", SCHEDULES, best, {"decayed-none-x4": 1.99, "decayed-large-x4": 1.97}, TIGHT,
-     "inconclusive", -0.02),
-    ("best lower, best rate at the lower edge", SCHEDULES, best, {"decayed-none-x1": 1.99, "decayed-large-x1": 1.97}, TIGHT,
-     "inconclusive", -0.02),
-    ("best equal", SCHEDULES, best, {"decayed-none-x2": 1.97, "decayed-large-x4": 1.97}, TIGHT, "not reproduced", 0),
-    ("best higher", SCHEDULES, best, {"decayed-none-x2": 1.9}, TIGHT, "not reproduced", 0.1),
-    ("best unclear", SCHEDULES, best, {"decayed-none-x2": 1.5, "decayed-large-x4": 1.49}, LOOSE, "inconclusive", -0.01),
-    ("gain below the smallest that counts", SCHEDULES, same, {"decayed-moderate-x1": 1.9985}, TIGHT, "reproduced", -0.0015),
-    ("same rate, a loss", SCHEDULES, same, {"decayed-moderate-x1": 2.01}, TIGHT, "not reproduced", 0.01),
-    ("same rate, another arm gains", SCHEDULES, same, {"decayed-large-x1": 1.9}, TIGHT, "not reproduced", 0),
-    ("higher", SCHEDULES, higher, END, TIGHT, "reproduced", 0.05),
-    ("higher turned round", SCHEDULES, higher, {"constant-none-x1": 2.05}, TIGHT, "not reproduced", -0.05),
-    ("higher unclear", SCHEDULES, higher, {"constant-moderate-x1": 2.03}, LOOSE, "inconclusive", 0.03),
-    ("shrinks", SCHEDULES, shrinks, {**END, TINY: 2.02}, TIGHT, "reproduced", 0.03),
-    ("shrinks beyond 0", SCHEDULES, shrinks, {**END, TINY: 1.98}, TIGHT, "reproduced", 0.07),
-    ("grows", SCHEDULES, shrinks, {**END, TINY: 2.09}, TIGHT, "not reproduced", -0.04),
-    ("no gap to shrink", SCHEDULES, shrinks, {TINY: 1.9}, TIGHT, "inconclusive", 0.1),
-    ("branch lower", SCHEDULES, branch, {**END, TINY: 1.99}, TIGHT, "reproduced", -0.01),
-    ("branch higher", SCHEDULES, branch, {**END, TINY: 2.01}, TIGHT, "not reproduced", 0.01),
-    ("only an earlier branch lower", SCHEDULES, branch, {TINY: 2.01, TINY[:-3] + "20": 1.9}, TIGHT, "not reproduced", 0.01),
-    ("cooldown lower", SCHEDULES, cooldown, {"cooldown-constant-moderate-100": 1.9}, TIGHT, "reproduced", -0.1),
-    ("crosses", SCHEDULES, crossing, LATE, TIGHT, "reproduced", -0.02),
-    ("lower throughout", SCHEDULES, crossing, {**LATE, "decayed-moderate-x1@800": 1.9}, TIGHT, "not reproduced", -0.02),
-    ("higher throughout", SCHEDULES, crossing, {**LATE, "decayed-moderate-x1": 2.01}, TIGHT, "not reproduced", 0.01),
-    ("lower at the end, midway unclear", SCHEDULES, crossing, UNCLEAR, LOOSE, "inconclusive", -0.5),
-    ("branches coincide", SCHEDULES, coincide, {**LATE, MIDWAY: 2.005}, TIGHT, "reproduced", 0.005),
-    ("branches coincide, as the runs nearly do", SCHEDULES, coincide, {"decayed-moderate-x1@800": 2.009}, TIGHT,
-     "inconclusive", 0),
-    ("branches differ", SCHEDULES, coincide, {**LATE, MIDWAY: 2.02}, TIGHT, "not reproduced", 0.02),
-    ("branches coincide as the runs do", SCHEDULES, coincide, {"decayed-moderate-x1@800": 1.99}, TIGHT, "not reproduced", 0),
-    ("branches unclear", SCHEDULES, coincide, {"decayed-moderate-x1@800": 2.5, MIDWAY: 2.01}, LOOSE, "inconclusive", 0.01),
-    ("gains late", SCHEDULES, late, {FIRST: 2.01, LAST: 1.99}, TIGHT, "reproduced", -0.02),
-    ("gains early", SCHEDULES, late, {FIRST: 1.98, LAST: 1.99}, TIGHT, "not reproduced", 0.01),
-    ("never gains", SCHEDULES, late, {FIRST: 2.03, LAST: 2.01}, TIGHT, "not reproduced", -0.02),
-    ("gains harmless", ABLATIONS, ablations.gains_harmless, {"gains-kept-none": 2.02, "gains-decayed-moderate": 2.003}, TIGHT,
+    ("best lower", "best", {"decayed-none-x2": 1.99, "decayed-large-x4": 1.97}, TIGHT, "reproduced", -0.02),
+    ("best lower, best rate at the upper edge", "best", {"decayed-none-x4": 1.99, "decayed-large-x4": 1.97}, TIGHT,
+     "not tested", -0.02),
+    ("best lower, best rate at the lower edge", "best", {"decayed-none-x1": 1.99, "decayed-large-x1": 1.97}, TIGHT,
+     "not tested", -0.02),
+    ("best equal", "best", {"decayed-none-x2": 1.97, "decayed-large-x4": 1.97}, TIGHT, "not reproduced", 0),
+    ("best higher", "best", {"decayed-none-x2": 1.9}, TIGHT, "not reproduced", 0.1),
+    ("best unclear", "best", {"decayed-none-x2": 1.5, "decayed-large-x4": 1.49}, LOOSE, "undecided", -0.01),
+    ("gain below the smallest that counts", "same-rate-moderate", {"decayed-moderate-x1": 1.9985}, TIGHT,
+     "reproduced", -0.0015),
+    ("same rate, a loss", "same-rate-moderate", {"decayed-moderate-x1": 2.01}, TIGHT, "not reproduced", 0.01),
+    ("same rate, another arm gains", "same-rate-moderate", {"decayed-large-x1": 1.9}, TIGHT, "not reproduced", 0),
+    ("higher", "higher-loss-moderate", END, TIGHT, "reproduced", 0.05),
+    ("higher turned round", "higher-loss-moderate", {"constant-none-x1": 2.05}, TIGHT, "not reproduced", -0.05),
+    ("higher unclear", "higher-loss-moderate", {"constant-moderate-x1": 2.03}, LOOSE, "undecided", 0.03),
+    ("shrinks", "branch-removes-moderate", {**END, TINY: 2.02}, TIGHT, "reproduced", 0.03),
+    ("shrinks beyond 0", "branch-removes-moderate", {**END, TINY: 1.98}, TIGHT, "reproduced", 0.07),
+    ("grows", "branch-removes-moderate", {**END, TINY: 2.09}, TIGHT, "not reproduced", -0.04),
+    ("no gap to shrink", "branch-removes-moderate", {TINY: 1.9}, TIGHT, "not tested", 0.1),
+    ("branch lower", "better-point-moderate", {**END, TINY: 1.99}, TIGHT, "reproduced", -0.01),
+    ("branch higher", "better-point-moderate", {**END, TINY: 2.01}, TIGHT, "not reproduced", 0.01),
+    ("only an earlier branch lower", "better-point-moderate", {TINY: 2.01, TINY[:-3] + "20": 1.9}, TIGHT,
+     "not reproduced", 0.01),
+    ("cooldown lower", "cooldown-moderate", {"cooldown-constant-moderate-100": 1.9}, TIGHT, "reproduced", -0.1),
+    ("crosses", "crossing-moderate", LATE, TIGHT, "reproduced", -0.02),
+    ("lower throughout", "crossing-moderate", {**LATE, "decayed-moderate-x1@800": 1.9}, TIGHT, "not reproduced", -0.02),
+    ("higher throughout", "crossing-moderate", {**LATE, "decayed-moderate-x1": 2.01}, TIGHT, "not reproduced", 0.01),
+    ("lower at the end, midway unclear", "crossing-moderate", UNCLEAR, LOOSE, "undecided", -0.5),
+    ("branches coincide", "early-branch-moderate", {**LATE, MIDWAY: 2.005}, TIGHT, "reproduced", 0.005),
+    ("branches coincide, as the runs nearly do", "early-branch-moderate", {"decayed-moderate-x1@800": 2.009}, TIGHT,
+     "not tested", 0),
+    ("branches differ", "early-branch-moderate", {**LATE, MIDWAY: 2.02}, TIGHT, "not reproduced", 0.02),
+    ("branches coincide as the runs do", "early-branch-moderate", {"decayed-moderate-x1@800": 1.99}, TIGHT,
+     "not reproduced", 0),
+    ("branches unclear", "early-branch-moderate", {"decayed-moderate-x1@800": 2.5, MIDWAY: 2.01}, LOOSE, "undecided", 0.01),
+    ("gains late", "late-gain-moderate", {FIRST: 2.01, LAST: 1.99}, TIGHT, "reproduced", -0.02),
+    ("gains early", "late-gain-moderate", {FIRST: 1.98, LAST: 1.99}, TIGHT, "not reproduced", 0.01),
+    ("never gains", "late-gain-moderate", {FIRST: 2.03, LAST: 2.01}, TIGHT, "not reproduced", -0.02),
+    ("gains harmless", "gains-moderate", {"gains-kept-none": 2.02, "gains-decayed-moderate": 2.003}, TIGHT,
      "reproduced", 0.003),
-    ("gains harmless, and decay costs", ABLATIONS, ablations.gains_harmless, {"gains-kept-none": 1.98}, TIGHT,
+    ("gains harmless, and decay costs", "gains-moderate", {"gains-kept-none": 1.98}, TIGHT,
      "reproduced", 0),
-    ("gains harmless as decay is idle", ABLATIONS, ablations.gains_harmless, {"gains-kept-none": 2.004}, TIGHT,
-     "inconclusive", 0),
-    ("gains matter", ABLATIONS, ablations.gains_harmless, {"gains-decayed-moderate": 1.99}, TIGHT, "not reproduced", -0.01),
-    ("gains unclear", ABLATIONS, ablations.gains_harmless, {"gains-decayed-moderate": 2.003}, LOOSE, "inconclusive", 0.003),
-    ("gains harm", ABLATIONS, ablations.gains_harm, {"gains-decayed-large": 2.03}, TIGHT, "reproduced", 0.03),
-    ("gains help", ABLATIONS, ablations.gains_harm, {"gains-decayed-large": 1.97}, TIGHT, "not reproduced", -0.03),
-    ("L2 helps", ABLATIONS, inside, {"l2-inside-large": 1.98, "l2-outside-large": 1.8}, TIGHT, "reproduced", -0.02),
-    ("L2 does not", ABLATIONS, inside, {"l2-outside-large": 1.8}, TIGHT, "not reproduced", 0),
-    ("L2 as good", ABLATIONS, as_good, {"l2-outside-small": 1.97, "adam-decoupled-large": 1.972}, TIGHT, "reproduced", -0.002),
-    ("L2 as good where decay is idle", ABLATIONS, as_good, {"l2-outside-small": 1.997, "adam-decoupled-large": 1.997}, TIGHT,
-     "inconclusive", 0),
-    ("L2 worse", ABLATIONS, as_good, {"l2-outside-small": 1.99, "adam-decoupled-large": 1.97}, TIGHT, "not reproduced", 0.02),
-    ("L2 better", ABLATIONS, as_good, {"l2-outside-small": 1.96, "adam-decoupled-large": 1.97}, TIGHT, "not reproduced", -0.01),
-    ("SGD at two rates", ABLATIONS, ablations.sgd_helps, {"sgd-large-lr2": 1.95, "sgd-none-lr1": 1.96}, TIGHT,
-     "inconclusive", -0.01),
-    ("EMA shrinks", ABLATIONS, ema, {**END, EMA: 2.02}, TIGHT, "reproduced", 0.03),
-    ("EMA does not", ABLATIONS, ema, {**END, EMA: 2.06, MEAN: 2.0}, TIGHT, "not reproduced", -0.01),
-    ("mean shrinks", ABLATIONS, mean, {**END, EMA: 2.06, MEAN: 2.0}, TIGHT, "reproduced", 0.05),
-    ("EMA less than the branch", ABLATIONS, less, {**END, EMA: 2.02, TINY: 2.01}, TIGHT, "reproduced", 0.01),
-    ("EMA more than the branch", ABLATIONS, less, {**END, EMA: 2.0, TINY: 2.01}, TIGHT, "not reproduced", -0.01),
+    ("gains harmless as decay is idle", "gains-moderate", {"gains-kept-none": 2.004}, TIGHT,
+     "not tested", 0),
+    ("gains matter", "gains-moderate", {"gains-decayed-moderate": 1.99}, TIGHT, "not reproduced", -0.01),
+    ("gains unclear", "gains-moderate", {"gains-decayed-moderate": 2.003}, LOOSE, "undecided", 0.003),
+    ("gains harm", "gains-large", {"gains-decayed-large": 2.03}, TIGHT, "reproduced", 0.03),
+    ("gains help", "gains-large", {"gains-decayed-large": 1.97}, TIGHT, "not reproduced", -0.03),
+    ("L2 helps at one rate", "l2-inside", {"l2-inside-large": 1.98, "l2-outside-large": 1.8}, TIGHT, "not tested", -0.02),
+    ("L2 does not, at one rate", "l2-inside", {"l2-outside-large": 1.8}, TIGHT, "not tested", 0),
+    ("L2 as good", "l2-outside-as-good", {"l2-outside-small": 1.97, "adam-decoupled-large": 1.972}, TIGHT,
+     "reproduced", -0.002),
+    ("L2 as good where decay is idle", "l2-outside-as-good", {"l2-outside-small": 1.997, "adam-decoupled-large": 1.997}, TIGHT,
+     "not tested", 0),
+    ("L2 worse", "l2-outside-as-good", {"l2-outside-small": 1.99, "adam-decoupled-large": 1.97}, TIGHT, "not reproduced", 0.02),
+    ("L2 better", "l2-outside-as-good", {"l2-outside-small": 1.96, "adam-decoupled-large": 1.97}, TIGHT,
+     "not reproduced", -0.01),
+    ("SGD at two rates", "sgd", {"sgd-large-lr2": 1.95, "sgd-none-lr1": 1.96}, TIGHT,
+     "not tested", -0.01),
+    ("EMA shrinks", "ema-shrinks-moderate", {**END, EMA: 2.02}, TIGHT, "reproduced", 0.03),
+    ("EMA does not", "ema-shrinks-moderate", {**END, EMA: 2.06, MEAN: 2.0}, TIGHT, "not reproduced", -0.01),
+    ("mean shrinks", "mean-shrinks-moderate", {**END, EMA: 2.06, MEAN: 2.0}, TIGHT, "reproduced", 0.05),
+    ("EMA less than the branch", "ema-below-branch-moderate", {**END, EMA: 2.02, TINY: 2.01}, TIGHT, "reproduced", 0.01),
+    ("EMA more than the branch", "ema-below-branch-moderate", {**END, EMA: 2.0, TINY: 2.01}, TIGHT, "not reproduced", -0.01),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "study", "rule", "losses", "jitter", "outcome", "effect"), CASES, ids=[case[0] for case in CASES]
+    ("name", "key", "losses", "jitter", "outcome", "effect"), CASES, ids=[case[0] for case in CASES]
 )
 def test_a_rule_decides_what_it_should(
     name: str,
-    study: str,
-    rule: Callable[..., Finding],
+    key: str,
     losses: dict[str, float],
     jitter: float,
     outcome: str,
     effect: float,
 ) -> None:
-    finding = decide(rule, MadeUp(study, losses, jitter))
+    finding = decide(key, MadeUp(study_of(key), losses, jitter))
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     assert finding.effect.estimate == pytest.approx(effect, abs=4 * jitter)
@@ -201,7 +189,7 @@ def test_a_rule_decides_what_it_should(
     [
         ({"sgd-large-lr1": 1.95, "sgd-none-lr2": 1.96}, "reproduced", -0.01),
         ({"sgd-large-lr2": 1.95, "sgd-none-lr2": 1.9}, "not reproduced", 0.05),
-        ({"sgd-large-lr2": 1.95, "sgd-none-lr4": 1.96}, "inconclusive", -0.01),  # at an edge
+        ({"sgd-large-lr2": 1.95, "sgd-none-lr4": 1.96}, "not tested", -0.01),  # at an edge
     ],
 )
 def test_sgd_decides_with_three_rates(losses: dict[str, float], outcome: str, effect: float) -> None:
@@ -209,7 +197,7 @@ def test_sgd_decides_with_three_rates(losses: dict[str, float], outcome: str, ef
     wider = sgd_arms(dataclasses.replace(SMALL, sgd_rates=(1.0, 2.0, 4.0)))
     made.arms = [{"key": arm.key, "size": arm.size} for arm in wider]
     made.built = {arm.key: arm.build(0) for arm in wider}
-    finding = decide(ablations.sgd_helps, made)
+    finding = decide("sgd", made)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     assert finding.effect.estimate == pytest.approx(effect, abs=4 * TIGHT)
@@ -217,15 +205,15 @@ def test_sgd_decides_with_three_rates(losses: dict[str, float], outcome: str, ef
 
 def test_an_undecided_best_rate_is_told() -> None:
     one_seed_off = MadeUp(SCHEDULES, {"decayed-none-x2": 1.99})
-    assert "edge" not in decide(best, one_seed_off).reason
-    upper = decide(best, MadeUp(SCHEDULES, {"decayed-none-x4": 1.99})).reason
+    assert "edge" not in decide("best", one_seed_off).reason
+    upper = decide("best", MadeUp(SCHEDULES, {"decayed-none-x4": 1.99})).reason
     assert upper.endswith("without decay the best learning rate of 5 of 5 seeds is at an edge of its grid (0.192)")
     made = MadeUp(ABLATIONS)
     made.arms = [
         arm for arm in made.arms if not (str(arm["key"]).startswith("sgd-") and str(arm["key"]).endswith("lr3"))
     ]
-    two = decide(ablations.sgd_helps, made).reason
-    assert two.endswith("without decay only the learning rates 1, 2 were run, and a best one needs 3")
+    two = decide("sgd", made).reason
+    assert two.endswith("the grid of learning rates without decay is 1, 2, and a best one needs 3")
 
 
 def test_the_paper_preset_is_decided_where_it_has_three_rates() -> None:
@@ -234,7 +222,7 @@ def test_the_paper_preset_is_decided_where_it_has_three_rates() -> None:
     arms = [arm for arm in get_study(SCHEDULES).presets["paper"].arms if "decayed-" in arm.key]
     made.arms = [{"key": arm.key, "size": SIZE} for arm in arms]
     made.built = {arm.key: arm.build(0) for arm in arms}
-    finding = decide(best, made)
+    finding = decide("best", made)
     assert finding.outcome == "reproduced", finding.reason
     assert finding.effect is not None
     assert finding.effect.estimate == pytest.approx(-0.02, abs=4 * TIGHT)
@@ -253,37 +241,38 @@ class OneCurve(MadeUp):
     def train(self, key: str) -> float:
         return 2.0 + 0.1 * (number_of(key) % 1000) / 1000
 
-    def last(self, key: str, metric: str, size: int) -> Array:
-        shifts_S = np.random.default_rng(2).normal(0, 0.05, NUM_SEEDS)
-        return self.train(key) + shifts_S
+    def read(self, key: str, name: str, size: int, *, epoch: float | None = None, step: int | None = None) -> Array:
+        if name != "train/loss":
+            return super().read(key, name, size, epoch=epoch, step=step)
+        return self.train(key) + np.random.default_rng(2).normal(0, 0.05, NUM_SEEDS)
 
     def level(self, key: str, metric: str, step: int | None) -> float:
         extra = sum(value for part, value in self.extra.items() if part in key)
         return 0.3 + self.slope * self.train(key) + extra
 
 
-same_curve = functools.partial(generalization.same_at_equal_loss, lam="large")
+same_curve = "same-curve-large"
 
 
 @pytest.mark.parametrize(
-    ("rule", "made", "outcome", "effect"),
+    ("key", "made", "outcome", "effect"),
     [
-        (generalization.slope_is_one, OneCurve(1.0), "reproduced", 1.0),
-        (generalization.slope_is_one, OneCurve(0.8), "not reproduced", 0.8),
-        (generalization.slope_is_one, OneCurve(1.0, jitter=0.02), "inconclusive", 1.0),
+        ("slope", OneCurve(1.0), "reproduced", 1.0),
+        ("slope", OneCurve(0.8), "not reproduced", 0.8),
+        ("slope", OneCurve(1.0, jitter=0.02), "undecided", 1.0),
         (same_curve, OneCurve(0.8), "reproduced", 0.0),
         (same_curve, OneCurve(1.0, {"large": 0.02}), "not reproduced", 0.02),
         (same_curve, OneCurve(1.0, {"gpt-decayed-large": 0.02, "gpt-constant-large": 0.02}), "not reproduced", 0.02),
         (same_curve, OneCurve(1.0, {"moderate": 0.02}), "reproduced", 0.0),
-        (same_curve, OneCurve(1.0, jitter=0.02), "inconclusive", 0.0),
+        (same_curve, OneCurve(1.0, jitter=0.02), "undecided", 0.0),
     ],
 )  # fmt: skip
-def test_one_curve_for_all(rule: Callable[..., Finding], made: OneCurve, outcome: str, effect: float) -> None:
-    finding = decide(rule, made)
+def test_one_curve_for_all(key: str, made: OneCurve, outcome: str, effect: float) -> None:
+    finding = decide(key, made)
     assert finding.outcome == outcome, finding.reason
     assert finding.effect is not None
     # A lam that is off does not tilt the line, which has an offset per lam.
-    loose = 0.35 if made.jitter > TIGHT else 0.003 if rule is generalization.slope_is_one else 0.001
+    loose = 0.35 if made.jitter > TIGHT else 0.003 if key == "slope" else 0.001
     assert finding.effect.estimate == pytest.approx(effect, abs=loose)
 
 
@@ -299,8 +288,6 @@ def test_a_lam_that_also_lowers_the_training_loss_keeps_its_offset() -> None:
     assert finding.outcome == "not reproduced"
     assert finding.effect is not None
     assert finding.effect.estimate == pytest.approx(0.02, abs=0.001)
-    assert finding.reason.count("at slope 1") == 2
-    assert "+0.0200" in finding.reason.split("by ")[-1]
     keys = [str(arm["key"]) for arm in made.arms if not str(arm["key"]).startswith("gpt-")]
     train_K = np.array([made.train(key) for key in keys])
     val_K = np.array([made.level(key, "val/loss", None) for key in keys])
@@ -309,14 +296,25 @@ def test_a_lam_that_also_lowers_the_training_loss_keeps_its_offset() -> None:
     assert parts[0] - parts[1] < 0.01
 
 
+def test_one_curve_says_nothing_where_decay_changes_nothing() -> None:
+    class Idle(OneCurve):
+        def train(self, key: str) -> float:
+            return super().train(key.replace("large", "none"))
+
+    finding = decide("same-curve-large", Idle(1.0))
+    assert finding.outcome == "not tested"
+    assert finding.reason.startswith("what is at stake does not hold: validation loss with large decay - without")
+    assert decide("same-curve-large", Idle(1.0, {"large": 0.02})).outcome == "not reproduced"
+
+
 def test_pooling_seeds_without_their_offset_would_be_wrong() -> None:
     """The offsets that `OneCurve` has make the pooled slope far from the true one, which the rule finds."""
     made = OneCurve(1.0)
     keys = [arm["key"] for arm in made.arms if not str(arm["key"]).startswith("gpt-")]
-    train_KS = np.array([made.last(str(key), "train/loss", SIZE) for key in keys])
-    val_KS = np.array([made.last_array(str(key), rules.BLOCKS, SIZE).mean(axis=1) for key in keys])
+    train_KS = np.array([made.read(str(key), "train/loss", SIZE) for key in keys])
+    val_KS = np.array([made.read(str(key), BLOCKS, SIZE).mean(axis=1) for key in keys])
     pooled = np.polyfit(train_KS.ravel(), val_KS.ravel(), 1)[0]
-    found = decide(generalization.slope_is_one, made).effect
+    found = decide("slope", made).effect
     assert found is not None
     assert abs(pooled - 1) > 0.2 > 100 * abs(found.estimate - 1)
 
@@ -324,11 +322,11 @@ def test_pooling_seeds_without_their_offset_would_be_wrong() -> None:
 def test_training_loss_falls_where_it_does() -> None:
     def outcome(**losses: float) -> str:
         made = MadeUp("lm-generalization", {key.replace("_", "-"): loss for key, loss in losses.items()})
-        return decide(generalization.training_loss_falls, made).outcome
+        return decide("training-loss", made).outcome
 
     assert outcome(decayed_none_x2=1.99, decayed_large_x2=1.98) == "reproduced"
     assert outcome(decayed_none_x2=1.99, decayed_large_x2=1.99) == "not reproduced"
-    assert outcome(decayed_none_x4=1.99, decayed_large_x2=1.98) == "inconclusive"
+    assert outcome(decayed_none_x4=1.99, decayed_large_x2=1.98) == "not tested"
 
 
 # ---- replays
@@ -361,51 +359,70 @@ class Replayed(MadeUp):
         return curves
 
 
-follow = functools.partial(replays.follows, case="strong", match="global")
-closer = functools.partial(replays.closer_per_tensor, case="strong")
-end = functools.partial(replays.same_end, case="strong", match="global")
-fails = functools.partial(replays.squared_fails, case="strong")
+follow, closer, end, fails = "follows-global", "closer-per-tensor", "end-global", "squared-fails"
 OFF = {"none": 0.02, "global": 0.005, "per-tensor": 0.002, "global-squared": 0.1}
 LN96 = float(np.log(96))
 
 
 @pytest.mark.parametrize(
-    ("rule", "made", "outcome", "effect"),
+    ("key", "made", "outcome", "effect"),
     [
         (follow, Replayed(OFF), "reproduced", 0.25),
         (follow, Replayed({**OFF, "global": 0.015}), "not reproduced", 0.75),  # closer than seeds, not than half of none
         (follow, Replayed(OFF, seeds=0.001), "not reproduced", 0.25),  # far closer than none, not closer than seeds
-        (follow, Replayed({**OFF, "global": 0.01}), "inconclusive", 0.5),
+        (follow, Replayed({**OFF, "global": 0.01}), "undecided", 0.5),
         (follow, Replayed(OFF, {"global": 700}), "not reproduced", LN96 / 0.02),
         (closer, Replayed(OFF), "reproduced", 0.4),
         (closer, Replayed({**OFF, "per-tensor": 0.01}), "not reproduced", 2.0),
-        (closer, Replayed({**OFF, "per-tensor": 0.005}), "inconclusive", 1.0),
+        (closer, Replayed({**OFF, "per-tensor": 0.005}), "undecided", 1.0),
         (end, Replayed({**OFF, "global": 0.003}), "reproduced", 0.003),
         (end, Replayed({**OFF, "global": 0.011}), "not reproduced", 0.011),
-        (end, Replayed({**OFF, "none": 0.003, "global": 0.003}), "inconclusive", 0.003),  # decay changes nothing anyway
-        (end, Replayed(OFF, {"global": 700}), "not reproduced", None),
+        (end, Replayed({**OFF, "none": 0.003, "global": 0.003}), "not tested", 0.003),  # decay changes nothing anyway
+        (end, Replayed(OFF, {"global": 700}), "not reproduced", LN96 - BASE),
         (fails, Replayed(OFF), "reproduced", 5.0),
         (fails, Replayed(OFF, {"global-squared": 300}), "reproduced", LN96 / 0.02),
         (fails, Replayed({**OFF, "global-squared": 1e7}), "reproduced", LN96 / 0.02),  # blown up without a NaN
         (fails, Replayed({**OFF, "global-squared": 0.01}), "not reproduced", 0.5),
     ],
 )  # fmt: skip
-def test_a_replay_is_as_close_as_it_is(
-    rule: Callable[..., Finding], made: Replayed, outcome: str, effect: float | None
-) -> None:
-    finding = decide(rule, made)
+def test_a_replay_is_as_close_as_it_is(key: str, made: Replayed, outcome: str, effect: float) -> None:
+    finding = decide(f"{key}-strong", made)
     assert finding.outcome == outcome, finding.reason
-    if effect is None:
-        assert finding.effect is None
-    else:
-        assert finding.effect is not None
-        assert finding.effect.estimate == pytest.approx(effect, rel=0.15)
+    assert finding.effect is not None
+    assert finding.effect.estimate == pytest.approx(effect, rel=0.15)
 
 
-def test_divergence_is_told() -> None:
-    made = Replayed(OFF, {"global-squared": 300})
-    assert "5 of 5 seeds diverged, first at step 300" in decide(fails, made).reason
-    assert "diverged" not in decide(follow, made).reason
+def test_the_distance_between_seeds_spreads_as_if_each_seed_were_left_out() -> None:
+    """Against the jackknife as it is defined, on curves of four seeds that are unequally far apart."""
+
+    class Apart(Replayed):
+        levels = np.array([0.0, 0.01, 0.05, 0.2])
+
+        def seeds(self, size: int) -> list[int]:
+            return [0, 1, 2, 3]
+
+        def series_by_step(self, key: str, metric: str, size: int) -> list[tuple[Array, Array]]:
+            steps = np.arange(100.0, 2001.0, 100.0)
+            return [(steps, 2 + 300 / steps + level) for level in self.levels]
+
+    found_S = np.log(BetweenSeeds("strong")(cast("Results", Apart(OFF)), SIZE))
+
+    def mean_over_pairs(levels: Array) -> float:
+        return float(np.mean([np.log(abs(a - b)) for a, b in itertools.combinations(levels, 2)]))
+
+    whole = mean_over_pairs(Apart.levels)
+    jackknife_S = [4 * whole - 3 * mean_over_pairs(np.delete(Apart.levels, seed)) for seed in range(4)]
+    assert found_S == pytest.approx(np.array(jackknife_S), abs=1e-6)
+    assert found_S.mean() == pytest.approx(whole, abs=1e-6)
+
+
+def test_two_seeds_are_too_few_for_their_distance() -> None:
+    class Two(Replayed):
+        def seeds(self, size: int) -> list[int]:
+            return [0, 1]
+
+    with pytest.raises(NotMeasuredError, match="was found with 2 seeds, and its spread needs 3"):
+        BetweenSeeds("strong")(cast("Results", Two(OFF)), SIZE)
 
 
 # ---- presets
@@ -530,21 +547,6 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert {(spec.depth, spec.heads) for spec in (cast("TextRun", arm.build(0)) for arm in large)} == {(36, 20)}
 
 
-def test_every_claim_states_the_bounds_that_its_rule_uses() -> None:
-    texts = {name: {claim.key: claim.words for claim in get_study(name).claims} for name in NAMES}
-    assert f"improvement of {rules.SMALLEST_EFFECT:g} nats" in texts["lm-schedules"]["a"]
-    assert f"{rules.SMALLEST_EFFECT:g} nats" in texts["lm-generalization"]["c"]
-    assert f"{rules.SMALLEST_EFFECT:g} nats" in texts["lm-ablations"]["e"]
-    assert f"at {rules.MIDWAY} %" in texts["lm-schedules"]["g-large"]
-    assert f"within {rules.EARLY_MARGIN:g} nats" in texts["lm-schedules"]["h-moderate"]
-    assert f"within {generalization.GAP_MARGIN:g} nats" in texts["lm-generalization"]["a-large"]
-    assert f"within {generalization.SLOPE_MARGIN:g} of 1" in texts["lm-generalization"]["b"]
-    assert f"below {replays.FOLLOWS:g}" in texts["lm-effective-lr"]["a-strong"]
-    assert f"after {replays.START:.0%} of" in texts["lm-effective-lr"]["a-strong"]
-    assert f"within {replays.LOSS_MARGIN:g} nats" in texts["lm-effective-lr"]["d-moderate"]
-    assert f"within {ablations.EQUAL_MARGIN:g} nats" in texts["lm-ablations"]["d-inside"]
-
-
 def test_the_four_are_registered() -> None:
     assert set(NAMES) <= set(STUDIES)
 
@@ -575,6 +577,6 @@ def test_the_smoke_presets_run_and_report(tmp_path: Path) -> None:
     told = subprocess.run(
         [*command, "verdicts", *NAMES, "--store", str(store), "--json"], capture_output=True, text=True, check=True
     )
-    assert told.stdout.count('"inconclusive"') >= sum(len(get_study(name).claims) for name in NAMES)
+    assert told.stdout.count('"not tested"') >= sum(len(get_study(name).claims) for name in NAMES)
     page = (store / "report.html").read_text(encoding="utf-8")
     assert all(get_study(name).title in page for name in NAMES)

@@ -22,12 +22,12 @@ from halflife.studies.catalog.images.dataset_size import DATASET_SIZE
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
 from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION
 from halflife.studies.catalog.images.stabilization import STABILIZATION, STABILIZATION_VGG
-from halflife.studies.catalog.language.ablations.study import LM_ABLATIONS
+from halflife.studies.catalog.language.ablations import LM_ABLATIONS
 from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE
 from halflife.studies.catalog.language.dropout.study import LM_DROPOUT
-from halflife.studies.catalog.language.effective_lr.study import LM_EFFECTIVE_LR
-from halflife.studies.catalog.language.generalization.study import LM_GENERALIZATION
-from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
+from halflife.studies.catalog.language.effective_lr import LM_EFFECTIVE_LR
+from halflife.studies.catalog.language.generalization import LM_GENERALIZATION
+from halflife.studies.catalog.language.schedules import LM_SCHEDULES
 from halflife.studies.catalog.language.timescale.study import TIMESCALE
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN

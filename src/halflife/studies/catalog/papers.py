@@ -281,7 +281,7 @@ PAPERS: tuple[Paper, ...] = (
                 " mixes with that of the loss; decoupling avoids it and makes lam easier to tune. The study here compares"
                 " L2 in the loss with decoupled decay in a language model; it does not take the buffer apart.",
                 "lm-ablations",
-                claims=("c-inside", "c-outside", "d-inside", "d-outside"),
+                claims=("l2-inside", "l2-outside", "l2-inside-as-good", "l2-outside-as-good"),
                 panels=("l2",),
                 published=False,
             ),

@@ -99,28 +99,12 @@ PAPER_NEEDS = (
 
 
 def small_mlp(width: int = 32, **changes: Any) -> dict[str, Any]:
-    """The byte MLP at a width.
-
-    Args:
-        width: Width of the residual stream.
-        **changes: Fields to set or replace.
-
-    Returns:
-        Fields of a `TextRun`.
-    """
+    """The byte MLP with a residual stream of a width; the changes are fields to set or replace."""
     return {**MLP, "width": width, **changes}
 
 
 def small_gpt(width: int = 32, **changes: Any) -> dict[str, Any]:
-    """The small GPT at a width.
-
-    Args:
-        width: Width of the residual stream, a multiple of its two heads.
-        **changes: Fields to set or replace.
-
-    Returns:
-        Fields of a `TextRun`.
-    """
+    """The small GPT at a width, a multiple of its two heads; the changes are fields to set or replace."""
     return {**GPT, "width": width, **changes}
 
 
@@ -140,7 +124,7 @@ def cosine_lr(num_steps: int, end: float, warm: int = WARMUP) -> str:
 
 
 def _after_warmup(warm: int, then: str) -> str:
-    """Written out: the text is part of a run's name, which must not change with the way in which schedules print."""
+    """The text by hand: it is part of a run's name, which must not change with the way in which schedules print."""
     return f"join(schedules=(warmup(steps={warm}), {then}), boundaries=({warm},))"
 
 
@@ -155,62 +139,18 @@ def percent(num_steps: int, shares: Sequence[int]) -> tuple[int, ...]:
 
 
 def run_arm(key: str, label: str, fields: Fields) -> Arm:
-    """An arm of plain runs; its size is their width.
-
-    Args:
-        key: Names it within the study.
-        label: What a reader sees.
-        fields: Of the `TextRun`.
-
-    Returns:
-        The arm.
-    """
-    return Arm(key=key, label=label, size=fields["width"], spec=_run(fields, 0))
+    """An arm of plain runs; its size is their width."""
+    return Arm(key=key, label=label, size=fields["width"], spec=TextRun(**fields))
 
 
 def branch_arm(
     key: str, label: str, fields: Fields, *, at: int, branch: str, num_steps: int, lr_factor: float = 1 / 60
 ) -> Arm:
-    """An arm of branches from the runs of another arm with the same fields.
-
-    Args:
-        key: Names it within the study.
-        label: What a reader sees.
-        fields: Of the parent.
-        at: The parent's step at which it starts.
-        branch: ``"tiny-lr"`` or ``"cooldown"``.
-        num_steps: Its steps.
-        lr_factor: Of a tiny-lr branch.
-
-    Returns:
-        The arm.
-    """
-    own = {"at": at, "branch": branch, "num_steps": num_steps, "lr_factor": lr_factor}
-    return Arm(key=key, label=label, size=fields["width"], spec=_branch(fields, own, 0))
+    """An arm of branches from the runs of another arm with the same fields; the other arguments are those of `TextBranch`."""
+    spec = TextBranch(of=TextRun(**fields), at=at, branch=branch, num_steps=num_steps, lr_factor=lr_factor)
+    return Arm(key=key, label=label, size=fields["width"], spec=spec)
 
 
 def replay_arm(key: str, label: str, fields: Fields, *, match: str) -> Arm:
-    """An arm of replays of the runs of another arm with the same fields.
-
-    Args:
-        key: Names it within the study.
-        label: What a reader sees.
-        fields: Of the parent, ``trace_norms`` among them.
-        match: As `TextReplay.match`.
-
-    Returns:
-        The arm.
-    """
-    return Arm(key=key, label=label, size=fields["width"], spec=_replay(fields, match, 0))
-
-
-def _run(fields: Fields, seed: int) -> TextRun:
-    return TextRun(seed=seed, **fields)
-
-
-def _branch(fields: Fields, own: Fields, seed: int) -> TextBranch:
-    return TextBranch(of=_run(fields, seed), **own)
-
-
-def _replay(fields: Fields, match: str, seed: int) -> TextReplay:
-    return TextReplay(of=_run(fields, seed), match=match)
+    """An arm of replays of the runs of another arm with the same fields, ``trace_norms`` among them."""
+    return Arm(key=key, label=label, size=fields["width"], spec=TextReplay(of=TextRun(**fields), match=match))

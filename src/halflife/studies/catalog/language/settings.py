@@ -120,14 +120,7 @@ class Setting:
         return {**self.fields, **common, "decay": decay(self.lams[lam]), **own}
 
     def run_arms(self, kind: str) -> list[Arm]:
-        """The runs of one schedule: every lam at every rate.
-
-        Args:
-            kind: ``"constant"`` or ``"decayed"``.
-
-        Returns:
-            One arm each.
-        """
+        """The runs of one schedule, ``"constant"`` or ``"decayed"``: every lam at every rate."""
         multiples = self.constant_multiples if kind == "constant" else self.decayed_multiples
         return [self.run_arm(kind, lam, multiple) for multiple in multiples for lam in LAMS]
 
@@ -138,16 +131,7 @@ class Setting:
         return run_arm(key_of(kind, lam, multiple), label, fields)
 
     def branch_arms(self, kind: str, branch: str, shares: tuple[int, ...]) -> list[Arm]:
-        """Branches from the runs at the main rate of one schedule, every lam at every share.
-
-        Args:
-            kind: ``"constant"`` or ``"decayed"``.
-            branch: ``"tiny-lr"`` or ``"cooldown"``.
-            shares: Per cent of the run.
-
-        Returns:
-            One arm each, with keys such as ``tiny-lr-constant-none-20``.
-        """
+        """Branches from the runs at the main rate of one schedule: every lam at every share (per cent) of the run."""
         return [self.branch_arm(kind, branch, lam, share) for share in shares for lam in LAMS]
 
     def branch_arm(self, kind: str, branch: str, lam: str, share: int) -> Arm:

@@ -19,7 +19,7 @@ from halflife.studies.catalog.language import quantities
 from halflife.studies.catalog.language.bias_variance import figures
 from halflife.studies.catalog.language.bias_variance import quantities as rules
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
-from halflife.studies.catalog.language.schedules.study import LM_SCHEDULES
+from halflife.studies.catalog.language.schedules import LM_SCHEDULES
 from halflife.studies.evidence.claims import PointsPanel, Preset, Published, Study
 from halflife.studies.evidence.decisions import WordedClaim
 

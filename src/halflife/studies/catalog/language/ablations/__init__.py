@@ -1,1 +1,0 @@
-"""Ablations of the schedules."""

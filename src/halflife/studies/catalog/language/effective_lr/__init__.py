@@ -1,1 +1,0 @@
-"""Decay as a learning rate."""

@@ -1,1 +1,0 @@
-"""Constant and decayed learning rates."""
