@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from halflife.errors import UserError
 from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interval, seed_interval
 
-__all__ = ["Side", "best_interval", "chosen", "chosen_arms", "contrast_interval"]
+__all__ = ["Side", "best_interval", "chosen", "chosen_arms", "contrast_interval", "leave_one_out"]
 
 CLEARLY_WORSE = 0.99  # arms whose paired interval of this confidence against the best excludes 0 are no contenders
 MOST_SPLITS = 20  # up to so many choices of seeds all are used, else cyclic ones
@@ -158,6 +158,39 @@ def chosen_arms(side: Side) -> list[int]:
     """The arms that some choice of seeds and half of the examples takes, by their place, in rising order."""
     values_ASN, scores_ASH = _prepared(side)
     return [int(arm) for arm in np.unique(_choices(scores_ASH, _splits(values_ASN.shape[1])))]
+
+
+def leave_one_out(scores_AS: NDArray[Any], *, lowest: bool = True) -> NDArray[np.int64]:
+    """For each seed the arm that is best on the mean of the other seeds; of equals the first.
+
+    It says which arms a choice takes, for the premise that they are not at the edge of a grid. An interval that counts the
+    choice is `contrast_interval`.
+
+    Args:
+        scores_AS: One score per arm and seed, shape (A, S), S >= 2.
+        lowest: Whether the best score is the lowest one.
+
+    Returns:
+        An arm's index per seed, shape (S,).
+
+    Raises:
+        UserError: There are fewer than two seeds or no arms.
+
+    Examples:
+        >>> leave_one_out(np.array([[0.0, 3.0, 3.0], [2.0, 2.0, 2.0]]))
+        array([1, 0, 0])
+    """
+    scores = np.asarray(scores_AS, dtype=np.float64)
+    num_arms, num_seeds = scores.shape
+    if num_seeds < 2 or not num_arms:
+        raise UserError(
+            f"a choice on the other seeds got {num_arms} arms with {num_seeds} seeds, expected at least 1 with 2: run with"
+            " --seeds 2 or more"
+        )
+    # The mean over seeds with one left out, not the total minus one: equal arms must stay equal to the last bit.
+    others = np.stack([np.delete(scores, seed, axis=1).mean(axis=1) for seed in range(num_seeds)], axis=1)
+    chosen: NDArray[np.int64] = np.argmin(others if lowest else -others, axis=0)
+    return chosen
 
 
 def _check(sides: Sequence[Side]) -> None:

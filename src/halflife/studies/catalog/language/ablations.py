@@ -153,7 +153,7 @@ def sgd_runs(results: Results, size: int, *, lams: Sequence[str]) -> list[str]:
     return [key for lam in lams for key in starting_with(results, f"sgd-{lam}-", size)]
 
 
-DECOUPLED = Best(tuple(f"adam-decoupled-{lam}" for lam in LAMS[1:]), "val/loss", BLOCKS)
+DECOUPLED = Best(tuple(f"adam-decoupled-{lam}" for lam in LAMS[1:]), BLOCKS)
 """Adam with the better of two lams."""
 
 
@@ -177,7 +177,7 @@ def _l2_claims(where: str, words: str) -> tuple[Claim, ...]:
                         in_nats(
                             f"final loss of Adam with L2 ({where} the clip, better coefficient) - with decoupled decay (better"
                             " lam)",
-                            Best(runs, "val/loss", BLOCKS) - DECOUPLED,
+                            Best(runs, BLOCKS) - DECOUPLED,
                         ),
                         within(EQUAL_MARGIN),
                     ),

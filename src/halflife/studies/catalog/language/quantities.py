@@ -183,5 +183,5 @@ def best_against_best(
     Returns:
         The rule.
     """
-    effect = Best(with_decay, metric, array) - Best(without, metric, array)
+    effect = Best(with_decay, array or metric) - Best(without, array or metric)
     return Rule(parts=((in_nats(name, effect), lowered(SMALLEST_EFFECT)),), given=(has_best_rate(without, metric),))
