@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halflife.studies.catalog.images.dataset_size import BUDGET, DATASET_SIZE, LAMS, Change
+from halflife.studies.catalog.images.dataset_size import BUDGET, DATASET_SIZE, LAMS, change_at
 from halflife.studies.evidence.claims import PointsPanel
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images import sources, views
@@ -178,7 +178,7 @@ def test_one_lam_is_chosen_where_examples_are_few() -> None:
     def turned(spec: ImageRun) -> float:
         return 0.02 if (spec.lam > 0.01) == small(spec) else -0.05
 
-    found = [Change((place,))(made_up(turned), 8).mean() for place in range(5)]
+    found = [change_at((place,))(made_up(turned), 8).mean() for place in range(5)]
     assert found == pytest.approx([-2.0, -2.0, 5.0, 5.0, 5.0], abs=0.1)
 
 

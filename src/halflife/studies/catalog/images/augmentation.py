@@ -35,7 +35,7 @@ def key_of(kind: str, lam: int) -> str:
 
 def change_by_decay(kind: str) -> Measure:
     """Final test error with the best lam minus without decay, in points."""
-    with_decay = Best(tuple(key_of(kind, lam) for lam in range(1, NUM_LAMS)), "test/error", "test/wrong")
+    with_decay = Best(tuple(key_of(kind, lam) for lam in range(1, NUM_LAMS)), "test/wrong")
     return 100 * with_decay - wrong(key_of(kind, 0))
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from halflife.studies.evidence.panels import PointRow
-from halflife.studies.evidence.quantities import Measure, Reading, Terms
+from halflife.studies.evidence.quantities import Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval
+from halflife.studies.evidence.stats import CONFIDENCE, Interval
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
 __all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "crossed_point", "end", "image_run", "level", "points", "wrong"]
@@ -52,8 +52,8 @@ def level(arm: str, name: str, epoch: Epoch = end) -> Reading:
 
 
 def crossed_point(results: Results, series: str, x: float, values: Measure) -> PointRow:
-    """A point of a figure with its 95 % interval over seeds and test examples."""
-    found = crossed_interval(values(results, results.main_size))
+    """A point of a figure with its 95 % interval over seeds and test examples, a choice between arms counted."""
+    found = Quantity(name=series, values=values).interval(results, results.main_size, CONFIDENCE)
     return PointRow(series, x, found.estimate, found.low, found.high)
 
 

@@ -23,7 +23,7 @@ the average 0), lam 0.005 on 1,000 gives 31.1 % (training error 2.1 %) and in on
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,24 +31,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, crossed_point, image_run
-from halflife.studies.evidence.choice import leave_one_out
+from halflife.studies.evidence.choice import Side, chosen, chosen_arms
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
-from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading, Terms
+from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading, Terms, mean_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
-from halflife.studies.evidence.stats import crossed_interval
 from halflife.studies.evidence.tests import above, below, lowered, within
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["DATASET_SIZE"]
 
 NUM_SMALL = 2  # so many of the smallest numbers of examples are "few"
+SMALL_PLACES = tuple(range(NUM_SMALL))
 SMALLEST_EFFECT = 0.5  # points: an improvement below this would not make anybody tune lam
 MARGIN = 1.0  # points that count as none: twice the difference in the paper's one pass (0.5)
 INTERPOLATED = 1.0  # per cent of training error: below this the training set is as good as interpolated
 
 Numbers = NDArray[np.float64]
+Places = tuple[int, ...]
 
 
 def key_of(count: int, lam: float) -> str:
@@ -67,67 +68,80 @@ def percent(count: int, lam: float, name: str) -> Terms:
     return 100 * Reading(key_of(count, lam), f"ema-0.98/{name}")
 
 
-def choices(results: Results, size: int) -> NDArray[np.int64]:
-    """For each seed the lam, by its place among those above 0, that is best on the other seeds where examples are few."""
-    # One lam for all numbers of examples, as in the paper's figure: chosen anew for each, a small enough lam would make no
-    # difference in one pass whatever decay does there.
-    counts, lams = grid(results, size)
-    scores = [[percent(count, lam, "test/error")(results, size) for count in counts[:NUM_SMALL]] for lam in lams[1:]]
-    return leave_one_out(np.mean(scores, axis=1))
+def change(results: Results, size: int, *, lam: float, places: Places, minus: Places = ()) -> Numbers:
+    """Test error of the average with a lam minus without decay, in points, (S, N): mean over places, minus that over others."""
+    # A place is that of a number of examples in rising order; -1 is one pass.
+    counts, _ = grid(results, size)
+    mean = mean_of([percent(counts[p], lam, "test/wrong") - percent(counts[p], 0.0, "test/wrong") for p in places])
+    found = mean(results, size)
+    return found - change(results, size, lam=lam, places=minus) if minus else found
 
 
-def chosen(results: Results, count: int, name: str, size: int) -> Numbers:
-    """`read` with the lam of `choices`."""
-    _, lams = grid(results, size)
-    values = np.array([percent(count, lam, name)(results, size) for lam in lams[1:]])
-    return values[choices(results, size), np.arange(values.shape[1])]
+def error_at(results: Results, size: int, *, lam: float, count: int, name: str) -> Numbers:
+    """An error of the average in per cent."""
+    return percent(count, lam, name)(results, size)
 
 
 @dataclass(frozen=True)
-class Change(Measure):
-    """Test error of the average with the chosen lam minus without decay, mean over some of the numbers of examples.
+class BestLam(Measure):
+    """A quantity at the lam with which the test error is lowest where examples are few.
+
+    One lam for all numbers of examples, as in the paper's figure: chosen anew for each, a small enough lam would make no
+    difference in one pass whatever decay does there.
 
     Args:
-        places: Their places in rising order; -1 is one pass.
+        of: The quantity, of the results, a size and ``lam``.
     """
 
-    places: tuple[int, ...]
+    of: Callable[..., Numbers]
 
     def __call__(self, results: Results, size: int) -> Numbers:
-        """In points, shape (S, N)."""
-        counts = [grid(results, size)[0][place] for place in self.places]
-        name = "test/wrong"
-        changes = [chosen(results, c, name, size) - percent(c, 0.0, name)(results, size) for c in counts]
-        return np.asarray(np.mean(changes, axis=0))
+        """Shape (S,), or (S, N) of an array."""
+        return chosen(self.sides(results, size)[0])
+
+    @property
+    def chooses(self) -> bool:
+        """It does."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """Its values at each lam above 0, which is chosen by the change of the error where examples are few."""
+        assert not log, "an error may be 0"
+        lams = grid(results, size)[1][1:]
+        values = np.array([self.of(results, size, lam=lam) for lam in lams])
+        scores = np.array([change(results, size, lam=lam, places=SMALL_PLACES) for lam in lams])
+        return [Side(values=values, scores=None if np.array_equal(values, scores) else scores)]
+
+
+def change_at(places: Places, minus: Places = ()) -> BestLam:
+    """`change` at the best lam."""
+    return BestLam(functools.partial(change, places=places, minus=minus))
 
 
 def training_errors(results: Results, size: int, *, decay: bool) -> list[Quantity]:
     """The average's training error at each of the smallest numbers of examples."""
     counts, _ = grid(results, size)
-    words = "with the best lam for few examples" if decay else "without decay"
     return [
         Quantity(
-            name=f"training error of the average {words}, {count:,} examples",
-            values=functools.partial(training_error, count=count, decay=decay),
+            name=f"training error of the average {DECAY[decay]}, {count:,} examples",
+            values=BestLam(functools.partial(error_at, count=count, name="train/error"))
+            if decay
+            else percent(count, 0.0, "train/error"),
             unit="%",
         )
         for count in counts[:NUM_SMALL]
     ]
 
 
-def training_error(results: Results, size: int, *, count: int, decay: bool) -> Numbers:
-    """Per seed in per cent, with the chosen lam or without decay."""
-    return chosen(results, count, "train/error", size) if decay else percent(count, 0.0, "train/error")(results, size)
-
-
+DECAY = {True: "with the best lam for few examples", False: "without decay"}
 FEW = Quantity(
     name=f"test error of the average with the best lam - without decay, mean over the {NUM_SMALL} smallest numbers of examples",
-    values=Change(tuple(range(NUM_SMALL))),
+    values=change_at(SMALL_PLACES),
     unit="points",
 )
 ONE_PASS = Quantity(
     name="test error of the average with the best lam for few examples - without decay, one pass",
-    values=Change((-1,)),
+    values=change_at((-1,)),
     unit="points",
 )
 
@@ -144,13 +158,13 @@ CLAIMS = (
             parts=tuple(
                 (
                     Each(
-                        name=f"training error of the average {words}, at each of the smallest numbers of examples",
+                        name=f"training error of the average {DECAY[decay]}, at each of the smallest numbers of examples",
                         quantities=functools.partial(training_errors, decay=decay),
                         unit="%",
                     ),
                     below(INTERPOLATED),
                 )
-                for decay, words in ((True, "with the best lam for few examples"), (False, "without decay"))
+                for decay in (True, False)
             ),
             given=((FEW, below(0)),),
         ),
@@ -169,7 +183,7 @@ CLAIMS = (
                 (
                     Quantity(
                         name="effect of decay on the test error of the average (best lam for few examples), one pass - few",
-                        values=Change((-1,)) - Change(tuple(range(NUM_SMALL))),
+                        values=change_at((-1,), SMALL_PLACES),
                         unit="points",
                     ),
                     above(0),
@@ -191,7 +205,7 @@ def gain_rows(results: Results) -> list[PointRow]:
     """What the chosen lam gains against the number of distinct examples, with intervals over seeds and test examples."""
     counts, _ = grid(results, results.main_size)
     name = "gain by the chosen lam"
-    return [crossed_point(results, name, count, -1.0 * Change((place,))) for place, count in enumerate(counts)]
+    return [crossed_point(results, name, count, -1.0 * change_at((place,))) for place, count in enumerate(counts)]
 
 
 PANELS = (
@@ -231,21 +245,21 @@ PANELS = (
 
 def gain_text(results: Results, *, place: int) -> str:
     """Our gain at one of the numbers of examples."""
-    gain = crossed_interval(-Change((place,))(results, results.main_size))
     count = grid(results, results.main_size)[0][place]
+    gain = crossed_point(results, "gain", count, -1.0 * change_at((place,)))
     epochs = image_run(results, key_of(count, 0.0), results.main_size).num_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
-    return f"{gain.estimate:.2f} [{gain.low:.2f}, {gain.high:.2f}] points in {passes} over {count:,}"
+    return f"{gain.y:.2f} [{gain.low:.2f}, {gain.high:.2f}] points in {passes} over {count:,}"
 
 
 def error_text(results: Results, *, part: str, place: int) -> str:
-    """Our error with the chosen lam and without, at one of the numbers of examples."""
-    size, name = results.main_size, f"{part}/error"
-    counts, (_, *lams) = grid(results, size)
-    decayed = chosen(results, counts[place], name, size).mean()
-    without = percent(counts[place], 0.0, name)(results, size).mean()
-    found = " and ".join(f"{lams[index]:g}" for index in sorted(set(choices(results, size).tolist())))
-    return f"{decayed:.1f} / {without:.1f} % (lam {found}) at {counts[place]:,}"
+    """Our error with the best lam and without, at one of the numbers of examples."""
+    counts, lams = grid(results, results.main_size)
+    error = functools.partial(error_at, count=counts[place], name=f"{part}/error")
+    decayed = BestLam(error)
+    found = " and ".join(f"{lams[1 + arm]:g}" for arm in chosen_arms(decayed.sides(results, results.main_size)[0]))
+    without = error(results, results.main_size, lam=0.0).mean()
+    return f"{decayed(results, results.main_size).mean():.1f} / {without:.1f} % (lam {found}) at {counts[place]:,}"
 
 
 PUBLISHED = tuple(
