@@ -81,7 +81,8 @@ class Finding:
         outcome: What the rule says: ``"undecided"`` where intervals reach over a bound, ``"not tested"`` where a premise
             does not hold or something is missing.
         effect: The interval of the part that decides, with its confidence, in the claim's unit (``None``: not measured).
-        reason: Why it is undecided or not tested, in one sentence (empty: it is decided).
+        reason: Why it is undecided or not tested, or which part fails where another one is shown, in one sentence (empty: the
+            effect says it).
         rows: The rule's table.
     """
 
@@ -188,7 +189,12 @@ class Rule:
         if missing or unmet:
             row = (missing + unmet)[0]
             return Finding("not tested", effect, _why(row), table)
-        return Finding(outcome, effect, _width(parts) if outcome == "undecided" else "", table)
+        reason = ""
+        if outcome == "undecided":
+            reason = _width(parts)
+        elif outcome == "not reproduced" and _deciding(decided[self.effect]).outcome != "fails":
+            reason = _failure(_deciding(parts))
+        return Finding(outcome, effect, reason, table)
 
 
 def _said(part: Part) -> str:
@@ -256,10 +262,16 @@ def _why(row: Row) -> str:
     """Why a claim is not tested, from the row that is in its way."""
     if row.interval is None:
         return row.note
-    i = row.interval
-    place = f"its {100 * i.confidence:.3g} % interval is [{i.low:.4g}, {i.high:.4g}]"
     premise = "the premise" if row.role == "given" else "what is at stake"
-    return f"{premise} does not hold: {row.quantity} {row.test.replace('lies', 'must lie', 1)}, and {place}"
+    return f"{premise} does not hold: {_failure(row)}"
+
+
+def _failure(row: Row) -> str:
+    """Why a claim is not reproduced, where another part than the one that is shown fails."""
+    i = row.interval
+    assert i is not None
+    words = row.test.replace("lies", "must lie", 1)
+    return f"{row.quantity} {words}, and its {100 * i.confidence:.3g} % interval is [{i.low:.4g}, {i.high:.4g}]"
 
 
 def _width(parts: Sequence[Row]) -> str:
