@@ -180,8 +180,8 @@ def _means(kind: str, num_arms: int) -> Array:
 
 
 def test_two_equal_arms_against_one_cover_the_truth() -> None:
-    trials = 60
-    covered, _, error = _coverage((_means("equal", 2), _means("equal", 1)), (3, 16), trials)
+    trials = 40
+    covered, _, error = _coverage((_means("equal", 2), _means("equal", 1)), (3, 8), trials)
     assert covered > 0.95 - 3.5 * math.sqrt(0.95 * 0.05 / trials)
     assert abs(error) < 3.5 * 1.2 / math.sqrt(trials)
 

@@ -30,7 +30,6 @@ from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interv
 
 __all__ = ["Side", "best_interval", "chosen", "chosen_arms", "contrast_interval", "leave_one_out"]
 
-CLEARLY_WORSE = 0.99  # arms whose paired interval of this confidence against the best excludes 0 are no contenders
 MOST_SPLITS = 20  # up to so many choices of seeds all are used, else cyclic ones
 STRIDES = 3
 DRAWS = 2_000
@@ -96,8 +95,8 @@ def contrast_interval(
     the weighted sum of `chosen`, and c >= 1 from a simulation of the whole procedure: normal values with the variances that
     the contenders show (arm by seed, arm by example, the rest, and what all arms of the contrast share), once with equal
     contenders and once with the gaps that were observed. c is what brings the coverage to the nominal one in the worse of the
-    two. The generator is fixed by the data's shape, so that the same numbers give the same interval. No arm is a contender
-    whose paired interval of 99 % against its side's best excludes 0 and which is never chosen.
+    two. Contenders are the arms that some choice takes, and the best of all. The generator is fixed by the data's shape, so
+    that the same numbers give the same interval.
 
     Args:
         sides: The sides, at least one, all of the same seeds and examples.
@@ -121,7 +120,8 @@ def contrast_interval(
         return plain
     factor = _widening(sides, confidence)
     low, high = (plain.estimate + factor * (end - plain.estimate) for end in (plain.low, plain.high))
-    return replace(plain, low=low, high=high)
+    assert plain.standard_error is not None
+    return replace(plain, low=low, high=high, standard_error=factor * plain.standard_error)
 
 
 def chosen(side: Side) -> NDArray[np.float64]:
@@ -296,7 +296,7 @@ class _Variances:
 
 @dataclass(frozen=True, kw_only=True)
 class _Contenders:
-    """A side without the arms that are clearly worse: distances from the best arm, and how arms differ beyond them."""
+    """A side without the arms that no choice takes: distances from the best arm, and how arms differ beyond them."""
 
     weight: float
     own_scores: bool  # the values themselves
@@ -313,8 +313,7 @@ class _Contenders:
         means_A, value_means_A = scores_ASH.mean(axis=(1, 2)), values_ASN.mean(axis=(1, 2))
         best = int(means_A.argmin())
         scores = np.asarray(side.values if side.scores is None else side.scores, dtype=np.float64)
-        taken = set(chosen_arms(side))
-        kept = [a for a in range(len(scores)) if a in taken or _may_be_as_good(scores[a] - scores[best])]
+        kept = sorted({best, *chosen_arms(side)})
         scores_KSN = scores[kept] if scores.ndim == 3 else scores[kept][:, :, None]
         values_KSN = values_ASN[kept]
         degrees = max(len(kept) - 1, 1)
@@ -328,14 +327,6 @@ class _Contenders:
             values=_Variances.of(values_KSN - values_KSN.mean(axis=0), degrees),
             scores=_Variances.of(scores_KSN - scores_KSN.mean(axis=0), degrees),
         )
-
-
-def _may_be_as_good(differences: NDArray[np.float64]) -> bool:
-    if differences.ndim == 1 or differences.shape[1] == 1:
-        found = seed_interval(differences.reshape(len(differences)), CLEARLY_WORSE)
-    else:
-        found = crossed_interval(differences, confidence=CLEARLY_WORSE)
-    return found.low <= 0 <= found.high
 
 
 @dataclass(frozen=True, kw_only=True)
