@@ -20,7 +20,7 @@ from halflife.studies.catalog.images.augmentation import AUGMENTATION
 from halflife.studies.catalog.images.bad_minima import BAD_MINIMA
 from halflife.studies.catalog.images.dataset_size import DATASET_SIZE
 from halflife.studies.catalog.images.eta_lambda.study import ETA_LAMBDA, ETA_LAMBDA_VGG
-from halflife.studies.catalog.images.no_normalization.study import NO_NORMALIZATION
+from halflife.studies.catalog.images.no_normalization import NO_NORMALIZATION
 from halflife.studies.catalog.images.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.catalog.language.ablations import LM_ABLATIONS
 from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE

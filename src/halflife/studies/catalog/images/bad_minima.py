@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS, crossed_point, wrong
+from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS, point, wrong
 from halflife.studies.evidence.claims import (
     Arm,
     Claim,
@@ -224,7 +224,7 @@ CLAIMS = (
 def errors_by_setting(results: Results) -> list[PointRow]:
     """The ResNet's test errors from both starts, against lam."""
     rows = [
-        crossed_point(results, f"lr {lr:g}, {name}", lam, wrong(key_of(RESNET, start, setting)))
+        point(results, f"lr {lr:g}, {name}", lam, wrong(key_of(RESNET, start, setting)))
         for start, name in ((BAD, "from random labels"), (FRESH, "fresh"))
         for setting, (lr, lam) in SETTINGS.items()
     ]
@@ -236,7 +236,7 @@ def harm_against_product(results: Results) -> list[PointRow]:
     """What the bad start adds to the MLP's error against lr * lam at each rate, and as a line what it adds without decay."""
     rows = []
     for lr in GRID_RATES:
-        points = [crossed_point(results, f"lr {lr:g}", p, harm(MLP, grid_setting(lr, p))) for p in GRID_PRODUCTS]
+        points = [point(results, f"lr {lr:g}", p, harm(MLP, grid_setting(lr, p))) for p in GRID_PRODUCTS]
         ends = (GRID_PRODUCTS[1], GRID_PRODUCTS[-1])
         rows += [*points[1:], *(PointRow(f"lr {lr:g}, lam 0", end, points[0].y, style="line") for end in ends)]
     return rows

@@ -11,7 +11,7 @@ from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, Interval
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
-__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "crossed_point", "end", "image_run", "level", "points", "wrong"]
+__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "end", "image_run", "level", "point", "points", "wrong"]
 
 CIFAR_10 = {"data": "cifar10", "downsample": 1}
 CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
@@ -51,9 +51,9 @@ def level(arm: str, name: str, epoch: Epoch = end) -> Reading:
     return Reading(arm, name, epoch)
 
 
-def crossed_point(results: Results, series: str, x: float, values: Measure) -> PointRow:
-    """A point of a figure with its 95 % interval over seeds and test examples, a choice between arms counted."""
-    found = Quantity(name=series, values=values).interval(results, results.main_size, CONFIDENCE)
+def point(results: Results, series: str, x: float, values: Measure, *, log: bool = False) -> PointRow:
+    """A point of a figure with its 95 % interval, over seeds and, of an array, test examples; a choice of arms counts."""
+    found = Quantity(name=series, values=values, log=log).interval(results, results.main_size, CONFIDENCE)
     return PointRow(series, x, found.estimate, found.low, found.high)
 
 

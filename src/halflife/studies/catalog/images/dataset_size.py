@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, crossed_point, image_run
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, point
 from halflife.studies.evidence.choice import Side, chosen, chosen_arms
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
@@ -205,7 +205,7 @@ def gain_rows(results: Results) -> list[PointRow]:
     """What the chosen lam gains against the number of distinct examples, with intervals over seeds and test examples."""
     counts, _ = grid(results, results.main_size)
     name = "gain by the chosen lam"
-    return [crossed_point(results, name, count, -1.0 * change_at((place,))) for place, count in enumerate(counts)]
+    return [point(results, name, count, -1.0 * change_at((place,))) for place, count in enumerate(counts)]
 
 
 PANELS = (
@@ -246,7 +246,7 @@ PANELS = (
 def gain_text(results: Results, *, place: int) -> str:
     """Our gain at one of the numbers of examples."""
     count = grid(results, results.main_size)[0][place]
-    gain = crossed_point(results, "gain", count, -1.0 * change_at((place,)))
+    gain = point(results, "gain", count, -1.0 * change_at((place,)))
     epochs = image_run(results, key_of(count, 0.0), results.main_size).num_epochs
     passes = "one pass" if epochs == 1 else f"{epochs} passes"
     return f"{gain.y:.2f} [{gain.low:.2f}, {gain.high:.2f}] points in {passes} over {count:,}"

@@ -1,1 +1,0 @@
-"""Nets without normalization."""
