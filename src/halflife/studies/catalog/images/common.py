@@ -11,7 +11,18 @@ from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import CONFIDENCE, Interval
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
-__all__ = ["CIFAR_10", "CIFAR_10_NEEDS", "RESNET_18", "end", "image_run", "level", "point", "points", "wrong"]
+__all__ = [
+    "CIFAR_10",
+    "CIFAR_10_NEEDS",
+    "RESNET_18",
+    "end",
+    "image_run",
+    "level",
+    "num_steps",
+    "point",
+    "points",
+    "wrong",
+]
 
 CIFAR_10 = {"data": "cifar10", "downsample": 1}
 CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
@@ -25,6 +36,11 @@ def image_run(results: Results, key: str, size: int) -> ImageRun:
     spec = results.spec(key, size)
     assert isinstance(spec, ImageRun)
     return spec
+
+
+def num_steps(results: Results, key: str, size: int) -> int:
+    """The steps of a run."""
+    return int(results.series_by_step(key, "train/running_loss", size)[0][0][-1])
 
 
 def end(spec: ImageRun | ImageBranch) -> int:
