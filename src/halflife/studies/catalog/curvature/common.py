@@ -39,8 +39,8 @@ def at_each(
     results: Results, size: int, *, keys: Callable[[Results, int], Sequence[str]], make: Callable[[str], Quantity]
 ) -> list[Quantity]:
     """A quantity of each of several arms, its name ending with the arm's learning rate."""
-    made = {rate_of(results, key, size): make(key) for key in keys(results, size)}
-    return [replace(quantity, name=f"{quantity.name}, at lr {lr:g}") for lr, quantity in made.items()]
+    made = [(rate_of(results, key, size), make(key)) for key in keys(results, size)]
+    return [replace(quantity, name=f"{quantity.name}, at lr {lr:g}") for lr, quantity in made]
 
 
 def exponents(results: Results, size: int, keys: Sequence[str], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,13 +10,13 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.studies.catalog.curvature.common import rate_keys, rate_of
 from halflife.studies.catalog.curvature.sphere.quantities import (
-    NUM_DRAWN,
     branch_keys,
-    drawn_key,
     drawn_keys,
+    end_values,
+    of_average,
     plateau_of,
-    rate_keys,
 )
 from halflife.studies.catalog.images.common import image_run
 from halflife.studies.evidence.claims import AnyPanel, Panel, PointRow, PointsPanel, Published
@@ -31,31 +31,26 @@ FINE_TUNED, AVERAGE = "fine-tuned", "average"
 LOGARITHMIC = ("jacobian_norm",)
 
 
-def _at_end(results: Results, key: str, metric: str) -> NDArray[np.float64]:
-    size = results.main_size
-    return results.per_seed(key, metric, image_run(results, key, size).num_epochs, size)
-
-
 def error_rows(results: Results) -> list[PointRow]:
     """Test error after fine-tuning against the large learning rate."""
-    keys = rate_keys(results, results.main_size)
-    errors_RS = 100 * np.array([_at_end(results, key, "test/error") for key in keys])
-    return paired_rows("after fine-tuning", [image_run(results, k, results.main_size).lr for k in keys], errors_RS)
+    size, keys = results.main_size, rate_keys(results, results.main_size)
+    errors_RS = 100 * end_values(results, size, keys, "test/error")
+    return paired_rows("after fine-tuning", [rate_of(results, key, size) for key in keys], errors_RS)
+
+
+def _probe(results: Results, key: str, metric: str, of: str) -> NDArray[np.float64]:
+    """A probe after fine-tuning, or of the average at the end of the first phase, (S,)."""
+    size = results.main_size
+    return results.read(key, metric, size) if of == FINE_TUNED else of_average(results, key, metric, size)
 
 
 def against_rate(results: Results, *, metric: str) -> list[PointRow]:
     """A probe of the fine-tuned weights, and ||J|| of the average before the drop, against the large learning rate."""
-    size, rows = results.main_size, []
-    keys = rate_keys(results, size)
-    lrs = [image_run(results, key, size).lr for key in keys]
+    rows = []
     # The trace of an average at the largest rates has both signs and spans orders of magnitude: no axis shows it.
     for series in (FINE_TUNED,) if metric == "hessian_trace" else (FINE_TUNED, AVERAGE):
-        for lr, key in zip(lrs, keys, strict=True):
-            spec = image_run(results, key, size)
-            if series == FINE_TUNED:
-                values_S = _at_end(results, key, metric)
-            else:
-                values_S = results.per_seed(key, f"ema-{spec.ema[0]:g}/{metric}", spec.drop_epoch, size)
+        for key in rate_keys(results, results.main_size):
+            lr, values_S = rate_of(results, key, results.main_size), _probe(results, key, metric, series)
             # A trace of unfitted weights may be negative; ||J|| is not.
             interval = seed_interval(np.log(values_S)).exp() if metric in LOGARITHMIC else seed_interval(values_S)
             rows.append(PointRow(series=series, x=lr, y=interval.estimate, style="line"))
@@ -73,31 +68,23 @@ def along_the_run(results: Results, *, metric: str, of: str) -> list[PointRow]:
             branch = results.spec(branch_key, size)
             assert isinstance(branch, ImageBranch)
             if of == FINE_TUNED:
-                found.append((branch.at, results.per_seed(branch_key, metric, branch.then.num_epochs, size)))
+                found.append((branch.at, results.read(branch_key, metric, size)))
             else:
-                found.append((branch.at, results.per_seed(key, f"ema-{spec.ema[0]:g}/{metric}", branch.at, size)))
-        last = (
-            _at_end(results, key, metric)
-            if of == FINE_TUNED
-            else results.per_seed(key, f"ema-{spec.ema[0]:g}/{metric}", spec.drop_epoch, size)
-        )
-        found.append((spec.drop_epoch, last))
-        series = f"lr {spec.lr:g}"
+                found.append((branch.at, of_average(results, key, metric, size, branch.at)))
+        found.append((spec.drop_epoch, _probe(results, key, metric, of)))
         for epoch, values_S in found:
             # Means and ranges over seeds, so that a logarithmic axis never meets an interval below 0.
             low, mid, high = values_S.min(), values_S.mean(), values_S.max()
-            rows.append(PointRow(series=series, x=epoch, y=mid, style="line"))
-            rows.append(PointRow(series=series, x=epoch, y=mid, low=low, high=high))
+            rows.append(PointRow(series=f"lr {spec.lr:g}", x=epoch, y=mid, style="line"))
+            rows.append(PointRow(series=f"lr {spec.lr:g}", x=epoch, y=mid, low=low, high=high))
     return rows
 
 
 def errors_beside(results: Results) -> str:
     """Test errors after fine-tuning, learning rates rising."""
-    keys = rate_keys(results, results.main_size)
-    return ", ".join(
-        f"{image_run(results, key, results.main_size).lr:g}: {100 * _at_end(results, key, 'test/error').mean():.2f}"
-        for key in keys
-    )
+    size, keys = results.main_size, rate_keys(results, results.main_size)
+    errors_R = 100 * end_values(results, size, keys, "test/error").mean(axis=1)
+    return ", ".join(f"{rate_of(results, key, size):g}: {error:.2f}" for key, error in zip(keys, errors_R, strict=True))
 
 
 def plateaus_beside(results: Results) -> str:
@@ -109,10 +96,11 @@ def plateaus_beside(results: Results) -> str:
 def traces_beside(results: Results) -> str:
     """Traces of the Hessian after fine-tuning, at the learning rates whose curves are shown."""
     keys = drawn_keys(results, results.main_size)
-    return " / ".join(f"{_at_end(results, key, 'hessian_trace').mean():.2g}" for key in keys)
+    traces_R = end_values(results, results.main_size, keys, "hessian_trace").mean(axis=1)
+    return " / ".join(f"{trace:.2g}" for trace in traces_R)
 
 
-_DRAWN = tuple(drawn_key(drawn) for drawn in range(NUM_DRAWN))
+_DRAWN = tuple(f"lr-drawn-{rank}" for rank in range(3))  # that of the lowest error and two above, as the paper draws
 _ALONG = "Means and ranges over seeds."
 _BARS = "bars are 95 % intervals over seeds."
 _TRACE, _JACOBIAN = "trace of the Hessian", "||J||"

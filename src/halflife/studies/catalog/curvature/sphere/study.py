@@ -16,7 +16,7 @@ rates 1e-3, 4e-3, 1.6e-2, 3.2e-2, 6.4e-2 had training losses of 0.24, 0.34, 0.87
 of 24.9, 23.1, 22.5, 23.3, 26.3 % after it. 8e-3, 1.6e-2 and 3.2e-2 are drawn because their losses are about those of the
 three that the paper draws (0.55, 1.1, 1.5); at 6.4e-2 the loss is above that of guessing, so that the grid ends at 4.8e-2.
 Trace and Jacobian norm were seen on these runs: after fine-tuning the trace was lowest at 4e-3 and rose, ||J|| fell from
-4e-3 on.
+4e-3 on. The laptop preset's number of seeds was raised from three to five after verdicts on three had been seen.
 
 Curvature is that with BatchNorm in evaluation mode, as the paper's: the statistics are held, so a change of scale is seen.
 """
@@ -27,92 +27,143 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.studies.catalog.curvature.sphere import quantities as rules
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.studies.catalog.curvature.common import at_each, positive
+from halflife.studies.catalog.curvature.sphere import quantities
 from halflife.studies.catalog.curvature.sphere.figures import PANELS, PUBLISHED
-from halflife.studies.evidence.claims import Arm, Preset, Study
-from halflife.studies.evidence.decisions import WordedClaim
-from halflife.studies.specs.images import ImageBranch, ImageRun, fine_tune_branch
+from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Each, Quantity
+from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.tests import above, below, exceeds, lowered, within, within_factor
+from halflife.studies.specs.images import ImageRun, fine_tune_branch
 
 __all__ = ["SPHERE"]
 
-_POWER = (
-    "At the three drawn learning rates, in each seed, the quantity is fitted as lr^p. Reproduced if the 95 % interval of p lies"
-    " {} 0; not reproduced if it lies {}; else inconclusive."
-)
+SMALLEST_EFFECT = 0.5  # points of test error, as in the stabilization studies
+SAME_LOSS = 1.05  # a factor between training losses
+
+at_both = functools.partial(functools.partial, at_each, keys=quantities.scaled_keys)
+
+
+def average_exponent(scaled: bool) -> Quantity:
+    """How ||J|| of the average rises with the learning rate."""
+    which = "times its norm over the radius (scaled to the sphere)" if scaled else "as it is"
+    return Quantity(
+        name=f"p of ||J|| ~ lr^p, of the average {which}, at the end of the first phase",
+        values=functools.partial(quantities.average_exponent, scaled=scaled),
+    )
+
+
+def drawn_traces(results: Results, size: int) -> NDArray[np.float64]:
+    """Traces after fine-tuning at the drawn learning rates."""
+    return quantities.end_values(results, size, quantities.drawn_keys(results, size), "hessian_trace")
+
+
+def end_exponent(metric: str, name: str) -> Quantity:
+    """How a probe after fine-tuning rises with the learning rate."""
+    return Quantity(
+        name=f"p of {name} ~ lr^p, after fine-tuning, at the drawn learning rates",
+        values=functools.partial(quantities.end_exponent, metric=metric),
+    )
+
 
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="u-shape",
         text="After fine-tuning with a small learning rate the test error has its minimum at a large learning rate of the"
         " first phase that is neither the smallest nor the largest.",
-        rule="The best learning rate inside the grid is chosen on the other seeds. Reproduced if the 95 % intervals of (its"
-        " test error - that of the smallest) and (- that of the largest) both lie below 0; not reproduced if one excludes an"
-        f" improvement of {rules.SMALLEST_EFFECT} points; else inconclusive.",
-        effect_name="test error of the best inside minus that of an end, the closer one",
-        unit="points",
-        measure=rules.optimum_inside,
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="test error of the best learning rate inside the grid - that of each end, after fine-tuning",
+                        quantities=quantities.against_ends,
+                        unit="points",
+                    ),
+                    lowered(SMALLEST_EFFECT),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="plateau",
         text="Before the drop the training loss stays the higher, the larger the learning rate.",
-        rule="Of the mean training loss over the second half of the first phase. " + _POWER.format("above", "below"),
-        effect_name="exponent of the training loss in the learning rate",
-        unit="",
-        measure=rules.plateau_rises,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="p of mean training loss ~ lr^p, over the second half of the first phase, at the drawn learning"
+                        " rates",
+                        values=quantities.plateau_exponent,
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="average-jacobian",
         text="The moving average of the weights has a smaller Jacobian norm, the larger the learning rate, as the conjecture"
-        " has it.",
-        rule="At the end of the first phase, twice: of the average as it is, and scaled to the sphere (||J|| times its norm"
-        " over the radius), because an average lies inside. Both must hold; not reproduced if one fails. "
-        + _POWER.format("below", "above"),
-        effect_name="exponent of ||J|| of the average, scaled to the sphere, in the learning rate",
-        unit="",
-        measure=rules.average_jacobian_falls,
+        " has it; also scaled to the sphere, because an average lies inside.",
+        rule=Rule(parts=((average_exponent(scaled=True), below(0)), (average_exponent(scaled=False), below(0)))),
     ),
-    WordedClaim(
+    Claim(
         key="fine-tuned-jacobian",
         text="Fine-tuned weights have a larger Jacobian norm, the larger the learning rate: what the paper itself calls a"
         " contradiction.",
-        rule=_POWER.format("above", "below"),
-        effect_name="exponent of ||J|| after fine-tuning in the learning rate",
-        unit="",
-        measure=functools.partial(rules.fine_tuned_rises, metric="jacobian_norm", name="||J||"),
+        rule=Rule(parts=((end_exponent("jacobian_norm", "||J||"), above(0)),)),
     ),
-    WordedClaim(
+    Claim(
         key="fine-tuned-trace",
         text="Fine-tuned weights have a larger trace of the Hessian, the larger the learning rate.",
-        rule=_POWER.format("above", "below"),
-        effect_name="exponent of the trace after fine-tuning in the learning rate",
-        unit="",
-        measure=functools.partial(rules.fine_tuned_rises, metric="hessian_trace", name="the trace of the Hessian"),
+        rule=Rule(
+            parts=((end_exponent("hessian_trace", "Tr(H)"), above(0)),),
+            given=(positive("Tr(H) after fine-tuning", drawn_traces),),
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="radius",
         text="Check: only lr / radius^2 counts: twice the radius with four times the learning rate is the same run (of the"
         " sphere's geometry, not in the paper; powers of two, so that even roundings are the same).",
-        rule="At two learning rates. Reproduced if the 90 % intervals of the difference in test error and of the ratio of"
-        f" training losses before the drop lie within {rules.SMALLEST_EFFECT} points and {rules.PLATEAU_MARGIN:.0%} of 1,"
-        " while at the smaller radius the learning rate nearest to the larger one has a training loss that differs by more;"
-        " not reproduced if one lies wholly outside; else inconclusive.",
-        effect_name="test error at twice the radius and four times the rate, minus that without, the larger of two",
-        unit="points",
-        measure=rules.only_the_ratio_counts,
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="test error at twice the radius and four times the learning rate - that without, at each of two"
+                        " learning rates",
+                        quantities=at_both(make=quantities.error_at_twice_the_radius),
+                        unit="points",
+                    ),
+                    within(SMALLEST_EFFECT),
+                ),
+                (
+                    Each(
+                        name="training loss before the drop at twice the radius and four times the learning rate, over that"
+                        " without, at each of two learning rates",
+                        quantities=at_both(make=quantities.plateau_at_twice_the_radius),
+                        unit="x",
+                    ),
+                    within_factor(SAME_LOSS),
+                ),
+            ),
+            stake=(
+                (
+                    Each(
+                        name="logarithm of (training loss before the drop at the smaller radius with the learning rate nearest"
+                        " to the larger one, over that with the smaller one)",
+                        quantities=at_both(make=quantities.plateau_of_nearest),
+                    ),
+                    exceeds(round(float(np.log(SAME_LOSS)), 4)),
+                ),
+            ),
+        ),
     ),
 )
 
 PROBES = ("hessian-trace", "jacobian-norm")
 NUM_SCALED = 2  # of the drawn learning rates; four times the third would be off the grid
-
-
-def _run(fields: Mapping[str, Any], seed: int) -> ImageRun:
-    return ImageRun(seed=seed, model="scale-invariant", lam=0.0, **fields)
-
-
-def _branch(fields: Mapping[str, Any], at: int, num_epochs: int, seed: int) -> ImageBranch:
-    of = _run(fields, seed)
-    return fine_tune_branch(of, at, lr=of.lr_after_drop, num_epochs=num_epochs)
 
 
 def _arms(
@@ -126,30 +177,31 @@ def _arms(
 ) -> tuple[Arm, ...]:
     """A run for each learning rate, and for those whose curves are shown branches from the kept epochs and twice the radius."""
     arms = []
-    shared = {"num_epochs": sum(phases), "drop_at": phases[0] / sum(phases), "eval_every": sum(phases), **common}
+    shared: dict[str, Any] = {"model": "scale-invariant", "lam": 0.0, "sphere": 1.0, "probes": PROBES, **common}
+    shared |= {"num_epochs": sum(phases), "drop_at": phases[0] / sum(phases), "lr_after_drop": lr_after}
+    shared |= {"eval_every": sum(phases)}
     for width in widths:
-        fields = {"width": width, "sphere": 1.0, "lr_after_drop": lr_after, "probes": PROBES, **shared}
         others = [lr for lr in rates if lr not in drawn]
         for rate, lr in enumerate(others):
-            spec = _run({**fields, "lr": lr}, 0)
-            arms.append(Arm(key=rules.rate_key(rate), label=f"lr {lr:g}", size=width, spec=spec))
+            run = ImageRun(lr=lr, width=width, **shared)
+            arms.append(Arm(key=f"lr-{rate}", label=f"lr {lr:g}", size=width, spec=run))
+        kept = {**shared, "keep_at": tuple(places), "probe_every": places[0], "eval_every": places[0]}
         for rate, lr in enumerate(drawn):
-            kept = {**fields, "lr": lr, "keep_at": tuple(places), "probe_every": places[0], "eval_every": places[0]}
-            spec = _run(kept, 0)
-            arms.append(Arm(key=rules.drawn_key(rate), label=f"lr {lr:g}", size=width, spec=spec))
+            run = ImageRun(lr=lr, width=width, **kept)
+            arms.append(Arm(key=f"lr-drawn-{rate}", label=f"lr {lr:g}", size=width, spec=run))
             arms += [
                 Arm(
-                    key=rules.branch_key(rate, place),
+                    key=f"fine-tuned-drawn-{rate}-{place}",
                     label=f"lr {lr:g}, fine-tuned from epoch {epoch}",
                     size=width,
-                    spec=_branch(kept, epoch, phases[1], 0),
+                    spec=fine_tune_branch(run, epoch, lr=lr_after, num_epochs=phases[1]),
                 )
                 for place, epoch in enumerate(places)
             ]
+        twice = {**shared, "sphere": 2.0, "lr_after_drop": 4 * lr_after, "probes": (), "ema": ()}
         for rate, lr in enumerate(drawn[:NUM_SCALED]):
-            scaled = {**fields, "sphere": 2.0, "lr": 4 * lr, "lr_after_drop": 4 * lr_after, "probes": (), "ema": ()}
-            label = f"radius 2, lr {4 * lr:g}"
-            arms.append(Arm(key=rules.scaled_key(rate), label=label, size=width, spec=_run(scaled, 0)))
+            run = ImageRun(lr=4 * lr, width=width, **twice)
+            arms.append(Arm(key=f"scaled-drawn-{rate}", label=f"radius 2, lr {4 * lr:g}", size=width, spec=run))
     return tuple(arms)
 
 
@@ -179,9 +231,9 @@ SPHERE = Study(
     published=PUBLISHED,
     size_name="width",
     doc_panels=("error", "trace-fine-tuned", "jacobian-average", "jacobian-fine-tuned"),
-    presets={
-        "smoke": Preset(
-            description="100 training and 100 test images, 3 epochs: shows that everything works, not what is true",
+    presets=presets(
+        smoke=Preset(
+            description="100 training and 100 test images, 3 epochs",
             budget="20 seconds",
             arms=_arms(
                 RATES,
@@ -192,19 +244,14 @@ SPHERE = Study(
                 SMALL | {"num_train": 100, "num_test": 100, "probe_examples": 10, "probe_vectors": 6},
                 (4,),
             ),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description="scale-invariant ResNet of width 8, 100 epochs and 70 of fine-tuning, 1,000 Fashion-MNIST images at"
             " 7 x 7",
             budget="10 minutes on 2 cores",
             arms=_arms(RATES, DRAWN, LR_AFTER, (100, 70), (40, 80), SMALL, (8,)),
-            num_seeds=5,
-            main_size=8,
         ),
-        "night": Preset(
+        night=Preset(
             description="as laptop, with more seeds, and a ladder of widths 4, 8, 16",
             budget="60 minutes on 2 cores",
             arms=_arms(RATES, DRAWN, LR_AFTER, (100, 70), (25, 50, 75), SMALL, (4, 8, 16)),
@@ -212,7 +259,7 @@ SPHERE = Study(
             main_size=8,
             num_ladder_seeds=4,
         ),
-        "paper": Preset(
+        paper=Preset(
             description="scale-invariant ResNet-18 on CIFAR-10, 100 epochs and 100 of fine-tuning at 1e-4",
             budget="days on one GPU",
             arms=_arms(
@@ -232,8 +279,7 @@ SPHERE = Study(
                 (64,),
             ),
             num_seeds=3,
-            main_size=64,
             needs="CIFAR-10's binary version (--data DIR) and a GPU",
         ),
-    },
+    ),
 )
