@@ -89,7 +89,7 @@ def end_exponent(results: Results, size: int, *, metric: str) -> NDArray[np.floa
 def against_ends(results: Results, size: int) -> list[Quantity]:
     """The best learning rate inside the grid against the smallest and the largest one."""
     keys = rate_keys(results, size)
-    inside = 100 * Best(arms=tuple(keys[1:-1]), metric="test/error", array="test/wrong")
+    inside = 100 * Best(arms=tuple(keys[1:-1]), name="test/wrong")
     return [
         Quantity(
             name=f"test error of the best learning rate inside the grid - that of the {which} one, after fine-tuning",
