@@ -24,6 +24,8 @@ PAIRS = (
     "the distance between seeds is the geometric mean over pairs of seeds, with its spread by the jackknife, and a claim needs"
     " three seeds; before, each pair counted as two independent ones."
 )
+STAKE_OF = "{}; before, nothing was at stake."
+LOG_SCALE = "the mean and its interval are those of logarithms, as for other positive quantities."
 VERTEX = "a best lam must lie between the outer two of the three lams of its parabola; before, anywhere in the grid."
 
 RANKS = (
@@ -32,14 +34,10 @@ RANKS = (
 )
 
 AMENDMENTS = {
-    (
-        "averaging",
-        "average-trace",
-    ): "the trace of the fine-tuned weights must rank the learning rates; before, nothing had to.",
-    (
-        "averaging",
-        "ensemble",
-    ): "averaging must change the test error by more than the margin; before, nothing was at stake.",
+    ("averaging", "average-trace"): STAKE_OF.format("the trace of the fine-tuned weights must rank the learning rates"),
+    ("averaging", "ensemble"): STAKE_OF.format("averaging must change the test error by more than the margin"),
+    ("curvature-alignment", "rest-orthogonal"): STAKE_OF.format("the rest must be more of the Hessian than the margin"),
+    ("curvature-alignment", "spectra"): LOG_SCALE,
     ("lm-schedules", "best"): GRID,
     ("lm-schedules", "early-branch-moderate"): STAKE,
     ("lm-schedules", "early-branch-large"): STAKE,

@@ -10,79 +10,52 @@ from halflife.studies.catalog.curvature.alignment.quantities import (
     MODELS,
     PAIRS,
     cell_keys,
-    cosine,
     noisy,
+    reading,
     spectra_differ_by,
 )
+from halflife.studies.catalog.images.common import image_run
 from halflife.studies.evidence.claims import Cell, HeatPanel, PointRow, PointsPanel, Published
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import seed_interval
-from halflife.studies.specs.images import ImageRun
+from halflife.studies.evidence.rows import published_level
 
 __all__ = ["PANELS", "PUBLISHED"]
 
 
 def cosine_cells(results: Results, *, late: bool) -> list[Cell]:
-    """Mean cosines of all pairs, one row an arm.
-
-    Args:
-        results: What the store holds.
-        late: At the end, not after the first epoch.
-
-    Returns:
-        The cells.
-    """
-    arms = {model: model for model in MODELS} | {f"{model}, random labels": noisy(model) for model in MODELS}
-    rows = sorted(arms, key=lambda name: MODELS.index(name.partition(",")[0]))
+    """Mean cosines of all pairs, one row an arm."""
+    arms = {name: key for model in MODELS for name, key in ((model, model), (f"{model}, random labels", noisy(model)))}
     return [
         Cell(label, row, value, f"{value:.2f}")
-        for row in rows
+        for row, arm in arms.items()
         for pair, label in PAIRS.items()
-        for value in [float(cosine(results, arms[row], pair, results.main_size, late=late).mean())]
+        for value in [float(reading(arm, pair, late=late)(results, results.main_size).mean())]
     ]
 
 
-def _run(results: Results, key: str) -> ImageRun:
-    spec = results.spec(key, results.main_size)
-    assert isinstance(spec, ImageRun)
-    return spec
-
-
 def spectrum_rows(results: Results) -> list[PointRow]:
-    """Eigenvalues at the end against their rank, geometric means over seeds.
-
-    Returns:
-        Two lines a cell of the grid.
-    """
+    """Eigenvalues at the end against their rank, geometric means over seeds: two lines a cell of the grid."""
     rows = []
     for key in cell_keys(results, results.main_size):
-        spec = _run(results, key)
-        for name, words in (("covariance", "covariance"), ("decoupled", "decoupled")):
-            spectrum_SL = results.last_array(key, f"spectrum/{name}", results.main_size)
+        spec = image_run(results, key, results.main_size)
+        for name in ("covariance", "decoupled"):
+            spectrum_SL = results.read(key, f"spectrum/{name}", results.main_size)
             # Behind the last eigenvalue that is more than rounding there are zeros.
             means_L = np.exp(np.log(spectrum_SL[:, (spectrum_SL > 0).all(axis=0)]).mean(axis=0))
             rows += [
-                PointRow(series=f"{words}, lr {spec.lr:g}, lam {spec.lam:g}", x=rank, y=value, style="line")
+                PointRow(series=f"{name}, lr {spec.lr:g}, lam {spec.lam:g}", x=rank, y=value, style="line")
                 for rank, value in enumerate(means_L.tolist(), start=1)
             ]
     return rows
 
 
 def distance_cells(results: Results, *, shape: bool) -> list[Cell]:
-    """How far the spectra are apart, mean over seeds.
-
-    Args:
-        results: What the store holds.
-        shape: As for `spectra_differ_by`.
-
-    Returns:
-        One cell for each learning rate and lam.
-    """
-    cells = []
-    for key in cell_keys(results, results.main_size):
-        value = float(spectra_differ_by(results, key, results.main_size, shape=shape).mean())
-        value = float(np.exp(value)) if shape else value
-        cells.append(Cell(_run(results, key).lr, _run(results, key).lam, value, f"{value:.2f}"))
+    """How far the spectra are apart, mean over seeds (geometric of a factor): one cell for each learning rate and lam."""
+    cells, size = [], results.main_size
+    for key in cell_keys(results, size):
+        spec, values_S = image_run(results, key, size), spectra_differ_by(results, size, key=key, shape=shape)
+        value = float(np.exp(np.log(values_S).mean()) if shape else values_S.mean())
+        cells.append(Cell(spec.lr, spec.lam, value, f"{value:.2f}"))
     return cells
 
 
@@ -135,20 +108,6 @@ PANELS = (
 )
 
 
-def cosine_text(results: Results, *, pair: str) -> str:
-    """Our cosine of the scale-invariant net after the first epoch.
-
-    Args:
-        results: What the store holds.
-        pair: One of `PAIRS`.
-
-    Returns:
-        The mean with its 95 % interval.
-    """
-    found = seed_interval(cosine(results, MODELS[0], pair, results.main_size))
-    return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
 PAPER = {
     "hessian-covariance": "0.84",
     "gauss-newton-covariance": "0.97",
@@ -164,7 +123,7 @@ PUBLISHED = tuple(
         published=number,
         where="figure 13",
         how="text",
-        ours=functools.partial(cosine_text, pair=pair),
+        ours=published_level(reading(MODELS[0], pair), form=".3f"),
     )
     for pair, number in PAPER.items()
 )
