@@ -207,7 +207,9 @@ def test_an_undecided_best_rate_is_told() -> None:
     one_seed_off = MadeUp(SCHEDULES, {"decayed-none-x2": 1.99})
     assert "edge" not in decide("best", one_seed_off).reason
     upper = decide("best", MadeUp(SCHEDULES, {"decayed-none-x4": 1.99})).reason
-    assert upper.endswith("without decay the best learning rate of 5 of 5 seeds is at an edge of its grid (0.192)")
+    assert upper.endswith(
+        "without decay the best learning rate is at an edge of its grid (0.192) for some choice of seeds and blocks"
+    )
     made = MadeUp(ABLATIONS)
     made.arms = [
         arm for arm in made.arms if not (str(arm["key"]).startswith("sgd-") and str(arm["key"]).endswith("lr3"))

@@ -11,12 +11,11 @@ without decay; L2 from 1e-5 to 1e-4 shrinks the norm as much as lam 0.02 to 0.07
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE, run_arm
-from halflife.studies.catalog.language.figures import three
 from halflife.studies.catalog.language.quantities import (
     BLOCKS,
     best_against_best,
@@ -39,9 +38,10 @@ from halflife.studies.catalog.language.settings import (
 )
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import lam_of, text_spec
-from halflife.studies.evidence.quantities import Best
+from halflife.studies.evidence.quantities import Best, Measure, Reading
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import CONFIDENCE, Interval, seed_interval
+from halflife.studies.evidence.rows import against, published_level
+from halflife.studies.evidence.stats import CONFIDENCE
 from halflife.studies.evidence.tests import above, exceeds, within
 
 __all__ = ["FULL", "LADDER", "LM_ABLATIONS", "SMALL", "TINY", "Ablations", "ablation_arms"]
@@ -273,70 +273,62 @@ CLAIMS = (
 )
 
 
-def _last(results: Results, key: str) -> Interval:
-    return seed_interval(results.last(key, "val/loss", results.main_size))
-
-
-def _point(series: str, x: float, loss: Interval, *, line: bool = True) -> PointRow:
-    return PointRow(
-        series=series, x=x, y=loss.estimate, low=loss.low, high=loss.high, style="line" if line else "point"
-    )
-
-
 def _lam(results: Results, key: str) -> float:
     return lam_of(text_spec(results, key, results.main_size))
 
 
-def final_by_lam(results: Results) -> list[PointRow]:
+Lines = dict[str, list[tuple[float, Measure]]]
+
+
+def _by_lam(results: Results, size: int) -> Lines:
     """Final losses against lam, gains kept and decayed."""
-    rows = []
-    for gains in ("kept", "decayed"):
-        for lam in LAMS:
-            key = f"gains-{gains if lam != 'none' else 'kept'}-{lam}"
-            rows.append(_point(f"gains {gains}", _lam(results, key), _last(results, key)))
-    return rows
+    keys = {
+        gains: {lam: f"gains-{gains if lam != 'none' else 'kept'}-{lam}" for lam in LAMS}
+        for gains in ("kept", "decayed")
+    }
+    return {
+        f"gains {gains}": [(_lam(results, key), Reading(key, "val/loss")) for key in by_lam.values()]
+        for gains, by_lam in keys.items()
+    }
 
 
-def final_by_norm(results: Results) -> list[PointRow]:
+def _by_norm(results: Results, size: int) -> Lines:
     """Final losses against the norm that is left, for L2 inside and outside the clip and for decoupled decay."""
-    size, rows = results.main_size, []
     families = {"decoupled": "adam-decoupled-", "L2 inside the clip": "l2-inside-", "L2 outside it": "l2-outside-"}
-    for name, prefix in families.items():
-        for key in ["adam-none", *starting_with(results, prefix, size)]:
-            norm = float(results.last(key, "weight_norm", size).mean())
-            rows.append(_point(name, norm, _last(results, key)))
-    return rows
+    return {
+        name: [
+            (float(results.read(key, "weight_norm", size).mean()), Reading(key, "val/loss"))
+            for key in ["adam-none", *starting_with(results, prefix, size)]
+        ]
+        for name, prefix in families.items()
+    }
 
 
-def final_by_rate(results: Results) -> list[PointRow]:
+def _by_rate(results: Results, size: int) -> Lines:
     """Final losses of SGD against its learning rate, a line a lam."""
-    rows = []
-    for lam in LAMS:
-        for key in starting_with(results, f"sgd-{lam}-", results.main_size):
-            spec = text_spec(results, key, results.main_size)
-            rows.append(_point(f"lam {lam_of(spec):g}", spec.lr, _last(results, key)))
-    return rows
+    lines: Lines = {}
+    for key in sgd_runs(results, size, lams=LAMS):
+        spec = text_spec(results, key, size)
+        lines.setdefault(f"lam {lam_of(spec):g}", []).append((spec.lr, Reading(key, "val/loss")))
+    return lines
 
 
 def gaps_by_lam(results: Results) -> list[PointRow]:
     """How much decay raises the loss at a constant rate: of the weights, of their averages, after a tiny-lr branch."""
-    size, rows = results.main_size, []
+    rows = []
     for lam in LAMS[1:]:
-        gaps = {
-            "the run": change("constant", lam),
+        changes = {
             "EMA 0.99": change("constant", lam, average=AVERAGES["ema"]),
             "mean of the second half": change("constant", lam, average=AVERAGES["mean"]),
+            "the run": change("constant", lam),
             "tiny-lr branch": change_after("tiny-lr", "constant", lam),
         }
-        at = _lam(results, key_of("constant", lam))
-        rows += [_point(name, at, in_nats(name, gap).interval(results, size, CONFIDENCE)) for name, gap in gaps.items()]
+        x = _lam(results, key_of("constant", lam))
+        for name, values in changes.items():
+            found = in_nats(name, values).interval(results, results.main_size, CONFIDENCE)
+            rows.append(PointRow(series=name, x=x, y=found.estimate, style="line"))
+            rows.append(PointRow(series=name, x=x, y=found.estimate, low=found.low, high=found.high))
     return sorted(rows, key=lambda row: row.series)
-
-
-def weights_and_average(results: Results) -> str:
-    """The last loss at a constant rate with large decay, of the weights and of their moving average, as text."""
-    key = [key_of("constant", "large")]
-    return f"{three(results, key, 'val/loss')} / {three(results, key, 'ema-0.99/val/loss')}"
 
 
 OVER_SEEDS = "Means over seeds with 95 % intervals over seeds alone."
@@ -347,7 +339,7 @@ PANELS = (
         title="Final loss against lam, gains of norms kept or decayed",
         x_label="lam",
         y_label="validation loss (nats per token)",
-        rows=final_by_lam,
+        rows=against(_by_lam, bars="seeds"),
         source_figure="figure 20",
         note=OVER_SEEDS,
     ),
@@ -356,7 +348,7 @@ PANELS = (
         title="Final loss against the norm that is left: L2 and decoupled decay",
         x_label="norm of all weights at the end",
         y_label="validation loss (nats per token)",
-        rows=final_by_norm,
+        rows=against(_by_norm, bars="seeds"),
         log_x=True,
         source_figure="figure 21",
         note=OVER_SEEDS,
@@ -366,7 +358,7 @@ PANELS = (
         title="Final loss of SGD with momentum against its learning rate",
         x_label="peak learning rate",
         y_label="validation loss (nats per token)",
-        rows=final_by_rate,
+        rows=against(_by_rate, bars="seeds"),
         log_x=True,
         source_figure="figure 22",
         note=OVER_SEEDS,
@@ -383,8 +375,8 @@ PANELS = (
 )
 
 
-def _loss(*keys: str, metric: str = "val/loss") -> functools.partial[str]:
-    return functools.partial(three, keys=keys, metric=metric)
+def _ours(*keys: str) -> Callable[[Results], str]:
+    return published_level(*(Reading(key, "val/loss") for key in keys), form=".3f")
 
 
 PUBLISHED = (
@@ -393,21 +385,24 @@ PUBLISHED = (
         published="3.28 / 3.335 (none: 3.30)",
         where="figure 20",
         how="fig-read",
-        ours=_loss("gains-decayed-moderate", "gains-decayed-large", "gains-kept-none"),
+        ours=_ours("gains-decayed-moderate", "gains-decayed-large", "gains-kept-none"),
     ),
     Published(
         quantity="final loss of Adam with L2 in the loss, two coefficients, and without",
         published="3.285 / 3.29, none 3.30",
         where="figure 21",
         how="fig-read",
-        ours=_loss("l2-inside-small", "l2-inside-large", "adam-none"),
+        ours=_ours("l2-inside-small", "l2-inside-large", "adam-none"),
     ),
     Published(
         quantity="loss at a constant rate, large decay: weights / EMA 0.99",
         published="3.58 / 3.44",
         where="figure 23",
         how="fig-read",
-        ours=weights_and_average,
+        ours=published_level(
+            *(Reading(key_of("constant", "large"), f"{average}val/loss") for average in ("", AVERAGES["ema"])),
+            form=".3f",
+        ),
     ),
 )
 

@@ -220,8 +220,7 @@ CLAIMS = (
             "final training loss with a decayed learning rate, best lam > 0 and rate - best rate without decay",
             functools.partial(decayed_runs, lams=LAMS[1:]),
             functools.partial(decayed_runs, lams=LAMS[:1]),
-            metric="train/loss",
-            array="",
+            name="train/loss",
         ),
     ),
 )

@@ -8,11 +8,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from halflife.studies.catalog.language.common import percent
 from halflife.studies.catalog.language.settings import LONG, key_of
-from halflife.studies.evidence.choice import leave_one_out
+from halflife.studies.evidence.choice import chosen_arms
 from halflife.studies.evidence.optimum import text_spec
 from halflife.studies.evidence.quantities import Best, Measure, Numbers, Quantity, Reading
 from halflife.studies.evidence.results import Results
@@ -28,6 +26,7 @@ __all__ = [
     "EARLY_MARGIN",
     "MIDWAY",
     "SMALLEST_EFFECT",
+    "at_share",
     "best_against_best",
     "change",
     "change_after",
@@ -35,7 +34,6 @@ __all__ = [
     "has_best_rate",
     "in_nats",
     "loss",
-    "midway",
     "nats",
     "no_best_rate",
     "shares_of",
@@ -98,10 +96,10 @@ def change_after(branch: str, kind: str, lam: str, share: int = 100) -> Measure:
     return loss(f"{branch}-{kind}-{lam}-{share}") - loss(f"{branch}-{kind}-none-{share}")
 
 
-def midway(spec: RunSpec) -> int:
-    """The step at `MIDWAY` of a run, where branches start."""
+def at_share(spec: RunSpec, share: int) -> int:
+    """The step at a share (per cent) of a run, where branches start."""
     assert isinstance(spec, TextRun)
-    return percent(spec.num_steps, (MIDWAY,))[0]
+    return percent(spec.num_steps, (share,))[0]
 
 
 def starting_with(results: Results, prefix: str, size: int) -> list[str]:
@@ -131,18 +129,18 @@ def step_of(results: Results, kind: str, share: int, size: int) -> int:
 Arms = Sequence[str] | Callable[[Results, int], Sequence[str]]
 
 
-def no_best_rate(results: Results, size: int, *, arms: Arms, metric: str = "val/loss") -> str:
+def no_best_rate(results: Results, size: int, *, arms: Arms, name: str = BLOCKS) -> str:
     """Why arms that differ in their learning rate alone do not show which is best.
 
     Args:
         results: What the store holds.
         size: The size.
         arms: Their keys, or what gives them.
-        metric: What the best rate is chosen by.
+        name: The reading or array that the best is chosen by.
 
     Returns:
-        The reason in words; empty where for every seed the rate that is best on the other seeds has a lower and a higher
-        one beside it.
+        The reason in words; empty where every rate that some choice of seeds and blocks takes as the best (`chosen_arms`) has
+        a lower and a higher one beside it.
     """
     keys = arms(results, size) if callable(arms) else arms
     rates = [text_spec(results, key, size).lr for key in keys]
@@ -150,38 +148,36 @@ def no_best_rate(results: Results, size: int, *, arms: Arms, metric: str = "val/
     if len(grid) < MIN_RATES:
         tried = ", ".join(f"{rate:g}" for rate in grid)
         return f"the grid of learning rates without decay is {tried}, and a best one needs {MIN_RATES}"
-    scores = [results.read(key, metric, size) for key in keys]
-    taken = [rates[index] for index in leave_one_out(np.array(scores))]
-    at_edge = [rate for rate in taken if rate in {grid[0], grid[-1]}]
+    (side,) = Best(keys, name).sides(results, size)
+    at_edge = sorted({rates[arm] for arm in chosen_arms(side)} & {grid[0], grid[-1]})
     if not at_edge:
         return ""
-    which = " and ".join(f"{rate:g}" for rate in sorted(set(at_edge)))
-    return f"without decay the best learning rate of {len(at_edge)} of {len(taken)} seeds is at an edge of its grid ({which})"
-
-
-def has_best_rate(arms: Arms, metric: str = "val/loss") -> Premise:
-    """The premise of a comparison with the best of runs without decay: another rate must not do what decay does."""
-    return Premise(
-        f"the side without decay has at least {MIN_RATES} learning rates, and for no seed the best of them is at an edge of"
-        " its grid",
-        functools.partial(no_best_rate, arms=arms, metric=metric),
+    which = " and ".join(f"{rate:g}" for rate in at_edge)
+    return (
+        f"without decay the best learning rate is at an edge of its grid ({which}) for some choice of seeds and blocks"
     )
 
 
-def best_against_best(
-    name: str, with_decay: Arms, without: Arms, *, metric: str = "val/loss", array: str = BLOCKS
-) -> Rule:
+def has_best_rate(arms: Arms, name: str = BLOCKS) -> Premise:
+    """The premise of a comparison with the best of runs without decay: another rate must not do what decay does."""
+    return Premise(
+        f"the side without decay has at least {MIN_RATES} learning rates, and the best of them is at no edge of its grid,"
+        " whichever seeds and blocks it is chosen on",
+        functools.partial(no_best_rate, arms=arms, name=name),
+    )
+
+
+def best_against_best(words: str, with_decay: Arms, without: Arms, *, name: str = BLOCKS) -> Rule:
     """The best lam > 0 and rate lower the loss below that of the best rate without decay.
 
     Args:
-        name: The difference, in words.
+        words: The difference.
         with_decay: The arms with decay.
         without: Those without.
-        metric: What is best is chosen by it.
-        array: What is compared of the chosen arms (empty: the metric).
+        name: The reading or array that is compared.
 
     Returns:
         The rule.
     """
-    effect = Best(with_decay, array or metric) - Best(without, array or metric)
-    return Rule(parts=((in_nats(name, effect), lowered(SMALLEST_EFFECT)),), given=(has_best_rate(without, metric),))
+    effect = in_nats(words, Best(with_decay, name) - Best(without, name))
+    return Rule(parts=((effect, lowered(SMALLEST_EFFECT)),), given=(has_best_rate(without, name),))

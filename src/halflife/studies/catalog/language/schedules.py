@@ -10,20 +10,25 @@ laptop runs. `halflife.studies.catalog.language.settings` says how the settings 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
-from halflife.studies.catalog.language.figures import along_a_run, by_rate, gaps_along_a_run, three
 from halflife.studies.catalog.language.quantities import (
+    BLOCKS,
     EARLY_MARGIN,
     MIDWAY,
     SMALLEST_EFFECT,
+    at_share,
     best_against_best,
     change,
     change_after,
     decayed_runs,
     in_nats,
-    midway,
     shares_of,
+    starting_with,
     step_of,
 )
 from halflife.studies.catalog.language.settings import (
@@ -39,25 +44,41 @@ from halflife.studies.catalog.language.settings import (
     key_of,
     prefixed,
 )
-from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Published, Rule, Study, presets
-from halflife.studies.evidence.quantities import Numbers
+from halflife.studies.evidence.claims import (
+    Arm,
+    Claim,
+    Panel,
+    PointRow,
+    PointsPanel,
+    Preset,
+    Published,
+    Rule,
+    Study,
+    presets,
+)
+from halflife.studies.evidence.optimum import lam_of, text_spec
+from halflife.studies.evidence.quantities import Measure, Numbers, Reading
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rows import against, published_level
 from halflife.studies.evidence.tests import above, below, lowered, within
+from halflife.studies.specs.base import RunSpec
 
 __all__ = ["LM_SCHEDULES"]
 
 FIRST = 20  # per cent of a decayed run at which its first branches start
 
 
-def change_after_last(results: Results, size: int, *, lam: str) -> Numbers:
-    """What decay changes at the end of the tiny-lr branches from the last point of the decayed run, (S, N)."""
-    last = shares_of(results, "tiny-lr", "decayed", size)[-1]
-    return change_after("tiny-lr", "decayed", lam, last)(results, size)
+@dataclass(frozen=True)
+class LastBranch(Measure):
+    """What the tiny-lr branches from the last point of the decayed run read at their end; presets differ in that point."""
 
+    lam: str
+    name: str = BLOCKS
 
-def change_since_first(results: Results, size: int, *, lam: str) -> Numbers:
-    """The same minus that from the first point."""
-    return change_after_last(results, size, lam=lam) - change_after("tiny-lr", "decayed", lam, FIRST)(results, size)
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S,), or (S, N) of an array."""
+        share = shares_of(results, "tiny-lr", "decayed", size)[-1]
+        return Reading(f"tiny-lr-decayed-{self.lam}-{share}", self.name)(results, size)
 
 
 def _claims(lam: str) -> tuple[Claim, ...]:
@@ -65,7 +86,10 @@ def _claims(lam: str) -> tuple[Claim, ...]:
     effect = f"loss with {lam} decay - without"
     end, before, tiny = change("decayed", lam), change("constant", lam), change_after("tiny-lr", "constant", lam)
     final = in_nats(f"final {effect}, decayed learning rate", end)
-    halfway = in_nats(f"{effect} at {MIDWAY} % of the decayed run", change("decayed", lam, step=midway))
+    halfway = in_nats(
+        f"{effect} at {MIDWAY} % of the decayed run",
+        change("decayed", lam, step=functools.partial(at_share, share=MIDWAY)),
+    )
     constant = in_nats(f"{effect} at the end of the run at a constant rate", before)
     removed = in_nats(f"{constant.name} - the same after the tiny-lr branch from there", before - tiny)
     after_tiny = in_nats(f"{effect} after the tiny-lr branch from the end of the run at a constant rate", tiny)
@@ -77,12 +101,11 @@ def _claims(lam: str) -> tuple[Claim, ...]:
         f"{effect} after tiny-lr branches from {MIDWAY} % of the decayed run",
         change_after("tiny-lr", "decayed", lam, MIDWAY),
     )
-    late = in_nats(
-        f"{effect} after tiny-lr branches from the last point of the decayed run",
-        functools.partial(change_after_last, lam=lam),
-    )
+    at_last = LastBranch(lam) - LastBranch("none")
+    late = in_nats(f"{effect} after tiny-lr branches from the last point of the decayed run", at_last)
     since_first = in_nats(
-        f"{late.name} - the same from its first, at {FIRST} %", functools.partial(change_since_first, lam=lam)
+        f"{late.name} - the same from its first, at {FIRST} %",
+        at_last - change_after("tiny-lr", "decayed", lam, FIRST),
     )
     return (
         Claim(
@@ -154,6 +177,47 @@ def _curves(kind: str) -> tuple[str, ...]:
     return tuple(key_of(kind, lam) for lam in LAMS)
 
 
+def _name(results: Results, size: int, lam: str) -> str:
+    return f"lam {lam_of(text_spec(results, key_of('decayed', lam), size)):g}"
+
+
+Lines = dict[str, list[tuple[float, Measure]]]
+
+
+def _branches(results: Results, size: int, *, kind: str, lams: Sequence[str], without: str = "") -> Lines:
+    """The loss along a run and after a tiny-lr branch from there, by the step where it starts; minus that without decay."""
+    lines: Lines = {}
+    for lam in lams:
+        for share in shares_of(results, "tiny-lr", kind, size):
+            step = step_of(results, kind, share, size)
+            run, branch = (
+                {
+                    "the run": Reading(key_of(kind, which), "val/loss", step=step),
+                    "after the branch": Reading(f"tiny-lr-{kind}-{which}-{share}", "val/loss"),
+                }
+                for which in (lam, without or lam)
+            )
+            for where, loss in run.items():
+                values = loss - branch[where] if without else loss
+                lines.setdefault(f"{_name(results, size, lam)}, {where}", []).append((step, values))
+    return dict(sorted(lines.items()))
+
+
+def _rates(results: Results, size: int) -> Lines:
+    """The final loss against the peak learning rate, a line a lam and context."""
+    lines: Lines = {}
+    for lam, prefix in itertools.product(LAMS, ("", LONG)):
+        for key in starting_with(results, f"{prefix}decayed-{lam}-x", size):
+            spec = text_spec(results, key, size)
+            name = _name(results, size, lam) + (f", context {spec.context}" if prefix else "")
+            lines.setdefault(name, []).append((spec.lr, Reading(key, "val/loss")))
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in lines.items()}
+
+
+def _figure(kind: str, **which: Any) -> Callable[[Results], list[PointRow]]:
+    return against(functools.partial(_branches, kind=kind, **which), bars="seeds")
+
+
 PANELS = (
     Panel(
         metric="train/running_loss",
@@ -170,7 +234,7 @@ PANELS = (
         title="Loss along the decayed run and after a tiny-lr branch from there",
         x_label="step at which the branch starts",
         y_label="validation loss (nats per token)",
-        rows=functools.partial(along_a_run, kind="decayed"),
+        rows=_figure("decayed", lams=LAMS),
         source_figure="figure 6",
         note="Means over seeds with 95 % intervals over seeds alone, which is what different seeds differ by.",
     ),
@@ -179,7 +243,7 @@ PANELS = (
         title="What decay changes along the decayed run, before and after a tiny-lr branch",
         x_label="step at which the branch starts",
         y_label="loss with decay minus without (nats per token)",
-        rows=functools.partial(gaps_along_a_run, kind="decayed"),
+        rows=_figure("decayed", lams=LAMS[1:], without="none"),
         note="Differences paired by seed, with 95 % intervals over seeds alone.",
     ),
     Panel(
@@ -197,7 +261,7 @@ PANELS = (
         title="What decay changes along the run at a constant rate, before and after a tiny-lr branch",
         x_label="step at which the branch starts",
         y_label="loss with decay minus without (nats per token)",
-        rows=functools.partial(gaps_along_a_run, kind="constant"),
+        rows=_figure("constant", lams=LAMS[1:], without="none"),
         note="Differences paired by seed, with 95 % intervals over seeds alone.",
     ),
     PointsPanel(
@@ -205,7 +269,7 @@ PANELS = (
         title="Final loss against the learning rate, decayed",
         x_label="peak learning rate",
         y_label="validation loss (nats per token)",
-        rows=functools.partial(by_rate, kind="decayed"),
+        rows=against(_rates, bars="seeds"),
         log_x=True,
         source_figure="figures 24 and 25",
         note="Means over seeds with 95 % intervals over seeds alone.",
@@ -231,17 +295,9 @@ PANELS = (
 )
 
 
-def _at_first_share(results: Results) -> str:
-    return three(results, _curves("decayed"), "train/loss", step_of(results, "decayed", FIRST, results.main_size))
-
-
-def _after_last_branch(results: Results) -> str:
-    share = shares_of(results, "tiny-lr", "decayed", results.main_size)[-1]
-    return three(results, [f"tiny-lr-decayed-{lam}-{share}" for lam in LAMS], "train/loss")
-
-
-def _at_the_end(metric: str, digits: int) -> functools.partial[str]:
-    return functools.partial(three, keys=_curves("decayed"), metric=metric, digits=digits)
+def _ours(name: str, form: str, step: Callable[[RunSpec], int] | None = None) -> Callable[[Results], str]:
+    """A reading of the decayed runs, at the end or at a step, none / moderate / large decay."""
+    return published_level(*(Reading(key, name, step=step) for key in _curves("decayed")), form=form)
 
 
 PUBLISHED = (
@@ -250,35 +306,35 @@ PUBLISHED = (
         published="3.66 / 3.68 / 3.73",
         where="figure 6",
         how="fig-read",
-        ours=_at_first_share,
+        ours=_ours("train/loss", ".3f", functools.partial(at_share, share=FIRST)),
     ),
     Published(
         quantity="training loss at the end",
         published="3.30 / 3.28 / 3.29",
         where="figure 6",
         how="fig-read",
-        ours=_at_the_end("train/loss", 3),
+        ours=_ours("train/loss", ".3f"),
     ),
     Published(
         quantity="training loss after the tiny-lr branch from the last point of the decayed run",
         published="3.27 / 3.24 / 3.225",
         where="figure 6",
         how="fig-read",
-        ours=_after_last_branch,
+        ours=published_level(*(LastBranch(lam, "train/loss") for lam in LAMS), form=".3f"),
     ),
     Published(
         quantity="gradient norm at the end",
         published="0.28 / 0.37 / 0.57",
         where="figure 26",
         how="fig-read",
-        ours=_at_the_end("grad_norm", 2),
+        ours=_ours("grad_norm", ".2f"),
     ),
     Published(
         quantity="weight norm at the end",
         published="860 / 430 / 295",
         where="figure 26",
         how="fig-read",
-        ours=_at_the_end("weight_norm", 0),
+        ours=_ours("weight_norm", ".1f"),
     ),
 )
 
