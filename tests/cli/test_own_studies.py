@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from halflife.errors import HalflifeError, UserError
@@ -23,7 +23,7 @@ from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.specs import base
 from halflife.studies.store.store import Store
 from tests import ROOT
-from tests.cli.own_files import WALK, write_files
+from tests.cli.own_files import write_files
 from tests.studies.synthetic import make_store
 
 
@@ -67,11 +67,16 @@ def train_here(reference: str, store: Store, preset: str = "laptop") -> None:
     store.write_manifest(f"{study.name}-{preset}", plan.manifest(1, None))
 
 
+def text_of(folder: Path) -> str:
+    return (folder / "walk.py").read_text()
+
+
 def walk(seed: int, lam: float) -> float:
     """The end of the walk in the user's file, by hand."""
-    rng, x = random.Random(seed), 1.0
+    torch.manual_seed(seed)
+    x = 1.0
     for _ in range(50):
-        x = (1 - lam) * x + 0.1 * rng.gauss(0, 1)
+        x = (1 - lam) * x + torch.normal(0.0, 0.1, (1,)).item()
     return x
 
 
@@ -110,9 +115,9 @@ def test_own_runs_get_verdicts_and_a_report_beside_ours(folder: Path) -> None:
     assert manifest["command"] == "halflife study run walk.py:WALK --preset laptop"
     assert (manifest["source"]["file"], manifest["source"]["name"]) == ("walk.py", "WALK")
     (row,) = json.loads(said("study", "verdicts", "walk.py:WALK", "--json").out)
-    changes = [walk(seed, 0.5) ** 2 - walk(seed, 0.0) ** 2 for seed in range(4)]
-    assert row["estimate"] == pytest.approx(sum(changes) / 4, rel=1e-12)
-    assert row["num_seeds"] == 4
+    changes = [walk(seed, 0.5) ** 2 - walk(seed, 0.0) ** 2 for seed in range(8)]
+    assert row["estimate"] == pytest.approx(sum(changes) / 8, rel=1e-6)
+    assert row["num_seeds"] == 8
     said("report", "--study", "walk.py:WALK")
     page = (folder / "store/report.html").read_text(encoding="utf-8")
     assert "Does decay bound a random walk?" in page
@@ -161,7 +166,7 @@ def test_a_worker_refuses_a_file_that_changed(folder: Path) -> None:
     study = load_study("walk.py:WALK")
     assert study.origin is not None
     load_again(study.origin)
-    (folder / "walk.py").write_text(WALK + "\n# changed\n")
+    (folder / "walk.py").write_text(text_of(folder) + "\n# changed\n")
     with pytest.raises(
         UserError, match=r"walk.py was changed while its study ran, expected the file as it was: run the"
     ):
@@ -169,7 +174,7 @@ def test_a_worker_refuses_a_file_that_changed(folder: Path) -> None:
 
 
 def test_json_is_one_document_whatever_a_file_prints(folder: Path) -> None:
-    (folder / "loud.py").write_text("print('hello')\n" + WALK)
+    (folder / "loud.py").write_text("print('hello')\n" + text_of(folder))
     assert json.loads(said("study", "list", "loud.py:WALK", "--json").out)[0]["name"] == "walk"
 
 
@@ -180,7 +185,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "walk:WALK": ("", "the study is 'walk:WALK', expected a file and a name in it"),
     "gone.py:X": ("", "there is no file gone.py, expected the file of an own study: correct its path"),
     "walk.py:GONE": ("", "walk.py has no GONE, expected the name of a Study in it (WALK): name one"),
-    "walk.py:PRESET": ("", "walk.py has a Preset, no Study, as PRESET, expected the name of a Study in it (WALK)"),
+    "walk.py:WALKS": ("", "walk.py has a Preset, no Study, as WALKS, expected the name of a Study in it (WALK)"),
     "bad.py:A": ("A = 1\nB = A.lam\n", "bad.py raised AttributeError: 'int' object has no attribute 'lam' (bad.py, line 2)"),
     "bad.py:B": ("B = (\n", "bad.py raised SyntaxError: '(' was never closed (bad.py, line 1): correct it"),
     "bad.py:C": ("import nowhere\n", "bad.py raised ModuleNotFoundError: No module named 'nowhere' (bad.py, line 1)"),
@@ -240,8 +245,18 @@ def test_a_wrong_file_is_one_sentence(folder: Path, reference: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_without_what_trains_its_runs_is_one_sentence(folder: Path) -> None:
+    (folder / "idle.py").write_text(text_of(folder).replace("def open_run(", "def opens_run("))
+    with pytest.raises(
+        UserError, match=r"idle.py has runs of kind 'walk' and nothing that trains them, expected a function"
+    ):
+        load_study("idle.py:WALK")
+
+
 def test_two_files_may_not_share_a_name(folder: Path) -> None:
-    (folder / "other.py").write_text(WALK.replace('kind: ClassVar[str] = "walk"', 'kind: ClassVar[str] = "stroll"'))
+    (folder / "other.py").write_text(
+        text_of(folder).replace('kind: ClassVar[str] = "walk"', 'kind: ClassVar[str] = "stroll"')
+    )
     with pytest.raises(
         UserError, match=r"other.py:WALK and walk.py:WALK are both named 'walk': give one of them another"
     ):
@@ -262,7 +277,7 @@ def test_set_is_refused_with_the_way_to_do_it(folder: Path) -> None:
 
 
 def broken(folder: Path, body: str) -> str:
-    text = WALK.replace("CHANGE = Quantity(", f"def values(results, size):\n{body}\n\n\nCHANGE = Quantity(")
+    text = text_of(folder).replace("CHANGE = Quantity(", f"def values(results, size):\n{body}\n\n\nCHANGE = Quantity(")
     text = text.replace('values=Reading("decay", "x/sq") - Reading("none", "x/sq")', "values=values")
     (folder / "broken.py").write_text(text)
     return "broken.py:WALK"
@@ -270,8 +285,8 @@ def broken(folder: Path, body: str) -> str:
 
 FAILING = {
     "    return results.nothing": r"walk raised AttributeError: .*no attribute 'nothing' \(broken.py, line \d+\): correct",
-    "    return [1.0, 2.0]": r"x\^2 with decay - without has values of shape \(2,\), expected one row for each of 4 seeds",
-    "    return [float('nan')] * 4": r"x\^2 with decay - without has a value that is not finite",
+    "    return [1.0, 2.0]": r"x\^2 with decay - without has values of shape \(2,\), expected one row for each of 8 seeds",
+    "    return [float('nan')] * 8": r"x\^2 with decay - without has a value that is not finite",
 }
 
 

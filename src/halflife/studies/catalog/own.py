@@ -129,6 +129,12 @@ def load_study(reference: str) -> Study:
             f"{place} {what} {name}, expected the name of a Study in it ({', '.join(there) or 'it has none'}): name one"
         )
     _check(found, origin.reference)
+    for spec in (arm.spec for preset in found.presets.values() for arm in preset.arms):
+        if spec.trainer.module == module.__name__ and not hasattr(module, "open_run"):
+            raise UserError(
+                f"{place} has runs of kind {spec.kind!r} and nothing that trains them, expected a function open_run(spec,"
+                " context): write it (docs/own_studies.md)"
+            )
     return dataclasses.replace(found, origin=origin)
 
 
