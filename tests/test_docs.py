@@ -82,7 +82,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if block.language != "python":
             continue
         # Blank lines in front, so that a traceback names the line of the page.
-        code = compile("\n" * (block.line - 1) + block.body, str(page), "exec")
+        code = compile("\n" * (block.line - 1) + block.body, str(page), "exec", dont_inherit=True)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             exec(code, namespace)
