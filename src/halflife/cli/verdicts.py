@@ -49,12 +49,18 @@ def verdict_table(verdicts: Sequence[Verdict], title: str, width: int) -> Table:
     if wide:
         table.add_column("effect [interval]", no_wrap=True)
         table.add_column("n", no_wrap=True)
+    shared = (
+        [note for note in verdicts[0].notes if all(note in verdict.notes for verdict in verdicts)] if verdicts else []
+    )
     for verdict in verdicts:
-        table.add_row(*_cells(verdict, wide=wide))
+        table.add_row(*_cells(verdict, [note for note in verdict.notes if note not in shared], wide=wide))
+    table.caption = Text("\n".join(shared), style="yellow") if shared else None
+    table.caption_justify = "left"
+    table.caption_style = "default"
     return table
 
 
-def _cells(verdict: Verdict, *, wide: bool) -> list[Text]:
+def _cells(verdict: Verdict, notes: Sequence[str], *, wide: bool) -> list[Text]:
     # With numpy, which whoever only lists the options of the command does without.
     from halflife.studies.report.pages.tables import SYMBOLS, sample_text
 
@@ -72,6 +78,8 @@ def _cells(verdict: Verdict, *, wide: bool) -> list[Text]:
         if failed is not None and failed.interval is not None and failed.interval != effect:
             found = " ".join(_numbers(failed.interval, failed.unit))
             words.append(f"\n{failed.quantity}: {found}", style=COLOURS[outcome])
+    for note in notes:
+        words.append(f"\n{note}", style="yellow")
     cells = [Text(f"{SYMBOLS[outcome]} {outcome}", style=COLOURS[outcome]), words]
     return [*cells, Text(f"{estimate}\n{interval}"), Text(sample.replace(", ", "\n", 1))] if wide else cells
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from halflife.studies.evidence.claims import Arm as Arm
     from halflife.studies.evidence.claims import Claim as Claim
     from halflife.studies.evidence.claims import Preset as Preset
+    from halflife.studies.evidence.claims import Published as Published
     from halflife.studies.evidence.claims import Study as Study
     from halflife.studies.evidence.claims import presets as presets
     from halflife.studies.evidence.panels import Cell as Cell
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
     from halflife.studies.evidence.quantities import NotMeasuredError as NotMeasuredError
     from halflife.studies.evidence.quantities import Quantity as Quantity
     from halflife.studies.evidence.quantities import Reading as Reading
+    from halflife.studies.evidence.quantities import mean_of as mean_of
     from halflife.studies.evidence.results import Results as Results
+    from halflife.studies.evidence.rows import against as against
+    from halflife.studies.evidence.rows import along as along
+    from halflife.studies.evidence.rows import grid as grid
+    from halflife.studies.evidence.rows import published_level as published_level
     from halflife.studies.evidence.rules import Premise as Premise
     from halflife.studies.evidence.rules import Rule as Rule
     from halflife.studies.evidence.tests import above as above
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from halflife.studies.evidence.tests import differs as differs
     from halflife.studies.evidence.tests import exceeds as exceeds
     from halflife.studies.evidence.tests import lowered as lowered
+    from halflife.studies.evidence.tests import reduced as reduced
     from halflife.studies.evidence.tests import within as within
     from halflife.studies.evidence.tests import within_factor as within_factor
     from halflife.studies.specs import ImageRun as ImageRun
@@ -45,12 +52,13 @@ if TYPE_CHECKING:
 
 _GIVEN_BY = {
     "catalog": ("STUDIES", "get_study"),
-    "evidence.claims": ("Arm", "Claim", "Preset", "Study", "presets"),
+    "evidence.claims": ("Arm", "Claim", "Preset", "Published", "Study", "presets"),
     "evidence.panels": ("Cell", "HeatPanel", "Panel", "PointRow", "PointsPanel"),
-    "evidence.quantities": ("Best", "Each", "NotMeasuredError", "Quantity", "Reading"),
+    "evidence.quantities": ("Best", "Each", "NotMeasuredError", "Quantity", "Reading", "mean_of"),
     "evidence.results": ("Results",),
+    "evidence.rows": ("against", "along", "grid", "published_level"),
     "evidence.rules": ("Premise", "Rule"),
-    "evidence.tests": ("above", "below", "differs", "exceeds", "lowered", "within", "within_factor"),
+    "evidence.tests": ("above", "below", "differs", "exceeds", "lowered", "reduced", "within", "within_factor"),
     "specs": ("ImageRun", "RunSpec", "TextRun"),
     "specs.trainers": ("Trainer",),
     "store.store": ("Store",),

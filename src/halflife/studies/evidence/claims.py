@@ -162,13 +162,17 @@ AnyClaim = Claim | WordedClaim
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim's finding at the main size, and the same measured at every size of the ladder."""
+    """A claim's finding at the main size, and the same measured at every size of the ladder.
+
+    Notes are sentences that a reader must know: what was changed when, or that seeds were added after a look.
+    """
 
     study: str
     preset: str
     claim: AnyClaim
     finding: Finding
     by_size: Mapping[int, Finding] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from halflife.errors import StoreError, UserError
 from halflife.studies.evidence.claims import AnyClaim, Finding, Study, Verdict
+from halflife.studies.evidence.history import claim_notes, seed_notes
 from halflife.studies.evidence.results import NoArmError, Results
 from halflife.studies.store.store import Store
 
@@ -52,6 +53,7 @@ class StudyResults(Results):
                 claim=claim,
                 finding=self._finding(claim, self.main_size),
                 by_size={size: self._finding(claim, size) for size in self.sizes},
+                notes=(*claim_notes(self.manifest, claim), *seed_notes(self.manifest)),
             )
             for claim in self.study.claims
         ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from halflife.errors import UserError
 from halflife.studies.evidence.claims import Arm, Preset, Study
+from halflife.studies.evidence.history import digests, record
 from halflife.studies.lab.images.sources import DataDescription
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.store.machine import describe_machine, now
@@ -49,12 +50,21 @@ class Plan:
             found.setdefault(run.id, run)
         return list(found.values())
 
-    def manifest(self, workers: int, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    @property
+    def num_seeds(self) -> int:
+        """Seeds per configuration at the main size."""
+        return len({run.seed for run in self.runs if run.arm.size == self.preset.main_size})
+
+    def manifest(
+        self, workers: int, earlier: Mapping[str, Any] | None, finished: Callable[[], int] = lambda: 0
+    ) -> dict[str, Any]:
         """The manifest for the store.
 
         Args:
             workers: Worker processes used.
-            earlier: The manifest that is there already; its start and its seconds are kept if it lists the same runs.
+            earlier: The manifest that is there already; its start and its seconds are kept if it lists the same runs, and
+                its history of claims and seeds always.
+            finished: Counts the runs that are finished.
 
         Returns:
             JSON values.
@@ -71,6 +81,8 @@ class Plan:
             "command": self.command,
             "started": now(),
             "seconds": 0.0,
+            "claims": record(earlier, "claims", "digests", digests(self.study), at=now(), finished=finished),
+            "planned_seeds": record(earlier, "planned_seeds", "seeds", self.num_seeds, at=now(), finished=finished),
             "workers": workers,
             "seeds": sorted({run.seed for run in self.runs}),
             "machine": describe_machine(),

@@ -177,6 +177,8 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "text": verdict.claim.text,
             "rule": verdict.claim.words,
             "amended": verdict.claim.amended,
+            "digest": verdict.claim.digest,
+            "notes": list(verdict.notes),
             "effect_name": verdict.claim.effect_name,
             "unit": verdict.claim.unit,
             **_finding_row(verdict.finding),
