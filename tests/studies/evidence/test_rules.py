@@ -20,7 +20,7 @@ from halflife.studies.evidence.claims import Arm, Claim, Preset, presets
 from halflife.studies.evidence.quantities import Best, Each, Measure, NotMeasuredError, Quantity, Reading, mean_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Premise, Rule
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval, seeds_to_decide
 from halflife.studies.evidence.tests import (
     Test,
     above,
@@ -225,7 +225,7 @@ def test_a_ratio_over_zero_is_not_measured() -> None:
 
 # ---- rules
 
-HIGH, LOW, WIDE = [1.0, 1.01, 1.02], [-1.0, -1.01, -1.02], [-1.0, 0.0, 1.1]
+HIGH, LOW, WIDE = [1.0, 1.01, 1.02], [-1.0, -1.01, -1.02], [-1.0, 0.0, 1.6]
 POSITIVE = Rule(parts=((quantity("a_x", unit="points"), above(0)),))
 TWO = Rule(parts=((quantity("a_x"), above(0)), (quantity("b_x"), above(0))))
 GIVEN = Rule(parts=((quantity("a_x"), above(0)),), given=((quantity("b_x"), above(0)),))
@@ -269,7 +269,10 @@ def test_the_reason_says_what_is_in_the_way() -> None:
     undecided = POSITIVE.decide(made_up(a_x=WIDE), SIZE)
     assert undecided.effect is not None
     half = (undecided.effect.high - undecided.effect.low) / 2
-    assert undecided.reason == f"x of a is known to +-{half:.3g} points"
+    seeds = seeds_to_decide(undecided.effect, lambda i: above(0).outcome(i) != "open")
+    assert undecided.reason == (
+        f"x of a is known to +-{half:.3g} points; {seeds} seeds would decide if estimate and spread stayed"
+    )
     untested = GIVEN.decide(made_up(a_x=HIGH, b_x=LOW), SIZE)
     assert untested.reason.startswith(
         "the premise does not hold: x of b must lie above 0, and its 95 % interval is [-1.0"

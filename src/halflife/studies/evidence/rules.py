@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from halflife.errors import UserError
 from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
-from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.stats import Interval, split_confidence, what_would_decide
 from halflife.studies.evidence.tests import PartOutcome, Test
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Row:
         test: Where its interval must lie, in words.
         interval: The interval that is tested, with its confidence (``None``: not measured).
         outcome: What the test says.
-        note: Why it was not measured, or why a premise does not hold.
+        note: Why it was not measured, why a premise does not hold, or of what is open how many seeds would decide.
         bounds: The numbers at which the outcome changes.
         room: How far the interval is from where it must not be (`Test.room`).
     """
@@ -233,12 +233,14 @@ def _row(role: Role, quantity: Quantity, test: Test, results: Results, size: int
     try:
         interval = quantity.interval(results, size, test.confidence)
         if num_parts > 1 and test.outcome(interval) == "fails":
-            interval = quantity.interval(results, size, 1 - (1 - test.confidence) / num_parts)
+            interval = quantity.interval(results, size, split_confidence(test.confidence, num_parts))
     except NotMeasuredError as error:
         note = str(error)
     outcome: PartOutcome = "open" if interval is None else test.outcome(interval)
     if interval is not None and interval.confidence > test.confidence and outcome != "fails":
         outcome = "open"  # the wider interval of one that lay wholly outside cannot make it hold
+    if interval is not None and outcome == "open":
+        note = what_would_decide(interval, lambda found: test.outcome(found) != "open")
     return Row(
         role=role,
         quantity=quantity.name,
@@ -275,12 +277,12 @@ def _failure(row: Row) -> str:
 
 
 def _width(parts: Sequence[Row]) -> str:
-    """Why a claim is undecided: how wide the interval is that is in its way."""
-    row = next(row for row in parts if row.outcome == "open")
+    """Why a claim is undecided: how wide the interval is that is in its way, and how many seeds would decide."""
+    row = _deciding(parts)
     assert row.interval is not None
     half = (row.interval.high - row.interval.low) / 2
     unit = f" {row.unit}" if row.unit not in {"", "x"} else ""
-    return f"{row.quantity} is known to +-{half:.3g}{unit}"
+    return f"{row.quantity} is known to +-{half:.3g}{unit}" + (f"; {row.note}" if row.note else "")
 
 
 def described(value: Any) -> Any:
