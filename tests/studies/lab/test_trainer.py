@@ -41,10 +41,14 @@ class Plain:
         self.values: Callable[[], dict[str, float]] = lambda: {"test/loss": 2.0}
         self.arrays: Callable[[], dict[str, Array]] = dict
 
-    def advance(self) -> float | None:
-        self.calls.append("advance")
+    def train(self) -> Iterator[float | None]:
+        while self.step < self.num_steps:
+            self.one_step()
+            yield None if self.step % 2 else self.loss()
+
+    def one_step(self) -> None:
+        self.calls.append("step")
         self.step += 1
-        return None if self.step % 2 else self.loss()
 
     def reading(self) -> Reading | None:
         self.calls.append("reading")
@@ -98,8 +102,8 @@ def test_what_is_done_in_which_order(opened: Callable[[Plain], Plain], tmp_path:
     )
     assert run.calls == [
         "load", "reading", "sink 0", "keep in kept",
-        "advance", "advance", "progress 2/4 0.5", "reading", "save",
-        "advance", "advance", "progress 4/4 0.25", "reading", "sink 4", "keep in kept",
+        "step", "step", "progress 2/4 0.5", "reading", "save",
+        "step", "step", "progress 4/4 0.25", "reading", "sink 4", "keep in kept",
     ]  # fmt: skip
 
 
@@ -111,7 +115,7 @@ def test_a_run_goes_on_where_it_stopped(opened: Callable[[Plain], Plain], tmp_pa
     run = opened(WithCheckpoints())
     train(SPEC, sink=readings.append, folder=tmp_path, stop=lambda: run.step == 12)  # too late to stop
     assert [reading.step for reading in readings] == [0, 4, 8, 12]
-    assert run.calls[:2] == ["load", "advance"]  # what was read at first is not read again
+    assert run.calls[:2] == ["load", "step"]  # what was read at first is not read again
 
 
 @pytest.mark.parametrize(("made", "folder"), [(Plain, True), (WithCheckpoints, False)])
@@ -134,10 +138,10 @@ def test_checkpoints_take_a_small_share_of_the_time(
     now, steps = 0.0, list[int]()
 
     class Slow(WithCheckpoints):
-        def advance(self) -> float | None:
+        def one_step(self) -> None:
             nonlocal now
             now += 1
-            return super().advance()
+            super().one_step()
 
         def save(self, folder: Path) -> None:
             nonlocal now
@@ -281,18 +285,18 @@ def poisoned_after_a_look(spec: RunSpec, patch: pytest.MonkeyPatch) -> list[Run]
 
     def opened(*given: Any) -> Run:
         run: Run = open_run(*given)
-        before, advance = [weight.detach().clone() for weight in run.weights], run.advance
+        before, losses = [weight.detach().clone() for weight in run.weights], run.train()
 
-        def poisoned() -> float | None:
-            loss = advance()
-            if loss is not None:
-                assert any(not torch.equal(old, new) for old, new in zip(before, run.weights, strict=True))
-                with torch.inference_mode():
-                    last: Tensor = run.weights[-1].data
-                    last.view(-1)[-1] = math.nan
-            return loss
+        def poisoned() -> Iterator[float | None]:
+            for loss in losses:
+                if loss is not None:
+                    assert any(not torch.equal(old, new) for old, new in zip(before, run.weights, strict=True))
+                    with torch.inference_mode():
+                        last: Tensor = run.weights[-1].data
+                        last.view(-1)[-1] = math.nan
+                yield loss
 
-        patch.setattr(run, "advance", poisoned)
+        patch.setattr(run, "train", poisoned)
         runs.append(run)
         return run
 

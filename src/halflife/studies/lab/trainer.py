@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -82,14 +82,14 @@ class Run(Protocol):
     def about(self) -> str:
         """The settings that matter to whoever reads that it diverged."""
 
-    def advance(self) -> float | None:
-        """Train on, to the next reading at most; the training loss, or ``None`` where there is only a chance to stop.
+    def train(self) -> Iterator[float | None]:
+        """Train on to the end; the training loss wherever somebody may look, ``None`` where a stop is all that may come.
 
-        On an accelerator it is waited for the steps of which the loss is given.
+        On an accelerator it has waited for the steps whose loss it gives.
         """
 
     def reading(self) -> Reading | None:
-        """What is read now: before the first step, and wherever `advance` gave a loss."""
+        """What is read now, if anything: before the first step, and wherever `train` gives a loss."""
 
 
 @runtime_checkable
@@ -166,10 +166,11 @@ def train(
         try:
             if kept is None or not kept.load(where):
                 read()
+            losses = run.train()
             while run.step < run.num_steps:
                 before = run.step
                 with costs.of("training"):
-                    loss = run.advance()
+                    loss = next(losses)
                 costs.samples += (run.step - before) * run.samples
                 asked = agreed(stop()) and run.step < run.num_steps
                 if loss is None and not asked:

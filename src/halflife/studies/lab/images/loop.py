@@ -142,8 +142,14 @@ class ImageLoop:
         """What is read after an epoch."""
         return Reader(self).reading(self.epochs_begun, self.running_loss) if self.step else None
 
-    def advance(self) -> float:
-        """Train for one epoch; returns its mean training loss."""
+    def train(self) -> Iterator[float]:
+        """Train epoch after epoch; the mean loss of each."""
+        while self.step < self.num_steps:
+            self.running_loss = self.one_epoch()
+            yield self.running_loss
+
+    def one_epoch(self) -> float:
+        """Train for one epoch; its mean loss."""
         epoch = self.epochs_begun
         lr = self.spec.lr if epoch < self.spec.drop_epoch else self.spec.lr_after_drop
         for group in self.optimizer.param_groups:
@@ -168,8 +174,7 @@ class ImageLoop:
             total += plain.detach()
             num_batches += 1
             self.step += 1
-        self.running_loss = total.item() / num_batches
-        return self.running_loss
+        return total.item() / num_batches
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The training batches of an epoch. Everything else reads the images as they are."""

@@ -31,9 +31,9 @@ def open_run(spec: StationaryRun, context: Context) -> Run:
 
 
 class _Process:
-    """All replicas, and the sums that averages are made of.
+    """All replicas, and the sums that averages are made of; a sample is one step of one replica.
 
-    SGD on a small function. There is one reading, at the end; a sample is one step of one replica.
+    There is one reading, at the end.
 
     Values: ``noise_sq`` (sigma^2, the mean of l'^2) and ``noise_scale`` (the mean of |l'|), over the examples drawn, with
     their noisy labels; ``loss``, the mean expected loss; at the mean of the weights, ``jacobian_sq`` and ``hessian_trace``;
@@ -61,7 +61,7 @@ class _Process:
         self.counts = [0, 0]
         self.slopes = torch.zeros(2, dtype=torch.float64, device=device)
         self.loss_sum, self.drawn = torch.zeros((), dtype=torch.float64, device=device), 0
-        self.examples, self.weights = self.draws(), [self.w_RD]
+        self.weights = [self.w_RD]
         self.about = f"lr {spec.lr:g}, seed {spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -75,13 +75,13 @@ class _Process:
             yield from zip(index_CRB[:left], uniform_CRB[:left], strict=True)
 
     @torch.no_grad()
-    def advance(self) -> float:
-        """A twentieth of the steps; the loss there."""
+    def train(self) -> Iterator[float]:
+        """All steps; the loss now and then."""
         every = max(1, self.num_steps // LOOKS)
-        self.one_step(*next(self.examples))
-        while self.step % every and self.step < self.num_steps:
-            self.one_step(*next(self.examples))
-        return self.loss()
+        for index_RB, uniform_RB in self.draws():
+            self.one_step(index_RB, uniform_RB)
+            if self.step % every == 0 or self.step == self.num_steps:
+                yield self.loss()
 
     def one_step(self, index_RB: Tensor, uniform_RB: Tensor) -> None:
         """One step of every replica, and of the averages."""

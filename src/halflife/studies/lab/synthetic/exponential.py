@@ -52,9 +52,9 @@ def angle_between(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
 
 
 class _Twins:
-    """The two nets, their optimizers, and what is read of them.
+    """The two nets, their optimizers, and what is read of them. Each image is counted once for the two.
 
-    A net and its twin, each image counted once for the two. Float64 needs a device that has it.
+    Float64 needs a device that has it.
 
     Readings:
 
@@ -112,20 +112,24 @@ class _Twins:
         self.largest = {"angle": zero, "norm_error": zero, "loss_difference": zero}
         self.losses = [zero, zero]
         self.since = 0
-        self.batch, self.weights = self.batches(), [*self.weights_of[0], *self.weights_of[1]]
+        self.weights = [*self.weights_of[0], *self.weights_of[1]]
         self.about = f"lr {spec.lr:g}, seed {spec.seed}"
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, epoch after epoch."""
-        for epoch in itertools.count():
-            yield from shuffled_batches(self.train_set, self.spec.batch_size, seed=self.spec.seed, epoch=epoch)
+        """The batches of all steps, epoch after epoch."""
+        spec = self.spec
+        epochs = (
+            shuffled_batches(self.train_set, spec.batch_size, seed=spec.seed, epoch=epoch)
+            for epoch in itertools.count()
+        )
+        return itertools.islice(itertools.chain.from_iterable(epochs), spec.last_step)
 
-    def advance(self) -> float:
-        """Steps to the next reading; the mean loss of the first net."""
-        self.one_step(*next(self.batch))
-        while self.step % self.spec.eval_every and self.step < self.num_steps:
-            self.one_step(*next(self.batch))
-        return self.losses[0].item() / self.since
+    def train(self) -> Iterator[float]:
+        """All steps; the mean loss of the first net at each reading."""
+        for x_BCHW, y_B in self.batches():
+            self.one_step(x_BCHW, y_B)
+            if self.step % self.spec.eval_every == 0 or self.step == self.num_steps:
+                yield self.losses[0].item() / self.since
 
     def one_step(self, x_BCHW: Tensor, y_B: Tensor) -> None:
         """One step of both; nothing waits for the device."""

@@ -30,9 +30,7 @@ def open_run(spec: LeastSquaresRun, context: Context) -> Run:
 
 
 class _Run:
-    """The errors of all replicas, their averages, and what is read of them.
-
-    A run on least squares; a sample is one step of one replica.
+    """The errors of all replicas, their averages, and what is read of them; a sample is one step of one replica.
 
     Readings, each a mean over replicas with its standard error beside it (``risk`` and ``risk_se``):
 
@@ -58,7 +56,7 @@ class _Run:
         self.emas = {decay: torch.zeros_like(self.error_RD) for decay in spec.ema}
         self.tail_R = torch.zeros(spec.num_replicas, dtype=torch.float64, device=device)
         self.tail_steps = 0
-        self.noise, self.weights = self.noises(), [self.error_RD]
+        self.weights = [self.error_RD]
         self.about = f"lr {spec.lr:g}, largest eigenvalue {max(spec.eigenvalues):g}, seed {spec.seed}"
 
     def noises(self) -> Iterator[Tensor]:
@@ -73,12 +71,12 @@ class _Run:
             )
             yield from chunk_CRW[: self.spec.last_step - start]
 
-    def advance(self) -> float:
-        """Steps to the next reading; the risk there."""
-        self.one_step(next(self.noise))
-        while not self.spec.reads_at(self.step):
-            self.one_step(next(self.noise))
-        return self.risk(self.error_RD).mean().item()
+    def train(self) -> Iterator[float]:
+        """All steps; the risk at each reading."""
+        for noise_RW in self.noises():
+            self.one_step(noise_RW)
+            if self.spec.reads_at(self.step):
+                yield self.risk(self.error_RD).mean().item()
 
     def one_step(self, noise_RW: Tensor) -> None:
         """One step of every replica, and of the averages."""

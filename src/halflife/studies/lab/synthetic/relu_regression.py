@@ -61,9 +61,7 @@ class Problem:
 
 
 class _Run:
-    """The nets of all replicas, and what is read of them.
-
-    A regression by a two-layer ReLU net; a sample is one step of one replica.
+    """The nets of all replicas, and what is read of them; a sample is one step of one replica.
 
     Readings, each the mean over replicas, on the range of the training points:
 
@@ -91,7 +89,7 @@ class _Run:
         start_3RJ[0] *= spec.init_scale / math.sqrt(spec.width)
         self.weights_3RJ = start_3RJ.to(device)  # a, w, b
         self.bias_R1 = torch.zeros(spec.num_replicas, 1, dtype=torch.float64, device=device)
-        self.drawn, self.weights = self.draws(), [self.weights_3RJ, self.bias_R1]
+        self.weights = [self.weights_3RJ, self.bias_R1]
         self.about = f"lr {spec.lr:g}, width {spec.width}, seed {spec.seed}"
 
     def draws(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -106,12 +104,12 @@ class _Run:
             yield from zip(point_CR1[: spec.last_step - start], noise_CR1[: spec.last_step - start], strict=True)
 
     @torch.inference_mode()
-    def advance(self) -> float:
-        """Steps to the next reading; the root mean square error at the points there."""
-        self.one_step(*next(self.drawn))
-        while not self.spec.reads_at(self.step):
-            self.one_step(*next(self.drawn))
-        return self.rmse_R().mean().item()
+    def train(self) -> Iterator[float]:
+        """All steps; the root mean square error at the points at each reading."""
+        for point_R1, noise_R1 in self.draws():
+            self.one_step(point_R1, noise_R1)
+            if self.spec.reads_at(self.step):
+                yield self.rmse_R().mean().item()
 
     def rmse_R(self) -> Tensor:
         """The root mean square error at the points, (R,)."""

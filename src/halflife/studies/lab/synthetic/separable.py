@@ -9,6 +9,7 @@ Shapes: R data sets, N points, 2 coordinates. Points are multiplied by their lab
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -73,9 +74,7 @@ class DataSets:
 
 
 class _Run:
-    """The classifiers of all data sets, and what is read of them.
-
-    A run on separable points; a sample is one step on one data set.
+    """The classifiers of all data sets, and what is read of them; a sample is one step on one data set.
 
     Readings, means over data sets unless said otherwise:
 
@@ -110,16 +109,16 @@ class _Run:
         self.weights, self.about = [self.w_R21], f"lr {spec.lr:g}, seed {spec.seed}"
 
     @torch.inference_mode()
-    def advance(self) -> float:
-        """Steps of every data set to the next reading; the geometric mean of the losses there."""
+    def train(self) -> Iterator[float]:
+        """All steps of every data set; the loss at each reading."""
         keep = 1 - self.spec.lr * self.spec.lam
-        end = next(step for step in self.spec.read_steps if step > self.step)
-        # The derivative of log(1 + exp(-z)) is -sigmoid(-z).
-        for _ in range(end - self.step):
-            share_RN1 = torch.bmm(self.minus_x_RN2, self.w_R21).sigmoid_()
-            self.w_R21.baddbmm_(self.pull_R2N, share_RN1, beta=keep)
-        self.step = end
-        return self.loss()
+        for end in self.spec.read_steps:
+            # The derivative of log(1 + exp(-z)) is -sigmoid(-z).
+            for _ in range(end - self.step):
+                share_RN1 = torch.bmm(self.minus_x_RN2, self.w_R21).sigmoid_()
+                self.w_R21.baddbmm_(self.pull_R2N, share_RN1, beta=keep)
+            self.step = end
+            yield self.loss()
 
     def outputs(self) -> Tensor:
         """The classifiers' values at the points, above 0 where they are right, (R, N)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -209,15 +210,25 @@ class TextLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor_of[id(group["params"][0])]
 
-    def advance(self) -> float | None:
-        """One step, by several processes all to the next reading: there they wait for each other anyway."""
-        self.one_step()
-        while self.parallel.size > 1 and not self.reads_at(self.step):
+    def train(self) -> Iterator[float | None]:
+        """Step after step; the mean loss since the last reading at each. A single process may be stopped in between, too."""
+        while self.step < self.num_steps:
             self.one_step()
-        if not self.reads_at(self.step):
-            return None
-        losses = self.parallel.mean(torch.stack(self.state.losses))
-        finite = losses.isfinite().tolist()
+            if self.reads_at(self.step):
+                self.check()
+                self.running_loss = float(self.parallel.mean(torch.stack(self.state.losses).double().mean()))
+                self.state.losses.clear()
+                yield self.running_loss
+            elif self.parallel.size == 1:
+                yield None
+
+    def check(self) -> None:
+        """Find the first step since the last reading whose loss is NaN or infinite.
+
+        Raises:
+            DivergedError: There is one, or the gradient of the last step is.
+        """
+        finite = self.parallel.mean(torch.stack(self.state.losses)).isfinite().tolist()
         if not all(finite):
             at = self.step - len(finite) + finite.index(False) + 1
             raise DivergedError(at, "the training loss", self.about)
@@ -225,9 +236,6 @@ class TextLoop:
         scaled = self.scaler.is_enabled()
         if not (self.scaler.get_scale() >= SMALLEST_SCALE if scaled else torch.isfinite(self.grad_norm)):
             raise DivergedError(self.step, "the gradient", self.about)
-        self.running_loss = float(self.parallel.mean(torch.stack(self.state.losses).double().mean()))
-        self.state.losses.clear()
-        return self.running_loss
 
     def weight_norm(self) -> float:
         """The norm of all weights."""
