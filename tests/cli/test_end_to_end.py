@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from halflife.studies.catalog import STUDIES
 from halflife.studies.specs.trainers import IMAGES
 from halflife.studies.store.store import Store
 from tests import ROOT
@@ -24,6 +25,7 @@ from tests.studies.synthetic import make_store
 
 SMOKE = ("study", "run", "stabilization", "--preset", "smoke")
 NUM_RUNS = 8
+NUM_CLAIMS = 6
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -104,10 +106,11 @@ def test_a_study_ends_with_verdicts_and_a_report(whole: tuple[Path, str]) -> Non
     store = folder / "halflife-runs"
     assert f"{NUM_RUNS} runs, 0 finished before" in said
     assert f"{NUM_RUNS}/{NUM_RUNS} " in said
-    for key in ("a", "b", "c", "d", "e"):
+    for key in ("helps", "small-rate", "plateau", "same-norm", "average", "short-average"):
         assert f" {key} " in said
-    assert said.count("inconclusive") >= 6  # smoke never decides
-    assert f"report: {store / 'report.html'}" in said
+    assert said.count("not tested") == NUM_CLAIMS + 1  # smoke never decides
+    assert said.count("the preset is too small to decide, it is made for tests") == 1, "said once"
+    assert said.splitlines()[-1] == f"{NUM_CLAIMS} not tested; report: {store / 'report.html'}"
     page = (store / "report.html").read_text()
     assert "Loss stabilization in a ResNet with BatchNorm" in page
     assert finished(store) == NUM_RUNS
@@ -118,6 +121,9 @@ def test_a_study_ends_with_verdicts_and_a_report(whole: tuple[Path, str]) -> Non
     manifest = Store(store).manifests()[0]
     assert manifest["command"] == "halflife study run stabilization --preset smoke"
     assert manifest["seconds"] > 0
+    ((claims,), (seeds,)) = manifest["claims"], manifest["planned_seeds"]
+    assert claims["finished"] == seeds["finished"] == 0, "recorded before the first run"
+    assert seeds["seeds"] == 2
 
 
 def test_a_finished_study_is_not_run_again(whole: tuple[Path, str]) -> None:
@@ -136,10 +142,13 @@ def test_verdicts_as_json_are_one_document(whole: tuple[Path, str]) -> None:
     done = halflife("study", "verdicts", "stabilization", "--json", cwd=whole[0])
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert [row["claim"] for row in rows] == ["a", "b", "c", "d", "e", "e-short"]
+    assert [row["claim"] for row in rows] == ["helps", "small-rate", "plateau", "same-norm", "average", "short-average"]
     listed = json.loads(halflife("study", "list", "--json", cwd=whole[0]).stdout)
     assert [study["name"] for study in listed][:3] == ["stabilization", "stabilization-vgg", "lm-schedules"]
-    assert "inconclusive" in halflife("study", "verdicts", cwd=whole[0]).stdout
+    assert {row["outcome"] for row in rows} == {"not tested"}
+    claims = STUDIES["stabilization"].claims
+    assert {row["claim"]: row["digest"] for row in rows} == {claim.key: claim.digest for claim in claims}
+    assert halflife("study", "verdicts", cwd=whole[0]).stdout.splitlines()[-1] == f"{NUM_CLAIMS} not tested"
 
 
 def test_figures_for_a_paper(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def _run_plans(
     from halflife.studies.runner import pool
     from halflife.studies.runner.progress import shown_progress
 
-    failures, shown = list[str](), list[Verdict]()
+    failures: list[str] = []
+    shown: list[Verdict] = []
     with where.locked():
         for plan in plans:
             needed = plan.needed

@@ -18,7 +18,6 @@ __all__ = ["counts_line", "verdict_table"]
 
 COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
 COUNTED = {"reproduced": "reproduced", "not reproduced": "not", "undecided": "undecided", "not tested": "not tested"}
-OPEN = {"undecided", "not tested"}  # their findings say why; those of the others are in the table
 WIDE = 90  # columns from which on effects and samples have columns of their own
 
 
@@ -49,18 +48,17 @@ def verdict_table(verdicts: Sequence[Verdict], title: str, width: int) -> Table:
     if wide:
         table.add_column("effect [interval]", no_wrap=True)
         table.add_column("n", no_wrap=True)
-    shared = (
-        [note for note in verdicts[0].notes if all(note in verdict.notes for verdict in verdicts)] if verdicts else []
-    )
-    for verdict in verdicts:
-        table.add_row(*_cells(verdict, [note for note in verdict.notes if note not in shared], wide=wide))
-    table.caption = Text("\n".join(shared), style="yellow") if shared else None
-    table.caption_justify = "left"
-    table.caption_style = "default"
+    said = [[words for words in (verdict.finding.reason, *verdict.notes) if words] for verdict in verdicts]
+    shared = [words for words in said[0] if len(said) > 1 and all(words in own for own in said)] if said else []
+    for verdict, own in zip(verdicts, said, strict=True):
+        table.add_row(*_cells(verdict, [words for words in own if words not in shared], wide=wide))
+    if shared:
+        table.caption = Text("\n".join(f"of all: {words}" for words in shared), style="yellow not italic")
+        table.caption_justify = "left"
     return table
 
 
-def _cells(verdict: Verdict, notes: Sequence[str], *, wide: bool) -> list[Text]:
+def _cells(verdict: Verdict, said: Sequence[str], *, wide: bool) -> list[Text]:
     # With numpy, which whoever only lists the options of the command does without.
     from halflife.studies.report.pages.tables import SYMBOLS, sample_text
 
@@ -71,15 +69,8 @@ def _cells(verdict: Verdict, notes: Sequence[str], *, wide: bool) -> list[Text]:
     sample = "" if effect is None else sample_text(effect)
     if effect is not None and not wide:
         words.append(f"\n{estimate} {interval}, {sample}")
-    if outcome in OPEN:
-        words.append(f"\n{finding.reason}", style=COLOURS[outcome])
-    elif outcome == "not reproduced":
-        failed = next((row for row in finding.rows if row.role == "part" and row.outcome == "fails"), None)
-        if failed is not None and failed.interval is not None and failed.interval != effect:
-            found = " ".join(_numbers(failed.interval, failed.unit))
-            words.append(f"\n{failed.quantity}: {found}", style=COLOURS[outcome])
-    for note in notes:
-        words.append(f"\n{note}", style="yellow")
+    for sentence in said:
+        words.append(f"\n{sentence}", style=COLOURS[outcome] if sentence == finding.reason else "yellow")
     cells = [Text(f"{SYMBOLS[outcome]} {outcome}", style=COLOURS[outcome]), words]
     return [*cells, Text(f"{estimate}\n{interval}"), Text(sample.replace(", ", "\n", 1))] if wide else cells
 
