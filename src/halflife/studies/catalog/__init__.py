@@ -13,7 +13,7 @@ from halflife.errors import UserError
 from halflife.studies.catalog.amendments import with_amendments
 from halflife.studies.catalog.curvature.alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.catalog.curvature.averaging.study import AVERAGING
-from halflife.studies.catalog.curvature.noise_loss.study import NOISE_LOSS
+from halflife.studies.catalog.curvature.noise_loss import NOISE_LOSS
 from halflife.studies.catalog.curvature.sphere.study import SPHERE
 from halflife.studies.catalog.curvature.transformer.study import TRANSFORMER_CURVATURE
 from halflife.studies.catalog.images.augmentation import AUGMENTATION

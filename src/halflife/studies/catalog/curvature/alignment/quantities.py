@@ -80,7 +80,7 @@ def cosine(arm: str, pair: str, *, late: bool = False) -> Quantity:
 
 def cosines(name: str, arms: Sequence[str], pair: str, *, late: bool = False) -> Each:
     """A cosine of each of several arms."""
-    words = f"{WORDS[PAIRS[pair]]}, in each of {name}, {'at the end' if late else 'after the first epoch'}"
+    words = f"{WORDS[PAIRS[pair]]}, in {name}, {'at the end' if late else 'after the first epoch'}"
     return Each(name=words, quantities=tuple(cosine(arm, pair, late=late) for arm in arms))
 
 

@@ -86,12 +86,18 @@ CLAIMS = (
     Claim(
         key="other-nets",
         text="Covariance and Hessian are aligned in a ResNet with BatchNorm and in an MLP without, too (our claim).",
-        rule=Rule(parts=((cosines("both nets", MODELS[1:], "hessian-covariance"), above(ALIGNED)),)),
+        rule=Rule(
+            parts=(
+                (cosines("the ResNet with BatchNorm and the MLP", MODELS[1:], "hessian-covariance"), above(ALIGNED)),
+            )
+        ),
     ),
     Claim(
         key="at-end",
         text="Covariance and Hessian are still aligned at the end of training (our claim).",
-        rule=Rule(parts=((cosines("three nets", MODELS, "hessian-covariance", late=True), above(ALIGNED)),)),
+        rule=Rule(
+            parts=((cosines("each of the three nets", MODELS, "hessian-covariance", late=True), above(ALIGNED)),)
+        ),
     ),
     Claim(
         key="label-noise",
@@ -104,7 +110,12 @@ CLAIMS = (
         rule=Rule(
             parts=(
                 (
-                    cosines("three nets", tuple(map(noisy, MODELS)), "hessian-covariance", late=True),
+                    cosines(
+                        "each of the three nets with random labels",
+                        tuple(map(noisy, MODELS)),
+                        "hessian-covariance",
+                        late=True,
+                    ),
                     above(CLOSELY),
                 ),
             )

@@ -1,1 +1,0 @@
-"""Gradient noise against the loss."""
