@@ -5,6 +5,7 @@ Shapes: L values of lam, S seeds, N blocks of validation tokens, A places on an 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -186,13 +187,19 @@ def lam_of(spec: TextRun) -> float:
 
 
 PAIRED_NOTE = (
-    "Bars are 95 % intervals over seeds, each seed's own mean over its line taken out, because seeds are paired."
+    "Bars are 95 % intervals over seeds, each seed's own mean over its line taken out, because seeds are paired. The"
+    " difference of two points has an interval 1.4 times as wide as their bars, where these are alike."
 )
 ZERO_NOTE = "The points apart on the left, at a third of the smallest lam, are without decay."
 
 
 def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64], *, apart: int = 0) -> list[PointRow]:
     """A line through the means over seeds, with bars for what a comparison along it can rest on.
+
+    Bars are Student's intervals of the values without their seed's mean over the line (Cousineau 2005). That takes out 1 / L of
+    a place's own spread too, which the factor sqrt(L / (L - 1)) gives back (Morey 2008, "Confidence intervals from normalized
+    data: a correction to Cousineau", Tutorials in Quantitative Methods for Psychology 4(2)). So the difference of two places
+    whose spreads are alike has an interval sqrt(2) times as wide as a bar.
 
     Args:
         series: Its name.
@@ -208,8 +215,12 @@ def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64
         >>> [(row.x, row.y, row.low, row.high) for row in rows if row.style == "point"]
         [(1.0, 3.0, 3.0, 3.0), (2.0, 4.0, 4.0, 4.0)]
     """
-    centred_LS = values_LS - values_LS.mean(axis=0) + values_LS.mean()
-    intervals = [seed_interval(row) for row in centred_LS]
+    num_places = len(values_LS)
+    if num_places > 1:
+        means_L1 = values_LS.mean(axis=1, keepdims=True)
+        left_LS = values_LS - means_L1 - (values_LS.mean(axis=0) - values_LS.mean())
+        values_LS = means_L1 + math.sqrt(num_places / (num_places - 1)) * left_LS
+    intervals = [seed_interval(row) for row in values_LS]
     pairs = list(zip(x_L, intervals, strict=True))
     return [PointRow(series=series, x=x, y=i.estimate, style="line") for x, i in pairs[apart:]] + [
         PointRow(series=series, x=x, y=i.estimate, low=i.low, high=i.high) for x, i in pairs

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
+from halflife.studies.evidence.multiplicity import p_inside
 from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
-from halflife.studies.evidence.stats import Interval, split_confidence, what_would_decide
+from halflife.studies.evidence.stats import CONFIDENCE, Interval, split_confidence, what_would_decide
 from halflife.studies.evidence.tests import PartOutcome, Test
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ class Row:
         test: Where its interval must lie, in words.
         interval: The interval that is tested, with its confidence (``None``: not measured).
         outcome: What the test says.
-        note: Why it was not measured, why a premise does not hold, or of what is open how many seeds would decide.
+        note: Why it was not measured, or why a premise does not hold.
         bounds: The numbers at which the outcome changes.
         room: How far the interval is from where it must not be (`Test.room`).
+        confidence: Of the test; the interval of a part that fails beside others has a higher one.
+        p_holds: The p value of the test's holding, below 0.05 where it holds (``None``: not known).
+        p_fails: Of its failing, likewise, the number of parts counted.
+        needed: Of an open part how many seeds would decide it, in words.
     """
 
     role: Role
@@ -71,6 +76,10 @@ class Row:
     note: str = ""
     bounds: tuple[float, ...] = ()
     room: float = 0.0
+    confidence: float = CONFIDENCE
+    p_holds: float | None = None
+    p_fails: float | None = None
+    needed: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,8 +248,14 @@ def _row(role: Role, quantity: Quantity, test: Test, results: Results, size: int
     outcome: PartOutcome = "open" if interval is None else test.outcome(interval)
     if interval is not None and interval.confidence > test.confidence and outcome != "fails":
         outcome = "open"  # the wider interval of one that lay wholly outside cannot make it hold
-    if interval is not None and outcome == "open":
-        note = what_would_decide(interval, lambda found: test.outcome(found) != "open")
+
+    def decides(found: Interval) -> bool:
+        strict = found.at(split_confidence(test.confidence, num_parts))
+        return test.outcome(found) == "holds" or test.outcome(strict) == "fails"
+
+    needed = ""
+    if role == "part" and interval is not None and interval.standard_error is not None and outcome == "open":
+        needed = what_would_decide(interval.at(test.confidence), decides)
     return Row(
         role=role,
         quantity=quantity.name,
@@ -251,6 +266,10 @@ def _row(role: Role, quantity: Quantity, test: Test, results: Results, size: int
         note=note,
         bounds=test.bounds,
         room=0.0 if interval is None else test.room(interval),
+        confidence=test.confidence,
+        p_holds=None if interval is None else p_inside(interval, test.holds, test.confidence),
+        p_fails=None if interval is None else p_inside(interval, test.fails, test.confidence, num_parts),
+        needed=needed,
     )
 
 
@@ -277,12 +296,12 @@ def _failure(row: Row) -> str:
 
 
 def _width(parts: Sequence[Row]) -> str:
-    """Why a claim is undecided: how wide the interval is that is in its way, and how many seeds would decide."""
+    """Why a claim is undecided: how wide the interval is that is in its way, and what would make it narrow enough."""
     row = _deciding(parts)
     assert row.interval is not None
     half = (row.interval.high - row.interval.low) / 2
     unit = f" {row.unit}" if row.unit not in {"", "x"} else ""
-    return f"{row.quantity} is known to +-{half:.3g}{unit}" + (f"; {row.note}" if row.note else "")
+    return f"{row.quantity} is known to +-{half:.3g}{unit}{row.needed and f'; {row.needed}'}"
 
 
 def described(value: Any) -> Any:

@@ -5,6 +5,7 @@ Shapes: S seeds, N test examples.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ class Interval:
         """Two-sided p of the hypothesis that the quantity is ``bound``: below 1 - confidence where the interval excludes it.
 
         Args:
-            bound: The value, > 0 where the interval is of a geometric mean.
+            bound: The value; a geometric mean is surely none <= 0.
 
         Returns:
             The p value (``None``: the standard error is not known).
@@ -125,6 +126,8 @@ class Interval:
 
         if self.standard_error is None or self.degrees is None:
             return None
+        if self.log and bound <= 0:
+            return 0.0
         distance = abs(math.log(self.estimate / bound) if self.log else self.estimate - bound)
         if self.standard_error == 0:
             return float(distance == 0)
@@ -349,7 +352,8 @@ def seeds_to_decide(interval: Interval, decides: Callable[[Interval], bool], *, 
 
     Args:
         interval: The interval that does not decide.
-        decides: Whether an interval decides, ``lambda i: i.low > 0 or i.high < 0`` say.
+        decides: Whether an interval decides, ``lambda i: i.low > 0 or i.high < 0`` say. An interval inside one that decides
+            must decide, too.
         most: Give up beyond.
 
     Returns:
@@ -361,8 +365,9 @@ def seeds_to_decide(interval: Interval, decides: Callable[[Interval], bool], *, 
     """
     if interval.standard_error is None or interval.degrees is None:
         return None
-    tried = range(interval.num_seeds, most + 1)
-    return next((count for count in tried if decides(of_more_seeds(interval, count))), None)
+    counts = range(interval.num_seeds, most + 1)
+    place = bisect.bisect_left(counts, 1, key=lambda count: int(decides(of_more_seeds(interval, count))))
+    return counts[place] if place < len(counts) else None
 
 
 def what_would_decide(interval: Interval, decides: Callable[[Interval], bool], *, most: int = MOST_SEEDS) -> str:
