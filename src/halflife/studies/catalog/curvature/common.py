@@ -67,11 +67,14 @@ def exponents(results: Results, size: int, keys: Sequence[str], values: NDArray[
     return found_S
 
 
-def positive(what: str, values: Callable[[Results, int], NDArray[np.float64]]) -> Premise:
+Values = Callable[[Results, int], NDArray[np.float64]]
+
+
+def positive(what: str, *values: Values) -> Premise:
     """The premise that a quantity is above 0 in every run: a trace, which is negative where the loss is not convex, say."""
     return Premise(f"{what} is above 0 in every run", functools.partial(_not_positive, values=values))
 
 
-def _not_positive(results: Results, size: int, *, values: Callable[[Results, int], NDArray[np.float64]]) -> str:
-    lowest = values(results, size).min()
+def _not_positive(results: Results, size: int, *, values: tuple[Values, ...]) -> str:
+    lowest = min(one(results, size).min() for one in values)
     return "" if lowest > 0 else f"its lowest value is {lowest:.3g}, so that it has no logarithm"

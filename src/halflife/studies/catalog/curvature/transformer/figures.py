@@ -14,21 +14,13 @@ __all__ = ["PANELS"]
 
 
 def scatter_rows(results: Results, *, metric: str) -> list[PointRow]:
-    """The validation loss against a measure of curvature after the branch, one point a setting.
-
-    Args:
-        results: What the store holds.
-        metric: The measure.
-
-    Returns:
-        Means over seeds, geometric ones of the measure; bars are 95 % intervals of the loss.
-    """
+    """The validation loss against a measure of curvature after the branch, one point a setting, means over seeds."""
     size, rows = results.main_size, []
     labels = {arm["key"]: arm["label"] for arm in results.arms if arm["size"] == size}
     for rate in RATES:
         for lam in LAMS:
-            loss = seed_interval(results.last(branch_of(rate, lam), "val/loss", size))
-            place = float(results.last(branch_of(rate, lam), metric, size).mean())
+            loss = seed_interval(results.read(branch_of(rate, lam), "val/loss", size))
+            place = float(results.read(branch_of(rate, lam), metric, size).mean())
             rows.append(PointRow(labels[key_of(rate, lam)], place, loss.estimate, loss.low, loss.high))
     return rows
 

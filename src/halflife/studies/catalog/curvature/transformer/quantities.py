@@ -1,57 +1,47 @@
-"""The decision rules of the study of curvature in transformers that read a short text many times.
+"""What the study of curvature in transformers measures, on a short text that is read many times.
 
 Losses are in nats per token, without dropout and smoothing. A run holds its learning rate; its branch goes on at a tiny one
 without decay. Effects of curvature are ratios, so that their intervals are of logarithms.
 
-Shapes: A arms, S seeds, E evaluations along a run, N blocks of validation tokens.
+Shapes: A candidates, S seeds, N blocks of validation tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.language.quantities import BLOCKS, nats
-from halflife.studies.evidence.decisions import (
-    Finding,
-    Outcome,
-    above,
-    above_zero,
-    all_of,
-    below,
-    leave_one_out,
-    lowered,
-    paired_blocks,
-)
+from halflife.studies.evidence.choice import Side, chosen
 from halflife.studies.evidence.fits import rank_correlation
+from halflife.studies.evidence.quantities import Measure, Reading
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
+from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.text import TextRun
 
 __all__ = [
     "LAMS",
-    "PLATEAU_LEVEL",
+    "NAMES",
     "RATES",
-    "SMALLEST_EFFECT",
-    "beats_early_stopping",
+    "WHERE",
+    "BestStop",
     "branch_of",
-    "generalizes_better",
+    "change_after",
+    "end",
+    "fall_contrast",
+    "gap_after",
     "key_of",
-    "less_at_small_rate",
-    "loss_plateaus",
-    "lowered_by_decay",
-    "lowered_by_rate",
+    "measured",
     "ranks_losses",
 ]
 
 RATES = ("large", "small")
 LAMS = ("none", "mid", "strong")
-
-RANKS = 0.8  # rank correlation of six settings, which are the same in all seeds: one by chance repeats itself in each
-SMALLEST_EFFECT = 0.01  # nats, as in the dropout study, whose text is read several times too
-PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay, as in the stabilization studies
+NAMES = {"hessian_trace": "Hessian trace", "jacobian_norm": "Jacobian norm"}
+WHERE = {"branch": "after the branch", "average": "of the average (EMA 0.99)"}
+BLOCKS = "val/loss_blocks"
 
 
 def key_of(rate: str, lam: str) -> str:
@@ -64,185 +54,80 @@ def branch_of(rate: str, lam: str) -> str:
     return f"{key_of(rate, lam)}-branch"
 
 
-def num_steps(results: Results, size: int) -> int:
-    """The length of the runs."""
-    spec = results.spec(key_of("large", "none"), size)
+def end(spec: RunSpec) -> int:
+    """The length of a run."""
     assert isinstance(spec, TextRun)
     return spec.num_steps
 
 
-def _times(interval: Interval) -> str:
-    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+def half(spec: RunSpec) -> int:
+    """The middle of a run."""
+    return end(spec) // 2
 
 
-def loss_plateaus(results: Results, size: int) -> Finding:
-    """With the large rate, how the training loss falls in the second half of the runs, with strong decay and without."""
-    end = num_steps(results, size)
-    levels = {
-        (lam, step): np.log(results.at_step(key_of("large", lam), "train/loss", step, size))
-        for lam in ("none", "strong")
-        for step in (end // 2, end)
-    }
-    falls = {lam: levels[lam, end // 2] - levels[lam, end] for lam in ("none", "strong")}
-    contrast = seed_interval(falls["none"] - 2 * falls["strong"])
-    level = seed_interval(levels["strong", end] - levels["none", end]).exp()
-    outcome: Outcome = "inconclusive"
-    if contrast.low > 0 and level.low > PLATEAU_LEVEL:
-        outcome = "reproduced"
-    elif contrast.high < 0 or level.high < PLATEAU_LEVEL:
-        outcome = "not reproduced"
-    parts = {lam: 100 * (1 - float(np.exp(-fall.mean()))) for lam, fall in falls.items()}
-    ends = {lam: float(np.exp(levels[lam, end]).mean()) for lam in falls}
-    return Finding(
-        outcome,
-        level,
-        f"with the large rate the training loss falls by {parts['none']:.0f} % in the second half of the runs without decay"
-        f" and by {parts['strong']:.0f} % with the strong one (in logarithms, the first minus twice the second is"
-        f" {contrast.estimate:+.3f} [{contrast.low:+.3f}, {contrast.high:+.3f}]); it ends at {ends['none']:.2f} and"
-        f" {ends['strong']:.2f} nats, a ratio of {_times(level)}",
-    )
+def change_after(rate: str) -> Measure:
+    """Validation loss after the branch with strong decay minus without, (S, N)."""
+    return Reading(branch_of(rate, "strong"), BLOCKS) - Reading(branch_of(rate, "none"), BLOCKS)
 
 
-def _blocks(results: Results, rate: str, lam: str, size: int) -> NDArray[np.float64]:
-    """The validation loss after the branch, by seed and block, (S, N)."""
-    return results.last_array(branch_of(rate, lam), BLOCKS, size)
+def gap_after(lam: str) -> Measure:
+    """Validation minus training loss after the branch from the large rate, (S,)."""
+    key = branch_of("large", lam)
+    return Reading(key, "val/loss") - Reading(key, "train/loss")
 
 
-def _gap(results: Results, rate: str, lam: str, size: int) -> NDArray[np.float64]:
-    """Validation loss minus training loss after the branch, (S,)."""
-    key = branch_of(rate, lam)
-    return results.last(key, "val/loss", size) - results.last(key, "train/loss", size)
-
-
-def generalizes_better(results: Results, size: int) -> Finding:
-    """With the large rate, validation loss and generalization gap after the branch, strong decay against none."""
-    effect = paired_blocks(results, branch_of("large", "strong"), branch_of("large", "none"), size)
-    gaps = [_gap(results, "large", lam, size) for lam in ("strong", "none")]
-    gap = seed_interval(gaps[0] - gaps[1])
-    return Finding(
-        all_of(lowered(effect, SMALLEST_EFFECT), below(gap)),
-        effect,
-        f"after the branch from the large rate, strong decay changes the validation loss by {nats(effect)} and the gap to the"
-        f" training loss, which is {gaps[1].mean():.2f} nats without, by {nats(gap)}",
-    )
-
-
-def _candidates(results: Results, lams: Sequence[str], size: int) -> NDArray[np.float64]:
-    """The validation losses of every evaluation along runs with these lams, and after their branches, (A E, S)."""
-    rows = []
-    for rate in RATES:
-        for lam in lams:
-            losses_SE = np.array([values for _, values in results.series_by_step(key_of(rate, lam), "val/loss", size)])
-            rows += [*losses_SE.T, results.last(branch_of(rate, lam), "val/loss", size)]
-    return np.array(rows)
-
-
-def beats_early_stopping(results: Results, size: int) -> Finding:
-    """The lowest validation loss at any evaluation, any rate: with decay against without."""
-    sides = []
-    for lams in (LAMS[1:], LAMS[:1]):
-        losses_AS = _candidates(results, lams, size)
-        sides.append(losses_AS[leave_one_out(losses_AS), np.arange(losses_AS.shape[1])])
-    effect = seed_interval(sides[0] - sides[1])
-    return Finding(
-        lowered(effect, SMALLEST_EFFECT),
-        effect,
-        f"stopped where it is best, the validation loss is {sides[0].mean():.3f} nats with decay and {sides[1].mean():.3f}"
-        f" without, a change of {nats(effect)}",
-    )
-
-
-def less_at_small_rate(results: Results, size: int) -> Finding:
-    """What strong decay changes at the small rate, against half of what it changes at the large one."""
-    large_SN, small_SN = (
-        _blocks(results, rate, "strong", size) - _blocks(results, rate, "none", size) for rate in RATES
-    )
-    large, small, contrast = (
-        crossed_interval(d_SN, example_name="blocks") for d_SN in (large_SN, small_SN, small_SN - large_SN / 2)
-    )
-    return Finding(
-        above_zero(contrast, given=large.high < 0),
-        contrast,
-        f"after the branches strong decay changes the validation loss by {nats(small)} at the small rate and by"
-        f" {nats(large)} at the large one; the first minus half of the second is {nats(contrast)}",
-    )
-
-
-WHERE = {"branch": "after the branch", "average": "of the average (EMA 0.99)"}
-
-
-def _measured(results: Results, metric: str, where: str, rate: str, lam: str, size: int) -> NDArray[np.float64]:
-    """A probe of the mean of the process: of the branch's end, or of the run's average; one value a seed."""
+def measured(metric: str, where: str, rate: str, lam: str) -> Reading:
+    """A probe of the mean of the process, of the branch's end or of the run's average, (S,)."""
     if where == "branch":
-        return results.last(branch_of(rate, lam), metric, size)
-    return results.last(key_of(rate, lam), f"ema-0.99/{metric}", size)
+        return Reading(branch_of(rate, lam), metric)
+    return Reading(key_of(rate, lam), f"ema-0.99/{metric}")
 
 
-NAMES = {"hessian_trace": "Hessian trace", "jacobian_norm": "Jacobian norm"}
+def fall_contrast(results: Results, size: int) -> NDArray[np.float64]:
+    """Fall of the log training loss over the second half at the large rate, without decay minus twice that with, (S,)."""
+    none_S, strong_S = (
+        np.log(Reading(key_of("large", lam), "train/loss", step=half)(results, size))
+        - np.log(Reading(key_of("large", lam), "train/loss", step=end)(results, size))
+        for lam in ("none", "strong")
+    )
+    return np.asarray(none_S - 2 * strong_S)
 
 
-def lowered_by_decay(results: Results, size: int, *, metric: str, where: str) -> Finding:
-    """With the large rate, a measure of curvature with strong decay over that without.
+@dataclass(frozen=True)
+class BestStop(Measure):
+    """The lowest validation loss at any evaluation of runs with some lams, at any rate, or after their branches.
 
-    Args:
-        results: What the store holds.
-        size: The size.
-        metric: ``"hessian_trace"`` or ``"jacobian_norm"``.
-        where: ``"branch"`` or ``"average"``.
-
-    Returns:
-        The finding.
-    """
-    pair = [_measured(results, metric, where, "large", lam, size) for lam in ("strong", "none")]
-    return _ratio(pair, f"{WHERE[where]}, large rate: {NAMES[metric]} with strong decay and without")
-
-
-def lowered_by_rate(results: Results, size: int, *, metric: str, where: str) -> Finding:
-    """With strong decay, a measure of curvature at the large rate over that at the small one.
+    Rate, lam and step are chosen as arms are by `Best`: on other seeds than they are measured on.
 
     Args:
-        results: What the store holds.
-        size: The size.
-        metric: As for `lowered_by_decay`.
-        where: As for `lowered_by_decay`.
-
-    Returns:
-        The finding.
+        lams: The names of the lams.
     """
-    pair = [_measured(results, metric, where, rate, "strong", size) for rate in RATES]
-    return _ratio(pair, f"{WHERE[where]}, strong decay: {NAMES[metric]} at the large rate and at the small one")
+
+    lams: Sequence[str]
+
+    def __call__(self, results: Results, size: int) -> NDArray[np.float64]:
+        """Shape (S,)."""
+        return chosen(self.sides(results, size)[0])
+
+    @property
+    def chooses(self) -> bool:
+        """It does."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """All candidates, (A, S), as one side."""
+        rows: list[NDArray[np.float64]] = []
+        for rate in RATES:
+            for lam in self.lams:
+                along_SE = [losses for _, losses in results.series_by_step(key_of(rate, lam), "val/loss", size)]
+                rows += [*np.array(along_SE).T, results.read(branch_of(rate, lam), "val/loss", size)]
+        return [Side(values=np.log(rows) if log else np.array(rows))]
 
 
-def _ratio(pair: Sequence[NDArray[np.float64]], words: str) -> Finding:
-    if min(values.min() for values in pair) <= 0:
-        # A trace may be negative where the loss is not convex; a ratio would then say nothing.
-        return Finding("inconclusive", None, f"{words}: not above 0 in every seed, so that there is no ratio")
-    log_ratio = seed_interval(np.log(pair[0] / pair[1]))
-    ratio = log_ratio.exp()
-    means = [float(values.mean()) for values in pair]
-    return Finding(below(log_ratio), ratio, f"{words} {means[0]:.3g} and {means[1]:.3g}, a ratio of {_times(ratio)}")
-
-
-def ranks_losses(results: Results, size: int, *, metric: str) -> Finding:
-    """Whether a measure of curvature after the branch orders the arms as their validation losses do.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-        metric: ``"hessian_trace"`` or ``"jacobian_norm"``.
-
-    Returns:
-        The finding.
-    """
+def ranks_losses(results: Results, size: int, *, metric: str) -> NDArray[np.float64]:
+    """Spearman's correlation of a probe and the validation loss after the branch over the settings, (S,)."""
     keys = [branch_of(rate, lam) for rate in RATES for lam in LAMS]
-    curvature_AS = np.array([results.last(key, metric, size) for key in keys])
-    losses_AS = np.array([results.last(key, "val/loss", size) for key in keys])
-    effect = seed_interval(
-        [rank_correlation(x_A, y_A) for x_A, y_A in zip(curvature_AS.T, losses_AS.T, strict=True)],
+    curvature_AS, losses_AS = (
+        np.array([results.read(key, name, size) for key in keys]) for name in (metric, "val/loss")
     )
-    return Finding(
-        above(effect, RANKS),
-        effect,
-        f"over the {len(keys)} settings the rank correlation of {NAMES[metric]} and validation loss after the branch is"
-        f" {effect.estimate:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}]",
-    )
+    return np.array([rank_correlation(x_A, y_A) for x_A, y_A in zip(curvature_AS.T, losses_AS.T, strict=True)])

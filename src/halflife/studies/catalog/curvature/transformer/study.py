@@ -21,9 +21,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from halflife.studies.catalog.curvature.transformer import quantities as rules
+from halflife.studies.catalog.curvature.common import positive
 from halflife.studies.catalog.curvature.transformer.figures import PANELS
-from halflife.studies.catalog.curvature.transformer.quantities import LAMS, NAMES, RATES, branch_of, key_of
+from halflife.studies.catalog.curvature.transformer.quantities import (
+    LAMS,
+    NAMES,
+    RATES,
+    WHERE,
+    BestStop,
+    branch_of,
+    change_after,
+    end,
+    fall_contrast,
+    gap_after,
+    key_of,
+    measured,
+    ranks_losses,
+)
 from halflife.studies.catalog.language.common import (
     PAPER,
     PAPER_NEEDS,
@@ -35,105 +49,148 @@ from halflife.studies.catalog.language.common import (
     run_arm,
     small_gpt,
 )
-from halflife.studies.evidence.claims import Arm, Preset, Study
-from halflife.studies.evidence.decisions import WordedClaim
+from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Measure, Quantity, Reading
+from halflife.studies.evidence.rules import Premise
+from halflife.studies.evidence.tests import above, below, lowered
 
 __all__ = ["TRANSFORMER_CURVATURE"]
 
-_RATIO = (
-    "Reproduced if the 95 % interval of the ratio, over seeds, lies below 1; not reproduced if it lies above 1; else"
-    " inconclusive."
-)
-_RANK = (
-    "Spearman's correlation over the six settings, for each seed: reproduced if its 95 % interval lies above"
-    f" {rules.RANKS}; not reproduced if it lies below; else inconclusive."
-)
+RANKS = 0.8  # rank correlation of six settings, which are the same in all seeds: one by chance repeats itself in each
+SMALLEST_EFFECT = 0.01  # nats, as in the dropout study, whose text is read several times too
+PLATEAU_LEVEL = 2.0  # times the loss of the same run without decay, as in the stabilization studies
 
 
-def _smaller(metric: str, where: str) -> tuple[WordedClaim, WordedClaim]:
+def _nats(name: str, values: Measure) -> Quantity:
+    return Quantity(name=name, values=values, unit="nats", examples="blocks")
+
+
+def _smaller(key: str, text: str, metric: str, where: str, pair: tuple[tuple[str, str], ...], said: str) -> Claim:
+    """A probe of one arm over that of another is below 1."""
+    over, under = (measured(metric, where, rate, lam) for rate, lam in pair)
+    name = f"{NAMES[metric]} {WHERE[where]}"
+    given: tuple[Premise, ...] = (positive(name, over, under),) if metric == "hessian_trace" else ()
+    ratio = Quantity(name=f"{name}, {said}", values=over / under, unit="x", log=True)
+    return Claim(key=key, text=text, rule=Rule(parts=((ratio, below(1)),), given=given))
+
+
+def _smaller_by(metric: str, where: str) -> tuple[Claim, Claim]:
     """The two claims about one measure and one way of taking the mean."""
-    name, words = NAMES[metric], {"branch": "after the branch", "average": "of the average"}[where]
-    key = f"{metric.partition('_')[0]}-{where}"
+    name, key = f"{NAMES[metric]} {WHERE[where]}", f"{metric.partition('_')[0]}-{where}"
     return (
-        WordedClaim(
-            key=f"{key}-decay",
-            text=f"With the large rate decay makes the {name} {words} smaller.",
-            rule=_RATIO,
-            effect_name=f"{name} {words}, with strong decay over without, large rate",
-            unit="x",
-            measure=functools.partial(rules.lowered_by_decay, metric=metric, where=where),
+        _smaller(
+            f"{key}-decay",
+            f"With the large rate decay makes the {name} of a transformer smaller.",
+            metric,
+            where,
+            (("large", "strong"), ("large", "none")),
+            "with strong decay over without, large rate",
         ),
-        WordedClaim(
-            key=f"{key}-rate",
-            text=f"With strong decay the large rate makes the {name} {words} smaller than the small rate does.",
-            rule=_RATIO,
-            effect_name=f"{name} {words}, large over small rate, strong decay",
-            unit="x",
-            measure=functools.partial(rules.lowered_by_rate, metric=metric, where=where),
+        _smaller(
+            f"{key}-rate",
+            f"With strong decay the large rate makes the {name} of a transformer smaller than the small rate does.",
+            metric,
+            where,
+            (("large", "strong"), ("small", "strong")),
+            "at the large over the small rate, strong decay",
         ),
     )
 
 
+def _ranks(metric: str) -> Claim:
+    name = (
+        f"rank correlation of {NAMES[metric]} and validation loss after the branch, over six settings of rate and lam"
+    )
+    correlation = Quantity(name=name, values=functools.partial(ranks_losses, metric=metric))
+    return Claim(
+        key=f"{metric.partition('_')[0]}-ranks",
+        text=f"The {NAMES[metric]} after the branch orders the settings of rate and lam as their validation losses do.",
+        rule=Rule(parts=((correlation, above(RANKS)),)),
+    )
+
+
+LARGE = _nats("validation loss after the branch with strong decay - without, large rate", change_after("large"))
+
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="plateau",
         text="With a large rate and decay the training loss of a transformer stays on a plateau; without decay it goes on"
         " falling.",
-        rule="With f the fall of the logarithm of the training loss over the second half of the runs: reproduced if the 95 %"
-        " interval of (f without decay - twice f with) lies above 0 and that of the ratio of the last losses, with over"
-        f" without, above {rules.PLATEAU_LEVEL:g}; not reproduced if one of them lies below; else inconclusive.",
-        effect_name="training loss at the end of the runs, with strong decay over without",
-        unit="x",
-        measure=rules.loss_plateaus,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="training loss at the end of the run, with strong decay over without, large rate",
+                        values=Reading(key_of("large", "strong"), "train/loss", step=end)
+                        / Reading(key_of("large", "none"), "train/loss", step=end),
+                        unit="x",
+                        log=True,
+                    ),
+                    above(PLATEAU_LEVEL),
+                ),
+                (
+                    Quantity(
+                        name="fall of the log training loss over the second half of the run without decay - twice that with"
+                        " strong decay, large rate",
+                        values=fall_contrast,
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="generalizes",
         text="After the branch from the large rate, decay leaves a lower validation loss and a smaller generalization gap.",
-        rule="Reproduced if the 95 % intervals of both differences (strong decay minus none) lie below 0; not reproduced if"
-        f" that of the validation loss excludes an improvement of {rules.SMALLEST_EFFECT} nats, or that of the gap (validation"
-        " minus training loss) lies above 0; else inconclusive.",
-        effect_name="validation loss after the branch, strong decay minus none",
-        unit="nats",
-        measure=rules.generalizes_better,
+        rule=Rule(
+            parts=(
+                (LARGE, lowered(SMALLEST_EFFECT)),
+                (
+                    _nats(
+                        "gap (validation - training loss) after the branch with strong decay - without, large rate",
+                        gap_after("strong") - gap_after("none"),
+                    ),
+                    below(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="early",
         text="Decay gains also against stopping early: best step, rate and lam against best step and rate without decay"
         " (our claim).",
-        rule="The lowest validation loss at any evaluation of a run or after its branch, rate, lam and step chosen on the other"
-        " seeds: reproduced if the 95 % interval of the difference lies below 0, else not reproduced if it excludes an"
-        f" improvement of {rules.SMALLEST_EFFECT} nats, else inconclusive. The interval is over seeds, on one validation text.",
-        effect_name="best validation loss with decay minus best without",
-        unit="nats",
-        measure=rules.beats_early_stopping,
+        rule=Rule(
+            parts=(
+                (
+                    _nats(
+                        "lowest validation loss at any evaluation of a run or after its branch, best rate and lam > 0 - best"
+                        " rate without decay",
+                        BestStop(LAMS[1:]) - BestStop(LAMS[:1]),
+                    ),
+                    lowered(SMALLEST_EFFECT),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="small-rate",
-        text="At the small rate decay does not lower the validation loss, or much less.",
-        rule="After the branches: reproduced if the 95 % interval of (effect at the small rate - half of the effect at the"
-        " large rate) lies above 0; not reproduced if it lies below 0; inconclusive else, and if strong decay does not lower"
-        " the loss at the large rate.",
-        effect_name="effect of strong decay at the small rate minus half of that at the large one",
-        unit="nats",
-        measure=rules.less_at_small_rate,
+        text="At the small rate decay does not lower the validation loss of a transformer, or much less than at the large one.",
+        rule=Rule(
+            parts=(
+                (
+                    _nats(
+                        "effect of strong decay on the validation loss after the branch at the small rate - half of that at"
+                        " the large one",
+                        change_after("small") - 0.5 * change_after("large"),
+                    ),
+                    above(0),
+                ),
+            ),
+            given=((LARGE, below(0)),),
+        ),
     ),
-    *(claim for metric in NAMES for where in rules.WHERE for claim in _smaller(metric, where)),
-    WordedClaim(
-        key="hessian-ranks",
-        text="The Hessian trace after the branch orders the settings as their validation losses do.",
-        rule=_RANK,
-        effect_name="rank correlation of Hessian trace and validation loss",
-        unit="",
-        measure=functools.partial(rules.ranks_losses, metric="hessian_trace"),
-    ),
-    WordedClaim(
-        key="jacobian-ranks",
-        text="The Jacobian norm after the branch orders the settings as their validation losses do.",
-        rule=_RANK,
-        effect_name="rank correlation of Jacobian norm and validation loss",
-        unit="",
-        measure=functools.partial(rules.ranks_losses, metric="jacobian_norm"),
-    ),
+    *(claim for metric in NAMES for where in WHERE for claim in _smaller_by(metric, where)),
+    *map(_ranks, NAMES),
 )
 
 
@@ -234,9 +291,9 @@ _PAPER = Setting(
     branch_steps=10_000,
 )
 
-PRESETS = {
-    "smoke": Preset(
-        description="width 8, 16 steps: shows that everything works, not what is true",
+PRESETS = presets(
+    smoke=Preset(
+        description="width 8, 16 steps",
         budget="20 seconds",
         arms=_small(
             8,
@@ -249,34 +306,27 @@ PRESETS = {
             probe_windows=4,
             probe_vectors=6,
         ).arms(),
-        num_seeds=2,
-        main_size=8,
-        decides=False,
     ),
-    "laptop": Preset(
+    laptop=Preset(
         description="GPT of width 32 and two layers, 3,072 steps: 96 times over 16,384 bytes, half a byte a parameter",
         budget="10 minutes on 2 cores",
         arms=_small(32, num_steps=3_072).arms(),
-        num_seeds=5,
-        main_size=32,
     ),
-    "night": Preset(
+    night=Preset(
         description="as laptop, with twice the steps, more seeds, and a ladder of widths 16, 32, 64",
         budget="90 minutes on 2 cores",
         arms=tuple(arm for width in (16, 32, 64) for arm in _small(width, num_steps=6_144).arms()),
         num_seeds=8,
         main_size=32,
-        num_ladder_seeds=3,
     ),
-    "paper": Preset(
+    paper=Preset(
         description="GPT-2 with 124 M parameters, fifty times over 66 million tokens of OpenWebText; the paper has no such run",
         budget="36 runs of half a day on one GPU",
         arms=_PAPER.arms(),
         num_seeds=3,
-        main_size=768,
         needs=PAPER_NEEDS,
     ),
-}
+)
 
 TRANSFORMER_CURVATURE = Study(
     name="transformer-curvature",
