@@ -67,7 +67,14 @@ class Optimum:
         return crossed_interval(self.log_lam_SN, confidence=confidence, example_name="blocks").exp()
 
 
-def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label: str = "the sweep") -> Optimum:
+def find_optimum(
+    lams_L: Sequence[float],
+    blocks_LSN: NDArray[np.float64],
+    label: str = "the sweep",
+    *,
+    place: str = "lam",
+    value: str = "loss",
+) -> Optimum:
     """The vertex of a parabola in log lam around the lowest loss, for each seed and with each block left out.
 
     All seeds use the same places, those around the lowest mean over seeds. With theta_s the place of seed s and
@@ -82,6 +89,8 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
         lams_L: The values of lam, > 0, in rising order, three or more.
         blocks_LSN: The loss.
         label: The configuration, for the problem.
+        place: What the values of lam are, if they are another setting, for the problem.
+        value: What the loss is, likewise.
 
     Returns:
         The optimum. There is a problem when the lowest mean over seeds is at the first or the last lam, when a seed's
@@ -108,11 +117,11 @@ def find_optimum(lams_L: Sequence[float], blocks_LSN: NDArray[np.float64], label
     pseudo_SN = num_blocks * place_S[:, None] - (num_blocks - 1) * place_SN
     problem = ""
     if edge:
-        problem = f"the lowest loss of {label} is at lam {lams_L[lowest]:g}, an edge of its grid"
+        problem = f"the lowest {value} of {label} is at {place} {lams_L[lowest]:g}, an edge of its grid"
     elif not (curvature_S > 0).all():
         problem = f"{label} has no minimum in every seed"
     elif not ((place_S > log_lams[first]) & (place_S < log_lams[first + 2 * AROUND])).all():
-        problem = f"the minimum of {label} lies outside the lams that it is fitted to in some seed"
+        problem = f"the minimum of {label} lies outside the {place}s that it is fitted to in some seed"
     return Optimum(log_lam_SN=pseudo_SN, lowest=float(lams_L[lowest]), problem=problem)
 
 

@@ -3,77 +3,69 @@
 from __future__ import annotations
 
 import functools
-
-import numpy as np
+from collections.abc import Sequence
 
 from halflife.studies.catalog.images.eta_lambda.quantities import (
     FORGOTTEN,
+    KINDS,
+    GridCell,
     best_product,
     cells_of,
     diagonals,
-    values_of,
+    no_optimum,
+    tau_in_epochs,
 )
-from halflife.studies.evidence.claims import Cell, HeatPanel, Panel, PointRow, PointsPanel, Published
+from halflife.studies.evidence.claims import HeatPanel, Panel, PointRow, PointsPanel, Published
+from halflife.studies.evidence.quantities import Quantity, mean_of
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import crossed_interval
+from halflife.studies.evidence.rows import Lines, Values, against, grid
+from halflife.studies.evidence.stats import CONFIDENCE
 
 __all__ = ["PANELS", "PUBLISHED"]
 
 
-def grid_cells(results: Results, *, quantity: str) -> list[Cell]:
-    """A quantity over the grid, the mean over seeds.
-
-    Args:
-        results: What the store holds.
-        quantity: A key of `QUANTITIES`.
-
-    Returns:
-        The cells.
-    """
-    cells = cells_of(results, results.main_size)
-    means_C = values_of(results, cells, quantity, results.main_size, compared=False).mean(axis=1)
-    return [Cell(c.lr, c.lam, float(value)) for c, value in zip(cells, means_C, strict=True)]
+def over_grid(results: Results, size: int, *, kind: str) -> list[tuple[float, float, Values]]:
+    """A quantity at each learning rate and lam."""
+    return [(cell.lr, cell.lam, KINDS[kind].of(cell)) for cell in cells_of(results, size)]
 
 
-def product_rows(results: Results, *, quantity: str) -> list[PointRow]:
-    """A quantity against lr * lam: a point a cell, coloured by lr, and a line through the means at equal product.
-
-    Args:
-        results: What the store holds.
-        quantity: A key of `QUANTITIES`.
-
-    Returns:
-        The points.
-    """
-    size, rows = results.main_size, []
-    decayed = [cell for cell in cells_of(results, size) if cell.lam > 0]
-    for cell in decayed:
-        (values_S,) = values_of(results, [cell], quantity, size, compared=False)
-        mean, low, high = (float(f(values_S)) for f in (np.mean, np.min, np.max))
-        rows.append(PointRow(series=f"lr {cell.lr:g}", x=cell.product, y=mean, low=low, high=high))
-    for product, cells in diagonals(decayed).items():
-        mean = float(values_of(results, cells, quantity, size, compared=False).mean())
-        rows.append(PointRow(series="mean at equal product", x=product, y=mean, style="line"))
-    return rows
+def decayed(results: Results, size: int) -> list[GridCell]:
+    """The cells with decay."""
+    return [cell for cell in cells_of(results, size) if cell.lam > 0]
 
 
-def rate_rows(results: Results, *, quantity: str) -> list[PointRow]:
-    """A quantity against lr, a line a lam.
+def points_by_rate(results: Results, size: int, *, kind: str) -> Lines:
+    """A quantity against lr * lam, a colour a learning rate."""
+    lines: dict[str, list[tuple[float, Values]]] = {}
+    for cell in decayed(results, size):
+        lines.setdefault(f"lr {cell.lr:g}", []).append((cell.product, KINDS[kind].of(cell)))
+    return lines
 
-    Args:
-        results: What the store holds.
-        quantity: A key of `QUANTITIES`.
 
-    Returns:
-        The points.
-    """
-    cells = sorted(cells_of(results, results.main_size), key=lambda cell: (cell.lam, cell.lr))
-    means_C = values_of(results, cells, quantity, results.main_size, compared=False).mean(axis=1)
-    return [
-        PointRow(series=f"lam {cell.lam:g}", x=cell.lr, y=float(value), style=style)
-        for style in ("line", "point")
-        for cell, value in zip(cells, means_C, strict=True)
-    ]
+def product_rows(results: Results, *, kind: str) -> list[PointRow]:
+    """A quantity against lr * lam: a point a cell, coloured by lr, and a line through the means at equal product."""
+    points = against(functools.partial(points_by_rate, kind=kind), bars="range", line=False)(results)
+    means = means_by_product(results, kind)
+    return points + [PointRow("mean at equal product", product, mean, style="line") for product, mean in means]
+
+
+def mean_over(results: Results, cells: Sequence[GridCell], kind: str) -> float:
+    """The mean of a quantity over cells and seeds."""
+    return float(mean_of([KINDS[kind].of(cell) for cell in cells])(results, results.main_size).mean())
+
+
+def means_by_product(results: Results, kind: str) -> list[tuple[float, float]]:
+    """The products above 0, rising, each with the mean of a quantity over its cells and seeds."""
+    found = diagonals(decayed(results, results.main_size))
+    return [(product, mean_over(results, cells, kind)) for product, cells in found.items()]
+
+
+def by_rate(results: Results, size: int, *, kind: str) -> Lines:
+    """A quantity against lr, a line a lam."""
+    lines: dict[str, list[tuple[float, Values]]] = {}
+    for cell in sorted(cells_of(results, size), key=lambda cell: (cell.lam, cell.lr)):
+        lines.setdefault(f"lam {cell.lam:g}", []).append((cell.lr, KINDS[kind].of(cell)))
+    return lines
 
 
 SPREAD_NOTE = (
@@ -90,38 +82,38 @@ _LABELS = {
 PANELS: tuple[HeatPanel | PointsPanel | Panel, ...] = (
     *(
         HeatPanel(
-            slug=f"grid-{quantity}",
+            slug=f"grid-{kind}",
             title=f"{title} over the grid",
             x_label="learning rate",
             y_label="lam",
             value_label=label,
-            cells=functools.partial(grid_cells, quantity=quantity),
+            cells=grid(functools.partial(over_grid, kind=kind)),
             log_value=log,
             source_figure="figures 3 and 10",
             note="Means over seeds at the end of the runs.",
         )
-        for quantity, (title, label, log) in _LABELS.items()
+        for kind, (title, label, log) in _LABELS.items()
     ),
     *(
         PointsPanel(
-            slug=f"product-{quantity}",
+            slug=f"product-{kind}",
             title=f"{title} against lr * lam",
             x_label="lr * lam",
             y_label=label,
-            rows=functools.partial(product_rows, quantity=quantity),
+            rows=functools.partial(product_rows, kind=kind),
             log_x=True,
             log_y=log,
             source_figure="figures 4 and 10",
             note=SPREAD_NOTE,
         )
-        for quantity, (title, label, log) in _LABELS.items()
+        for kind, (title, label, log) in _LABELS.items()
     ),
     PointsPanel(
         slug="jacobian-by-rate",
         title="Jacobian norm of the average against the learning rate",
         x_label="learning rate",
         y_label="norm of the Jacobian",
-        rows=functools.partial(rate_rows, quantity="jacobian"),
+        rows=against(functools.partial(by_rate, kind="jacobian"), bars="none"),
         log_x=True,
         log_y=True,
         source_figure="figure 3",
@@ -130,41 +122,34 @@ PANELS: tuple[HeatPanel | PointsPanel | Panel, ...] = (
 )
 
 
-def _ends(results: Results, quantity: str) -> str:
+def ends_text(results: Results, *, kind: str) -> str:
     """The quantity at the smallest and the largest product above 0."""
-    size = results.main_size
-    found = diagonals([cell for cell in cells_of(results, size) if cell.lam > 0])
-    means = {p: float(values_of(results, cells, quantity, size, compared=False).mean()) for p, cells in found.items()}
-    low, high = min(means), max(means)
-    return f"{means[low]:.3g} at {low:g}, {means[high]:.3g} at {high:g}"
+    (low, first), *_, (high, last) = means_by_product(results, kind)
+    return f"{first:.3g} at {low:g}, {last:.3g} at {high:g}"
 
 
 def product_text(results: Results) -> str:
     """Our best product."""
-    optimum = best_product(results, results.main_size)
-    if optimum is None or optimum.problem:
-        return f"none: {'too few settings' if optimum is None else optimum.problem}"
-    found = optimum.lam()
+    if problem := no_optimum(results, results.main_size):
+        return f"none: {problem}"
+    found = best_product(results, results.main_size).lam()
     return f"{found.estimate:.2g} [{found.low:.2g}, {found.high:.2g}]"
 
 
 def epochs_text(results: Results) -> str:
     """Our best tau in epochs."""
-    optimum = best_product(results, results.main_size)
-    if optimum is None or optimum.problem:
-        return f"none: {'too few settings' if optimum is None else optimum.problem}"
-    cell = cells_of(results, results.main_size)[0]
-    tau = crossed_interval(-optimum.log_lam_SN - np.log(cell.num_steps / cell.num_epochs)).exp()
-    return f"{tau.estimate:.1f} [{tau.low:.1f}, {tau.high:.1f}] of {cell.num_epochs}"
+    if problem := no_optimum(results, results.main_size):
+        return f"none: {problem}"
+    tau = Quantity(name="tau", values=tau_in_epochs, log=True).interval(results, results.main_size, CONFIDENCE)
+    epochs = cells_of(results, results.main_size)[0].num_epochs
+    return f"{tau.estimate:.1f} [{tau.low:.1f}, {tau.high:.1f}] of {epochs}"
 
 
 def lowest_text(results: Results) -> str:
     """Our lowest mean error at equal product, and that at the largest product."""
-    size = results.main_size
-    found = diagonals([cell for cell in cells_of(results, size) if cell.lam > 0])
-    means = {p: float(values_of(results, cells, "error", size).mean()) for p, cells in found.items()}
-    best, last = min(means, key=means.__getitem__), max(means)
-    return f"{means[best]:.1f} % at {best:g}, {means[last]:.1f} % at {last:g}"
+    means = means_by_product(results, "error")
+    (best, lowest), (last, largest) = min(means, key=lambda one: one[1]), means[-1]
+    return f"{lowest:.1f} % at {best:g}, {largest:.1f} % at {last:g}"
 
 
 PUBLISHED = (
@@ -208,13 +193,13 @@ PUBLISHED = (
         published="2e4, 5e2 (Tiny-ImageNet); 2e3, 1.1e2 (CIFAR-10)",
         where="figures 4 and 10",
         how="fig-read",
-        ours=functools.partial(_ends, quantity="jacobian"),
+        ours=functools.partial(ends_text, kind="jacobian"),
     ),
     Published(
         quantity="noise scale at the smallest and the largest product",
         published="0 below 3e-5, 0.4 at 2e-4, near 1 above 2e-3",
         where="figure 4",
         how="fig-read",
-        ours=functools.partial(_ends, quantity="noise"),
+        ours=functools.partial(ends_text, kind="noise"),
     ),
 )

@@ -32,130 +32,177 @@ their probes, on seed 1000: Jacobian norms of the average of 120, and of 68 and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.studies.catalog.images.eta_lambda import quantities as rules
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18
 from halflife.studies.catalog.images.eta_lambda.figures import PANELS, PUBLISHED
-from halflife.studies.catalog.images.eta_lambda.quantities import FORGOTTEN, LATE, QUANTITIES
-from halflife.studies.evidence.claims import Arm, Preset, Study
-from halflife.studies.evidence.decisions import WordedClaim
+from halflife.studies.catalog.images.eta_lambda.quantities import (
+    FORGOTTEN,
+    KINDS,
+    LATE,
+    explained_by_both,
+    exponent_of_rate,
+    no_optimum,
+    rank_with_product,
+    rises,
+    share_of_product,
+    spread_added,
+    tau_in_epochs,
+)
+from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
+from halflife.studies.evidence.quantities import Each, Quantity
+from halflife.studies.evidence.rules import Premise
+from halflife.studies.evidence.tests import above, below, within_factor
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["ETA_LAMBDA", "ETA_LAMBDA_VGG"]
 
-_WHERE = f"Settings whose run is {FORGOTTEN:g} tau or longer."
-_END = "not reproduced if it lies wholly on the other side; else inconclusive"
+RANK_BOUND = 0.8  # of a rank correlation: "monotonically" at a glance; 1 would be without exception
+EXPLAINED = 0.9  # of what lr and lam explain together, so much must their product explain
+SMALLEST_EXPLAINED = 0.5  # of the variance over settings: with less there is nothing to share
+BEST_EPOCHS = (2.0, 6.0)  # tau at the optimum, in epochs, as read from the paper's two grids
+
+_WHERE = f"settings whose run is {FORGOTTEN:g} tau or longer"
 
 
-def _monotone_claim(key: str, quantity: str, text: str, *, rising: bool) -> WordedClaim:
-    bound = f"above {rules.RANK_BOUND}" if rising else f"below -{rules.RANK_BOUND}"
-    return WordedClaim(
-        key=key,
-        text=text,
-        rule=f"{_WHERE} Reproduced if the 95 % interval of the rank correlation with lr * lam, over cells, lies {bound};"
-        f" {_END}.",
-        effect_name="rank correlation with lr * lam",
-        unit="",
-        measure=functools.partial(rules.monotone, quantity=quantity, rising=rising),
+def _monotone(key: str, kind: str, text: str, *, rising: bool) -> Claim:
+    correlation = Quantity(
+        name=f"rank correlation of the {KINDS[kind].name} with lr * lam, over {_WHERE}",
+        values=functools.partial(rank_with_product, kind=kind),
+    )
+    return Claim(
+        key=key, text=text, rule=Rule(parts=((correlation, above(RANK_BOUND) if rising else below(-RANK_BOUND)),))
     )
 
 
-def _collapse_claim(quantity: str, name: str) -> WordedClaim:
-    return WordedClaim(
-        key=f"collapse-{quantity}",
+def _collapse(kind: str) -> Claim:
+    name = f"{'logarithm of the ' if KINDS[kind].log else ''}{KINDS[kind].name}"
+    explained = (
+        f"share of the variance of the {name} over settings, of another seed than the fitted ones, that is explained by"
+    )
+    share = Quantity(
+        name=f"{explained} a level for each lr * lam / the same by these and terms in v = ln(lr / lam): v, v^2 and"
+        " v ln(lr lam)",
+        values=functools.partial(share_of_product, kind=kind),
+    )
+    both = Quantity(
+        name=f"{explained} a level for each lr * lam and terms in ln(lr / lam)",
+        values=functools.partial(explained_by_both, kind=kind),
+    )
+    return Claim(
+        key=f"collapse-{kind}",
         text=f"The {name} depends on the learning rate and lam through their product alone.",
-        rule=f"{_WHERE} Only products that two settings or more share. Two fits to the mean of the other seeds, scored by the"
-        " share of the variance over settings that they explain in the seed left out: one level for each product; and the same"
-        " with terms in v = ln(lr / lam), that is v, v^2 and v ln(lr lam). Reproduced if the 95 % interval of (share of the"
-        f" first / share of the second) lies above {rules.EXPLAINED}; {_END}, and if the second share is not above"
-        f" {rules.SMALLEST_EXPLAINED}.",
-        effect_name="what the product explains of what both explain",
-        unit="",
-        measure=functools.partial(rules.collapses, quantity=quantity),
+        rule=Rule(parts=((share, above(EXPLAINED)),), given=((both, above(SMALLEST_EXPLAINED)),)),
     )
 
 
 CLAIMS = (
-    WordedClaim(
+    Claim(
         key="u-shape",
         text="The test error of the average is U-shaped in lr * lam.",
-        rule=f"{_WHERE} Means at equal product; the lowest of the inner ones is chosen on the other seeds. Reproduced if the"
-        " 95 % intervals of (error at the smallest product - lowest) and (error at the largest - lowest) both lie above 0; not"
-        " reproduced if one lies below 0; else inconclusive.",
-        effect_name="the smaller of both rises",
-        unit="points",
-        measure=rules.u_shaped,
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="test error of the average at the smallest and at the largest lr * lam - at the lowest place"
+                        f" between both, {_WHERE}",
+                        quantities=rises,
+                        unit="points",
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
+    Claim(
         key="tau",
         text="The test error is lowest where tau = 1 / (lr lam) is 2 to 6 epochs, as in the paper's two grids (our reading).",
-        rule=f"{_WHERE} The vertex of a parabola in ln(lr lam) through the lowest mean at equal product and its neighbours."
-        f" Reproduced if its 90 % interval lies within {rules.BEST_EPOCHS[0]:g} to {rules.BEST_EPOCHS[1]:g} epochs; not"
-        " reproduced if it lies wholly outside; else inconclusive, and if the lowest is at an end or a seed has no minimum"
-        " inside.",
-        effect_name="tau at the optimum, in epochs",
-        unit="",
-        measure=rules.best_epochs,
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="tau = 1 / (lr lam) in epochs at the vertex of a parabola in ln(lr lam) through the lowest mean"
+                        f" test error at equal product and its neighbours, {_WHERE}",
+                        values=tau_in_epochs,
+                        log=True,
+                    ),
+                    within_factor(
+                        math.sqrt(BEST_EPOCHS[1] / BEST_EPOCHS[0]), around=math.sqrt(BEST_EPOCHS[0] * BEST_EPOCHS[1])
+                    ),
+                ),
+            ),
+            given=(
+                Premise("the lowest mean is at no end of the grid, and each seed has a minimum inside", no_optimum),
+            ),
+        ),
     ),
-    _monotone_claim(
+    _monotone(
         "loss-rises",
         "loss",
         f"The training loss (median of the last {LATE:.0%} of the epochs) rises monotonically with lr * lam.",
         rising=True,
     ),
-    _monotone_claim(
+    _monotone(
         "noise-rises",
         "noise",
         "The noise scale, the mean norm of d loss / d logits at the end of a run, rises monotonically with lr * lam.",
         rising=True,
     ),
-    _monotone_claim(
+    _monotone(
         "jacobian-falls",
         "jacobian",
         "The Jacobian norm of the average falls monotonically with lr * lam.",
         rising=False,
     ),
-    WordedClaim(
+    Claim(
         key="jacobian-rate",
         text="At fixed lam the Jacobian norm of the average falls as the learning rate rises (the paper's figures; its text"
         " says that it rises).",
-        rule=f"{_WHERE} ln of the norm is fitted as p ln(lr) with a level for each lam. Reproduced if the 95 % interval of p"
-        " lies below 0; not reproduced if it lies above; else inconclusive.",
-        effect_name="exponent of the learning rate at fixed lam",
-        unit="",
-        measure=functools.partial(rules.falls_with_rate, quantity="jacobian"),
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="p of Jacobian norm of the average ~ lr^p, with a level for each lam, over " + _WHERE,
+                        values=functools.partial(exponent_of_rate, kind="jacobian"),
+                    ),
+                    below(0),
+                ),
+            )
+        ),
     ),
-    _collapse_claim("error", "test error of the average"),
-    _collapse_claim("loss", "training loss"),
-    _collapse_claim("noise", "noise scale"),
-    _collapse_claim("jacobian", "Jacobian norm of the average (its logarithm)"),
-    WordedClaim(
+    *(_collapse(kind) for kind in KINDS),
+    Claim(
         key="unforgotten",
-        text="Where the run is shorter than tau, settings of equal product differ more: they leave the curve.",
-        rule="The standard deviation of the average's test error over settings of equal product, lam = 0 being one, in a seed."
-        " Reproduced if the 95 % interval of (spread where the run is shorter than tau - spread where it is"
-        f" {FORGOTTEN:g} tau or longer) lies above 0; not reproduced if it lies below; else inconclusive.",
-        effect_name="spread at equal product, run shorter than tau minus longer",
-        unit="points",
-        measure=functools.partial(rules.unforgotten_spread, quantity="error"),
+        text="Where a run is shorter than tau = 1 / (lr lam), test errors of settings of equal lr * lam differ more.",
+        rule=Rule(
+            parts=(
+                (
+                    Quantity(
+                        name="standard deviation of the test error of the average over settings of equal lr * lam, runs"
+                        f" shorter than tau - runs of {FORGOTTEN:g} tau or longer",
+                        values=functools.partial(spread_added, kind="error"),
+                        unit="points",
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
 )
 
 
-def _spec(fields: Mapping[str, Any], seed: int) -> ImageRun:
-    return ImageRun(seed=seed, **fields)
-
-
 def _arms(
-    rates: tuple[float, ...], lams: tuple[float, ...], common: Mapping[str, Any], widths: tuple[int, ...]
+    rates: Sequence[float], lams: Sequence[float], common: Mapping[str, Any], widths: tuple[int, ...]
 ) -> tuple[Arm, ...]:
+    constant = {"drop_at": 1.0, "probes": ("jacobian-norm", "noise-scale"), **common}
     return tuple(
         Arm(
             key=f"lr {lr:g}, lam {lam:g}",
             label=f"lr {lr:g}, lam {lam:g}",
             size=width,
-            spec=_spec({"lr": lr, "lam": lam, "width": width, **CONSTANT, **common}, 0),
+            spec=ImageRun(lr=lr, lam=lam, width=width, **constant),
         )
         for width in widths
         for lr in rates
@@ -163,25 +210,14 @@ def _arms(
     )
 
 
-PROBES = ("jacobian-norm", "noise-scale")
-CONSTANT = {"drop_at": 1.0, "probes": PROBES}
-
-SMALL = {"batch_size": 50, "blocks": (1, 1), "downsample": 4, "ema": (0.98,)}
+SMALL = {"batch_size": 50, "blocks": (1, 1), "downsample": 4, "ema": (0.98,), "num_epochs": 320, "eval_every": 320}
 LAMS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.04)
-
 SMOKE = {"num_train": 200, "num_test": 200, "num_epochs": 12, "eval_every": 12, "probe_examples": 20}
-
-PAPER = {
-    "data": "cifar10",
-    "downsample": 1,
-    "blocks": (2, 2, 2, 2),
-    "num_epochs": 100,
-    "eval_every": 50,
-    "precision": "float16",
-    "probe_examples": 5_000,
-}
-PAPER_RATES = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25)
-PAPER_LAMS = (0.0, 0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02)
+PAPER = RESNET_18 | {"num_epochs": 100, "eval_every": 50, "precision": "float16", "probe_examples": 5_000}
+PAPER_GRID = (
+    (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.25),
+    (0.0, 0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02),
+)
 
 
 def _presets(
@@ -190,37 +226,38 @@ def _presets(
     width: int,
     rates: tuple[float, ...],
     smoke: tuple[tuple[float, ...], tuple[float, ...]],
-    paper: Preset,
+    paper: Mapping[str, Any],
+    net: str,
 ) -> dict[str, Preset]:
     small = SMALL | {"model": model}
     ladder = (width // 2, width, 2 * width)
     grid = f"{len(rates)} learning rates x {len(LAMS)} lams"
-    return {
-        "smoke": Preset(
-            description="200 images, 12 epochs, 3 learning rates x 4 lams: shows that everything works, not what is true",
+    return presets(
+        smoke=Preset(
+            description="200 images, 12 epochs, 3 learning rates x 4 lams",
             budget="20 seconds",
             arms=_arms(*smoke, small | SMOKE, (4,)),
-            num_seeds=2,
-            main_size=4,
-            decides=False,
         ),
-        "laptop": Preset(
+        laptop=Preset(
             description=f"width {width}, 320 epochs, 500 Fashion-MNIST images at 7 x 7, {grid}",
             budget="10 minutes on 2 cores",
-            arms=_arms(rates, LAMS, small | {"num_train": 500, "num_epochs": 320, "eval_every": 320}, (width,)),
+            arms=_arms(rates, LAMS, small | {"num_train": 500}, (width,)),
             num_seeds=3,
-            main_size=width,
         ),
-        "night": Preset(
+        night=Preset(
             description=f"as laptop, with 1,000 images, more seeds, and a ladder of widths {ladder}; {grid}",
             budget="90 minutes on 2 cores",
-            arms=_arms(rates, LAMS, small | {"num_train": 1_000, "num_epochs": 320, "eval_every": 320}, ladder),
-            num_seeds=5,
+            arms=_arms(rates, LAMS, small | {"num_train": 1_000}, ladder),
             main_size=width,
-            num_ladder_seeds=3,
         ),
-        "paper": paper,
-    }
+        paper=Preset(
+            description=f"{net} on CIFAR-10, 100 epochs, the learning rates and lams of figure 3",
+            budget="weeks on one GPU",
+            arms=_arms(*PAPER_GRID, {**PAPER, "model": model, **paper}, (64,)),
+            num_seeds=3,
+            needs=CIFAR_10_NEEDS,
+        ),
+    )
 
 
 ETA_LAMBDA = Study(
@@ -239,18 +276,12 @@ ETA_LAMBDA = Study(
         width=8,
         rates=(0.05, 0.1, 0.2, 0.4, 0.8),
         smoke=((0.25, 0.5, 1.0), (0.0, 0.1, 0.2, 0.4)),
-        paper=Preset(
-            description="pre-activation ResNet-18 on CIFAR-10, 100 epochs, the learning rates and lams of figure 3",
-            budget="weeks on one GPU",
-            arms=_arms(PAPER_RATES, PAPER_LAMS, PAPER | {"model": "resnet"}, (64,)),
-            num_seeds=3,
-            main_size=64,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
-        ),
+        paper={},
+        net="pre-activation ResNet-18",
     ),
 )
 
-_VGG_CLAIMS = ("loss-rises", "noise-rises", "jacobian-falls", "jacobian-rate", *(f"collapse-{q}" for q in QUANTITIES))
+_VGG_CLAIMS = ("loss-rises", "noise-rises", "jacobian-falls", "jacobian-rate", *(f"collapse-{kind}" for kind in KINDS))
 
 ETA_LAMBDA_VGG = Study(
     name="eta-lambda-vgg",
@@ -266,13 +297,7 @@ ETA_LAMBDA_VGG = Study(
         width=16,
         rates=(0.025, 0.05, 0.1, 0.2),
         smoke=((0.05, 0.1, 0.2), (0.0, 0.5, 1.0, 2.0)),
-        paper=Preset(
-            description="VGG-16 without BatchNorm on CIFAR-10, 100 epochs, the learning rates and lams of figure 3",
-            budget="weeks on one GPU",
-            arms=_arms(PAPER_RATES, PAPER_LAMS, PAPER | {"model": "vgg", "blocks": (2, 2, 3, 3, 3)}, (64,)),
-            num_seeds=3,
-            main_size=64,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
-        ),
+        paper={"blocks": (2, 2, 3, 3, 3)},
+        net="VGG-16 without BatchNorm",
     ),
 )
