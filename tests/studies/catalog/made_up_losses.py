@@ -30,16 +30,25 @@ class MadeUpLosses:
     def spec(self, key: str, size: int) -> RunSpec:
         return self.built[key, size]
 
-    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
-        assert name in {"val/loss_blocks", "test/wrong"}
+    def seeds(self, size: int) -> list[int]:
+        return list(range(NUM_SEEDS))
+
+    def read(
+        self, key: str, name: str, size: int, *, epoch: float | None = None, step: int | None = None
+    ) -> NDArray[np.float64]:
+        assert (epoch, step) == (None, None)
         shared = np.random.default_rng(11)
         seeds_S1, blocks_N = shared.normal(0, 0.02, (NUM_SEEDS, 1)), shared.normal(0, 0.3, NUM_BLOCKS)
         own = np.random.default_rng(zlib.crc32(f"{key} {size}".encode()))
         noise_SN = own.normal(0, 1, (NUM_SEEDS, 1)) + own.normal(0, 1, (NUM_SEEDS, NUM_BLOCKS))
         level = self.loss(key, self.built[key, size])
-        return np.asarray(level + seeds_S1 + blocks_N + self.jitter * noise_SN, dtype=np.float64)
+        array_SN = np.asarray(level + seeds_S1 + blocks_N + self.jitter * noise_SN, dtype=np.float64)
+        return array_SN if name == "val/loss_blocks" else np.asarray(array_SN.mean(axis=1))
+
+    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
+        assert name == "val/loss_blocks"
+        return self.read(key, name, size)
 
     def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
-        assert metric in {"val/loss", "test/error"}
-        array = "val/loss_blocks" if metric == "val/loss" else "test/wrong"
-        return np.asarray(self.last_array(key, array, size).mean(axis=1))
+        assert metric == "val/loss"
+        return self.read(key, metric, size)

@@ -215,7 +215,7 @@ def test_an_undecided_best_rate_is_told() -> None:
         arm for arm in made.arms if not (str(arm["key"]).startswith("sgd-") and str(arm["key"]).endswith("lr3"))
     ]
     two = decide("sgd", made).reason
-    assert two.endswith("the grid of learning rates without decay is 1, 2, and a best one needs 3")
+    assert two.endswith("the grid of the learning rate without decay is 1, 2, and a best value needs 3")
 
 
 def test_the_paper_preset_is_decided_where_it_has_three_rates() -> None:

@@ -24,7 +24,7 @@ from halflife.studies.catalog.images.no_normalization import NO_NORMALIZATION
 from halflife.studies.catalog.images.stabilization import STABILIZATION, STABILIZATION_VGG
 from halflife.studies.catalog.language.ablations import LM_ABLATIONS
 from halflife.studies.catalog.language.bias_variance.study import BIAS_VARIANCE
-from halflife.studies.catalog.language.dropout.study import LM_DROPOUT
+from halflife.studies.catalog.language.dropout import LM_DROPOUT
 from halflife.studies.catalog.language.effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.catalog.language.generalization import LM_GENERALIZATION
 from halflife.studies.catalog.language.schedules import LM_SCHEDULES

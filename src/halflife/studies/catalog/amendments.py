@@ -57,6 +57,15 @@ AMENDMENTS = {
         for case in ("moderate", "strong")
     },
     ("bias-variance", "h-early"): STAKE,
+    (
+        "lm-dropout",
+        "decay",
+    ): "the best dropout without decay must not be the largest of its grid; before, nobody looked.",
+    (
+        "lm-dropout",
+        "dropout",
+    ): "the best lam without dropout must not be at an edge of its grid; before, nobody looked.",
+    ("lm-dropout", "overlap"): "decay must gain something without dropout; before, nobody looked.",
     ("lm-dropout", "smaller-lam"): VERTEX,
     ("lm-dropout", "one-pass-gain"): STAKE,
     **{

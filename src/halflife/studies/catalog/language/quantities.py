@@ -6,14 +6,14 @@ Losses are in nats per token. A difference is paired by seed and by block of val
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from halflife.studies.catalog.language.common import percent
 from halflife.studies.catalog.language.settings import LONG, key_of
 from halflife.studies.evidence.choice import leave_one_out
-from halflife.studies.evidence.optimum import text_spec
+from halflife.studies.evidence.optimum import lam_of, text_spec
 from halflife.studies.evidence.quantities import Best, Measure, Numbers, Quantity, Reading
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Premise, Rule
@@ -33,11 +33,10 @@ __all__ = [
     "change",
     "change_after",
     "decayed_runs",
-    "has_best_rate",
     "in_nats",
     "loss",
     "nats",
-    "no_best_rate",
+    "no_best_value",
     "shares_of",
     "starting_with",
     "step_of",
@@ -46,7 +45,7 @@ __all__ = [
 BLOCKS = "val/loss_blocks"
 SMALLEST_EFFECT = 0.002  # nats: a tenth of the paper's effect on text that is read once (3.30 against 3.28)
 EARLY_MARGIN = 0.01  # nats: branches that end closer than half of the paper's effect nearly coincide
-MIN_RATES = 3  # a best rate is one when a lower and a higher one are worse
+MIN_VALUES = 3  # a best one needs a lower and a higher one beside it
 MIDWAY = 40  # per cent of a decayed run
 
 
@@ -131,55 +130,73 @@ def step_of(results: Results, kind: str, share: int, size: int) -> int:
 Arms = Sequence[str] | Callable[[Results, int], Sequence[str]]
 
 
-def no_best_rate(results: Results, size: int, *, arms: Arms, name: str = BLOCKS) -> str:
-    """Why arms that differ in their learning rate alone do not show which is best.
+SETTINGS: Mapping[str, Callable[[TextRun], float]] = {
+    "learning rate": lambda spec: spec.lr,
+    "dropout": lambda spec: spec.dropout,
+    "lam": lam_of,
+}
+
+
+def no_best_value(
+    results: Results, size: int, *, arms: Arms, of: str, side: str = "without decay", name: str = BLOCKS
+) -> str:
+    """Why arms that differ in one setting alone do not show which value is best.
 
     Args:
         results: What the store holds.
         size: The size.
         arms: Their keys, or what gives them.
+        of: The setting, one of `SETTINGS`.
+        side: What the arms are, in words.
         name: The reading or array that the best is chosen by.
 
     Returns:
-        The reason in words; empty where for every seed the rate that is best on the other seeds has a lower and a higher one
-        beside it.
+        The reason in words; empty where for every seed the value that is best on the other seeds has a lower and a higher one
+        beside it, or is 0.
     """
     keys = arms(results, size) if callable(arms) else arms
-    rates = [text_spec(results, key, size).lr for key in keys]
-    grid = sorted(set(rates))
-    if len(grid) < MIN_RATES:
-        tried = ", ".join(f"{rate:g}" for rate in grid)
-        return f"the grid of learning rates without decay is {tried}, and a best one needs {MIN_RATES}"
-    scores_AS = np.array(
-        [results.read(key, name, size).reshape(len(results.seeds(size)), -1).mean(axis=1) for key in keys]
-    )
-    at_edge = sorted({rates[arm] for arm in leave_one_out(scores_AS)} & {grid[0], grid[-1]})
+    values = [SETTINGS[of](text_spec(results, key, size)) for key in keys]
+    grid = sorted(set(values))
+    if len(grid) < MIN_VALUES:
+        tried = ", ".join(f"{value:g}" for value in grid)
+        return f"the grid of the {of} {side} is {tried}, and a best value needs {MIN_VALUES}"
+    num_seeds = len(results.seeds(size))
+    scores_AS = np.array([results.read(key, name, size).reshape(num_seeds, -1).mean(axis=1) for key in keys])
+    at_edge = sorted({values[arm] for arm in leave_one_out(scores_AS)} & {grid[0], grid[-1]} - {0.0})
     if not at_edge:
         return ""
-    which = " and ".join(f"{rate:g}" for rate in at_edge)
-    return f"without decay the best learning rate on the other seeds is at an edge of its grid ({which}) for some seed"
+    which = " and ".join(f"{value:g}" for value in at_edge)
+    return f"{side} the best {of} on the other seeds is at an edge of its grid ({which}) for some seed"
 
 
-def has_best_rate(arms: Arms, name: str = BLOCKS) -> Premise:
-    """The premise of a comparison with the best of runs without decay: another rate must not do what decay does."""
-    return Premise(
-        f"the side without decay has at least {MIN_RATES} learning rates, and for no seed the best of them on the other seeds"
-        " is at an edge of its grid",
-        functools.partial(no_best_rate, arms=arms, name=name),
-    )
-
-
-def best_against_best(words: str, with_decay: Arms, without: Arms, *, name: str = BLOCKS) -> Rule:
-    """The best lam > 0 and rate lower the loss below that of the best rate without decay.
+def best_against_best(
+    words: str,
+    with_decay: Arms,
+    without: Arms,
+    *,
+    of: str = "learning rate",
+    side: str = "without decay",
+    name: str = BLOCKS,
+    smallest: float = SMALLEST_EFFECT,
+) -> Rule:
+    """The best with decay lowers the loss below that of the best without, where another setting would not do the same.
 
     Args:
         words: The difference.
-        with_decay: The arms with decay.
+        with_decay: The arms with decay, or whatever is said to lower the loss.
         without: Those without.
+        of: The setting that is tuned without, one of `SETTINGS`.
+        side: What the arms without are, in words.
         name: The reading or array that is compared.
+        smallest: The smallest improvement that counts.
 
     Returns:
         The rule.
     """
+    has_best = Premise(
+        f"the arms {side} have at least {MIN_VALUES} values of the {of}, and the best of them is at no edge of its grid,"
+        " whichever seeds and blocks it is chosen on",
+        functools.partial(no_best_value, arms=without, of=of, side=side, name=name),
+    )
     effect = in_nats(words, Best(with_decay, name) - Best(without, name))
-    return Rule(parts=((effect, lowered(SMALLEST_EFFECT)),), given=(has_best_rate(without, name),))
+    return Rule(parts=((effect, lowered(smallest)),), given=(has_best,))

@@ -1,1 +1,0 @@
-"""Decay beside dropout."""
