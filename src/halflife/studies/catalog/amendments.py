@@ -14,7 +14,7 @@ __all__ = ["AMENDMENTS", "with_amendments"]
 
 GRID = (
     "the claim is not tested if the side without decay has fewer than three learning rates, or takes one at an edge of them"
-    " for some choice of seeds and blocks; before, nobody looked."
+    " for some seed; before, nobody looked."
 )
 SLOPE = (
     "the slope is that among runs with the same lam; before, one slope for all runs took up a part of what a lam adds."

@@ -194,8 +194,8 @@ def best_against_best(
         The rule.
     """
     has_best = Premise(
-        f"the arms {side} have at least {MIN_VALUES} values of the {of}, and the best of them is at no edge of its grid,"
-        " whichever seeds and blocks it is chosen on",
+        f"the arms {side} have at least {MIN_VALUES} values of the {of}, and for no seed the best of them on the other"
+        " seeds is at an edge of the grid",
         functools.partial(no_best_value, arms=without, of=of, side=side, name=name),
     )
     effect = in_nats(words, Best(with_decay, name) - Best(without, name))

@@ -122,13 +122,13 @@ def by_product(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
     """The diagonals whose settings have forgotten their start; three at least, for a shape."""
     found = diagonals(forgotten(cells))
     if len(found) < 3:
-        raise too_few(f"have runs of {FORGOTTEN:g} tau or more")
+        raise NotMeasuredError(too_few(f"have runs of {FORGOTTEN:g} tau or more"))
     return found
 
 
-def too_few(what: str) -> NotMeasuredError:
-    """A grid without what is to be compared."""
-    return NotMeasuredError(f"too few settings of the grid {what}, so that nothing can be fitted")
+def too_few(what: str) -> str:
+    """Why nothing is measured on a grid without what is to be compared."""
+    return f"too few settings of the grid {what}, so that nothing can be fitted"
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def exponent_of_rate(results: Results, size: int, *, kind: str) -> Numbers:
     rows = [[i for i, cell in enumerate(cells) if cell.lam == lam] for lam in sorted({cell.lam for cell in cells})]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
-        raise too_few("share a lam and have forgotten where they began")
+        raise NotMeasuredError(too_few("share a lam and have forgotten where they began"))
     logs_CS = np.log([KINDS[kind].of(cell)(results, size) for cell in cells])
     log_rates_C = np.log([cell.lr for cell in cells])
     x = np.concatenate([log_rates_C[row] - log_rates_C[row].mean() for row in rows])
@@ -313,7 +313,7 @@ def shares_explained(results: Results, size: int, kind: str) -> tuple[Numbers, N
     """
     found = shared(forgotten(cells_of(results, size)))
     if len(found) < 2:
-        raise too_few("share their product and have forgotten where they began")
+        raise NotMeasuredError(too_few("share their product and have forgotten where they began"))
     values_CS = values_of(results, size, [cell for group in found.values() for cell in group], kind)
     product_CL, both_CQ = designs(found)
     return explained(product_CL, values_CS), explained(both_CQ, values_CS)
@@ -343,5 +343,5 @@ def spread_added(results: Results, size: int, *, kind: str) -> Numbers:
     cells = cells_of(results, size)
     apart, together = shared(unforgotten(cells)), shared(forgotten(cells))
     if not apart or not together:
-        raise too_few("share their product on either side")
+        raise NotMeasuredError(too_few("share their product on either side"))
     return spread(results, size, apart, kind) - spread(results, size, together, kind)
