@@ -125,7 +125,13 @@ def pages(store: Store) -> dict[str, str]:
 
 
 def test_a_paper_whose_studies_were_not_run_has_no_page(pages: dict[str, str]) -> None:
-    assert list(pages) == ["report.html", "paper-why.html"]
+    studies = ("stabilization-laptop", "stabilization-night", "stabilization-vgg-laptop")
+    assert list(pages) == [
+        "report.html",
+        *(f"study-{name}.html" for name in studies),
+        "paper-why.html",
+        "report-charts.js",
+    ]
     assert 'href="paper-why.html"' in pages["report.html"]
     assert "paper-early" not in pages["report.html"] + pages["paper-why.html"]
 
@@ -141,8 +147,9 @@ def test_a_step_has_words_verdicts_numbers_figures_and_how_it_was_run(store: Sto
         assert row["text"] in words
         assert row["rule"] in words
         assert row["reason"][1:] in words
-        number = "+.2f" if row["unit"] == "points" else ".2f"
-        assert f"[{row['low']:{number}}, {row['high']:{number}}]" in words
+        assert row["rows"]
+        for part in row["rows"]:
+            assert f"{part['quantity']}{part['effect']}{part['test']}" in words.replace("> ", "")
     for published in step.study.published:
         assert f"{published.published} (read off the figure)" in words
         assert published.ours(step.results) in words
@@ -159,9 +166,9 @@ def test_a_step_has_words_verdicts_numbers_figures_and_how_it_was_run(store: Sto
     assert "halflife study run stabilization --preset night" in words
     assert "24 of 24 finished" in words
     assert "decided at width 8" in words
-    for address in ("report.html#stabilization-night", "report.html#stabilization-laptop"):
+    for address in ("study-stabilization-night.html", "study-stabilization-laptop.html"):
         assert f'href="{address}"' in section[0]
-        assert f'id="{address.partition("#")[2]}"' in pages["report.html"]
+        assert address in pages
 
 
 def test_ours_is_the_mean_of_the_seeds(store: Store) -> None:
@@ -186,7 +193,9 @@ def test_a_step_without_runs_says_how_to_run_it(pages: dict[str, str]) -> None:
 
 
 def test_a_step_may_show_a_part_of_a_study(store: Store) -> None:
-    told = PaperStep("A part", "Only one.", "stabilization", claims=("c",), panels=("weight-norm",), published=False)
+    told = PaperStep(
+        "A part", "Only one.", "stabilization", claims=("plateau",), panels=("weight-norm",), published=False
+    )
     paper = Paper(
         key="k", title="A paper", authors="N", reference="arXiv 1111.11111", steps=(told,), untested="All else."
     )
@@ -194,16 +203,18 @@ def test_a_step_may_show_a_part_of_a_study(store: Store) -> None:
     page = render_paper(paper, guide_of(paper, many), [section_of(r) for r in many], report="r.html", papers=[paper])
     words = text_of(page)
     rows = {row["claim"]: row for row in verdict_rows(many[0].verdicts())}
-    assert rows["c"]["text"] in words
-    assert not any(row["text"] in words for key, row in rows.items() if key != "c")
+    assert rows["plateau"]["text"] in words
+    assert not any(row["text"] in words for key, row in rows.items() if key != "plateau")
     assert "The paper's numbers and ours" not in words
     assert page.count('class="chart"') == 1
     assert "All else." in words
-    assert words.count(f"1 {rows['c']['outcome']}") == 1
+    assert words.count(f"1 {rows['plateau']['outcome']}") == 1
 
 
 def test_pages_are_documents_that_load_nothing(pages: dict[str, str]) -> None:
     for name, page in pages.items():
+        if not name.endswith(".html"):
+            continue
         assert page.startswith("<!doctype html>")
         assert "default-src 'none'" in page
         identities = re.findall(r' id="([^"]+)"', page)
@@ -214,17 +225,19 @@ def test_pages_are_documents_that_load_nothing(pages: dict[str, str]) -> None:
         assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
         own = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
         assert not re.search(r"<(link|img|iframe)| src=", own)
+        assert set(re.findall(r"<script[^>]* src=([^ >]+)", page)) <= {'"report-charts.js"'}
         for address in re.findall(r'href="([^"]+)"', own):
-            if address.startswith("#"):
-                assert address[1:] in identities
-            else:
-                assert address.startswith("https://arxiv.org/abs/") or address.partition("#")[0] in pages
+            file, _, place = address.partition("#")
+            if not address.startswith("https://arxiv.org/abs/"):
+                assert not place or f' id="{place}"' in (pages[file] if file else page)
+                assert not file or file in pages
 
 
 def test_names_restrict_the_guide(store: Store, tmp_path: Path) -> None:
     paths = build_report(store, ["stabilization-vgg"], out=tmp_path / "vgg.html")
-    assert [path.name for path in paths] == ["vgg.html", "paper-why.html"]
-    page = paths[1].read_text(encoding="utf-8")
+    names = ["vgg.html", "study-stabilization-vgg-laptop.html", "paper-why.html", "report-charts.js"]
+    assert [path.name for path in paths] == names
+    page = paths[2].read_text(encoding="utf-8")
     assert page.count('<section class="step"') == 1
     assert "stabilization-vgg" in page
     assert 'href="vgg.html"' in page
@@ -255,7 +268,8 @@ def test_a_damaged_run_is_a_named_problem_and_the_other_studies_are_shown(tmp_pa
     assert words.startswith(f"stabilization, preset laptop, cannot be shown: {path} is damaged")
     report = text_of(pages["report.html"])
     assert f"stabilization, preset laptop, cannot be shown: {path} is damaged" in report
-    assert "stabilization-vgg, preset laptop" in report
+    assert "Loss stabilization in a VGG without BatchNorm (laptop)" in report
+    assert "study-stabilization-laptop.html" not in pages
     (step,) = [step for step in guide_of(WHY, []) if step.study.name == "stabilization"]
     told = section_words(pages["paper-why.html"], step.number)
     assert "stabilization, preset laptop, cannot be shown" in told
@@ -280,4 +294,4 @@ def test_a_study_of_a_newer_halflife_is_a_named_problem(tmp_path: Path) -> None:
     store.write_manifest("from-tomorrow-laptop", store.manifests()[0] | {"study": "from-tomorrow"})
     words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
     assert "from-tomorrow, preset laptop, cannot be shown: there is no study 'from-tomorrow'" in words
-    assert "stabilization, preset laptop" in words
+    assert "Loss stabilization in a ResNet with BatchNorm (laptop)" in words

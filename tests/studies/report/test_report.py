@@ -31,9 +31,15 @@ from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, panel_figures
 from halflife.studies.report.figures.theme import PALETTE, arm_styles
-from halflife.studies.report.pages.page import _typeset
 from halflife.studies.report.pages.provenance import banners, provenance_of
-from halflife.studies.report.pages.tables import verdict_markdown, verdict_rows, verdict_table
+from halflife.studies.report.pages.tables import (
+    numbers,
+    rules_markdown,
+    typeset,
+    verdict_markdown,
+    verdict_rows,
+    verdict_table,
+)
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
 from tests.studies.synthetic import ARMS, DATA, bits, make_store, spec_of
@@ -92,9 +98,14 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def page(store: Store) -> str:
-    path = build_report(store)[0]
-    assert path == store.path / "report.html"
-    return path.read_text(encoding="utf-8")
+    return study_page(store)
+
+
+def study_page(store: Store) -> str:
+    """The page of the store's first study."""
+    first, page, *_ = build_report(store)
+    assert first == store.path / "report.html"
+    return page.read_text(encoding="utf-8")
 
 
 # ---- the page
@@ -103,20 +114,22 @@ def page(store: Store) -> str:
 def test_the_page_loads_nothing(page: str) -> None:
     for tag, attributes in Tags(page).found:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base", "audio", "video"}
-        assert "src" not in attributes
+        assert attributes.get("src", "report-charts.js") == "report-charts.js"
         if tag != "a":
             assert "href" not in attributes
-    assert "cdn" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert "jsdelivr" not in page
-    assert "unpkg" not in page
+    assert not re.search("cdn|jsdelivr|unpkg", page)
     assert not re.search(r"@import|url\(", re.findall(r"<style>(.*?)</style>", page, re.DOTALL)[0])
     assert "default-src 'none'" in page
     assert "unsafe-eval" not in page
 
 
-def test_the_scripts_are_there_once(page: str) -> None:
-    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert [len(script) > 500_000 for script in scripts] == [True, False]
+def test_pages_share_one_script(store: Store, page: str) -> None:
+    shared = store.path / "report-charts.js"
+    text = shared.read_text(encoding="utf-8")
+    assert "window.vegaEmbed" in text
+    assert not re.search("jsdelivr|unpkg", text)
+    assert page.count('<script src="report-charts.js">') == 1
+    assert len(page) < 200_000 < len(text)
 
 
 def test_the_page_is_a_document(page: str) -> None:
@@ -139,9 +152,12 @@ def test_the_page_says_every_verdict(store: Store, page: str) -> None:
         assert row["text"] in words
         assert row["rule"] in words
         assert row["reason"][1:] in words
-        assert row["effect_name"] in words
-        number = "+.2f" if row["unit"] == "points" else ".2f"
-        assert f"[{row['low']:{number}}, {row['high']:{number}}]" in words
+        assert row["effect_estimate"] in words
+        assert row["effect_interval"] in words
+        assert row["rows"]
+        for part in row["rows"]:
+            assert f"{part['quantity']}{part['effect']}{part['test']}" in words
+            assert "(90 %)" in part["effect"] or "(95 %)" in part["effect"]
     for outcome in {row["outcome"] for row in rows}:
         count = sum(row["outcome"] == outcome for row in rows)
         assert f"{count} {outcome}" in words
@@ -189,7 +205,7 @@ def test_each_panel_is_a_chart_with_its_caption(store: Store, page: str) -> None
         assert found
         spec = json.loads(found[1])
         assert spec["width"] == "container"
-        assert list(rows_of(spec)[0]) == ["arm", "epoch", "mean", "lowest seed", "highest seed", "seeds"]
+        assert list(rows_of(spec)[0]) == ["arm", "epoch", "mean", "low", "high"]
         assert panel.title in (chart["aria-label"] or "")
         assert panel.source_figure in words
     assert "Mean over 2 seeds; the band spans the lowest and the highest seed." in words
@@ -205,14 +221,14 @@ def test_labels_cannot_break_the_page(tmp_path: Path) -> None:
     )
     header = next(h for h in results_of(store).headers.values() if h["status"] == "failed")
     store.run(header["id"]).write_header(header | {"failure": evil})
-    text = build_report(store)[0].read_text(encoding="utf-8")
+    text = study_page(store)
     assert "<script>alert" not in text
     assert "<b>" not in text
     assert html.escape(evil, quote=False) in text
 
 
-def test_signs_and_intervals_are_typeset() -> None:
-    assert _typeset("by -3.10 [-4.08, -2.12] at 1e-5, epochs^-p, x-3") == (
+def test_signs_and_intervals_aretypeset() -> None:
+    assert typeset("by -3.10 [-4.08, -2.12] at 1e-5, epochs^-p, x-3") == (
         "by \N{MINUS SIGN}3.10 [\N{MINUS SIGN}4.08,\N{NO-BREAK SPACE}\N{MINUS SIGN}2.12] at 1e-5, epochs^-p, x-3"
     )
 
@@ -233,9 +249,8 @@ def test_a_figure_shows_mean_and_range_of_the_readings(store: Store) -> None:
     assert len(at_end) == 2
     (row,) = [row for row in chart_rows(figure) if row["arm"] == arm["label"] and row["epoch"] == 8]
     assert row["mean"] == pytest.approx(sum(at_end) / 2, rel=1e-4)
-    assert row["lowest seed"] == pytest.approx(min(at_end), rel=1e-4)
-    assert row["highest seed"] == pytest.approx(max(at_end), rel=1e-4)
-    assert row["seeds"] == 2
+    assert row["low"] == pytest.approx(min(at_end), rel=1e-4)
+    assert row["high"] == pytest.approx(max(at_end), rel=1e-4)
     assert len(chart_rows(figure)) == 4 * 4  # arms x evaluations
     assert figure.header == ("arm", "epoch 4", "epoch 8")
     assert "drops after epoch 4" in figure.caption
@@ -319,7 +334,7 @@ def test_the_ladder_shows_every_effect_in_points_at_every_size(ladder: Store) ->
     assert figure is not None
     assert size_name(results) == "width"
     assert figure.title == "Effects against width"
-    assert [heading[:3] for heading, _ in figure.charts] == ["(a)", "(b)", "(d)", "(e)", "(e-"]
+    assert [heading[:3] for heading, _ in figure.charts] == ["(he", "(sm", "(sa", "(av", "(sh"]
     effect = verdicts[0].by_size[4].effect
     assert effect is not None
     row = chart_rows(figure)[0]
@@ -332,7 +347,7 @@ def test_the_ladder_shows_every_effect_in_points_at_every_size(ladder: Store) ->
     figure = ladder_figure(results, [verdicts[0], one])
     assert figure is not None
     assert " Not drawn: width 16: 1 of 2 seeds are " in figure.caption
-    assert "; (b) at width 4: 1 of 2 seeds are " in figure.caption
+    assert "; (small-rate) at width 4: 1 of 2 seeds are " in figure.caption
 
 
 def test_one_size_has_no_ladder(store: Store) -> None:
@@ -341,7 +356,7 @@ def test_one_size_has_no_ladder(store: Store) -> None:
 
 
 def test_the_ladder_is_on_the_page(ladder: Store) -> None:
-    text = build_report(ladder)[0].read_text(encoding="utf-8")
+    text = study_page(ladder)
     assert text.count('class="chart"') == len(STUDIES["stabilization"].panels) + 5
     assert "Effects against width" in text_of(text)
 
@@ -352,26 +367,27 @@ def test_the_ladder_is_on_the_page(ladder: Store) -> None:
 def test_missing_runs_are_announced(tmp_path: Path) -> None:
     states = {("large-none", 1): "failed", ("small-none", 2): "absent", ("small-decay", 2): "running"}
     store = make_store(tmp_path, num_seeds=3, status=lambda key, seed, size: states.get((key, seed), "finished"))
-    words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
+    words = text_of(study_page(store))
     assert "9 of 12 runs finished. At the main size 1 of 3 seeds are finished in every arm" in words
     assert FAILURE in words
     assert "Mean over 1 seed; one seed, so there is no band." in words
-    assert "6 inconclusive" in words
-    assert "no effect yet" in words
+    assert "6 not tested" in words
+    assert "1 of 3 seeds are finished in every arm, at least 2 are needed" in words
 
 
 def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
     store = make_store(tmp_path, status=lambda key, seed, size: "absent" if key == "large-none" else "finished")
-    text = build_report(store)[0].read_text(encoding="utf-8")
+    text = study_page(store)
     assert "Nothing can be drawn yet" in text
-    assert len(text) < 100_000, "no figure, no scripts"
+    assert 'report-charts.js"></script>' not in text, "no figure, no scripts"
+    assert not (store.path / "report-charts.js").exists()
     with pytest.raises(StoreError, match=r"stabilization-laptop has 6 of 8 runs .* nothing to draw: run"):
         build_report(store, fmt="pdf")
 
 
 def test_a_cut_run_and_a_test_preset_are_marked(tmp_path: Path) -> None:
     store = make_store(tmp_path, preset="smoke", max_steps=100)
-    words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
+    words = text_of(study_page(store))
     assert "Runs were cut at 100 steps by --max-steps, so no claim is decided." in words
     assert "The preset smoke decides nothing: 640 training and 500 test images" in words
 
@@ -424,13 +440,13 @@ def test_a_test_sheet_gives_way_to_a_real_one(tmp_path: Path) -> None:
     store = make_store(tmp_path, preset="smoke")
     make_store(tmp_path, preset="laptop")
     make_store(tmp_path, study="stabilization-vgg", preset="smoke")
-    words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
-    assert "stabilization, preset laptop" in words
-    assert "stabilization, preset smoke" not in words
-    assert "stabilization-vgg, preset smoke" in words
-    assert "Loss stabilization in a ResNet with BatchNorm (laptop)" in words, "a table of contents"
+    names = [path.name for path in build_report(store)]
+    assert names[:3] == ["report.html", "study-stabilization-laptop.html", "study-stabilization-vgg-smoke.html"]
+    assert "study-stabilization-smoke.html" not in names
+    words = text_of((store.path / "report.html").read_text(encoding="utf-8"))
+    assert "Loss stabilization in a ResNet with BatchNorm (laptop)" in words, "a list of the studies"
     words = text_of(build_report(store, ["stabilization-vgg"])[0].read_text(encoding="utf-8"))
-    assert "stabilization, preset" not in words
+    assert "Loss stabilization in a ResNet with BatchNorm (laptop)" not in words
 
 
 def test_what_older_sheets_lack_is_left_out(tmp_path: Path) -> None:
@@ -441,7 +457,7 @@ def test_what_older_sheets_lack_is_left_out(tmp_path: Path) -> None:
     for identity, header in results_of(store).headers.items():
         kept = {"id", "status", "spec"}
         store.run(identity).write_header({key: value for key, value in header.items() if key in kept})
-    words = text_of(build_report(store)[0].read_text(encoding="utf-8"))
+    words = text_of(study_page(store))
     assert "halflife study run stabilization --preset laptop" in words
     assert "trainernot recorded" in words
 
@@ -469,10 +485,10 @@ def test_pdf_files(store: Store) -> None:
 
 
 def test_where_the_report_lands(store: Store, tmp_path: Path) -> None:
-    paper = "paper-why.html"
-    assert build_report(store, out=tmp_path) == [tmp_path / "report.html", tmp_path / paper]
+    others = ["study-stabilization-laptop.html", "paper-why.html", "report-charts.js"]
+    assert build_report(store, out=tmp_path) == [tmp_path / name for name in ("report.html", *others)]
     new = tmp_path / "new"
-    assert build_report(store, out=new / "page.html") == [new / "page.html", new / paper]
+    assert build_report(store, out=new / "page.html") == [new / name for name in ("page.html", *others)]
     with pytest.raises(StoreError, match=r"cannot be made \(.*choose another --out"):
         build_report(store, out=tmp_path / "report.html" / "under" / "a-file.html")
     with pytest.raises(UserError, match="the format is 'png', expected one of html, svg, pdf"):
@@ -531,7 +547,7 @@ def test_rows_are_json_and_hold_the_ladder(ladder: Store) -> None:
     rows = json.loads(json.dumps(verdict_rows(verdicts)))
     first, effect = rows[0], verdicts[0].finding.effect
     assert effect is not None
-    assert (first["study"], first["preset"], first["claim"]) == ("stabilization", "night", "a")
+    assert (first["study"], first["preset"], first["claim"]) == ("stabilization", "night", "helps")
     assert (first["estimate"], first["low"], first["high"]) == (effect.estimate, effect.low, effect.high)
     assert (first["num_seeds"], first["num_examples"], first["confidence"]) == (2, 120, 0.95)
     assert [by["size"] for by in first["by_size"]] == [4, 8, 16]
@@ -541,22 +557,44 @@ def test_rows_are_json_and_hold_the_ladder(ladder: Store) -> None:
 def test_a_verdict_without_effect_has_a_dash(tmp_path: Path) -> None:
     store = make_store(tmp_path, num_seeds=1)
     for row in verdict_rows(results_of(store).verdicts()):
-        assert (row["outcome"], row["effect"], row["sample"], row["low"]) == ("inconclusive", "-", "-", None)
+        assert (row["outcome"], row["effect"], row["sample"], row["low"]) == ("not tested", "-", "-", None)
     assert "1 of 1 seeds are finished in every arm, at least 2 are needed" in " ".join(printed(store, 100))
 
 
 def test_markdown_says_the_same(store: Store) -> None:
     verdicts = results_of(store).verdicts()
-    claim = replace(verdicts[0].claim, text="a | b", unit="x")
-    finding = replace(verdicts[0].finding, outcome="not reproduced", effect=Interval(4000.0, 3.0, 12345.0, 3))
-    text = verdict_markdown([replace(verdicts[0], claim=claim, finding=finding), *verdicts[1:]])
+    effect = Interval(4000.0, 3.0, 12345.0, 3, confidence=0.9)
+    claim = replace(verdicts[0].claim, text="a | b")
+    finding = replace(verdicts[0].finding, outcome="not reproduced", effect=effect)
+    text = verdict_markdown([replace(verdicts[0], claim=claim, finding=finding), *verdicts[1:]], anchor="x-")
     lines = text.splitlines()
-    assert lines[0] == "**stabilization**, preset `laptop`"
-    assert lines[4] == r"| (a) a \| b | ✗ not reproduced | 4000 [3, 12345] x | 3 seeds |"
-    assert sum(line.startswith("| (") for line in lines) == len(verdicts)
+    assert lines[2] == (
+        r'| <span id="x-helps"></span>**helps**: a \| b | ✗ not reproduced | +4000 points [+3, +12345] (90 %) | 3 seeds |'
+    )
+    assert len(lines) == 2 + len(verdicts)
+    assert "<span" not in verdict_markdown(verdicts)
+    table = rules_markdown(verdicts)
     for row in verdict_rows(verdicts):
-        assert f"- ({row['claim']}) {row['reason']}." in lines
-    assert text.endswith(".\n")
+        for part in row["rows"]:
+            assert f"| {part['quantity']} | {part['effect']} | {part['test']} |" in table
+        assert (f"- **{row['claim']}**: {row['reason']}." in table) == bool(row["reason"])
+
+
+@pytest.mark.parametrize(
+    ("interval", "unit", "words"),
+    [
+        ((-1.908, -2.188, -1.628), "points", ("-1.91", "-2.19", "-1.63")),
+        ((0.0004, 0.0001, 0.0007), "", ("0.0004", "0.0001", "0.0007")),  # two decimals would say 0 [0, 0]
+        ((1.5256, 1.5169, 1.5341), "x", ("1.526", "1.517", "1.534")),
+        ((0.97, 0.9, 1.04), "", ("0.97", "0.90", "1.04")),
+        ((-0.01234, -0.02, -0.005), "nats", ("-0.0123", "-0.0200", "-0.0050")),
+        ((1.0, 1.0, 1.0), "%", ("+1.00", "+1.00", "+1.00")),
+    ],
+)
+def test_numbers_have_the_digits_that_their_interval_needs(
+    interval: tuple[float, float, float], unit: str, words: tuple[str, str, str]
+) -> None:
+    assert numbers(Interval(*interval, 3), unit) == words
 
 
 def test_the_helper_packs_bits_as_the_lab_does() -> None:

@@ -18,15 +18,16 @@ from halflife.errors import StoreError
 from halflife.studies.evidence.claims import Panel, PointRow, PointsPanel
 from halflife.studies.evidence.stats import Interval
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.figures.beside import beside_markdown, beside_rows
+from halflife.studies.report.figures.beside import HEADER, beside_rows
 from halflife.studies.report.figures.fields import flat_fields, size_name, without_decay
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, panel_figures, why_not_drawn
 from halflife.studies.report.figures.theme import PALETTE, arm_styles, series_styles
 from halflife.studies.report.files import render_files
-from halflife.studies.report.pages.page import render_page
+from halflife.studies.report.pages.page import render_study
 from halflife.studies.report.pages.provenance import banners, provenance_of
-from halflife.studies.report.pages.tables import effect_text, verdict_markdown
+from halflife.studies.report.pages.sections import section_of
+from halflife.studies.report.pages.tables import effect_text, markdown_table, verdict_markdown
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
@@ -59,7 +60,9 @@ def results(store: Store) -> StudyResults:
 
 @pytest.fixture(scope="module")
 def words(results: StudyResults) -> str:
-    body = re.sub(r"<(script|style).*?</\1>", " ", render_page([results]), flags=re.DOTALL)
+    body = re.sub(
+        r"<(script|style).*?</\1>", " ", render_study(section_of(results), report="report.html"), flags=re.DOTALL
+    )
     plain = html.unescape(re.sub(r"<[^>]+>", "", body))
     return re.sub(r"\s+", " ", plain.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " "))
 
@@ -156,7 +159,7 @@ def test_runs_that_arms_share_count_once(tmp_path: Path) -> None:
 def test_curves_stand_against_steps_and_show_their_arms_alone(results: StudyResults) -> None:
     figure = panel_figure(results, LOSS)
     rows = rows_of(figure)
-    assert list(rows[0]) == ["arm", "step", "mean", "lowest seed", "highest seed", "seeds"]
+    assert list(rows[0]) == ["arm", "step", "mean", "low", "high"]
     assert list(dict.fromkeys(row["arm"] for row in rows)) == [
         f"lr {lr:g}, lam {lam:g}" for lr in RATES for lam in LAMS
     ]
@@ -164,7 +167,7 @@ def test_curves_stand_against_steps_and_show_their_arms_alone(results: StudyResu
     values = 1.0 * results.last("lr0.006-lam0.3", "val/loss", 32)
     (row,) = [row for row in rows if (row["arm"], row["step"]) == ("lr 0.006, lam 0.3", 40_000)]
     assert row["mean"] == pytest.approx(values.mean(), rel=1e-4)
-    assert (row["lowest seed"], row["highest seed"]) == pytest.approx((values.min(), values.max()), rel=1e-4)
+    assert (row["low"], row["high"]) == pytest.approx((values.min(), values.max()), rel=1e-4)
     assert figure.header == ("arm", "step 40,000")
     assert figure.caption == (
         "Mean over 3 seeds; the band spans the lowest and the highest seed. Drawn from step 16,000 on. Width 32."
@@ -271,7 +274,7 @@ def test_points_wait_for_seeds_and_whole_runs(tmp_path: Path, results: StudyResu
     assert why_not_drawn(one, SWEEP) == "1 of 2 seeds are finished in every arm"
     assert [figure.slug for figure in panel_figures(one)] == ["val-loss", "branches", "train-running-loss"]
     words = "Final loss against decay, Final loss over learning rate and decay, Two classes and a boundary: 1 of 2 seeds are"
-    assert f"Not drawn: {words} finished" in render_page([one])
+    assert f"Not drawn: {words} finished" in render_study(section_of(one), report="report.html")
     assert {row[3] for row in beside_rows(one)} == {"not measured yet"}
     cut = results_of(make_text_store(tmp_path / "cut", max_steps=2))
     assert why_not_drawn(cut, SWEEP) == "runs were cut"
@@ -290,7 +293,7 @@ def test_points_are_drawn_as_files(results: StudyResults, log_x: bool, log_y: bo
     groups = [g for g in ElementTree.fromstring(svg).iter(f"{SVG}g") if "mark-symbol role-mark" in g.get("class", "")]
     seen = [path for g in groups for path in g.iter(f"{SVG}path") if path.get("opacity") != "0"]
     assert len(seen) == len(rows)
-    assert len({path.get("fill") for path in seen}) == len(PALETTE)
+    assert len({path.get("stroke") for path in seen}) == len(PALETTE)
     assert "series 8" in svg
 
 
@@ -383,14 +386,14 @@ def test_runs_of_different_kinds_may_have_different_code_and_data(tmp_path: Path
 
 
 def test_effects_in_nats_have_the_digits_they_need() -> None:
-    assert effect_text(Interval(-0.01234, -0.02, -0.005, 3), "nats") == "-0.0123 [-0.0200, -0.0050] nats"
-    assert effect_text(Interval(-1.234, -2, -0.5, 3), "%") == "-1.23 [-2.00, -0.50] %"
-    assert effect_text(Interval(0.97, 0.9, 1.04, 3), "") == "+0.97 [+0.90, +1.04]"
+    assert effect_text(Interval(-0.01234, -0.02, -0.005, 3), "nats") == "-0.0123 nats [-0.0200, -0.0050] (95 %)"
+    assert effect_text(Interval(-1.234, -2, -0.5, 3), "%") == "-1.23 % [-2.00, -0.50] (95 %)"
+    assert effect_text(Interval(0.97, 0.9, 1.04, 3), "") == "0.97 [0.90, 1.04] (95 %)"
 
 
 def test_the_page_of_a_language_model_study(results: StudyResults, words: str) -> None:
-    assert re.search(r"[+-]0\.\d{4} nats\[[+-]0\.\d{4}, [+-]0\.\d{4}\]", words)
-    assert "3 seeds16 blocks" in words
+    assert re.search(r"[+-]0\.\d{4} nats \[[+-]0\.\d{4}, [+-]0\.\d{4}\] \(95 %\)", words)
+    assert "3 seeds, 16 blocks" in words
     assert "about -0.02 (read off the figure)" in words
     assert "124 M" in words
     assert "(read off" not in words.partition("124 M")[2].partition("Figures")[0]
@@ -415,7 +418,7 @@ def test_the_ladder_keeps_units_apart(results: StudyResults) -> None:
 
 
 def test_numbers_of_the_paper_as_markdown(results: StudyResults) -> None:
-    lines = beside_markdown([("a | b", "1", "figure 2", "3"), *beside_rows(results)]).splitlines()
+    lines = markdown_table(HEADER, [("a | b", "1", "figure 2", "3"), *beside_rows(results)]).splitlines()
     assert lines[0] == "| quantity | paper | where | here |"
     assert lines[2] == r"| a \| b | 1 | figure 2 | 3 |"
     assert lines[3].startswith(

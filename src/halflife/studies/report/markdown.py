@@ -114,7 +114,7 @@ def measured(results: StudyResults) -> str:
 def findings_page(many: Sequence[Told]) -> str:
     """What was found, in words."""
     facts = Facts([(told.results, told.verdicts) for told in many], _place)
-    return findings_markdown(read_findings(), facts)
+    return _page([findings_markdown(read_findings(), facts)])
 
 
 def _place(study: str, preset: str, claim: str) -> str:
@@ -228,4 +228,5 @@ def _contents(steps: Sequence[Step], by_name: dict[str, Told]) -> str:
 
 
 def _page(parts: Iterable[str]) -> str:
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    return text.replace("+-", "\N{PLUS-MINUS SIGN}")

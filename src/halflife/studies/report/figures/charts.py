@@ -367,8 +367,11 @@ def ladder_chart(
         axis=alt.Axis(tickCount=5, grid=True),
     )
     base = alt.Chart().encode(x=x, y=y)
+    # A bar lies above its dot and catches the pointer, so both answer.
     line = base.mark_line(strokeWidth=1, opacity=0.5, aria=False, style="effect-line")
-    bars = base.mark_rule(strokeWidth=2, aria=False, style="effect-line").encode(y=alt.Y("low:Q"), y2="high:Q")
+    bars = base.mark_rule(strokeWidth=2, aria=False, style="effect-line").encode(
+        y=alt.Y("low:Q"), y2="high:Q", tooltip=tooltip
+    )
     dots = base.mark_point(
         filled=False, size=70, opacity=1, strokeWidth=2, style="effect-line", fill=alt.ExprRef("paper")
     ).encode(tooltip=tooltip)

@@ -80,7 +80,7 @@ def guide_of(paper: Paper, many: Sequence[StudyResults]) -> list[Step]:
         if told.study not in STUDIES:
             continue
         study = STUDIES[told.study]
-        own = [results for results in many if results.study.name == told.study]
+        own = sorted((results for results in many if results.study.name == told.study), key=_tells)
         best = tells_most(own)
         steps.append(Step(len(steps) + 1, told, study, best, tuple(results for results in own if results is not best)))
     return steps
