@@ -399,7 +399,7 @@ LM_EFFECTIVE_LR = Study(
                     {**PAPER, "lr_schedule": cosine_lr(50_000, 0.1, warm=400), "precision": "float32"}, PAPER_CASES
                 )
             ),
-            num_seeds=2,
+            num_seeds=3,
             needs=PAPER_NEEDS,
         ),
     ),
