@@ -152,54 +152,46 @@ def lowest_text(results: Results) -> str:
     return f"{lowest:.1f} % at {best:g}, {largest:.1f} % at {last:g}"
 
 
-PUBLISHED = (
+PUBLISHED = tuple(
     Published(
-        quantity="product lr * lam of the lowest test error (Tiny-ImageNet)",
-        published="5e-4 to 7e-4",
-        where="figure 4",
-        how="fig-read",
-        ours=product_text,
-    ),
-    Published(
-        quantity="the same, as its text has it (the largest product of its grid, where its figure shows an error of 92 %)",
-        published="0.005",
-        where="section 2, on figure 4",
-        how="text",
-        ours=product_text,
-    ),
-    Published(
-        quantity="the same (CIFAR-10)",
-        published="4e-4 to 1.2e-3, broad",
-        where="figure 10",
-        how="fig-read",
-        ours=product_text,
-    ),
-    Published(
-        quantity="that product as tau in epochs of the run",
-        published="1.8 to 2.6 of 200 (Tiny-ImageNet), 2.1 to 6.4 of 100 (CIFAR-10)",
-        where="figures 4 and 10, steps of a batch of 128",
-        how="fig-read",
-        ours=epochs_text,
-    ),
-    Published(
-        quantity="lowest test error, and that at the largest product",
-        published="40 %, 92 % (Tiny-ImageNet); 9 %, 42 % (CIFAR-10)",
-        where="figures 4 and 10",
-        how="fig-read",
-        ours=lowest_text,
-    ),
-    Published(
-        quantity="Jacobian norm of the average at the smallest and the largest product",
-        published="2e4, 5e2 (Tiny-ImageNet); 2e3, 1.1e2 (CIFAR-10)",
-        where="figures 4 and 10",
-        how="fig-read",
-        ours=functools.partial(ends_text, kind="jacobian"),
-    ),
-    Published(
-        quantity="noise scale at the smallest and the largest product",
-        published="0 below 3e-5, 0.4 at 2e-4, near 1 above 2e-3",
-        where="figure 4",
-        how="fig-read",
-        ours=functools.partial(ends_text, kind="noise"),
-    ),
+        quantity=quantity,
+        published=number,
+        where=where,
+        how="text" if where.startswith("section") else "fig-read",
+        ours=ours,
+    )
+    for quantity, number, where, ours in (
+        ("product lr * lam of the lowest test error (Tiny-ImageNet)", "5e-4 to 7e-4", "figure 4", product_text),
+        (
+            "the same, as its text has it (the largest product of its grid, where its figure shows an error of 92 %)",
+            "0.005",
+            "section 2, on figure 4",
+            product_text,
+        ),
+        ("the same (CIFAR-10)", "4e-4 to 1.2e-3, broad", "figure 10", product_text),
+        (
+            "that product as tau in epochs of the run",
+            "1.8 to 2.6 of 200 (Tiny-ImageNet), 2.1 to 6.4 of 100 (CIFAR-10)",
+            "figures 4 and 10, steps of a batch of 128",
+            epochs_text,
+        ),
+        (
+            "lowest test error, and that at the largest product",
+            "40 %, 92 % (Tiny-ImageNet); 9 %, 42 % (CIFAR-10)",
+            "figures 4 and 10",
+            lowest_text,
+        ),
+        (
+            "Jacobian norm of the average at the smallest and the largest product",
+            "2e4, 5e2 (Tiny-ImageNet); 2e3, 1.1e2 (CIFAR-10)",
+            "figures 4 and 10",
+            functools.partial(ends_text, kind="jacobian"),
+        ),
+        (
+            "noise scale at the smallest and the largest product",
+            "0 below 3e-5, 0.4 at 2e-4, near 1 above 2e-3",
+            "figure 4",
+            functools.partial(ends_text, kind="noise"),
+        ),
+    )
 )

@@ -26,19 +26,21 @@ __all__ = [
     "KINDS",
     "LATE",
     "GridCell",
+    "Spread",
     "best_product",
     "by_product",
     "cells_of",
     "diagonals",
     "error_at",
-    "explained_by_both",
     "exponent_of_rate",
+    "forgotten",
+    "left_by_both",
     "no_optimum",
     "rank_with_product",
     "rises",
     "share_of_product",
-    "spread_added",
     "tau_in_epochs",
+    "unforgotten",
     "values_of",
 ]
 
@@ -294,23 +296,10 @@ def explained(design_CQ: NDArray[np.float64], values_CS: NDArray[np.float64]) ->
 
 
 def shares_explained(results: Results, size: int, kind: str) -> tuple[Numbers, Numbers]:
-    """What the product, and what lr and lam together explain of a quantity over the forgotten cells.
-
-    Both are fitted to the mean of the other seeds and scored on the one that is left out, so that a column more is no gain
-    by itself. A level of its own for each product is any function of it, smooth or not. Diagonals of one cell are left out:
-    a level fits them whatever they are.
-
-    Args:
-        results: What the store holds.
-        size: The size.
-        kind: A key of `KINDS`.
-
-    Returns:
-        Two shares of the variance over settings per seed, shape (S,) each.
-
-    Raises:
-        NotMeasuredError: There are fewer than two diagonals of two cells.
-    """
+    """What the product, and what lr and lam together explain of the variance of a quantity over settings, (S,) each."""
+    # Both are fitted to the mean of the other seeds and scored on the one that is left out, so that a column more is no gain
+    # by itself. A level of its own for each product is any function of it, smooth or not. Diagonals of one cell are left out:
+    # a level fits them whatever they are.
     found = shared(forgotten(cells_of(results, size)))
     if len(found) < 2:
         raise NotMeasuredError(too_few("share their product and have forgotten where they began"))
@@ -325,23 +314,28 @@ def share_of_product(results: Results, size: int, *, kind: str) -> Numbers:
     return product_S / both_S
 
 
-def explained_by_both(results: Results, size: int, *, kind: str) -> Numbers:
-    """The share of the variance over settings that lr and lam together explain, (S,)."""
-    return shares_explained(results, size, kind)[1]
+def left_by_both(results: Results, size: int, *, kind: str) -> Numbers:
+    """The share of the variance over settings that lr and lam together leave unexplained, (S,)."""
+    return 1 - shares_explained(results, size, kind)[1]
 
 
-def spread(results: Results, size: int, found: Mapping[float, Sequence[GridCell]], kind: str) -> Numbers:
-    """Standard deviation over settings of equal product, per seed."""
-    groups = [values_of(results, size, cells, kind) for cells in found.values()]
-    squares_S = sum(((values_CS - values_CS.mean(axis=0)) ** 2).sum(axis=0) for values_CS in groups)
-    degrees = sum(len(values_CS) - 1 for values_CS in groups)
-    return np.asarray(np.sqrt(squares_S / degrees), dtype=np.float64)
+@dataclass(frozen=True)
+class Spread(Measure):
+    """Standard deviation over settings of equal product.
 
+    Args:
+        kind: Of what, a key of `KINDS`.
+        among: Which settings: `forgotten` or `unforgotten`.
+    """
 
-def spread_added(results: Results, size: int, *, kind: str) -> Numbers:
-    """By how much more settings of equal product spread where the run is shorter than tau, (S,)."""
-    cells = cells_of(results, size)
-    apart, together = shared(unforgotten(cells)), shared(forgotten(cells))
-    if not apart or not together:
-        raise NotMeasuredError(too_few("share their product on either side"))
-    return spread(results, size, apart, kind) - spread(results, size, together, kind)
+    kind: str
+    among: Callable[[Sequence[GridCell]], Sequence[GridCell]]
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S,)."""
+        found = shared(self.among(cells_of(results, size)))
+        if not found:
+            raise NotMeasuredError(too_few("share their product on either side"))
+        groups = [values_of(results, size, cells, self.kind) for cells in found.values()]
+        squares_S = sum(((values_CS - values_CS.mean(axis=0)) ** 2).sum(axis=0) for values_CS in groups)
+        return np.asarray(np.sqrt(squares_S / sum(len(values_CS) - 1 for values_CS in groups)), dtype=np.float64)

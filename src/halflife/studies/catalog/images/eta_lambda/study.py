@@ -42,14 +42,16 @@ from halflife.studies.catalog.images.eta_lambda.quantities import (
     FORGOTTEN,
     KINDS,
     LATE,
-    explained_by_both,
+    Spread,
     exponent_of_rate,
+    forgotten,
+    left_by_both,
     no_optimum,
     rank_with_product,
     rises,
     share_of_product,
-    spread_added,
     tau_in_epochs,
+    unforgotten,
 )
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Each, Quantity
@@ -79,22 +81,22 @@ def _monotone(key: str, kind: str, text: str, *, rising: bool) -> Claim:
 
 def _collapse(kind: str) -> Claim:
     name = f"{'logarithm of the ' if KINDS[kind].log else ''}{KINDS[kind].name}"
-    explained = (
-        f"share of the variance of the {name} over settings, of another seed than the fitted ones, that is explained by"
-    )
+    # A share that is predicted for another seed may be below 0, so that a ratio of such shares has no logarithm.
     share = Quantity(
-        name=f"{explained} a level for each lr * lam / the same by these and terms in v = ln(lr / lam): v, v^2 and"
-        " v ln(lr lam)",
+        name=f"share of the variance of the {name} over settings, of another seed than the fitted ones, that a level for each"
+        " lr * lam explains / that these and terms in v = ln(lr / lam) explain: v, v^2 and v ln(lr lam)",
         values=functools.partial(share_of_product, kind=kind),
     )
-    both = Quantity(
-        name=f"{explained} a level for each lr * lam and terms in ln(lr / lam)",
-        values=functools.partial(explained_by_both, kind=kind),
+    left = Quantity(
+        name=f"share of the variance of the {name} over settings, of another seed than the fitted ones, that lr and lam"
+        " together leave unexplained",
+        values=functools.partial(left_by_both, kind=kind),
+        log=True,
     )
     return Claim(
         key=f"collapse-{kind}",
         text=f"The {name} depends on the learning rate and lam through their product alone.",
-        rule=Rule(parts=((share, above(EXPLAINED)),), given=((both, above(SMALLEST_EXPLAINED)),)),
+        rule=Rule(parts=((share, above(EXPLAINED)),), given=((left, below(1 - SMALLEST_EXPLAINED)),)),
     )
 
 
@@ -181,11 +183,12 @@ CLAIMS = (
                 (
                     Quantity(
                         name="standard deviation of the test error of the average over settings of equal lr * lam, runs"
-                        f" shorter than tau - runs of {FORGOTTEN:g} tau or longer",
-                        values=functools.partial(spread_added, kind="error"),
-                        unit="points",
+                        f" shorter than tau / runs of {FORGOTTEN:g} tau or longer",
+                        values=Spread("error", unforgotten) / Spread("error", forgotten),
+                        unit="x",
+                        log=True,
                     ),
-                    above(0),
+                    above(1),
                 ),
             )
         ),
