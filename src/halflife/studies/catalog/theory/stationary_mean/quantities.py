@@ -1,38 +1,59 @@
-"""The decision rules of the study `stationary-mean`, one function a claim, each for a group of arms.
+"""What the study `stationary-mean` measures, for each of a group of arms.
 
-Everything is a logarithm of a ratio per seed with Student's interval over seeds; distances are root mean squares over the
-training inputs. A claim about several arms holds if it holds in each.
+Everything is a positive ratio, so that its interval is of logarithms; distances are root mean squares over the training
+inputs, and c is that of ||J||^2 unless another regularizer is named.
 
 Shapes: S seeds.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.theory.stationary_mean.theory import path_of, rms, stationary_spec
-from halflife.studies.evidence.decisions import EQUAL_CONFIDENCE, Finding, Outcome, above, all_of, below, within
+from halflife.studies.catalog.theory.stationary_mean.theory import path_of, rms
+from halflife.studies.evidence.quantities import Each, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, seed_interval
+from halflife.studies.evidence.rules import Premise
 
 __all__ = [
     "CLOSED",
+    "CONJECTURED",
     "DIFFER",
+    "LABELS",
     "LINES",
     "NETS",
     "NOISY_NETS",
     "SPARSE",
+    "Values",
     "as_written",
-    "form_explains",
-    "jacobian_fits_better",
-    "prefactor_is",
-    "same_at_both_batches",
-    "weights_stand_for_outputs",
+    "at_rest",
+    "batch_ratio",
+    "each",
+    "fitted_c",
+    "fitted_c_of_mean_slope",
+    "inside_grid",
+    "predicted",
+    "trace_over_jacobian",
+    "weights_apart",
 ]
 
+LABELS = {
+    "line-0.2": "h = u v, lr 0.2",
+    "line-0.1": "h = u v, lr 0.1",
+    "line-0.05": "h = u v, lr 0.05",
+    "square": "h = u^2, lr 0.05",
+    "sparse": "u v, B = 1",
+    "sparse-batch": "u v, B = 4",
+    "sparse-square": "u^2, B = 1",
+    "net-squared": "squared loss, label noise",
+    "net-flips": "logistic loss, flipped labels",
+    "net-logistic": "logistic loss, no label noise",
+}
 LINES = ("line-0.2", "line-0.1", "line-0.05", "square")  # one parameter or two: any R fits with its own c
 SPARSE = ("sparse", "sparse-batch", "sparse-square")
 CLOSED = (*LINES, *SPARSE)
@@ -40,167 +61,107 @@ NETS = ("net-squared", "net-flips", "net-logistic")
 NOISY_NETS = ("net-squared", "net-flips")
 DIFFER = ("sparse-square",)  # the only one of SPARSE where the two R differ
 
-EXPLAINS = 0.5  # of the distance without a regularizer
-CONJECTURED, CONJECTURED_FACTOR = 1.0, 1.5
-THEORY, THEORY_FACTOR, THEORY_FACTOR_NETS = 0.25, 1.2, 1.5
-BATCH_FACTOR = 1.25
-STANDS = 0.5
+CONJECTURED = 1.0
 MOVED = 0.5  # of the distance without a regularizer, between the halves of the time: more is not stationary
 LARGEST_GRADIENT = 1e-5  # at a minimum
 
-
-def _measured(results: Results, keys: Sequence[str], size: int) -> bool:
-    sizes = {(arm["key"], arm["size"]) for arm in results.arms}
-    return all((key, size) in sizes for key in keys)
+Values = Callable[..., NDArray[np.float64]]
 
 
-_ELSEWHERE = Finding(
-    "inconclusive", None, "models with closed forms have no size: they are run beside the nets of the main one"
-)
-
-
-def _problem(results: Results, key: str, size: int) -> str:
-    """Why an arm cannot decide (empty: it can)."""
-    moved_S = results.last(key, "drift", size) / path_of(results, key, size).distance(0.0)
-    if moved_S.mean() > MOVED:
-        return f"{key} is not stationary (its mean moves by {moved_S.mean():.2f} of the distance between the halves)"
-    gradient = results.last(key, "gradient", size).max()
-    return f"minima of {key} were not found (gradient {gradient:.1e})" if gradient > LARGEST_GRADIENT else ""
-
-
-def _text(ratio: Interval) -> str:
-    shown = ratio.exp()
-    return f"{shown.estimate:.3f} [{shown.low:.3f}, {shown.high:.3f}]"
-
-
-def _log(values_S: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    return seed_interval(np.log(np.maximum(values_S, 1e-12)), confidence)
-
-
-def _decided(
-    results: Results,
-    size: int,
-    keys: Sequence[str],
-    measure: Callable[[str], tuple[Outcome, Interval, str]],
-    what: str,
-    worst: Callable[[Interval], float],
-) -> Finding:
-    """A claim of several arms: each arm's outcome, log ratio and words; the effect is the arm where it holds least."""
-    if not _measured(results, keys, size):
-        return _ELSEWHERE
-    outcomes, ratios, words = [], [], []
-    for key in keys:
-        outcome, ratio, said = measure(key)
-        problem = _problem(results, key, size)
-        outcomes.append("inconclusive" if problem else outcome)
-        ratios.append(ratio)
-        words.append(f"{key} {said}" + (f", {problem}" if problem else ""))
-    return Finding(all_of(*outcomes), max(ratios, key=worst).exp(), f"{what}: {'; '.join(words)}")
-
-
-def _lowest(results: Results, key: str, size: int) -> str:
-    """How far the lowest minimum from any start is, where it was sought."""
-    searched = stationary_spec(results, key, size).searched
-    if not searched:
-        return ""
-    path = path_of(results, key, size)
-    flat_SX = results.last_array(key, "lowest/jacobian/train", size)
-    lowest_SCN = flat_SX.reshape(len(flat_SX), len(searched), -1)
-    words = []
-    for number, c in enumerate(searched):
-        ratio_S = rms(lowest_SCN[:, number] - path.mean_SN) / path.distance(0.0)
-        nearest_S = path.distance(c) / path.distance(0.0)
-        words.append(f"{np.median(ratio_S):.3f} at c = {c:g}, where the nearest is at {np.median(nearest_S):.3f}")
-    return f"; the lowest minimum from any start is at {' and '.join(words)}, medians"
-
-
-def form_explains(results: Results, size: int, *, keys: tuple[str, ...]) -> Finding:
-    """With c from the other seeds the objective predicts the mean better than no regularizer."""
-
-    def measure(key: str) -> tuple[Outcome, Interval, str]:
-        path = path_of(results, key, size)
-        ratio = _log(path.distance(path.fit_of_others()) / path.distance(0.0))
-        held = path_of(results, key, size, inputs="held-out")
-        elsewhere = _log(held.distance(path.fit_of_others()) / held.distance(0.0))
-        se = rms(results.last_array(key, "se/train", size)) / path.distance(0.0)
-        said = (
-            f"{_text(ratio)} (on held-out inputs {_text(elsewhere)}; the mean's own error is {se.mean():.3f}"
-            f"{_lowest(results, key, size)})"
+def each(name: str, keys: Sequence[str], values: Values, *, unit: str = "x", **more: Any) -> Each:
+    """A positive quantity of each of several arms; ``values`` takes the results, a size and the arm's key."""
+    quantities = [
+        Quantity(
+            name=f"{name}: {LABELS[key]}",
+            values=functools.partial(values, key=key, **more),
+            unit=unit,
+            log=True,
         )
-        return below(ratio, float(np.log(EXPLAINS)), given=not path.at_edge()), ratio, said
-
-    what = "distance of the mean with c from the other seeds, over that without a regularizer"
-    return _decided(results, size, keys, measure, what, lambda ratio: ratio.estimate)
-
-
-def prefactor_is(results: Results, size: int, *, keys: tuple[str, ...], value: float, factor: float) -> Finding:
-    """The fitted c of ||J||^2 is a value within a factor."""
-
-    def measure(key: str) -> tuple[Outcome, Interval, str]:
-        path = path_of(results, key, size)
-        ratio = _log(path.fit() / value, EQUAL_CONFIDENCE)
-        fit = _log(path.fit(), EQUAL_CONFIDENCE)
-        edge = path.at_edge()
-        squares_S, scale_S = (results.last(key, name, size) for name in ("noise_sq", "noise_scale"))
-        other = _log(path.fit() * squares_S / scale_S**2).exp().estimate
-        said = f"{_text(fit)} ({other:.3f} if sigma is the mean of |l'|{', at an edge of the grid' if edge else ''})"
-        return within(ratio, float(np.log(factor)), given=not edge), ratio, said
-
-    return _decided(results, size, keys, measure, "fitted c", lambda ratio: max(abs(ratio.low), abs(ratio.high)))
-
-
-def as_written(results: Results, size: int, *, keys: tuple[str, ...]) -> Finding:
-    """With c = 1 the objective predicts the mean better than no regularizer."""
-
-    def measure(key: str) -> tuple[Outcome, Interval, str]:
-        path = path_of(results, key, size)
-        ratio = _log(path.distance(CONJECTURED) / path.distance(0.0))
-        return below(ratio), ratio, _text(ratio)
-
-    what = "distance of the mean with c = 1 over that without a regularizer"
-    return _decided(results, size, keys, measure, what, lambda ratio: ratio.estimate)
-
-
-def jacobian_fits_better(results: Results, size: int, *, keys: tuple[str, ...]) -> Finding:
-    """With c fitted for each, the trace of the Hessian leaves a larger distance than ||J||^2."""
-
-    def measure(key: str) -> tuple[Outcome, Interval, str]:
-        paths = [path_of(results, key, size, name) for name in ("hessian", "jacobian")]
-        trace_S, jacobian_S = (path.distance(path.fit()) for path in paths)
-        ratio = _log(trace_S / jacobian_S)
-        fits = [_log(path.fit()).exp().estimate for path in paths]
-        said = f"{_text(ratio)} (c {fits[0]:.3f} for the trace, {fits[1]:.3f} for ||J||^2)"
-        return above(ratio, given=not any(path.at_edge() for path in paths)), ratio, said
-
-    what = "distance with the trace of the Hessian over that with ||J||^2"
-    return _decided(results, size, keys, measure, what, lambda ratio: -ratio.estimate)
-
-
-def same_at_both_batches(results: Results, size: int) -> Finding:
-    """The prefactor is proportional to 1 / B."""
-    keys = ("sparse", "sparse-batch")
-    if not _measured(results, keys, size):
-        return _ELSEWHERE
-    paths = [path_of(results, key, size) for key in keys]
-    ratio = _log(paths[1].fit() / paths[0].fit(), EQUAL_CONFIDENCE)
-    problems = [said for key in keys if (said := _problem(results, key, size))]
-    given = not problems and not any(path.at_edge() for path in paths)
-    fits = [_log(path.fit()).exp().estimate for path in paths]
-    return Finding(
-        within(ratio, float(np.log(BATCH_FACTOR)), given=given),
-        ratio.exp(),
-        f"B times the fitted prefactor is {fits[0]:.3f} at B = 1 and {fits[1]:.3f} at B = 4, a ratio of {_text(ratio)}"
-        + "".join(f"; {said}" for said in problems),
+        for key in keys
+    ]
+    return Each(
+        name=f"{name}, in each of {'; '.join(LABELS[key] for key in keys)}", quantities=tuple(quantities), unit=unit
     )
 
 
-def weights_stand_for_outputs(results: Results, size: int, *, keys: tuple[str, ...]) -> Finding:
-    """The outputs of the mean weights lie near the mean of the outputs."""
+def _first_problem(results: Results, size: int, *, keys: Sequence[str], problem: Callable[..., str]) -> str:
+    return next((f"{LABELS[key]}: {said}" for key in keys if (said := problem(results, size, key))), "")
 
-    def measure(key: str) -> tuple[Outcome, Interval, str]:
-        path = path_of(results, key, size)
-        ratio = _log(rms(path.weights_SN - path.mean_SN) / path.distance(0.0))
-        return below(ratio, float(np.log(STANDS))), ratio, _text(ratio)
 
-    what = "distance of the mean weights' outputs from the mean outputs, over the effect that is to be seen"
-    return _decided(results, size, keys, measure, what, lambda ratio: ratio.estimate)
+def _moves(results: Results, size: int, key: str) -> str:
+    moved = (results.read(key, "drift", size) / path_of(results, key, size).distance(0.0)).mean()
+    return f"it moves by {moved:.2f} of that distance" if moved > MOVED else ""
+
+
+def _not_minimal(results: Results, size: int, key: str) -> str:
+    gradient = results.read(key, "gradient", size).max()
+    return f"the gradient at a minimum is {gradient:.1e}" if gradient > LARGEST_GRADIENT else ""
+
+
+def _edge_of(results: Results, size: int, key: str, regularizer: str = "jacobian") -> str:
+    at_edge = path_of(results, key, size, regularizer).at_edge()
+    return "a seed's fitted c is 0 or the largest of its grid" if at_edge else ""
+
+
+def at_rest(keys: Sequence[str]) -> tuple[Premise, ...]:
+    """What every claim rests on: the mean is stationary, and the minima that it is compared with are minima."""
+    return (
+        Premise(
+            f"the mean moves by at most {MOVED:g} of the distance without a regularizer between the halves of the time",
+            functools.partial(_first_problem, keys=keys, problem=_moves),
+        ),
+        Premise(
+            f"the gradient at each minimum is at most {LARGEST_GRADIENT:g}",
+            functools.partial(_first_problem, keys=keys, problem=_not_minimal),
+        ),
+    )
+
+
+def inside_grid(keys: Sequence[str], regularizer: str = "jacobian") -> Premise:
+    """What a fitted prefactor rests on."""
+    of = "" if regularizer == "jacobian" else " of the trace of the Hessian"
+    return Premise(
+        f"the fitted c{of} is neither 0 nor the largest of its grid in any seed",
+        functools.partial(_first_problem, keys=keys, problem=functools.partial(_edge_of, regularizer=regularizer)),
+    )
+
+
+def predicted(results: Results, size: int, *, key: str, inputs: str = "train") -> NDArray[np.float64]:
+    """The distance of the mean from the minimum with c from the other seeds, over that without a regularizer, (S,)."""
+    c_S = path_of(results, key, size).fit_of_others()
+    path = path_of(results, key, size, inputs=inputs)
+    return path.distance(c_S) / path.distance(0.0)
+
+
+def fitted_c(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
+    """The prefactor that fits each seed, (S,)."""
+    return path_of(results, key, size).fit()
+
+
+def fitted_c_of_mean_slope(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
+    """The same if sigma is the mean of |l'|, and not the root of its mean square, (S,)."""
+    squares_S, scale_S = (results.read(key, name, size) for name in ("noise_sq", "noise_scale"))
+    return fitted_c(results, size, key=key) * squares_S / scale_S**2
+
+
+def as_written(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
+    """The distance of the mean from the minimum with c = 1, over that without a regularizer, (S,)."""
+    path = path_of(results, key, size)
+    return path.distance(CONJECTURED) / path.distance(0.0)
+
+
+def trace_over_jacobian(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
+    """The distance with the trace of the Hessian over that with ||J||^2, c fitted for each, (S,)."""
+    trace, jacobian = (path_of(results, key, size, name) for name in ("hessian", "jacobian"))
+    return trace.distance(trace.fit()) / jacobian.distance(jacobian.fit())
+
+
+def weights_apart(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
+    """The distance of the mean weights' outputs from the mean outputs, over that without a regularizer, (S,)."""
+    path = path_of(results, key, size)
+    return rms(path.weights_SN - path.mean_SN) / path.distance(0.0)
+
+
+def batch_ratio(results: Results, size: int) -> NDArray[np.float64]:
+    """B times the fitted prefactor at B = 4 over that at B = 1, (S,)."""
+    return fitted_c(results, size, key="sparse-batch") / fitted_c(results, size, key="sparse")

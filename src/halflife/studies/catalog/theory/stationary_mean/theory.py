@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.stationary import StationaryRun
 
-__all__ = ["Path", "fitted", "path_of", "rms", "stationary_spec"]
+__all__ = ["THEORY", "Path", "fitted", "path_of", "rms", "stationary_spec"]
+
+THEORY = 0.25
+"""The prefactor that the theory of SGD with label noise gives for small learning rates."""
 
 
 @dataclass(frozen=True)
@@ -121,24 +124,13 @@ def stationary_spec(results: Results, key: str, size: int) -> StationaryRun:
 
 
 def path_of(results: Results, key: str, size: int, regularizer: str = "jacobian", inputs: str = "train") -> Path:
-    """An arm's path.
-
-    Args:
-        results: What the store holds.
-        key: The arm.
-        size: Its size.
-        regularizer: ``"jacobian"`` or ``"hessian"``.
-        inputs: ``"train"`` or ``"held-out"``.
-
-    Returns:
-        The path.
-    """
+    """An arm's path, for ``"jacobian"`` or ``"hessian"``, on ``"train"`` or ``"held-out"`` inputs."""
     c_K = np.array(stationary_spec(results, key, size).prefactors)
-    mean_SN = results.last_array(key, f"mean/{inputs}", size)
-    flat_SX = results.last_array(key, f"minimum/{regularizer}/{inputs}", size)
+    mean_SN = results.read(key, f"mean/{inputs}", size)
+    flat_SX = results.read(key, f"minimum/{regularizer}/{inputs}", size)
     return Path(
         c_K=c_K,
         minima_SKN=flat_SX.reshape(len(mean_SN), len(c_K), -1),
         mean_SN=mean_SN,
-        weights_SN=results.last_array(key, f"weights/{inputs}", size),
+        weights_SN=results.read(key, f"weights/{inputs}", size),
     )
