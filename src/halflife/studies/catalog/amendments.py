@@ -74,10 +74,7 @@ AMENDMENTS = {
         for where in ("average", "end")
     },
     **{("transformer-curvature", f"{measure}-ranks"): RANKS.format(0.8) for measure in ("hessian", "jacobian")},
-    **{
-        ("timescale", key): VERTEX
-        for key in ("batch", "matched", "tokens", "tokens-constant", "text", "width", "width-power")
-    },
+    **{("timescale", key): VERTEX for key in ("batch", "tokens", "tokens-constant", "text", "width", "width-power")},
 }
 
 

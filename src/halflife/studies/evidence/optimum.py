@@ -21,7 +21,7 @@ __all__ = [
     "PAIRED_NOTE",
     "Optimum",
     "Sweep",
-    "exponent_of",
+    "exponents_of",
     "find_optimum",
     "lam_of",
     "optimum_of",
@@ -150,26 +150,24 @@ def optimum_of(results: Results, sweep: Sweep, size: int, array: str = "val/loss
     return find_optimum(list(sweep.keys), blocks_LSN, sweep.label)
 
 
-def exponent_of(x_A: Sequence[float], optima: Sequence[Optimum], confidence: float = CONFIDENCE) -> Interval:
+def exponents_of(x_A: Sequence[float], optima: Sequence[Optimum]) -> NDArray[np.float64]:
     """The exponent p of lam* ~ x^p, by least squares of log lam* on log x for each seed and block.
 
     Args:
         x_A: The places on the axis, > 0, at least two different.
         optima: The optimum at each.
-        confidence: Nominal coverage.
 
     Returns:
-        The interval of p, seeds and blocks both samples.
+        Shape (S, N), seeds and blocks both samples; their mean is the estimate.
 
     Examples:
         >>> half = [Optimum(log_lam_SN=np.full((2, 3), np.log(x) / 2), lowest=x) for x in (1, 4, 16)]
-        >>> round(exponent_of([1, 4, 16], half).estimate, 6)
+        >>> round(float(exponents_of([1, 4, 16], half).mean()), 6)
         0.5
     """
     log_x = np.log(np.asarray(x_A, dtype=np.float64))
     weights = (log_x - log_x.mean()) / ((log_x - log_x.mean()) ** 2).sum()
-    slopes_SN = np.tensordot(weights, np.array([optimum.log_lam_SN for optimum in optima]), axes=1)
-    return crossed_interval(slopes_SN, confidence=confidence, example_name="blocks")
+    return np.tensordot(weights, np.array([optimum.log_lam_SN for optimum in optima]), axes=1)
 
 
 def text_spec(results: Results, key: str, size: int) -> TextRun:

@@ -29,7 +29,7 @@ from halflife.studies.catalog.language.common import (
     run_arm,
     small_mlp,
 )
-from halflife.studies.catalog.language.quantities import BLOCKS, best_against_best, in_nats, loss
+from halflife.studies.catalog.language.quantities import BLOCKS, best_against_best, have_minima, in_nats, loss, minima
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.optimum import (
     PAIRED_NOTE,
@@ -41,7 +41,7 @@ from halflife.studies.evidence.optimum import (
     optimum_of,
     text_spec,
 )
-from halflife.studies.evidence.quantities import Best, Each, Measure, NotMeasuredError, Quantity, Reading
+from halflife.studies.evidence.quantities import Best, Each, Measure, Quantity, Reading
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import against
 from halflife.studies.evidence.tests import above, within
@@ -140,19 +140,20 @@ def gain(run: str, dropouts: Sequence[str], *, smoothed: bool = False) -> Measur
     return without - with_decay
 
 
-def best_lam(results: Results, size: int, dropout: str) -> Optimum:
-    """The best lam on repeated text at a dropout, without label smoothing."""
-    specs = {key: text_spec(results, key, size) for key in keys_of(REPEATED, [dropout], decay=True)}
-    x = next(iter(specs.values())).dropout
-    sweep = Sweep(label=f"dropout {x:g}", x=x, keys={lam_of(spec): key for key, spec in specs.items()})
-    return optimum_of(results, sweep, size, BLOCKS)
+def best_lams(results: Results, size: int) -> list[Optimum]:
+    """The best lam on repeated text without dropout and with the high one, without label smoothing."""
+    found = []
+    for dropout in (DROPOUTS[0], DROPOUTS[-1]):
+        specs = {key: text_spec(results, key, size) for key in keys_of(REPEATED, [dropout], decay=True)}
+        x = next(iter(specs.values())).dropout
+        sweep = Sweep(label=f"dropout {x:g}", x=x, keys={lam_of(spec): key for key, spec in specs.items()})
+        found.append(optimum_of(results, sweep, size, BLOCKS))
+    return found
 
 
 def ratio_of_lams(results: Results, size: int) -> NDArray[np.float64]:
     """The best lam without dropout over that with the high one, (S, N)."""
-    alone, beside = (best_lam(results, size, dropout) for dropout in (DROPOUTS[0], DROPOUTS[-1]))
-    if alone.problem or beside.problem:
-        raise NotMeasuredError("; ".join(filter(None, (alone.problem, beside.problem))))
+    alone, beside = minima(results, size, optima=best_lams)
     ratios: NDArray[np.float64] = np.exp(alone.log_lam_SN - beside.log_lam_SN)
     return ratios
 
@@ -227,7 +228,8 @@ CLAIMS = (
                     ),
                     above(1),
                 ),
-            )
+            ),
+            given=(have_minima(best_lams),),
         ),
     ),
     Claim(

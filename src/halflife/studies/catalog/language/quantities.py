@@ -13,8 +13,8 @@ import numpy as np
 from halflife.studies.catalog.language.common import percent
 from halflife.studies.catalog.language.settings import LONG, key_of
 from halflife.studies.evidence.choice import leave_one_out
-from halflife.studies.evidence.optimum import lam_of, text_spec
-from halflife.studies.evidence.quantities import Best, Measure, Numbers, Quantity, Reading
+from halflife.studies.evidence.optimum import Optimum, lam_of, text_spec
+from halflife.studies.evidence.quantities import Best, Measure, NotMeasuredError, Numbers, Quantity, Reading
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Premise, Rule
 from halflife.studies.evidence.stats import Interval
@@ -33,8 +33,10 @@ __all__ = [
     "change",
     "change_after",
     "decayed_runs",
+    "have_minima",
     "in_nats",
     "loss",
+    "minima",
     "nats",
     "no_best_value",
     "shares_of",
@@ -200,3 +202,27 @@ def best_against_best(
     )
     effect = in_nats(words, Best(with_decay, name) - Best(without, name))
     return Rule(parts=((effect, lowered(smallest)),), given=(has_best,))
+
+
+Optima = Callable[[Results, int], Sequence[Optimum]]
+
+
+def no_minima(results: Results, size: int, *, optima: Optima) -> str:
+    """Why some sweep has no best lam, in words; empty where all have one."""
+    return "; ".join(optimum.problem for optimum in optima(results, size) if optimum.problem)
+
+
+def have_minima(optima: Optima) -> Premise:
+    """The premise of whatever rests on the best lams of sweeps."""
+    return Premise(
+        "the lowest loss of every sweep over lam is inside its grid, and in every seed the parabola through it and its two"
+        " neighbours has its minimum between them",
+        functools.partial(no_minima, optima=optima),
+    )
+
+
+def minima(results: Results, size: int, *, optima: Optima) -> Sequence[Optimum]:
+    """The optima; `NotMeasuredError` if one is none."""
+    if problem := no_minima(results, size, optima=optima):
+        raise NotMeasuredError(problem)
+    return optima(results, size)

@@ -10,38 +10,32 @@ import numpy as np
 from halflife.studies.catalog.language.timescale.quantities import (
     AXES,
     BASE,
-    LOSS,
     arm_key,
+    exponent,
     num_parameters,
     num_targets,
     optima_on,
     sweeps_on,
 )
 from halflife.studies.evidence.claims import PointRow, PointsPanel, Published
-from halflife.studies.evidence.optimum import PAIRED_NOTE, exponent_of, paired_rows, text_spec
+from halflife.studies.evidence.optimum import PAIRED_NOTE, exponents_of, text_spec
+from halflife.studies.evidence.quantities import NotMeasuredError, Quantity, Reading
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.rows import against
+from halflife.studies.evidence.stats import CONFIDENCE, Interval
 
 __all__ = ["panels", "published"]
 
 
-def sweep_rows(results: Results, *, axis: str, share: bool = False) -> list[PointRow]:
-    """The final loss against lam, one line a place.
-
-    Args:
-        results: What the store holds.
-        axis: The axis.
-        share: Whether to draw it against tau / T = 1 / (lr lam T) instead.
-
-    Returns:
-        The points.
-    """
-    size, rows = results.main_size, []
-    for sweep in sweeps_on(results, axis, size):
-        specs = {lam: text_spec(results, key, size) for lam, key in sweep.keys.items()}
-        x = [1 / (spec.lr * lam * spec.num_steps) if share else lam for lam, spec in specs.items()]
-        rows += paired_rows(sweep.label, x, np.array([results.last(key, LOSS, size) for key in sweep.keys.values()]))
-    return rows
+def _sweeps(results: Results, size: int, *, axis: str, share: bool) -> dict[str, list[tuple[float, Reading]]]:
+    """The final loss against lam, or against tau / T = 1 / (lr lam T), one line a place."""
+    lines: dict[str, list[tuple[float, Reading]]] = {}
+    for sweep in sweeps_on(results, size, axis=axis):
+        for lam, key in sweep.keys.items():
+            spec = text_spec(results, key, size)
+            x = 1 / (spec.lr * lam * spec.num_steps) if share else lam
+            lines.setdefault(sweep.label, []).append((x, Reading(key, "val/loss")))
+    return lines
 
 
 def optimum_rows(results: Results, *, axis: str, predicted: Mapping[str, float]) -> list[PointRow]:
@@ -57,7 +51,7 @@ def optimum_rows(results: Results, *, axis: str, predicted: Mapping[str, float])
         leave it out.
     """
     size = results.main_size
-    found = list(zip(sweeps_on(results, axis, size), optima_on(results, axis, size), strict=True))
+    found = list(zip(sweeps_on(results, size, axis=axis), optima_on(results, size, axis=axis), strict=True))
     kept = [(sweep.x, optimum) for sweep, optimum in found if not optimum.problem]
     rows = []
     for x, optimum in kept:
@@ -73,11 +67,11 @@ def optimum_rows(results: Results, *, axis: str, predicted: Mapping[str, float])
     places = np.array([x for x, _ in kept])
     middle = float(np.exp(np.log(places).mean()))
     height = float(np.exp(np.mean([optimum.log_lam_SN.mean() for _, optimum in kept])))
-    fitted = exponent_of(list(places), [optimum for _, optimum in kept]).estimate
-    for name, exponent in {"fitted": fitted, **predicted}.items():
-        series = f"{name}: exponent {exponent:.2f}"
+    fitted = float(exponents_of(list(places), [optimum for _, optimum in kept]).mean())
+    for name, power in {"fitted": fitted, **predicted}.items():
+        series = f"{name}: exponent {power:.2f}"
         rows += [
-            PointRow(series=series, x=x, y=height * (x / middle) ** exponent, style="line")
+            PointRow(series=series, x=x, y=height * (x / middle) ** power, style="line")
             for x in places[[0, -1]].tolist()
         ]
     return rows
@@ -119,7 +113,7 @@ def _sweep_panel(axis: str, title: str, x_label: str, *, share: bool = False) ->
         title=title,
         x_label=x_label,
         y_label="validation loss (nats)",
-        rows=functools.partial(sweep_rows, axis=axis, share=share),
+        rows=against(functools.partial(_sweeps, axis=axis, share=share)),
         log_x=True,
         note=PAIRED_NOTE,
     )
@@ -137,12 +131,11 @@ def exponent_text(results: Results, *, axis: str, sign: float = 1.0, offset: flo
     Returns:
         The exponent with its 95 % interval, or why there is none.
     """
-    size = results.main_size
-    optima = optima_on(results, axis, size)
-    problems = [optimum.problem for optimum in optima if optimum.problem]
-    if problems:
-        return f"none: {'; '.join(problems)}"
-    p = exponent_of([sweep.x for sweep in sweeps_on(results, axis, size)], optima)
+    values = functools.partial(exponent, axis=axis)
+    try:
+        p = Quantity(name="exponent", values=values, examples="blocks").interval(results, results.main_size, CONFIDENCE)
+    except NotMeasuredError as error:
+        return f"none: {error}"
     ends = sorted((sign * p.low + offset, sign * p.high + offset))
     return f"{sign * p.estimate + offset:.2f} [{ends[0]:.2f}, {ends[1]:.2f}]"
 
@@ -151,7 +144,7 @@ def share_text(results: Results) -> str:
     """The best tau / T of the base, with its tokens per parameter."""
     size = results.main_size
     axis = AXES["batch"]
-    optimum = optima_on(results, "batch", size)[axis.places.index(BASE)]
+    optimum = optima_on(results, size, axis="batch")[axis.places.index(BASE)]
     if optimum.problem:
         return f"none: {optimum.problem}"
     spec = text_spec(results, arm_key(BASE, 0), size)

@@ -1,4 +1,4 @@
-"""The decision rules of the time-scale study, and the sweeps that they read.
+"""What the time-scale study measures: best lams along an axis, and a lam that is tuned at one batch at the others.
 
 An *axis* changes one thing and holds the rest: the batch, the tokens of one pass, the tokens of a text that is repeated,
 or the width. A *place* on it is one configuration, swept over lam. The base of the study is a place of three axes.
@@ -8,45 +8,35 @@ Shapes: S seeds, N blocks of validation tokens.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from halflife.studies.catalog.language.quantities import nats
-from halflife.studies.evidence.decisions import (
-    EQUAL_CONFIDENCE,
-    Finding,
-    above_zero,
-    all_of,
-    below,
-    best_keys,
-    best_of,
-    within,
-)
-from halflife.studies.evidence.optimum import Optimum, Sweep, exponent_of, lam_of, optimum_of, text_spec
+from halflife.studies.catalog.language.quantities import BLOCKS, minima
+from halflife.studies.evidence.choice import Side, chosen, chosen_arms
+from halflife.studies.evidence.optimum import Optimum, Sweep, exponents_of, lam_of, optimum_of, text_spec
+from halflife.studies.evidence.quantities import Best, Measure, NotMeasuredError, Numbers
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import crossed_interval
 from halflife.studies.specs.text import TextRun
 
 __all__ = [
     "AXES",
     "BASE",
     "GRID",
+    "OTHER_BATCHES",
     "Axis",
+    "BestAtBase",
     "arm_key",
-    "matched_timescale",
+    "best_of_place",
+    "exponent",
     "num_parameters",
     "num_targets",
     "optima_on",
-    "scales_as",
     "sweeps_on",
 ]
-
-MARGIN = 0.25  # of an exponent: half the distance between the two published answers for tokens, -1 and -0.48
-SMALLEST_LOSS = 0.01  # nats: half of what decay gains in the paper's GPT-2 (3.30 against 3.28)
-LOSS, BLOCKS = "val/loss", "val/loss_blocks"
 
 BASE = "base"
 GRID = (-3, -2, -1, 0, 1, 2)
@@ -129,17 +119,8 @@ def arm_key(place: str, power: int) -> str:
     return f"{place} {power:+d}"
 
 
-def sweeps_on(results: Results, axis: str, size: int) -> list[Sweep]:
-    """The places of an axis with their arms.
-
-    Args:
-        results: What the store holds.
-        axis: A key of `AXES`.
-        size: The size.
-
-    Returns:
-        One sweep per place, in rising order.
-    """
+def sweeps_on(results: Results, size: int, *, axis: str) -> list[Sweep]:
+    """The places of an axis (a key of `AXES`) with their arms, in rising order."""
     sweeps = []
     for place in AXES[axis].places:
         specs = {arm_key(place, power): text_spec(results, arm_key(place, power), size) for power in GRID}
@@ -149,75 +130,71 @@ def sweeps_on(results: Results, axis: str, size: int) -> list[Sweep]:
     return sweeps
 
 
-def optima_on(results: Results, axis: str, size: int) -> list[Optimum]:
+def optima_on(results: Results, size: int, *, axis: str) -> list[Optimum]:
     """The optimum of each sweep on an axis, in the order of `sweeps_on`."""
-    return [optimum_of(results, sweep, size, BLOCKS) for sweep in sweeps_on(results, axis, size)]
+    return [optimum_of(results, sweep, size, BLOCKS) for sweep in sweeps_on(results, size, axis=axis)]
 
 
-def _list(sweeps: list[Sweep], optima: list[Optimum]) -> str:
-    return ", ".join(f"{optimum.lam().estimate:.3g} ({s.label})" for s, optimum in zip(sweeps, optima, strict=True))
+def exponent(results: Results, size: int, *, axis: str) -> Numbers:
+    """The power of what an axis changes as which the best lam goes, (S, N)."""
+    found = minima(results, size, optima=functools.partial(optima_on, axis=axis))
+    return exponents_of([sweep.x for sweep in sweeps_on(results, size, axis=axis)], found)
 
 
-def scales_as(results: Results, size: int, *, axis: str, exponent: float) -> Finding:
-    """Whether lam* goes as a power of what an axis changes.
+OTHER_BATCHES = tuple(place for place in AXES["batch"].places if place != BASE)
+
+
+def best_of_place(place: str) -> Best:
+    """The loss at a place with its own best lam."""
+    return Best(tuple(arm_key(place, power) for power in GRID), BLOCKS)
+
+
+@dataclass(frozen=True)
+class BestAtBase(Measure):
+    """The loss at the other batches with the lam that is best at the base, a mean over these batches.
 
     Args:
-        results: What the store holds.
-        size: The size.
-        axis: A key of `AXES`.
-        exponent: The power.
-
-    Returns:
-        The finding; its effect is the fitted exponent.
+        kept: Weight of the loss with this very lam.
+        scaled: Weight of the loss with the lam that is scaled with the batch.
     """
-    sweeps, optima = sweeps_on(results, axis, size), optima_on(results, axis, size)
-    problems = [optimum.problem for optimum in optima if optimum.problem]
-    if problems:
-        return Finding("inconclusive", None, "; ".join(problems))
-    places = [sweep.x for sweep in sweeps]
-    shown = exponent_of(places, optima)
-    decided = exponent_of(places, optima, EQUAL_CONFIDENCE)
-    return Finding(
-        within(decided, MARGIN, around=exponent),
-        shown,
-        f"the best lam is {_list(sweeps, optima)}; the fitted exponent is {shown.estimate:.2f} [{shown.low:.2f},"
-        f" {shown.high:.2f}], with 90 % confidence [{decided.low:.2f}, {decided.high:.2f}], against {exponent:g}",
-    )
+
+    kept: float
+    scaled: float
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S, N)."""
+        return chosen(self.sides(results, size)[0])
+
+    @property
+    def chooses(self) -> bool:
+        """It does, at the base."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """One side: at the base a power of the grid is chosen, at the others it counts."""
+        base = np.array([results.read(arm_key(BASE, power), BLOCKS, size) for power in GRID])
+        taken = {GRID[arm] for arm in chosen_arms(Side(values=base))}
+        shifts = {place: _doublings(results, place, size) for place in OTHER_BATCHES}
+        for place, shift in shifts.items():
+            if not {power - shift for power in taken} <= set(GRID):
+                raise NotMeasuredError(f"the base's best lam is not on the grid of {place}")
+        # No choice takes the others.
+        powers = [power for power in GRID if all(power - shift in GRID for shift in shifts.values())]
+        values = np.mean(
+            [
+                [
+                    self.kept * results.read(arm_key(place, power - shift), BLOCKS, size)
+                    + self.scaled * results.read(arm_key(place, power), BLOCKS, size)
+                    for power in powers
+                ]
+                for place, shift in shifts.items()
+            ],
+            axis=0,
+        )
+        return [Side(values=values, scores=base[[GRID.index(power) for power in powers]])]
 
 
-def matched_timescale(results: Results, size: int) -> Finding:
-    """Whether a lam that is tuned at one batch serves at others, once it is scaled with the batch.
-
-    The base's lam is chosen for each seed on the other seeds. At every other batch it is used as it is and scaled, and
-    compared with the best lam there, chosen alike.
-
-    Returns:
-        The finding; its effect is the loss with lam kept minus that with lam scaled, averaged over the other batches.
-    """
-    base_keys = [arm_key(BASE, power) for power in GRID]
-    chosen = [GRID[base_keys.index(key)] for key in best_keys(results, base_keys, LOSS, size)]
-    base_batch = text_spec(results, base_keys[0], size).batch_size
-    gains, costs = [], []
-    for place in (place for place in AXES["batch"].places if place != BASE):
-        doublings = round(np.log2(text_spec(results, arm_key(place, 0), size).batch_size / base_batch))
-        kept = [power - doublings for power in chosen]
-        if not set(kept) <= set(GRID):
-            return Finding("inconclusive", None, f"the base's best lam is not on the grid of {place}")
-        scaled_SN = _chosen_blocks(results, place, chosen, size)
-        gains.append(_chosen_blocks(results, place, kept, size) - scaled_SN)
-        own_SN = best_of(results, [arm_key(place, power) for power in GRID], LOSS, size, array=BLOCKS)
-        costs.append(scaled_SN - own_SN)
-    gain = crossed_interval(np.mean(gains, axis=0), example_name="blocks")
-    cost = crossed_interval(np.mean(costs, axis=0), confidence=EQUAL_CONFIDENCE, example_name="blocks")
-    return Finding(
-        all_of(above_zero(gain), below(cost, SMALLEST_LOSS)),
-        gain,
-        f"at the other batches the base's lam, kept, gives {nats(gain)} more than scaled with the batch; scaled, it gives"
-        f" {nats(cost)} more than the best lam there (90 % interval)",
-    )
-
-
-def _chosen_blocks(results: Results, place: str, powers: list[int], size: int) -> NDArray[np.float64]:
-    """The blocks of each seed with its own arm, (S, N)."""
-    found = {power: results.last_array(arm_key(place, power), BLOCKS, size) for power in set(powers)}
-    return np.array([found[power][seed] for seed, power in enumerate(powers)])
+def _doublings(results: Results, place: str, size: int) -> int:
+    """How often the base's batch is doubled at a place."""
+    batch, base = (text_spec(results, arm_key(where, 0), size).batch_size for where in (place, BASE))
+    return round(math.log2(batch / base))
