@@ -59,7 +59,7 @@ def test_the_table_fits_and_says_all_once(width: int) -> None:
     assert "the premise does not hold: [bold]it[/]" in claims, "what is not ours is not read as markup"
     assert "the rule was changed" in claims
     assert text.count("-1.91 points") == 3
-    assert text.count("[-2.19, -1.63] 90 %") == 3, "the confidence is that of the interval"
+    assert text.count("[-2.19, -1.63] (90 %)") == 3, "the confidence is that of the interval"
     assert text.count("10,000 examples") == 3
 
 

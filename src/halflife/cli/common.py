@@ -23,7 +23,11 @@ DEFAULT_STORE = "halflife-runs"
 
 StoreOption = Annotated[
     Path | None,
-    typer.Option("--store", metavar="DIR", help="Folder of runs [default: $HALFLIFE_STORE or halflife-runs]"),
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="Folder of runs, or of archives to read [default: $HALFLIFE_STORE or halflife-runs]",
+    ),
 ]
 NamesArgument = Annotated[
     list[str] | None,
@@ -42,21 +46,33 @@ def warn(words: str) -> None:
     Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
 
 
+def _path(path: Path | None) -> Path:
+    return Path(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
+
+
 def store_at(path: Path | None) -> Store:
-    """The store of ``--store``, which may not be there yet."""
+    """The store of ``--store`` for writing, which may not be there yet; archives are a `StoreError`."""
+    from halflife.studies.store.archives import holds_archives
     from halflife.studies.store.store import Store
 
-    return Store(path or os.environ.get("HALFLIFE_STORE") or DEFAULT_STORE)
+    place = _path(path)
+    if holds_archives(place):
+        raise StoreError(f"{place} holds archives, which are only read: choose another folder with --store to run into")
+    return Store(place)
 
 
 def existing_store(path: Path | None) -> Store:
-    """The store of ``--store``; one that is not there is a `StoreError`."""
-    store = store_at(path)
-    if not store.path.is_dir():
+    """The store of ``--store`` for reading, or the archives that are there; if nothing is, a `StoreError`."""
+    from halflife.studies.store.archives import ArchivedStore, holds_archives
+
+    place = _path(path)
+    if holds_archives(place):
+        return ArchivedStore(place, warn)
+    if not place.exists():
         raise StoreError(
-            f"there is no store at {store.path}: run `halflife study run stabilization` first, or name one with --store"
+            f"there is no store at {place}: run `halflife study run stabilization` first, or name one with --store"
         )
-    return store
+    return store_at(place)
 
 
 def check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]) -> None:

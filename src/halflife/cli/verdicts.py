@@ -12,7 +12,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from halflife.studies.evidence.claims import Verdict
-    from halflife.studies.evidence.stats import Interval
 
 __all__ = ["counts_line", "verdict_table"]
 
@@ -60,24 +59,18 @@ def verdict_table(verdicts: Sequence[Verdict], title: str, width: int) -> Table:
 
 def _cells(verdict: Verdict, said: Sequence[str], *, wide: bool) -> list[Text]:
     # With numpy, which whoever only lists the options of the command does without.
-    from halflife.studies.report.pages.tables import SYMBOLS, sample_text
+    from halflife.studies.report.pages.tables import SYMBOLS, estimate_text, interval_text, sample_text
 
     claim, finding = verdict.claim, verdict.finding
     outcome, effect = finding.outcome, finding.effect
     words = Text.assemble((claim.key, "bold"), f"  {claim.text}")
-    estimate, interval = ("-", "") if effect is None else _numbers(effect, claim.unit)
-    sample = "" if effect is None else sample_text(effect)
+    estimate, interval, sample = "-", "", ""
+    if effect is not None:
+        estimate, interval = estimate_text(effect, claim.unit), interval_text(effect, claim.unit)
+        sample = sample_text(effect)
     if effect is not None and not wide:
         words.append(f"\n{estimate} {interval}, {sample}")
     for sentence in said:
         words.append(f"\n{sentence}", style=COLOURS[outcome] if sentence == finding.reason else "yellow")
     cells = [Text(f"{SYMBOLS[outcome]} {outcome}", style=COLOURS[outcome]), words]
     return [*cells, Text(f"{estimate}\n{interval}"), Text(sample.replace(", ", "\n", 1))] if wide else cells
-
-
-def _numbers(effect: Interval, unit: str) -> tuple[str, str]:
-    """The estimate with its unit, and the interval with its confidence."""
-    from halflife.studies.report.pages.tables import numbers
-
-    estimate, low, high = numbers(effect, unit)
-    return f"{estimate}{'' if unit == 'x' else ' '}{unit}".rstrip(), f"[{low}, {high}] {100 * effect.confidence:g} %"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import itertools
 import json
 import re
@@ -18,7 +17,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_study
@@ -32,14 +30,7 @@ from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, panel_figures
 from halflife.studies.report.figures.theme import PALETTE, arm_styles
 from halflife.studies.report.pages.provenance import banners, provenance_of
-from halflife.studies.report.pages.tables import (
-    numbers,
-    rules_markdown,
-    typeset,
-    verdict_markdown,
-    verdict_rows,
-    verdict_table,
-)
+from halflife.studies.report.pages.tables import numbers, rules_markdown, typeset, verdict_markdown, verdict_rows
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
 from tests.studies.synthetic import ARMS, DATA, bits, make_store, spec_of
@@ -515,31 +506,6 @@ def test_the_tables_need_no_altair() -> None:
 
 
 # ---- tables
-
-
-def printed(store: Store, width: int, *, both: bool = False) -> list[str]:
-    verdicts = results_of(store).verdicts()
-    if both:
-        verdicts += [replace(verdict, study="stabilization-vgg") for verdict in verdicts]
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    console.print(verdict_table(verdicts))
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().splitlines()
-
-
-@pytest.mark.parametrize("width", [80, 100])
-@pytest.mark.parametrize("both", [False, True])
-def test_the_terminal_table_fits(store: Store, width: int, both: bool) -> None:
-    lines = printed(store, width, both=both)
-    assert max(map(len, lines)) <= width
-    text = re.sub(r"\s+", " ", " ".join(lines))
-    for row in verdict_rows(results_of(store).verdicts()):
-        assert f"{row['claim']}: {row['reason']}" in text
-        estimate, interval = row["effect"].split(" ", 1)
-        assert any(estimate in line for line in lines)
-        assert any(interval.partition("]")[0] + "]" in line for line in lines), interval
-        assert any(row["outcome"] in line for line in lines)
-    assert any("120 examples" in line for line in lines)
 
 
 def test_rows_are_json_and_hold_the_ladder(ladder: Store) -> None:

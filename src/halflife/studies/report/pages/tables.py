@@ -1,4 +1,4 @@
-"""Verdicts as plain rows, as Markdown and as a table for the terminal. All three say the same."""
+"""Verdicts as plain rows and as Markdown, and how effects are written. Pages, docs and the terminal say the same."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from typing import Any
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from halflife.studies.evidence.claims import Finding, Row, Verdict
 from halflife.studies.evidence.stats import Interval
@@ -29,11 +25,9 @@ __all__ = [
     "typeset",
     "verdict_markdown",
     "verdict_rows",
-    "verdict_table",
 ]
 
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "○"}
-COLOURS = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not tested": "dim"}
 MARKS = {"holds": "✓", "fails": "✗", "open": "?"}  # of the rows of a rule
 ROLES = {"part": "decides", "given": "premise", "stake": "at stake"}
 SIGNED = {"points": 2, "nats": 4, "%": 2}  # units of differences, and their decimals
@@ -191,11 +185,6 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
     ]
 
 
-def _manifests(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The studies and presets of the rows, in their order, each once."""
-    return list(dict.fromkeys((row["study"], row["preset"]) for row in rows))
-
-
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown.
 
@@ -263,49 +252,3 @@ def rules_markdown(verdicts: Sequence[Verdict]) -> str:
     parts = [markdown_table(header, lines)] if lines else []
     reasons = [f"- **{v.claim.key}**: {v.finding.reason}." for v in verdicts if v.finding.reason]
     return "\n\n".join(parts + (["\n".join(reasons)] if reasons else []))
-
-
-def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """Verdicts as a table for the terminal, with one reason a line below it; made for 80 columns or more.
-
-    Args:
-        verdicts: As for `verdict_rows`.
-
-    Returns:
-        Something that rich prints.
-    """
-    rows = verdict_rows(verdicts)
-    manifests = _manifests(rows)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left", title_style="bold")
-    if len(manifests) == 1:
-        table.title = "{} ({})".format(*manifests[0])
-    table.add_column("claim", min_width=24)
-    table.add_column("outcome", no_wrap=True)
-    # Estimate and interval stand on two lines, and so do seeds and examples: that keeps 80 columns readable.
-    table.add_column("effect [interval]", no_wrap=True)
-    table.add_column("n", no_wrap=True)
-    for study, preset in manifests:
-        own = [row for row in rows if (row["study"], row["preset"]) == (study, preset)]
-        if len(manifests) > 1:
-            table.add_row(Text(f"{study} ({preset})", style="bold"), "", "", "")
-        for row in own:
-            table.add_row(
-                Text.assemble((row["claim"], "bold"), f"  {row['text']}"),
-                Text(f"{SYMBOLS[row['outcome']]} {row['outcome']}", style=COLOURS[row["outcome"]]),
-                Text(row["effect"].replace(" [", "\n[")),
-                Text(row["sample"].replace(", ", "\n", 1)),
-                end_section=row is own[-1],
-            )
-    several = len(manifests) > 1
-    reasons = [
-        Text.assemble(
-            (f"{row['study']} {row['claim']}" if several else row["claim"], "bold"),
-            f": {row['reason']}",
-            style="not italic",
-        )
-        for row in rows
-    ]
-    table.caption = Text("\n").join(reasons)
-    table.caption_justify = "left"
-    table.caption_style = "default"
-    return table
