@@ -26,7 +26,7 @@ StoreOption = Annotated[
     typer.Option(
         "--store",
         metavar="DIR",
-        help="Folder of runs, or of archives to read [default: $HALFLIFE_STORE or halflife-runs]",
+        help="Folder of runs, or archives to read [default: $HALFLIFE_STORE or halflife-runs]",
     ),
 ]
 NamesArgument = Annotated[

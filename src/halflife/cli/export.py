@@ -14,6 +14,7 @@ from halflife.errors import StoreError, UserError
 __all__ = ["export_command"]
 
 FORMATS = ("csv", "parquet")
+FOLDER = "halflife-export"  # of archives, which are only read
 
 
 def export_command(
@@ -35,13 +36,14 @@ def export_command(
     from halflife.studies.catalog.own import known_studies
     from halflife.studies.evidence.results import Results
     from halflife.studies.evidence.verdicts import manifests_of
+    from halflife.studies.store.archives import ArchivedStore
     from halflife.studies.store.files import explain_write_errors, named_in, write_whole
     from halflife.studies.store.store import MANIFEST_NAME
 
     studies, chosen = known_studies(names or [])
     where = existing_store(store)
     check_names(where, chosen, studies)
-    folder = where.path / "export" if out is None else out
+    folder = out or (Path(FOLDER) if isinstance(where, ArchivedStore) else where.path / "export")
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []

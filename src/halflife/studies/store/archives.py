@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import lzma
 import re
+import shutil
 import tarfile
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -47,8 +49,8 @@ class ArchivedStore(Store):
     """
 
     def __init__(self, path: Path, notice: Callable[[str], None] = lambda words: None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="halflife-archives-")
-        target = Path(self._folder.name)
+        target = Path(tempfile.mkdtemp(prefix="halflife-archives-"))
+        weakref.finalize(self, shutil.rmtree, target, ignore_errors=True)  # a TemporaryDirectory would warn of it
         problems = []
         archives = sorted(path.glob(f"*{ENDING}")) if path.is_dir() else [path]
         for archive in archives:
