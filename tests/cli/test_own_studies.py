@@ -74,10 +74,9 @@ def text_of(folder: Path) -> str:
 
 def walk(seed: int, lam: float) -> float:
     """The end of the walk in the user's file, by hand."""
-    torch.manual_seed(seed)
-    x = 1.0
+    generator, x = torch.Generator().manual_seed(seed), 1.0
     for _ in range(50):
-        x = (1 - lam) * x + torch.normal(0.0, 0.1, (1,)).item()
+        x = (1 - lam) * x + 0.1 * torch.randn(1, generator=generator, dtype=torch.float64).item()
     return x
 
 
@@ -117,8 +116,12 @@ def test_own_runs_get_verdicts_and_a_report_beside_ours(folder: Path) -> None:
     assert (manifest["source"]["file"], manifest["source"]["name"]) == ("walk.py", "WALK")
     (row,) = json.loads(said("study", "verdicts", "walk.py:WALK", "--json").out)
     changes = [walk(seed, 0.5) ** 2 - walk(seed, 0.0) ** 2 for seed in range(8)]
-    assert row["estimate"] == pytest.approx(sum(changes) / 8, rel=1e-6)
+    assert row["estimate"] == pytest.approx(sum(changes) / 8, rel=1e-12)
     assert row["num_seeds"] == 8
+    assert row["digest"] == load_study("walk.py:WALK").claims[0].digest
+    (part,) = row["rows"]
+    assert (part["role"], part["quantity"], part["test"]) == ("part", "x^2 with decay - without", "lies below 0")
+    assert (part["estimate"], part["confidence"]) == (row["estimate"], 0.95)
     said("report", "--study", "walk.py:WALK")
     page = (folder / "store/report.html").read_text(encoding="utf-8")
     assert "Does decay bound a random walk?" in page
@@ -136,6 +139,32 @@ def test_a_store_with_an_own_study_whose_file_is_not_given_shows_the_others(fold
     assert STUDIES["stabilization"].title in page
     assert "--study walk.py:WALK" in page
     assert sentence in said("study", "verdicts", "walk", code=2).err
+
+
+def test_a_trainer_that_changed_is_told_where_its_runs_stay(folder: Path) -> None:
+    train_here("walk.py:WALK", Store("store"))
+    changed = importlib.import_module("halflife.cli.study")._changed_trainer
+    study = load_study("walk.py:WALK")
+    plan = make_plan(study, "laptop", study.presets["laptop"])
+    assert changed(Store("store"), plan) == ""
+    (folder / "walk.py").write_text(text_of(folder).replace("alpha=0.1", "alpha=0.2"))
+    study = load_study("walk.py:WALK")
+    assert changed(Store("store"), make_plan(study, "laptop", study.presets["laptop"])) == (
+        "walk.py was changed since 16 of these runs were trained by it, and they stay: if it computes other numbers now,"
+        " raise the version of its Trainer"
+    )
+    (folder / "walk.py").write_text(text_of(folder).replace("version=1", "version=2"))
+    study = load_study("walk.py:WALK")
+    assert changed(Store("store"), make_plan(study, "laptop", study.presets["laptop"])) == "", "they are trained anew"
+
+
+def test_an_own_study_that_was_not_run_is_said_with_its_file(folder: Path) -> None:
+    make_store(folder / "store")
+    sentence = (
+        "the store store has no runs of walk: run `halflife study run walk.py:WALK` first, or name another --store"
+    )
+    for words in (("study", "verdicts"), ("report",), ("export",)):
+        assert sentence in said(*words, "walk.py:WALK", code=2).err
 
 
 # ---- safety

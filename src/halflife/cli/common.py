@@ -76,10 +76,17 @@ def existing_store(path: Path | None) -> Store:
 
 
 def check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]) -> None:
-    """Refuse a name that is neither that of a study nor in the store."""
+    """Refuse a name that is neither that of a study nor in the store, and an own study that was not run.
+
+    Raises:
+        StoreError: The store has no runs of an own study.
+    """
     from halflife.studies.catalog import get_study
 
     held = {manifest["study"] for manifest in store.manifests()}
     for name in names:
-        if name not in held:
-            get_study(name, studies)
+        if name not in held and (origin := get_study(name, studies).origin) is not None:
+            raise StoreError(
+                f"the store {store.path} has no runs of {name}: run `halflife study run {origin.reference}` first, or name"
+                " another --store"
+            )

@@ -183,6 +183,8 @@ def _run_plans(
             console.print(
                 f"[bold]{plan.study.name}[/], {escape(f'{about}, store {where.path}')}", highlight=False, soft_wrap=True
             )
+            if words := _changed_trainer(where, plan):
+                console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
             with shown_progress(console, missing, finished, num_workers) as listen:
                 try:
                     if rank is not None:
@@ -208,6 +210,21 @@ def _run_plans(
                 if (manifest["study"], manifest["preset"]) == (plan.study.name, plan.preset_name):
                     shown += _print_verdicts(where, plan.study, manifest)
     return failures, shown
+
+
+def _changed_trainer(store: Store, plan: Plan) -> str:
+    """A warning where finished runs were trained by a user's file that has changed since; else empty."""
+    origin = plan.study.origin
+    earlier = next((m for m in store.manifests() if m["study"] == plan.study.name and "source" in m), None)
+    if origin is None or earlier is None or earlier["source"].get("sha256") == origin.sha256:
+        return ""
+    own = [run for run in plan.needed if run.spec.trainer.module == origin.module and store.run(run.id).finished]
+    if not own:
+        return ""
+    return (
+        f"{origin.shown} was changed since {len(own)} of these runs were trained by it, and they stay: if it computes other"
+        " numbers now, raise the version of its Trainer"
+    )
 
 
 def _verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> tuple[StudyResults, list[Verdict]]:

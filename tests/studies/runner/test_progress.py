@@ -112,8 +112,8 @@ def test_a_person_sees_what_a_run_waits_for(what: EventKind) -> None:
     out = io.StringIO()
     with shown_progress(Console(file=out, force_terminal=True, width=100), EIGHT, 0, 2) as listen:
         listen(event("started", EIGHT[0]))
-        listen(Event(what, 0, EIGHT[0], message="reading data and the run that it starts from"))
-    assert "reading data and the run that it starts from" in out.getvalue()
+        listen(Event(what, 0, EIGHT[0], message="reading data, parent run"))
+    assert "reading data, parent run" in out.getvalue()
     left = TimeLeft(EIGHT, workers=2)
     left.take(event("waiting", EIGHT[0]))
     assert len(left.left) == len(EIGHT), "nothing is done yet"

@@ -43,7 +43,7 @@ def test_parents_come_first_and_once(corpus: str, tmp_path: Path) -> None:
     assert started.count("importing torch") == 2, "once a worker"
     waits = {event.run.id: event.message for event in events if event.what == "waiting"}
     for run in plan.needed:
-        own = "" if run.parent_id is None else " and the run that it starts from"
+        own = "" if run.parent_id is None else ", parent run"
         assert waits[run.id] == f"reading data{own}"
     (manifest,) = store.manifests()
     assert [arm["key"] for arm in manifest["arms"]] == ["branch", "parent", "replay"]

@@ -120,7 +120,7 @@ def load_study(reference: str) -> Study:
     path = path.resolve()
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else Path(path.name)
     origin = Origin(path=path, name=name, sha256=hashlib.sha256(source).hexdigest(), shown=shown.as_posix())
-    module = _module_of(path, source)
+    module = _module_of(path, origin.module, source)
     found = vars(module).get(name)
     if not isinstance(found, Study):
         there = [key for key, value in vars(module).items() if isinstance(value, Study)]
@@ -150,14 +150,11 @@ def load_again(origin: Origin) -> None:
             f"{origin.shown} was changed while its study ran, expected the file as it was: run the same command again, it"
             " goes on where it stopped"
         )
-    _module_of(origin.path, source)
+    _module_of(origin.path, origin.module, source)
 
 
 @functools.cache
-def _module_of(path: Path, source: bytes) -> ModuleType:
-    # The name is the same in every process: runs travel to workers by the names of their classes.
-    stem = re.sub(r"\W", "_", path.stem)
-    name = f"own_study_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+def _module_of(path: Path, name: str, source: bytes) -> ModuleType:
     with (
         contextlib.redirect_stdout(sys.stderr),  # standard output may be one JSON document
         hidden_arguments(str(path)),

@@ -6,6 +6,7 @@ A study is written before anything runs. Its numbers come from a store alone (`h
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,6 +212,12 @@ class Origin:
     name: str
     sha256: str
     shown: str
+
+    @property
+    def module(self) -> str:
+        """What ``sys.modules`` knows it by, in every process: runs travel to workers by the names of their classes."""
+        place = hashlib.sha256(str(self.path).encode()).hexdigest()[:8]
+        return f"own_study_{re.sub(r'[^0-9A-Za-z]', '_', self.path.stem)}_{place}"
 
     @property
     def reference(self) -> str:

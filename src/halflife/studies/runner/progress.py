@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from halflife.studies.runner.plan import PlannedRun
 from halflife.studies.runner.pool import Event
@@ -86,9 +87,10 @@ def shown_progress(
     left = TimeLeft(missing, workers)
     total = num_finished + len(missing)
     done = num_finished
+    widest = max(24, console.width - 62)  # columns that loss, time and bar leave to the names of runs
     bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=widest)),
+        BarColumn(bar_width=24 if console.width >= 90 else 6),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         console=console,

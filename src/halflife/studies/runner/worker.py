@@ -90,10 +90,9 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None,
 def waits_for(store: Store, run: Task) -> str:
     """What is read before the first step of a run, in words."""
     parts = ["data"] if run.spec.data_module else []
-    parts += ["the run that it starts from"] if run.parent_id is not None else []
-    folder = store.run(run.id)
-    parts += ["its checkpoint"] if folder.checkpoint.exists() else []
-    return f"reading {' and '.join(parts)}" if parts else ""
+    parts += ["parent run"] if run.parent_id is not None else []
+    parts += ["checkpoint"] if store.run(run.id).checkpoint.exists() else []
+    return f"reading {', '.join(parts)}" if parts else ""
 
 
 def keep_traceback(error: Exception, folder: RunFolder | None) -> str:
