@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halflife.errors import DivergedError, RunFailedError, RunStoppedError
+from halflife.errors import DivergedError, RunFailedError, RunStoppedError, UserError
 from halflife.studies.lab import trainer
 from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.synthetic import least_squares
@@ -129,6 +130,28 @@ def test_a_run_without_checkpoints_or_a_folder_starts_over(
         )  # fmt: skip
     assert not {"load", "save"} & set(run.calls)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_a_step_that_the_run_does_not_have_is_refused(
+    opened: Callable[[Plain], Plain], tmp_path: Path
+) -> None:
+    (tmp_path / "step").write_text("1012")
+    opened(WithCheckpoints())
+    with pytest.raises(UserError, match=r"of step 1012, expected at most 12: remove it and run again$"):
+        train(SPEC, sink=lambda reading: None, folder=tmp_path)
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_a_trainer_that_ends_too_early_is_refused(steps: int, opened: Callable[[Plain], Plain]) -> None:
+    class Short(Plain):
+        def train(self) -> Iterator[float | None]:
+            return itertools.islice(super().train(), steps)
+
+    opened(Short())
+    with pytest.raises(
+        RunFailedError, match=rf"^the trainer least-squares-1 ended after step {steps}, expected 12 steps: correct it$"
+    ):
+        train(SPEC, sink=lambda reading: None)
 
 
 def test_checkpoints_take_a_small_share_of_the_time(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from halflife.errors import DivergedError, RunStoppedError
+from halflife.errors import DivergedError, RunFailedError, RunStoppedError, UserError
 from halflife.optim.norms import squared_norms
 from halflife.studies.lab.cost import Costs
 from halflife.studies.specs.base import RunSpec
@@ -142,13 +142,13 @@ def train(
 
     Raises:
         DivergedError: The loss, a weight or a reading is NaN or infinite.
+        RunFailedError: The trainer ends before the run does.
         RunStoppedError: It was asked to stop.
+        UserError: The checkpoint is of a step that the run does not have.
     """
     run: Run = importlib.import_module(spec.trainer.module).open_run(spec, context)
-    kept = run if folder is not None and isinstance(run, Kept) else None
-    where = folder or Path()  # of what is kept
     agreed = bool if context.parallel is None else context.parallel.any
-    costs, saved_at, saving = Costs(), time.perf_counter(), 0.0
+    costs, files = Costs(), _Files(run, folder)
 
     def read() -> None:
         with costs.of("evaluation"):
@@ -158,19 +158,22 @@ def train(
             if (bad := _not_finite(reading)) is not None:
                 raise DivergedError(run.step, f"the reading {bad!r}", run.about)
             sink(reading)
-            if kept is not None:
-                kept.keep(where / "kept")
+            files.keep()
 
     # A run may draw from the global random state, which is given back as it was.
     with torch.random.fork_rng([context.device.index or 0] if context.device.type == "cuda" else []):
         try:
-            if kept is None or not kept.load(where):
+            if not files.load():
                 read()
             losses = run.train()
             while run.step < run.num_steps:
                 before = run.step
                 with costs.of("training"):
-                    loss = next(losses)
+                    loss = next(losses, None)
+                if run.step == before:
+                    raise RunFailedError(
+                        f"the trainer {spec.trainer} ended after step {before}, expected {run.num_steps} steps: correct it"
+                    )
                 costs.samples += (run.step - before) * run.samples
                 asked = agreed(stop()) and run.step < run.num_steps
                 if loss is None and not asked:
@@ -182,16 +185,10 @@ def train(
                 if loss is not None:
                     progress(run.step, run.num_steps, loss)
                     read()
-                if kept is not None and run.step < run.num_steps:
-                    since = time.perf_counter() - saved_at
-                    due = (kept.evaluates or since > SAVING_SECONDS) and saving <= SAVING_SHARE * since
-                    if asked or agreed(due):
-                        began = time.perf_counter()
-                        kept.save(where)
-                        saved_at = time.perf_counter()
-                        saving = saved_at - began
+                if run.step < run.num_steps and (asked or agreed(files.due())):
+                    files.save()
                 if asked:
-                    rest = "it will start over" if kept is None else "a checkpoint is kept"
+                    rest = "it will start over" if files.kept is None else "a checkpoint is kept"
                     raise RunStoppedError(f"stopped after step {run.step} of {run.num_steps}: {rest}")
         except DivergedError as error:
             result = run.diverged(error.step) if isinstance(run, MayDiverge) else None
@@ -199,6 +196,45 @@ def train(
                 raise
             sink(result)
     return costs.summary(run.unit)
+
+
+class _Files:
+    """What a run keeps in its folder: nothing without a folder, or if it is not `Kept`."""
+
+    def __init__(self, run: Run, folder: Path | None) -> None:
+        self.run, self.folder = run, folder or Path()
+        self.kept = run if isinstance(run, Kept) and folder is not None else None
+        self.saved_at, self.seconds = time.perf_counter(), 0.0
+
+    def load(self) -> bool:
+        """Go on from a checkpoint; whether there is one."""
+        if self.kept is None or not self.kept.load(self.folder):
+            return False
+        if self.run.step > self.run.num_steps:
+            raise UserError(
+                f"the checkpoint in {self.folder} is of step {self.run.step}, expected at most {self.run.num_steps}: remove it"
+                " and run again"
+            )
+        return True
+
+    def keep(self) -> None:
+        """Keep what other runs start from."""
+        if self.kept is not None:
+            self.kept.keep(self.folder / "kept")
+
+    def due(self) -> bool:
+        """Whether a checkpoint is worth its time."""
+        since = time.perf_counter() - self.saved_at
+        good = self.kept is not None and (self.kept.evaluates or since > SAVING_SECONDS)
+        return good and self.seconds <= SAVING_SHARE * since
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.kept is not None:
+            began = time.perf_counter()
+            self.kept.save(self.folder)
+            self.saved_at = time.perf_counter()
+            self.seconds = self.saved_at - began
 
 
 def _not_finite(reading: Reading) -> str | None:
