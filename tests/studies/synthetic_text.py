@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from halflife.studies.evidence.claims import (
     Arm,
     Cell,
+    Claim,
     HeatPanel,
     Panel,
     PointRow,
     PointsPanel,
     Preset,
     Published,
+    Rule,
     Study,
 )
-from halflife.studies.evidence.decisions import Finding, WordedClaim, below, best_of, paired_blocks
+from halflife.studies.evidence.quantities import Best, Quantity
+from halflife.studies.evidence.quantities import Reading as ReadingOf
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
+from halflife.studies.evidence.tests import below
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.branches import TextBranch
 from halflife.studies.specs.text import TextRun
@@ -85,16 +90,17 @@ def arms_of(widths: tuple[int, ...]) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def decay_helps(results: Results, size: int) -> Finding:
-    effect = paired_blocks(results, name_of(0.1, RATES[1]), name_of(0.0, RATES[1]), size)
-    return Finding(below(effect), effect, f"decay changes the final validation loss by {effect.estimate:+.4f} nats")
+DECAY_HELPS = Quantity(
+    name="final validation loss with decay - without",
+    values=ReadingOf(name_of(0.1, RATES[1]), "val/loss_blocks") - ReadingOf(name_of(0.0, RATES[1]), "val/loss_blocks"),
+    unit="nats",
+    examples="blocks",
+)
 
 
-def best_is_better(results: Results, size: int) -> Finding:
-    best = [best_of(results, [name_of(lam, lr) for lr in RATES], "val/loss", size) for lam in (0.1, 0.0)]
-    change = 100 * (best[0] / best[1] - 1)
-    effect = seed_interval(change)
-    return Finding(below(effect), effect, f"best against best changes the loss by {effect.estimate:+.2f} %")
+def change_of_the_best(results: Results, size: int) -> NDArray[np.float64]:
+    with_decay, without = (Best([name_of(lam, lr) for lr in RATES], "val/loss")(results, size) for lam in (0.1, 0.0))
+    return np.asarray(100 * (with_decay / without - 1))
 
 
 def sweep(results: Results) -> list[PointRow]:
@@ -131,21 +137,18 @@ TEXT_STUDY = Study(
     source="Nobody et al. 2024 (arXiv 2310.04415), section 3",
     claim="Weight decay acts through the effective learning rate.",
     claims=(
-        WordedClaim(
-            key="a",
-            text="Decay lowers the final validation loss.",
-            rule="Reproduced if the 95 % interval of the difference lies below 0; not reproduced if above; else inconclusive.",
-            effect_name="final validation loss with decay minus without",
-            unit="nats",
-            measure=decay_helps,
-        ),
-        WordedClaim(
+        Claim(key="a", text="Decay lowers the final validation loss.", rule=Rule(parts=((DECAY_HELPS, below(0)),))),
+        Claim(
             key="b",
-            text="So it does with the best learning rate of each.",
-            rule="Reproduced if the 95 % interval of the change lies below 0; not reproduced if above; else inconclusive.",
-            effect_name="change of the loss, best against best",
-            unit="%",
-            measure=best_is_better,
+            text="Decay lowers the final validation loss, each side at its best learning rate.",
+            rule=Rule(
+                parts=(
+                    (
+                        Quantity(name="change of the loss, best against best", values=change_of_the_best, unit="%"),
+                        below(0),
+                    ),
+                )
+            ),
         ),
     ),
     presets={
@@ -216,7 +219,7 @@ TEXT_STUDY = Study(
             published="about -0.02",
             where="figure 5",
             how="fig-read",
-            ours=lambda r: f"{decay_helps(r, r.main_size).reason.rpartition(' by ')[2]}",
+            ours=lambda r: f"{DECAY_HELPS.interval(r, r.main_size, 0.95).estimate:+.4f} nats",
         ),
         Published(quantity="parameters", published="124 M", where="section 3", how="text", ours=lambda r: "31,264"),
     ),
