@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from halflife.studies.catalog.images import no_normalization
 from halflife.studies.catalog.images.no_normalization import (
     NO_NORMALIZATION,
     PLAIN,
@@ -165,9 +166,6 @@ CASES: list[tuple[str, World, str, float]] = [
     ("plateau", World(plateau=(1.5, 2.0, 0.3, 0.03)), "not reproduced", 10.0),
     ("plateau", World(plateau=(0.2, 2.0, 0.04, 0.03)), "not reproduced", 4 / 3),
     ("plateau", World(plateau=(0.2, 2.0, 0.06, 0.03), jitter=0.1), "undecided", 2.0),
-    ("tuned", World(), "reproduced", -3.0),
-    ("tuned", World(error=lambda spec: 20.0 + (spec.lam > 0)), "not reproduced", 1.0),
-    ("tuned", World(error=lambda spec: 20.0 + 1.5 * (spec.lam > 0), jitter=1.5), "undecided", 1.5),
     ("small-rate", World(error=small_rate(2.0)), "reproduced", 3.0),
     ("small-rate", World(error=small_rate(-3.0)), "not reproduced", -2.0),
     ("small-rate", World(error=small_rate(-1.0), jitter=0.15), "undecided", 0.0),
@@ -213,8 +211,28 @@ def test_a_claim_is_decided_as_its_rule_says(key: str, world: World, outcome: st
     assert finding.effect.num_seeds == NUM_SEEDS
 
 
+@pytest.mark.parametrize(
+    ("world", "outcome", "with_more_rates", "effect"),
+    [
+        (World(), "holds", "reproduced", -3.0),
+        (World(error=lambda spec: 20.0 + (spec.lam > 0)), "fails", "not reproduced", 1.0),
+        (World(error=lambda spec: 20.0 + 1.5 * (spec.lam > 0), jitter=1.5), "open", "undecided", 1.5),
+    ],
+)
+def test_a_best_rate_needs_three(
+    world: World, outcome: str, with_more_rates: str, effect: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = decide("tuned", world)
+    assert (finding.outcome, finding.rows[0].outcome) == ("not tested", outcome)
+    assert finding.reason == "the learning rates without decay are 0.025, 0.1, and a best one needs 3"
+    assert finding.effect is not None
+    assert finding.effect.estimate == pytest.approx(effect, abs=max(0.25, 3 * world.jitter))
+    monkeypatch.setattr(no_normalization, "MIN_RATES", 2)
+    assert decide("tuned", world).outcome == with_more_rates
+
+
 def test_every_claim_has_cases() -> None:
-    assert {case[0] for case in CASES} == {claim.key for claim in NO_NORMALIZATION.claims}
+    assert {case[0] for case in CASES} | {"tuned"} == {claim.key for claim in NO_NORMALIZATION.claims}
 
 
 def test_what_has_no_logarithm_has_no_exponents() -> None:

@@ -33,7 +33,10 @@ RANKS = (
     " settings are the same in all of them."
 )
 
+GAIN = "decay must lower the error {}; before, nobody looked."
+
 AMENDMENTS = {
+    ("augmentation", "shrinks"): GAIN.format("without augmentation"),
     ("averaging", "average-trace"): STAKE_OF.format("the trace of the fine-tuned weights must rank the learning rates"),
     ("averaging", "ensemble"): STAKE_OF.format("averaging must change the test error by more than the margin"),
     ("curvature-alignment", "rest-orthogonal"): STAKE_OF.format("the rest must be more of the Hessian than the margin"),
@@ -68,6 +71,25 @@ AMENDMENTS = {
     ("lm-dropout", "overlap"): "decay must gain something without dropout; before, nobody looked.",
     ("lm-dropout", "smaller-lam"): VERTEX,
     ("lm-dropout", "one-pass-gain"): STAKE,
+    ("dataset-size", "interpolates"): GAIN.format("where examples are few"),
+    ("dataset-size", "shrinks"): GAIN.format("where examples are few"),
+    **{
+        (
+            "eta-lambda" + net,
+            f"collapse-{kind}",
+        ): "the share that lr and lam together leave unexplained must lie below a half on"
+        " a logarithmic scale; before, what they explain above a half, with intervals that reached above 1."
+        for net in ("", "-vgg")
+        for kind in ("error", "loss", "noise", "jacobian")
+    },
+    ("eta-lambda", "unforgotten"): "the ratio of both spreads on a logarithmic scale; before, their difference.",
+    ("no-normalization", "tuned"): GRID,
+    ("no-normalization", "small-rate"): GAIN.format("at the large rate, in both nets"),
+    (
+        "no-normalization",
+        "product",
+    ): "it must hold at each product that has mixed, which depends on the runs; before, the mean of"
+    " the two largest products.",
     **{
         ("no-normalization", f"{measure}-{where}"): RANKS.format(0.5)
         for measure in ("hessian", "jacobian")
