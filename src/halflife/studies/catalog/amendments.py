@@ -35,6 +35,15 @@ RANKS = (
 
 GAIN = "decay must lower the error {}; before, nobody looked."
 
+UNEXPLAINED = (
+    "the share that lr and lam together leave unexplained must lie below a half on a logarithmic scale; before, the share that"
+    " they explain above a half, with intervals that reached above 1."
+)
+EACH_PRODUCT = (
+    "it must hold at each product whose time scale is at most half of the phase before the drop; before, for the mean of the two"
+    " largest products."
+)
+
 AMENDMENTS = {
     ("augmentation", "shrinks"): GAIN.format("without augmentation"),
     ("averaging", "average-trace"): STAKE_OF.format("the trace of the fine-tuned weights must rank the learning rates"),
@@ -74,22 +83,14 @@ AMENDMENTS = {
     ("dataset-size", "interpolates"): GAIN.format("where examples are few"),
     ("dataset-size", "shrinks"): GAIN.format("where examples are few"),
     **{
-        (
-            "eta-lambda" + net,
-            f"collapse-{kind}",
-        ): "the share that lr and lam together leave unexplained must lie below a half on"
-        " a logarithmic scale; before, what they explain above a half, with intervals that reached above 1."
+        (f"eta-lambda{net}", f"collapse-{kind}"): UNEXPLAINED
         for net in ("", "-vgg")
         for kind in ("error", "loss", "noise", "jacobian")
     },
     ("eta-lambda", "unforgotten"): "the ratio of both spreads on a logarithmic scale; before, their difference.",
     ("no-normalization", "tuned"): GRID,
     ("no-normalization", "small-rate"): GAIN.format("at the large rate, in both nets"),
-    (
-        "no-normalization",
-        "product",
-    ): "it must hold at each product that has mixed, which depends on the runs; before, the mean of"
-    " the two largest products.",
+    ("no-normalization", "product"): EACH_PRODUCT,
     **{
         ("no-normalization", f"{measure}-{where}"): RANKS.format(0.5)
         for measure in ("hessian", "jacobian")
