@@ -40,8 +40,8 @@ UNEXPLAINED = (
     " they explain above a half, with intervals that reached above 1."
 )
 EACH_PRODUCT = (
-    "it must hold at each product whose time scale is at most half of the phase before the drop; before, for the mean of the two"
-    " largest products."
+    "it must hold at each product whose time scale is at most half of the phase before the drop; before, for the mean of the"
+    " two largest products."
 )
 
 AMENDMENTS = {
