@@ -1,26 +1,30 @@
-"""What the studies of image classifiers share: what they read of an arm, and differences of errors in words."""
+"""What the studies of image classifiers share: what they read of an arm, points of figures, the fields of CIFAR-10."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from halflife.studies.evidence.choice import Side, chosen
 from halflife.studies.evidence.panels import PointRow
 from halflife.studies.evidence.quantities import Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import CONFIDENCE, Interval
+from halflife.studies.evidence.stats import CONFIDENCE
 from halflife.studies.specs.images import ImageBranch, ImageRun
 
 __all__ = [
     "CIFAR_10",
     "CIFAR_10_NEEDS",
     "RESNET_18",
+    "Chosen",
     "end",
     "image_run",
     "level",
     "num_steps",
     "point",
-    "points",
     "wrong",
 ]
 
@@ -29,6 +33,28 @@ CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
 RESNET_18 = {**CIFAR_10, "blocks": (2, 2, 2, 2)}
 
 Epoch = int | Callable[[Any], int]
+
+
+class Chosen(Measure):
+    """The best of several values that are no arms' own readings; `Best` is of arms."""
+
+    def side(self, results: Results, size: int) -> Side:
+        """What to choose from."""
+        raise NotImplementedError
+
+    def __call__(self, results: Results, size: int) -> NDArray[np.float64]:
+        """Shape (S,), or (S, N) of arrays."""
+        return chosen(self.side(results, size))
+
+    @property
+    def chooses(self) -> bool:
+        """It does."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """The one side."""
+        assert not log, "an error may be 0"
+        return [self.side(results, size)]
 
 
 def image_run(results: Results, key: str, size: int) -> ImageRun:
@@ -71,15 +97,3 @@ def point(results: Results, series: str, x: float, values: Measure, *, log: bool
     """A point of a figure with its 95 % interval, over seeds and, of an array, test examples; a choice of arms counts."""
     found = Quantity(name=series, values=values, log=log).interval(results, results.main_size, CONFIDENCE)
     return PointRow(series, x, found.estimate, found.low, found.high)
-
-
-def points(interval: Interval) -> str:
-    """A difference of errors in words.
-
-    Args:
-        interval: In percentage points.
-
-    Returns:
-        Such as ``"-1.20 [-2.00, -0.40] points"``.
-    """
-    return f"{interval.estimate:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}] points"

@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, point
-from halflife.studies.evidence.choice import Side, chosen, chosen_arms
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, Chosen, image_run, point
+from halflife.studies.evidence.choice import Side, chosen_arms
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
-from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading, Terms, mean_of
+from halflife.studies.evidence.quantities import Each, Quantity, Reading, Terms, mean_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
 from halflife.studies.evidence.tests import above, below, lowered, within
@@ -83,7 +83,7 @@ def error_at(results: Results, size: int, *, lam: float, count: int, name: str) 
 
 
 @dataclass(frozen=True)
-class BestLam(Measure):
+class BestLam(Chosen):
     """A quantity at the lam with which the test error is lowest where examples are few.
 
     One lam for all numbers of examples, as in the paper's figure: chosen anew for each, a small enough lam would make no
@@ -95,22 +95,12 @@ class BestLam(Measure):
 
     of: Callable[..., Numbers]
 
-    def __call__(self, results: Results, size: int) -> Numbers:
-        """Shape (S,), or (S, N) of an array."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+    def side(self, results: Results, size: int) -> Side:
         """Its values at each lam above 0, which is chosen by the change of the error where examples are few."""
-        assert not log, "an error may be 0"
         lams = grid(results, size)[1][1:]
         values = np.array([self.of(results, size, lam=lam) for lam in lams])
         scores = np.array([change(results, size, lam=lam, places=SMALL_PLACES) for lam in lams])
-        return [Side(values=values, scores=None if np.array_equal(values, scores) else scores)]
+        return Side(values=values, scores=None if np.array_equal(values, scores) else scores)
 
 
 def change_at(places: Places, minus: Places = ()) -> BestLam:
@@ -257,7 +247,7 @@ def error_text(results: Results, *, part: str, place: int) -> str:
     counts, lams = grid(results, results.main_size)
     error = functools.partial(error_at, count=counts[place], name=f"{part}/error")
     decayed = BestLam(error)
-    found = " and ".join(f"{lams[1 + arm]:g}" for arm in chosen_arms(decayed.sides(results, results.main_size)[0]))
+    found = " and ".join(f"{lams[1 + arm]:g}" for arm in chosen_arms(decayed.side(results, results.main_size)))
     without = error(results, results.main_size, lam=0.0).mean()
     return f"{decayed(results, results.main_size).mean():.1f} / {without:.1f} % (lam {found}) at {counts[place]:,}"
 

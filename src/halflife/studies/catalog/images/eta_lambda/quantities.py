@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import image_run, num_steps, wrong
-from halflife.studies.evidence.choice import Side, chosen
+from halflife.studies.catalog.images.common import Chosen, image_run, num_steps, wrong
+from halflife.studies.evidence.choice import Side
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.optimum import Optimum, find_optimum
 from halflife.studies.evidence.quantities import Measure, NotMeasuredError, Quantity, Reading, Terms, mean_of
@@ -187,24 +187,14 @@ def error_at(cells: Sequence[GridCell]) -> Terms:
 
 
 @dataclass(frozen=True)
-class Lowest(Measure):
-    """The lowest of several measures, chosen on other seeds and examples than it is measured on, as `Best` of arms."""
+class Lowest(Chosen):
+    """The lowest of several measures."""
 
     measures: tuple[Measure, ...]
 
-    def __call__(self, results: Results, size: int) -> Numbers:
-        """Shape (S,), or (S, N) of arrays."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """All of them, as one side."""
-        assert not log, "an error may be 0"
-        return [Side(values=np.array([measure(results, size) for measure in self.measures]))]
+    def side(self, results: Results, size: int) -> Side:
+        """All of them."""
+        return Side(values=np.array([measure(results, size) for measure in self.measures]))
 
 
 def rises(results: Results, size: int) -> list[Quantity]:
