@@ -25,6 +25,7 @@ PAIRS = (
     " three seeds; before, each pair counted as two independent ones."
 )
 STAKE_OF = "{}; before, nothing was at stake."
+EVERY_ARM = "its premises must hold in every arm, as its words said; before, an arm in which they hold could decide."
 LOG_SCALE = "the mean and its interval are those of logarithms, as for other positive quantities."
 VERTEX = "a best lam must lie between the outer two of the three lams of its parabola; before, anywhere in the grid."
 
@@ -50,6 +51,11 @@ AMENDMENTS = {
     ("averaging", "ensemble"): STAKE_OF.format("averaging must change the test error by more than the margin"),
     ("curvature-alignment", "rest-orthogonal"): STAKE_OF.format("the rest must be more of the Hessian than the margin"),
     ("curvature-alignment", "spectra"): LOG_SCALE,
+    **{
+        ("stationary-mean", f"{claim}{group}"): EVERY_ARM
+        for claim in ("form", "prefactor", "as-written", "quarter", "regularizer", "weights")
+        for group in ("", "-net")
+    },
     ("lm-schedules", "best"): GRID,
     ("lm-schedules", "early-branch-moderate"): STAKE,
     ("lm-schedules", "early-branch-large"): STAKE,

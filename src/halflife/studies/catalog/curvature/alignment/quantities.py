@@ -125,19 +125,23 @@ def spectra_differ_by(results: Results, size: int, *, key: str, shape: bool) -> 
     return np.asarray(np.abs(other_SL - one_SL).sum(axis=1) / one_SL.sum(axis=1))
 
 
+def _spectra_at(results: Results, size: int, *, name: str, shape: bool) -> list[Quantity]:
+    specs = {key: image_run(results, key, size) for key in cell_keys(results, size)}
+    return [
+        Quantity(
+            name=f"{name}, lr {spec.lr:g}, lam {spec.lam:g}",
+            values=functools.partial(spectra_differ_by, key=key, shape=shape),
+            unit="x" if shape else "",
+            log=True,
+        )
+        for key, spec in specs.items()
+    ]
+
+
 def spectra(name: str, *, shape: bool) -> Each:
     """How far the spectra with and without decoupling are apart, at each setting of the grid."""
-
-    def each(results: Results, size: int) -> list[Quantity]:
-        specs = {key: image_run(results, key, size) for key in cell_keys(results, size)}
-        return [
-            Quantity(
-                name=f"{name}, lr {spec.lr:g}, lam {spec.lam:g}",
-                values=functools.partial(spectra_differ_by, key=key, shape=shape),
-                unit="x" if shape else "",
-                log=True,
-            )
-            for key, spec in specs.items()
-        ]
-
-    return Each(name=f"{name}, at each learning rate and lam", quantities=each, unit="x" if shape else "")
+    return Each(
+        name=f"{name}, at each learning rate and lam",
+        quantities=functools.partial(_spectra_at, name=name, shape=shape),
+        unit="x" if shape else "",
+    )

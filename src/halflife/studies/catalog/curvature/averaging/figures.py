@@ -13,7 +13,8 @@ from halflife.studies.catalog.curvature.averaging.quantities import (
     FINE_TUNED,
     RAW,
     SLOW,
-    along_runs,
+    AtEnd,
+    fine_tuned_key,
     late_losses,
     late_values,
     prefix_of,
@@ -22,68 +23,56 @@ from halflife.studies.catalog.curvature.averaging.quantities import (
 )
 from halflife.studies.catalog.curvature.common import rate_keys, rate_of
 from halflife.studies.catalog.images.common import image_run
-from halflife.studies.evidence.claims import PointRow, PointsPanel, Published
-from halflife.studies.evidence.optimum import PAIRED_NOTE, paired_rows
+from halflife.studies.evidence.claims import PointsPanel, Published
+from halflife.studies.evidence.optimum import PAIRED_NOTE
+from halflife.studies.evidence.quantities import Measure, Reading
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rows import against, along
 
 __all__ = ["PANELS", "PUBLISHED"]
 
-
-def _at_end(results: Results, keys: list[str], weights: str, metric: str) -> NDArray[np.float64]:
-    """A reading at the end of each of some arms, (R, S)."""
-    return np.array([value(results, results.main_size, key, weights, metric) for key in keys])
+Lines = dict[str, list[tuple[float, Measure]]]
 
 
-def loss_rows(results: Results) -> list[PointRow]:
-    """The training loss of the noisy runs, mean over seeds."""
-    rows, size = [], results.main_size
-    for key in rate_keys(results, size):
-        series = results.series(key, "train/running_loss", size)
-        means_E = np.mean([losses for _, losses in series], axis=0)
-        rows += [
-            PointRow(series=f"lr {rate_of(results, key, size):g}", x=x, y=y, style="line")
-            for x, y in zip(series[0][0].tolist(), means_E.tolist(), strict=True)
+def _by_rate(results: Results, size: int) -> dict[str, str]:
+    """The arms of the grid by what the legend calls them."""
+    return {f"lr {rate_of(results, key, size):g}": key for key in rate_keys(results, size)}
+
+
+def curves(results: Results, size: int, *, of: str, metric: str) -> dict[str, tuple[str, str]]:
+    """A reading of the weights or of their average along each run."""
+    return {
+        name: (key, f"{prefix_of(results, key, size, of)}{metric}") for name, key in _by_rate(results, size).items()
+    }
+
+
+def fine_tuned_lines(results: Results, size: int, *, metric: str, factor: float) -> Lines:
+    """A reading of what is fine-tuned from each run, at the epochs that it keeps."""
+    return {
+        name: [
+            (epoch, factor * Reading(fine_tuned_key(key, place), metric))
+            for place, epoch in enumerate(image_run(results, key, size).keep_at)
         ]
-    return rows
+        for name, key in _by_rate(results, size).items()
+    }
 
 
-def along_rows(results: Results, *, of: str, metric: str, factor: float = 1.0) -> list[PointRow]:
-    """A quantity of the average along the runs, or of what is fine-tuned from the epochs that they keep."""
-    size, rows = results.main_size, []
-    keys = rate_keys(results, size)
-    tuned_RPS = along_runs(results, metric, size) if of == FINE_TUNED else None
-    for rate, key in enumerate(keys):
-        if tuned_RPS is not None:
-            epochs, values_ES = [float(epoch) for epoch in image_run(results, key, size).keep_at], tuned_RPS[rate]
-        else:
-            series = results.series(key, f"{prefix_of(results, key, size, of)}{metric}", size)
-            epochs, values_ES = series[0][0].tolist(), np.array([values for _, values in series]).T
-        rows += paired_rows(f"lr {rate_of(results, key, size):g}", epochs, factor * values_ES)
-    return rows
-
-
-def norm_rows(results: Results) -> list[PointRow]:
+def norm_lines(results: Results, size: int) -> Lines:
     """The norms at the end against the learning rate."""
-    keys = rate_keys(results, results.main_size)
-    lrs = [rate_of(results, key, results.main_size) for key in keys]
-    names = {"fine-tuned": FINE_TUNED, "SGD": RAW, "average": AVERAGE}
-    return [
-        row
+    keys, names = rate_keys(results, size), {"fine-tuned": FINE_TUNED, "SGD": RAW, "average": AVERAGE}
+    return {
+        name: [(rate_of(results, key, size), AtEnd(weights, "weight_norm", (key,))) for key in keys]
         for name, weights in names.items()
-        for row in paired_rows(name, lrs, _at_end(results, keys, weights, "weight_norm"))
-    ]
+    }
 
 
-def ensemble_rows(results: Results) -> list[PointRow]:
-    """The test error of the average and of the ensemble at the end, against lr * lam; the slow arm apart on the left."""
-    keys = [SLOW, *rate_keys(results, results.main_size)]
-    products = [spec.lr * spec.lam for spec in (image_run(results, key, results.main_size) for key in keys)]
-    names = {"average": AVERAGE, "ensemble": ENSEMBLE, "SGD": RAW}
-    return [
-        row
-        for name, weights in names.items()
-        for row in paired_rows(name, products, 100 * _at_end(results, keys, weights, "test/error"), apart=1)
-    ]
+def ensemble_lines(results: Results, size: int) -> Lines:
+    """The test error of the average and of the ensemble at the end, against lr * lam; the slow arm first."""
+    specs = {key: image_run(results, key, size) for key in (SLOW, *rate_keys(results, size))}
+    return {
+        name: [(spec.lr * spec.lam, 100 * AtEnd(weights, "test/error", (key,))) for key, spec in specs.items()]
+        for name, weights in {"average": AVERAGE, "ensemble": ENSEMBLE, "SGD": RAW}.items()
+    }
 
 
 AT_ITS_EPOCH = (
@@ -94,12 +83,16 @@ OF_AVERAGE = f"Of the moving average of the weights, BatchNorm statistics comput
 
 
 def _panel(of: str, metric: str, y_label: str, title: str, figure: str, factor: float = 1.0) -> PointsPanel:
+    if of == AVERAGE:
+        rows = along(functools.partial(curves, of=of, metric=metric), factor=factor, bars="paired")
+    else:
+        rows = against(functools.partial(fine_tuned_lines, metric=metric, factor=factor))
     return PointsPanel(
         slug=f"{metric.replace('/', '-').replace('_', '-')}-{of.removesuffix(' weights')}",
         title=title,
         x_label="epoch",
         y_label=y_label,
-        rows=functools.partial(along_rows, of=of, metric=metric, factor=factor),
+        rows=rows,
         source_figure=figure,
         note=OF_AVERAGE if of == AVERAGE else AT_ITS_EPOCH,
     )
@@ -111,7 +104,7 @@ PANELS = (
         title="Training loss of the noisy runs",
         x_label="epoch",
         y_label="training cross-entropy",
-        rows=loss_rows,
+        rows=along(functools.partial(curves, of=RAW, metric="train/running_loss")),
         log_y=True,
         source_figure="figure 5",
         note="Mean over seeds of an epoch's mean loss.",
@@ -125,7 +118,7 @@ PANELS = (
         title="Norms at the end",
         x_label="learning rate",
         y_label="norm of the weights",
-        rows=norm_rows,
+        rows=against(norm_lines),
         log_x=True,
         source_figure="figure 5",
         note=PAIRED_NOTE,
@@ -137,13 +130,19 @@ PANELS = (
         title="Ensemble of snapshots and average",
         x_label="lr * lam",
         y_label="test error at the end (%)",
-        rows=ensemble_rows,
+        rows=against(ensemble_lines, apart=1),
         log_x=True,
         source_figure="tables 2 and 3",
         note="The points apart on the left belong to a run whose decay has a timescale 1 / (lr lam) as long as the run."
         f" {PAIRED_NOTE}",
     ),
 )
+
+
+def _at_end(results: Results, of: str, metric: str) -> NDArray[np.float64]:
+    """A reading at the end at each learning rate, (R, S)."""
+    size = results.main_size
+    return np.array([value(results, size, key, of, metric) for key in rate_keys(results, size)])
 
 
 def _text(results: Results, values_RS: NDArray[np.float64], form: str) -> str:
@@ -162,15 +161,14 @@ def late_text(results: Results, *, of: str, metric: str) -> str:
 
 def error_text(results: Results, *, of: str) -> str:
     """The test errors at the end."""
-    errors_RS = _at_end(results, rate_keys(results, results.main_size), of, "test/error")
-    return _text(results, 100 * errors_RS, ".1f")
+    return _text(results, 100 * _at_end(results, of, "test/error"), ".1f")
 
 
 def norm_text(results: Results) -> str:
     """The norms at the smallest and the largest learning rate."""
-    keys, words = rate_keys(results, results.main_size), []
+    words = []
     for name, weights in (("SGD", RAW), ("average", AVERAGE), ("fine-tuned", FINE_TUNED)):
-        means_R = _at_end(results, keys, weights, "weight_norm").mean(axis=1)
+        means_R = _at_end(results, weights, "weight_norm").mean(axis=1)
         words.append(f"{name} {means_R.min():.2f} to {means_R.max():.2f}")
     return "; ".join(words)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from numpy.typing import NDArray
 
 from halflife.studies.catalog.curvature.common import rate_keys, rate_of
 from halflife.studies.catalog.curvature.sphere.quantities import (
@@ -20,8 +19,10 @@ from halflife.studies.catalog.curvature.sphere.quantities import (
 )
 from halflife.studies.catalog.images.common import image_run
 from halflife.studies.evidence.claims import AnyPanel, Panel, PointRow, PointsPanel, Published
-from halflife.studies.evidence.optimum import PAIRED_NOTE, paired_rows
+from halflife.studies.evidence.optimum import PAIRED_NOTE
+from halflife.studies.evidence.quantities import Measure, Reading
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rows import Values, against, published_level
 from halflife.studies.evidence.stats import seed_interval
 from halflife.studies.specs.images import ImageBranch
 
@@ -31,26 +32,24 @@ FINE_TUNED, AVERAGE = "fine-tuned", "average"
 LOGARITHMIC = ("jacobian_norm",)
 
 
-def error_rows(results: Results) -> list[PointRow]:
+def error_lines(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
     """Test error after fine-tuning against the large learning rate."""
-    size, keys = results.main_size, rate_keys(results, results.main_size)
-    errors_RS = 100 * end_values(results, size, keys, "test/error")
-    return paired_rows("after fine-tuning", [rate_of(results, key, size) for key in keys], errors_RS)
+    keys = rate_keys(results, size)
+    return {"after fine-tuning": [(rate_of(results, key, size), 100 * Reading(key, "test/error")) for key in keys]}
 
 
-def _probe(results: Results, key: str, metric: str, of: str) -> NDArray[np.float64]:
-    """A probe after fine-tuning, or of the average at the end of the first phase, (S,)."""
-    size = results.main_size
-    return results.read(key, metric, size) if of == FINE_TUNED else of_average(results, key, metric, size)
+def probe(of: str, key: str, metric: str) -> Values:
+    """A probe after fine-tuning, or of the average at the end of the first phase."""
+    return Reading(key, metric) if of == FINE_TUNED else functools.partial(of_average, key=key, metric=metric)
 
 
 def against_rate(results: Results, *, metric: str) -> list[PointRow]:
     """A probe of the fine-tuned weights, and ||J|| of the average before the drop, against the large learning rate."""
-    rows = []
+    rows, size = [], results.main_size
     # The trace of an average at the largest rates has both signs and spans orders of magnitude: no axis shows it.
     for series in (FINE_TUNED,) if metric == "hessian_trace" else (FINE_TUNED, AVERAGE):
-        for key in rate_keys(results, results.main_size):
-            lr, values_S = rate_of(results, key, results.main_size), _probe(results, key, metric, series)
+        for key in rate_keys(results, size):
+            lr, values_S = rate_of(results, key, size), probe(series, key, metric)(results, size)
             # A trace of unfitted weights may be negative; ||J|| is not.
             interval = seed_interval(np.log(values_S)).exp() if metric in LOGARITHMIC else seed_interval(values_S)
             rows.append(PointRow(series=series, x=lr, y=interval.estimate, style="line"))
@@ -58,26 +57,19 @@ def against_rate(results: Results, *, metric: str) -> list[PointRow]:
     return rows
 
 
-def along_the_run(results: Results, *, metric: str, of: str) -> list[PointRow]:
+def lines_along(results: Results, size: int, *, metric: str, of: str) -> dict[str, list[tuple[float, Values]]]:
     """A probe at several epochs of the large-rate phase, of the average there or of what is fine-tuned from there."""
-    size, rows = results.main_size, []
+    lines: dict[str, list[tuple[float, Values]]] = {}
     for key in drawn_keys(results, size):
         spec = image_run(results, key, size)
-        found: list[tuple[int, NDArray[np.float64]]] = []
+        line = lines[f"lr {spec.lr:g}"] = []
         for branch_key in branch_keys(results, key, size):
             branch = results.spec(branch_key, size)
             assert isinstance(branch, ImageBranch)
-            if of == FINE_TUNED:
-                found.append((branch.at, results.read(branch_key, metric, size)))
-            else:
-                found.append((branch.at, of_average(results, key, metric, size, branch.at)))
-        found.append((spec.drop_epoch, _probe(results, key, metric, of)))
-        for epoch, values_S in found:
-            # Means and ranges over seeds, so that a logarithmic axis never meets an interval below 0.
-            low, mid, high = values_S.min(), values_S.mean(), values_S.max()
-            rows.append(PointRow(series=f"lr {spec.lr:g}", x=epoch, y=mid, style="line"))
-            rows.append(PointRow(series=f"lr {spec.lr:g}", x=epoch, y=mid, low=low, high=high))
-    return rows
+            average = functools.partial(of_average, key=key, metric=metric, epoch=branch.at)
+            line.append((branch.at, Reading(branch_key, metric) if of == FINE_TUNED else average))
+        line.append((spec.drop_epoch, probe(of, key, metric)))
+    return lines
 
 
 def errors_beside(results: Results) -> str:
@@ -85,19 +77,6 @@ def errors_beside(results: Results) -> str:
     size, keys = results.main_size, rate_keys(results, results.main_size)
     errors_R = 100 * end_values(results, size, keys, "test/error").mean(axis=1)
     return ", ".join(f"{rate_of(results, key, size):g}: {error:.2f}" for key, error in zip(keys, errors_R, strict=True))
-
-
-def plateaus_beside(results: Results) -> str:
-    """Training losses before the drop, at the learning rates whose curves are shown."""
-    keys = drawn_keys(results, results.main_size)
-    return " / ".join(f"{plateau_of(results, key, results.main_size).mean():.2f}" for key in keys)
-
-
-def traces_beside(results: Results) -> str:
-    """Traces of the Hessian after fine-tuning, at the learning rates whose curves are shown."""
-    keys = drawn_keys(results, results.main_size)
-    traces_R = end_values(results, results.main_size, keys, "hessian_trace").mean(axis=1)
-    return " / ".join(f"{trace:.2g}" for trace in traces_R)
 
 
 _DRAWN = tuple(f"lr-drawn-{rank}" for rank in range(3))  # that of the lowest error and two above, as the paper draws
@@ -112,7 +91,8 @@ def _along(slug: str, title: str, y_label: str, metric: str, of: str) -> PointsP
         title=title,
         x_label="epoch of the large-rate phase",
         y_label=y_label,
-        rows=functools.partial(along_the_run, metric=metric, of=of),
+        # Ranges, so that a logarithmic axis never meets an interval below 0.
+        rows=against(functools.partial(lines_along, metric=metric, of=of), bars="range"),
         log_y=metric in LOGARITHMIC,
         source_figure="figure 15",
         note=_ALONG,
@@ -125,7 +105,7 @@ PANELS: tuple[AnyPanel, ...] = (
         title="Test error after fine-tuning against the large learning rate",
         x_label="learning rate of the first phase",
         y_label="test error (%)",
-        rows=error_rows,
+        rows=against(error_lines),
         log_x=True,
         source_figure="figure 15",
         note=PAIRED_NOTE,
@@ -187,13 +167,13 @@ PUBLISHED = (
         published="0.55 / 1.1 / 1.5",
         where="figure 15, lr 1e-3 / 3e-3 / 5e-3",
         how="fig-read",
-        ours=plateaus_beside,
+        ours=published_level(*(functools.partial(plateau_of, key=key) for key in _DRAWN), form=".2f", interval=False),
     ),
     Published(
         quantity="trace of the Hessian after fine-tuning, the same learning rates",
         published="5e4 / 14e4 / 27e4",
         where="figure 15, lr 1e-3 / 3e-3 / 5e-3",
         how="fig-read",
-        ours=traces_beside,
+        ours=published_level(*(Reading(key, "hessian_trace") for key in _DRAWN), form=".2g", interval=False),
     ),
 )

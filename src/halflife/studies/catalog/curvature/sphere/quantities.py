@@ -52,13 +52,13 @@ def end_values(results: Results, size: int, keys: Sequence[str], metric: str) ->
     return np.array([results.read(key, metric, size) for key in keys])
 
 
-def of_average(results: Results, key: str, metric: str, size: int, epoch: int | None = None) -> NDArray[np.float64]:
+def of_average(results: Results, size: int, *, key: str, metric: str, epoch: int | None = None) -> NDArray[np.float64]:
     """A reading of the moving average at an epoch (``None``: the last one of the first phase), (S,)."""
     spec = image_run(results, key, size)
     return results.read(key, f"ema-{spec.ema[0]:g}/{metric}", size, epoch=epoch or spec.drop_epoch)
 
 
-def plateau_of(results: Results, key: str, size: int) -> NDArray[np.float64]:
+def plateau_of(results: Results, size: int, *, key: str) -> NDArray[np.float64]:
     """The mean training loss of an epoch over the second half of the first phase, (S,)."""
     drop = image_run(results, key, size).drop_epoch
     series = results.series(key, "train/running_loss", size)
@@ -68,15 +68,19 @@ def plateau_of(results: Results, key: str, size: int) -> NDArray[np.float64]:
 def plateau_exponent(results: Results, size: int) -> NDArray[np.float64]:
     """The exponent of the training loss before the drop in the learning rate, (S,)."""
     keys = drawn_keys(results, size)
-    return exponents(results, size, keys, np.array([plateau_of(results, key, size) for key in keys]))
+    return exponents(results, size, keys, np.array([plateau_of(results, size, key=key) for key in keys]))
 
 
 def average_exponent(results: Results, size: int, *, scaled: bool) -> NDArray[np.float64]:
     """The exponent of the average's ||J|| in the learning rate, of the average as it is or scaled to the sphere, (S,)."""
     keys, found = drawn_keys(results, size), []
     for key in keys:
-        norm_S = of_average(results, key, "weight_norm", size) / image_run(results, key, size).sphere if scaled else 1.0
-        found.append(of_average(results, key, "jacobian_norm", size) * norm_S)
+        norm_S = (
+            of_average(results, size, key=key, metric="weight_norm") / image_run(results, key, size).sphere
+            if scaled
+            else 1.0
+        )
+        found.append(of_average(results, size, key=key, metric="jacobian_norm") * norm_S)
     return exponents(results, size, keys, np.array(found))
 
 
@@ -118,7 +122,7 @@ def plateau_at_twice_the_radius(key: str) -> Quantity:
     """How training losses differ."""
 
     def ratio(results: Results, size: int) -> NDArray[np.float64]:
-        return plateau_of(results, key, size) / plateau_of(results, same_of(key), size)
+        return plateau_of(results, size, key=key) / plateau_of(results, size, key=same_of(key))
 
     name = "training loss before the drop at twice the radius and four times the learning rate, over that without"
     return Quantity(name=name, values=ratio, unit="x", log=True)
@@ -131,7 +135,7 @@ def plateau_of_nearest(key: str) -> Quantity:
         lr = rate_of(results, key, size)
         nearest = min(rate_keys(results, size), key=lambda arm: abs(np.log(rate_of(results, arm, size) / lr)))
         found_S: NDArray[np.float64] = np.log(
-            plateau_of(results, nearest, size) / plateau_of(results, same_of(key), size)
+            plateau_of(results, size, key=nearest) / plateau_of(results, size, key=same_of(key))
         )
         return found_S
 

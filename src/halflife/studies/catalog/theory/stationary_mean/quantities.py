@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +30,13 @@ __all__ = [
     "SPARSE",
     "Values",
     "as_written",
-    "at_rest",
     "batch_ratio",
     "each",
     "fitted_c",
     "fitted_c_of_mean_slope",
     "inside_grid",
     "predicted",
+    "premises",
     "trace_over_jacobian",
     "weights_apart",
 ]
@@ -68,20 +67,16 @@ LARGEST_GRADIENT = 1e-5  # at a minimum
 Values = Callable[..., NDArray[np.float64]]
 
 
-def each(name: str, keys: Sequence[str], values: Values, *, unit: str = "x", **more: Any) -> Each:
-    """A positive quantity of each of several arms; ``values`` takes the results, a size and the arm's key."""
-    quantities = [
-        Quantity(
-            name=f"{name}: {LABELS[key]}",
-            values=functools.partial(values, key=key, **more),
-            unit=unit,
-            log=True,
-        )
+def each(name: str, keys: Sequence[str], values: Values, *, unit: str = "x") -> Each | Quantity:
+    """A positive quantity of each of some arms; ``values`` takes the results, a size and the arm's key."""
+    quantities = tuple(
+        Quantity(name=f"{name}: {LABELS[key]}", values=functools.partial(values, key=key), unit=unit, log=True)
         for key in keys
-    ]
-    return Each(
-        name=f"{name}, in each of {'; '.join(LABELS[key] for key in keys)}", quantities=tuple(quantities), unit=unit
     )
+    if len(keys) == 1:
+        return quantities[0]
+    said = "; ".join(LABELS[key] for key in keys)
+    return Each(name=f"{name}, in each of {said}", quantities=quantities, unit=unit)
 
 
 def _first_problem(results: Results, size: int, *, keys: Sequence[str], problem: Callable[..., str]) -> str:
@@ -103,17 +98,19 @@ def _edge_of(results: Results, size: int, key: str, regularizer: str = "jacobian
     return "a seed's fitted c is 0 or the largest of its grid" if at_edge else ""
 
 
-def at_rest(keys: Sequence[str]) -> tuple[Premise, ...]:
-    """What every claim rests on: the mean is stationary, and the minima that it is compared with are minima."""
+def premises(keys: Sequence[str]) -> tuple[Premise, ...]:
+    """What every claim rests on, in every arm: the mean is at rest, minima are minima, and the grid holds the c that fits."""
     return (
         Premise(
-            f"the mean moves by at most {MOVED:g} of the distance without a regularizer between the halves of the time",
+            f"in every arm the mean moves by at most {MOVED:g} of the distance without a regularizer between the halves of the"
+            " time",
             functools.partial(_first_problem, keys=keys, problem=_moves),
         ),
         Premise(
-            f"the gradient at each minimum is at most {LARGEST_GRADIENT:g}",
+            f"in every arm the gradient at each minimum is at most {LARGEST_GRADIENT:g}",
             functools.partial(_first_problem, keys=keys, problem=_not_minimal),
         ),
+        inside_grid(keys),
     )
 
 
@@ -121,7 +118,7 @@ def inside_grid(keys: Sequence[str], regularizer: str = "jacobian") -> Premise:
     """What a fitted prefactor rests on."""
     of = "" if regularizer == "jacobian" else " of the trace of the Hessian"
     return Premise(
-        f"the fitted c{of} is neither 0 nor the largest of its grid in any seed",
+        f"in no arm and seed the fitted c{of} is 0 or the largest of its grid",
         functools.partial(_first_problem, keys=keys, problem=functools.partial(_edge_of, regularizer=regularizer)),
     )
 

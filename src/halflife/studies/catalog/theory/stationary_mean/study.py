@@ -38,12 +38,12 @@ from halflife.studies.catalog.theory.stationary_mean.quantities import (
     NOISY_NETS,
     SPARSE,
     as_written,
-    at_rest,
     batch_ratio,
     each,
     fitted_c,
     inside_grid,
     predicted,
+    premises,
     trace_over_jacobian,
     weights_apart,
 )
@@ -210,16 +210,14 @@ def _claims(
                 predicted,
             ),
             below(EXPLAINS),
-            *at_rest(spread),
-            inside_grid(spread),
+            *premises(spread),
         ),
         _claim(
             f"prefactor{group}",
             f"{models}: the prefactor is lr / B times the variance of the noise, c = {CONJECTURED:g}.",
             each(FITS, keys, fitted_c, unit=""),
             within_factor(CONJECTURED_FACTOR, around=CONJECTURED),
-            *at_rest(keys),
-            inside_grid(keys),
+            *premises(keys),
         ),
         _claim(
             f"as-written{group}",
@@ -230,7 +228,7 @@ def _claims(
                 as_written,
             ),
             below(1),
-            *at_rest(keys),
+            *premises(keys),
         ),
         _claim(
             f"quarter{group}",
@@ -238,8 +236,7 @@ def _claims(
             " SGD with label noise says for small learning rates.",
             each(FITS, noisy, fitted_c, unit=""),
             within_factor(factor, around=THEORY),
-            *at_rest(noisy),
-            inside_grid(noisy),
+            *premises(noisy),
         ),
         _claim(
             f"regularizer{group}",
@@ -251,8 +248,7 @@ def _claims(
                 trace_over_jacobian,
             ),
             above(1),
-            *at_rest(differ),
-            inside_grid(differ),
+            *premises(differ),
             inside_grid(differ, "hessian"),
         ),
         _claim(
@@ -265,7 +261,7 @@ def _claims(
                 weights_apart,
             ),
             below(STANDS),
-            *at_rest(spread),
+            *premises(spread),
         ),
     )
 
@@ -290,8 +286,7 @@ CLAIMS = (
             log=True,
         ),
         within_factor(BATCH_FACTOR),
-        *at_rest(BATCHES),
-        inside_grid(BATCHES),
+        *premises(BATCHES),
     ),
     *_claims(
         "-net",
