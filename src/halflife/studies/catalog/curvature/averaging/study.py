@@ -130,6 +130,26 @@ def apart(key: str) -> Quantity:
     return Quantity(name=APART, values=functools.partial(total_variation, key=key), log=True)
 
 
+AS_GOOD = Quantity(
+    name="test error of the average - that after fine-tuning, at the end, mean over learning rates",
+    values=difference(AVERAGE, FINE_TUNED),
+    unit="points",
+)
+OVER_ALL = Quantity(
+    name="rank correlation of Tr(H) and test error of the fine-tuned weights, over all learning rates and kept epochs",
+    values=mirrors_over_all,
+)
+WITHIN_RUNS = Quantity(
+    name="correlation of Tr(H) and test error of the fine-tuned weights over the kept epochs of a run, mean over learning"
+    " rates",
+    values=mirrors_within_runs,
+)
+GAP_SLOW = Quantity(
+    name=f"({GAP}), where decay is slow - its mean over the learning rates of the grid",
+    values=difference(AVERAGE, ENSEMBLE, (SLOW,)) - difference(AVERAGE, ENSEMBLE),
+    unit="points",
+)
+
 CLAIMS = (
     Claim(
         key="average",
@@ -145,18 +165,7 @@ CLAIMS = (
     Claim(
         key="as-good",
         text="The average, which needs no further training, is at least as good as fine-tuning.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="test error of the average - that after fine-tuning, at the end, mean over learning rates",
-                        values=difference(AVERAGE, FINE_TUNED),
-                        unit="points",
-                    ),
-                    below(WORSE_MARGIN),
-                ),
-            )
-        ),
+        rule=Rule(parts=((AS_GOOD, below(WORSE_MARGIN)),)),
     ),
     Claim(
         key="plateau",
@@ -201,34 +210,12 @@ CLAIMS = (
         key="mirrors",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error, over learning rates and epochs"
         " (the first version of the paper).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="rank correlation of Tr(H) and test error of the fine-tuned weights, over all learning rates and"
-                        " kept epochs",
-                        values=mirrors_over_all,
-                    ),
-                    above(MIRROR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((OVER_ALL, above(MIRROR)),)),
     ),
     Claim(
         key="mirrors-along",
         text="The trace of the Hessian of the fine-tuned weights mirrors their test error along a single run, too.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="correlation of Tr(H) and test error of the fine-tuned weights over the kept epochs of a run,"
-                        " mean over learning rates",
-                        values=mirrors_within_runs,
-                    ),
-                    above(MIRROR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((WITHIN_RUNS, above(MIRROR)),)),
     ),
     Claim(
         key="norms",
@@ -251,18 +238,7 @@ CLAIMS = (
         key="ensemble-slow",
         text="Where the timescale of decay is as long as the run, the average of the weights is worse than the ensemble of"
         " snapshots by more (the paper's tables, not its words).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name=f"({GAP}), where decay is slow - its mean over the learning rates of the grid",
-                        values=difference(AVERAGE, ENSEMBLE, (SLOW,)) - difference(AVERAGE, ENSEMBLE),
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((GAP_SLOW, above(0)),)),
     ),
 )
 

@@ -69,39 +69,43 @@ def end_exponent(metric: str, name: str) -> Quantity:
     )
 
 
+AGAINST_ENDS = Each(
+    name="test error of the best learning rate inside the grid - that of each end, after fine-tuning",
+    quantities=quantities.against_ends,
+    unit="points",
+)
+PLATEAU = Quantity(
+    name="p of mean training loss ~ lr^p, over the second half of the first phase, at the drawn learning rates",
+    values=quantities.plateau_exponent,
+)
+AT_BOTH = "at twice the radius and four times the learning rate"
+SAME_ERROR = Each(
+    name=f"test error {AT_BOTH} - that without, at each of two learning rates",
+    quantities=at_both(make=quantities.error_at_twice_the_radius),
+    unit="points",
+)
+SAME_PLATEAU = Each(
+    name=f"training loss before the drop {AT_BOTH}, over that without, at each of two learning rates",
+    quantities=at_both(make=quantities.plateau_at_twice_the_radius),
+    unit="x",
+)
+OTHER_PLATEAU = Each(
+    name="logarithm of (training loss before the drop at the smaller radius with the learning rate nearest to the larger one,"
+    " over that with the smaller one)",
+    quantities=at_both(make=quantities.plateau_of_nearest),
+)
+
 CLAIMS = (
     Claim(
         key="u-shape",
         text="After fine-tuning with a small learning rate the test error has its minimum at a large learning rate of the"
         " first phase that is neither the smallest nor the largest.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="test error of the best learning rate inside the grid - that of each end, after fine-tuning",
-                        quantities=quantities.against_ends,
-                        unit="points",
-                    ),
-                    lowered(SMALLEST_EFFECT),
-                ),
-            )
-        ),
+        rule=Rule(parts=((AGAINST_ENDS, lowered(SMALLEST_EFFECT)),)),
     ),
     Claim(
         key="plateau",
         text="Before the drop the training loss stays the higher, the larger the learning rate.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="p of mean training loss ~ lr^p, over the second half of the first phase, at the drawn learning"
-                        " rates",
-                        values=quantities.plateau_exponent,
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((PLATEAU, above(0)),)),
     ),
     Claim(
         key="average-jacobian",
@@ -128,36 +132,8 @@ CLAIMS = (
         text="Check: only lr / radius^2 counts: twice the radius with four times the learning rate is the same run (of the"
         " sphere's geometry, not in the paper; powers of two, so that even roundings are the same).",
         rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="test error at twice the radius and four times the learning rate - that without, at each of two"
-                        " learning rates",
-                        quantities=at_both(make=quantities.error_at_twice_the_radius),
-                        unit="points",
-                    ),
-                    within(SMALLEST_EFFECT),
-                ),
-                (
-                    Each(
-                        name="training loss before the drop at twice the radius and four times the learning rate, over that"
-                        " without, at each of two learning rates",
-                        quantities=at_both(make=quantities.plateau_at_twice_the_radius),
-                        unit="x",
-                    ),
-                    within_factor(SAME_LOSS),
-                ),
-            ),
-            stake=(
-                (
-                    Each(
-                        name="logarithm of (training loss before the drop at the smaller radius with the learning rate nearest"
-                        " to the larger one, over that with the smaller one)",
-                        quantities=at_both(make=quantities.plateau_of_nearest),
-                    ),
-                    exceeds(round(float(np.log(SAME_LOSS)), 4)),
-                ),
-            ),
+            parts=((SAME_ERROR, within(SMALLEST_EFFECT)), (SAME_PLATEAU, within_factor(SAME_LOSS))),
+            stake=((OTHER_PLATEAU, exceeds(round(float(np.log(SAME_LOSS)), 4))),),
         ),
     ),
 )
