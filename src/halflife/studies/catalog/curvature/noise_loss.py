@@ -145,6 +145,12 @@ def late_over_early(results: Results, size: int, *, arm: str) -> NDArray[np.floa
     return np.asarray(np.exp(np.subtract(after_S, before_S)))
 
 
+LARGEST = Quantity(
+    name="largest noise over ||J||^2 L of any reading, with and without decay",
+    values=largest_per_loss,
+    unit="x",
+    log=True,
+)
 # ||J||^2 is a mean over examples and M^2 the largest of them: a ratio above 1 would not contradict the bound.
 BELOW_ONE = dataclasses.replace(below(1), words_if_fails="", fails=())
 
@@ -176,19 +182,7 @@ CLAIMS = (
     Claim(
         key="bound",
         text="The noise is at most M^2 L, M the largest Jacobian norm.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="largest noise over ||J||^2 L of any reading, with and without decay",
-                        values=largest_per_loss,
-                        unit="x",
-                        log=True,
-                    ),
-                    BELOW_ONE,
-                ),
-            )
-        ),
+        rule=Rule(parts=((LARGEST, BELOW_ONE),)),
     ),
     _slope_claim("early", "While the loss is large the noise is proportional to it along a run.", EARLY, 1.0),
     _slope_claim(

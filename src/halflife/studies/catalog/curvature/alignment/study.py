@@ -54,6 +54,12 @@ CLOSER = Quantity(
     values=reading(FIRST, "gauss-newton-covariance") - reading(FIRST, "hessian-covariance"),
 )
 
+AT_END = cosines("each of the three nets", MODELS, "hessian-covariance", late=True)
+AT_END_NOISY = cosines("each net with random labels", tuple(map(noisy, MODELS)), "hessian-covariance", late=True)
+EIGENVALUES = f"the {TOP} largest eigenvalues with and without decoupling"
+IN_SUM = spectra(f"sum |difference| / sum of {EIGENVALUES}, at the end", shape=False)
+IN_SHAPE = spectra(f"mean factor between {EIGENVALUES}, rank by rank, at the end", shape=True)
+
 CLAIMS = (
     Claim(
         key="gauss-newton",
@@ -95,9 +101,7 @@ CLAIMS = (
     Claim(
         key="at-end",
         text="Covariance and Hessian are still aligned at the end of training (our claim).",
-        rule=Rule(
-            parts=((cosines("each of the three nets", MODELS, "hessian-covariance", late=True), above(ALIGNED)),)
-        ),
+        rule=Rule(parts=((AT_END, above(ALIGNED)),)),
     ),
     Claim(
         key="label-noise",
@@ -107,52 +111,19 @@ CLAIMS = (
     Claim(
         key="label-noise-match",
         text="With label noise covariance and Hessian match.",
-        rule=Rule(
-            parts=(
-                (
-                    cosines(
-                        "each of the three nets with random labels",
-                        tuple(map(noisy, MODELS)),
-                        "hessian-covariance",
-                        late=True,
-                    ),
-                    above(CLOSELY),
-                ),
-            )
-        ),
+        rule=Rule(parts=((AT_END_NOISY, above(CLOSELY)),)),
     ),
     Claim(
         key="spectra",
         text="The spectra of the covariance with and without the decoupling approximation overlap: their eigenvalues are the"
         " same.",
-        rule=Rule(
-            parts=(
-                (
-                    spectra(
-                        f"sum |difference| / sum of the {TOP} largest eigenvalues with and without decoupling, at the end",
-                        shape=False,
-                    ),
-                    below(SPECTRAL_SUM),
-                ),
-            )
-        ),
+        rule=Rule(parts=((IN_SUM, below(SPECTRAL_SUM)),)),
     ),
     Claim(
         key="spectra-log",
         text="The spectra of the covariance with and without the decoupling approximation overlap on a logarithmic axis, as the"
         " paper draws them.",
-        rule=Rule(
-            parts=(
-                (
-                    spectra(
-                        f"mean factor between the {TOP} largest eigenvalues with and without decoupling, rank by rank, at the"
-                        " end",
-                        shape=True,
-                    ),
-                    below(SPECTRAL_FACTOR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((IN_SHAPE, below(SPECTRAL_FACTOR)),)),
     ),
 )
 

@@ -111,83 +111,53 @@ def _ranks(metric: str) -> Claim:
 
 LARGE = _nats("validation loss after the branch with strong decay - without, large rate", change_after("large"))
 
+GAP = _nats(
+    "gap (validation - training loss) after the branch with strong decay - without, large rate",
+    gap_after("strong") - gap_after("none"),
+)
+LAST = {lam: Reading(key_of("large", lam), "train/loss", step=end) for lam in ("none", "strong")}
+LEVEL = Quantity(
+    name="training loss at the end of the run, with strong decay over without, large rate",
+    values=LAST["strong"] / LAST["none"],
+    unit="x",
+    log=True,
+)
+FALL = Quantity(
+    name="fall of the log training loss over the second half of the run without decay - twice that with strong decay, large"
+    " rate",
+    values=fall_contrast,
+)
+STOPPED = _nats(
+    "lowest validation loss at any evaluation of a run or after its branch, best rate and lam > 0 - best rate without decay",
+    BestStop(LAMS[1:]) - BestStop(LAMS[:1]),
+)
+CONTRAST = _nats(
+    "effect of strong decay on the validation loss after the branch at the small rate - half of that at the large one",
+    change_after("small") - 0.5 * change_after("large"),
+)
+
 CLAIMS = (
     Claim(
         key="plateau",
         text="With a large rate and decay the training loss of a transformer stays on a plateau; without decay it goes on"
         " falling.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="training loss at the end of the run, with strong decay over without, large rate",
-                        values=Reading(key_of("large", "strong"), "train/loss", step=end)
-                        / Reading(key_of("large", "none"), "train/loss", step=end),
-                        unit="x",
-                        log=True,
-                    ),
-                    above(PLATEAU_LEVEL),
-                ),
-                (
-                    Quantity(
-                        name="fall of the log training loss over the second half of the run without decay - twice that with"
-                        " strong decay, large rate",
-                        values=fall_contrast,
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((LEVEL, above(PLATEAU_LEVEL)), (FALL, above(0)))),
     ),
     Claim(
         key="generalizes",
         text="After the branch from the large rate, decay leaves a lower validation loss and a smaller generalization gap.",
-        rule=Rule(
-            parts=(
-                (LARGE, lowered(SMALLEST_EFFECT)),
-                (
-                    _nats(
-                        "gap (validation - training loss) after the branch with strong decay - without, large rate",
-                        gap_after("strong") - gap_after("none"),
-                    ),
-                    below(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((LARGE, lowered(SMALLEST_EFFECT)), (GAP, below(0)))),
     ),
     Claim(
         key="early",
         text="Decay gains also against stopping early: best step, rate and lam against best step and rate without decay"
         " (our claim).",
-        rule=Rule(
-            parts=(
-                (
-                    _nats(
-                        "lowest validation loss at any evaluation of a run or after its branch, best rate and lam > 0 - best"
-                        " rate without decay",
-                        BestStop(LAMS[1:]) - BestStop(LAMS[:1]),
-                    ),
-                    lowered(SMALLEST_EFFECT),
-                ),
-            )
-        ),
+        rule=Rule(parts=((STOPPED, lowered(SMALLEST_EFFECT)),)),
     ),
     Claim(
         key="small-rate",
         text="At the small rate decay does not lower the validation loss of a transformer, or much less than at the large one.",
-        rule=Rule(
-            parts=(
-                (
-                    _nats(
-                        "effect of strong decay on the validation loss after the branch at the small rate - half of that at"
-                        " the large one",
-                        change_after("small") - 0.5 * change_after("large"),
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((LARGE, below(0)),),
-        ),
+        rule=Rule(parts=((CONTRAST, above(0)),), given=((LARGE, below(0)),)),
     ),
     *(claim for metric in NAMES for where in WHERE for claim in _smaller_by(metric, where)),
     *map(_ranks, NAMES),
