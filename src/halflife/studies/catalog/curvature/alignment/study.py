@@ -2,13 +2,14 @@
 
 Source: D'Angelo, Andriushchenko, Varre, Flammarion, "Why Do We Need Weight Decay in Modern Deep Learning?" (NeurIPS
 2024, arXiv 2310.04415), figure 13 (a scale-invariant ResNet after one epoch) and figures 16 to 18 (spectra of the
-covariance with and without the decoupling approximation, which are said to overlap; the bounds of claims h are ours).
-Claims e to g are ours, after an observation from the authors' slides: label noise makes the covariance match the Hessian.
+covariance with and without the decoupling approximation, which are said to overlap; the bounds are ours). The claims
+other-nets, at-end, label-noise and label-noise-match are ours, the last two after an observation from the authors' slides:
+label noise makes the covariance match the Hessian.
 
 The rules were written before any run; the laptop preset's number of seeds was raised from four to five after verdicts on
 four had been seen. On seed 1000 the scale-invariant net (14 x 14 and 7 x 7), the MLP, and the ResNet with random labels
-were run for their cost; 7 x 7 was taken because it is cheaper. lr * steps of the first epoch,
-0.05 * 40, is that of the paper, 0.005 * 391.
+were run for their cost; 7 x 7 was taken because it is cheaper. lr * steps of the first epoch, 0.05 * 40, is that of the
+paper, 0.005 * 391.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Two ways to take the mean of a noisy run: the moving average of its weights, and fine-tuning with a tiny learning rate.
 
 Source: D'Angelo, Andriushchenko, Varre, Flammarion, "Why Do We Need Weight Decay in Modern Deep Learning?" (NeurIPS
-2024, arXiv 2310.04415), figures 5 and 14, tables 2 and 3, and figure 3 of the first version. Claims e and f are what the
-paper itself names as a contradiction to its conjecture: fine-tuned weights rank the learning rates the other way round
-than averages do. The paper's tables 2 and 3 speak of a strong agreement of ensemble and average; claim j-unmixed is about
-the cells where they show gaps of up to 6 points.
+2024, arXiv 2310.04415), figures 5 and 14, tables 2 and 3, and figure 3 of the first version. The claims fine-tuned-jacobian
+and fine-tuned-trace are what the paper itself names as a contradiction to its conjecture: fine-tuned weights rank the
+learning rates the other way round than averages do. The paper's tables 2 and 3 speak of a strong agreement of ensemble and
+average; claim ensemble-slow is about the cells where they show gaps of up to 6 points.
 
 The rules were written before any run of the presets' seeds; the laptop preset's number of seeds was raised from three to
 five after verdicts on fewer had been seen. Explored on seed 1000, with training losses, test errors
