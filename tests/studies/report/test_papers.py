@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import re
 import shutil
@@ -20,16 +19,10 @@ from halflife.studies.report.pages.page import render_paper
 from halflife.studies.report.pages.sections import section_of
 from halflife.studies.report.pages.tables import verdict_rows
 from halflife.studies.store.store import Store
+from tests.studies.report.test_report import text_of
 from tests.studies.synthetic import make_store
 
 WHY, SCHEDULING, EARLY = PAPERS
-
-
-def text_of(page: str) -> str:
-    """The page's words, without tags and scripts, with plain signs."""
-    body = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
-    words = html.unescape(re.sub(r"<[^>]+>", "", body))
-    return re.sub(r"\s+", " ", words.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " "))
 
 
 def results_in(store: Store) -> list[StudyResults]:
@@ -149,7 +142,7 @@ def test_a_step_has_words_verdicts_numbers_figures_and_how_it_was_run(store: Sto
         assert row["reason"][1:] in words
         assert row["rows"]
         for part in row["rows"]:
-            assert f"{part['quantity']}{part['effect']}{part['test']}" in words.replace("> ", "")
+            assert f"{part['quantity']}{part['effect']}{part['test']}" in words
     for published in step.study.published:
         assert f"{published.published} (read off the figure)" in words
         assert published.ours(step.results) in words

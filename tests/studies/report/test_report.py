@@ -53,11 +53,14 @@ def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+SIGNS = str.maketrans({"\N{MINUS SIGN}": "-", "\N{PLUS-MINUS SIGN}": "+-", "\N{NO-BREAK SPACE}": " "})
+
+
 def text_of(page: str) -> str:
     """The page's words, without tags and scripts, with plain signs."""
     body = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
     words = html.unescape(re.sub(r"<[^>]+>", "", body))
-    return re.sub(r"\s+", " ", words.replace("\N{MINUS SIGN}", "-").replace("\N{NO-BREAK SPACE}", " "))
+    return re.sub(r"\s+", " ", words.translate(SIGNS))
 
 
 class Tags(HTMLParser):

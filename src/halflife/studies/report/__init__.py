@@ -19,7 +19,7 @@ from halflife.studies.store.store import Store
 if TYPE_CHECKING:
     from halflife.studies.report.pages.page import Problem
 
-__all__ = ["build_report"]
+__all__ = ["build_report", "report_folder"]
 
 FORMATS = ("html", "svg", "pdf")
 FOLDER = "halflife-report"
@@ -71,14 +71,14 @@ def build_report(
     results = _results(store, names, studies, trouble)
     contents: dict[str, str | bytes] = {}
     if fmt == "html":
-        path = out or _folder(store) / "report.html"
+        path = out or report_folder(store) / "report.html"
         path = path / "report.html" if path.is_dir() else path
         folder = path.parent
         contents = _pages(results, names, path.name, problems, trouble)
     else:
         from halflife.studies.report.files import render_files
 
-        folder = out or _folder(store) / "figures"
+        folder = out or report_folder(store) / "figures"
         for one in results:
             try:
                 with explained(one.study):
@@ -93,7 +93,7 @@ def build_report(
     return [folder / name for name in contents]
 
 
-def _folder(store: Store) -> Path:
+def report_folder(store: Store) -> Path:
     """Where a report is written by default: into the store, and of archives, which are for reading, into a folder here."""
     return Path(FOLDER) if isinstance(store, ArchivedStore) else store.path
 

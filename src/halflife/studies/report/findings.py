@@ -297,14 +297,14 @@ class Facts:
 
     def _value(self, words: str) -> str:
         study, preset, key, role, number, field = _parsed(words)
+        if field == "link":
+            return self.name_link(study, STUDIES[study].title)
         results = self._many.get((study, preset or (self._best[study].preset_name if study in self._best else "")))
         if results is None:
             return ABSENT
         found, verdicts = results
         if field == "scale":
             return scale_of(found)
-        if field == "link":
-            return self.name_link(study, STUDIES[study].title)
         verdict = verdicts[key]
         finding = verdict.finding
         mark = f"[{SYMBOLS[finding.outcome]} {finding.outcome}]({self._link(study, found.preset_name, key)})"

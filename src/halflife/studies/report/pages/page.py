@@ -14,6 +14,7 @@ import vl_convert
 
 from halflife import __version__
 from halflife.studies.catalog.papers import Paper
+from halflife.studies.evidence.stats import NOT_COVERED
 from halflife.studies.report.figures.beside import HEADER
 from halflife.studies.report.figures.fields import sentence_start
 from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
@@ -175,7 +176,9 @@ def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
     environment.filters["address"] = _address
     environment.filters["sentence"] = _sentence
     # Macros that are imported see globals, and not the values of the page.
-    environment.globals |= {"symbols": SYMBOLS, "roles": ROLES, "part_marks": MARKS, "beside_header": HEADER}
+    environment.globals |= {
+        "symbols": SYMBOLS, "roles": ROLES, "part_marks": MARKS, "beside_header": HEADER, "not_covered": NOT_COVERED,
+    }  # fmt: skip
     return environment.get_template(template).render(
         version=__version__,
         config=chart_config(PAGE_COLOURS, PAGE_FONT),

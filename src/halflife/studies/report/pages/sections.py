@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from halflife.studies.evidence.claims import Verdict
+from halflife.studies.evidence.history import fixed_before_runs
+from halflife.studies.evidence.multiplicity import Multiplicity, multiplicity_of
 from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_rows
@@ -17,7 +20,7 @@ from halflife.studies.report.pages.provenance import banners, provenance_of
 from halflife.studies.report.pages.scale import scale_of
 from halflife.studies.report.pages.tables import SYMBOLS, verdict_rows
 
-__all__ = ["counts_of", "not_drawn", "section_of", "study_file"]
+__all__ = ["counts_of", "fixed_words", "not_drawn", "section_of", "study_file"]
 
 
 def study_file(study: str, preset: str) -> str:
@@ -37,7 +40,11 @@ def section_of(results: StudyResults) -> dict[str, Any]:
     study = results.study
     name = f"{study.name}-{results.preset_name}"
     verdicts = results.verdicts()
-    rows = verdict_rows(verdicts)
+    many = multiplicity_of(verdicts)
+    rows = [
+        _with_history(row, verdict, results, many)
+        for row, verdict in zip(verdict_rows(verdicts), verdicts, strict=True)
+    ]
     ladder = ladder_figure(results, verdicts)
     figures = [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)]
     named = [item for item in figures if item["figure"].slug in study.doc_panels]
@@ -52,6 +59,8 @@ def section_of(results: StudyResults) -> dict[str, Any]:
         "banners": banners(results),
         "summary": counts_of(rows),
         "rows": rows,
+        "multiplicity": many.words if many.num_decided else "",
+        "fixed": fixed_words(results),
         "marks": _marks(rows),
         "beside": beside_rows(results),
         "not_drawn": not_drawn(results, study.panels),
@@ -60,6 +69,33 @@ def section_of(results: StudyResults) -> dict[str, Any]:
         "ladder": _figure(f"{name}-ladder", ladder) if ladder else None,
         "run": provenance_of(results),
     }
+
+
+def _with_history(row: dict[str, Any], verdict: Verdict, results: StudyResults, many: Multiplicity) -> dict[str, Any]:
+    """A verdict's row with what was fixed when, and whether the decision stands beside the others."""
+    name = (verdict.study, verdict.claim.key)
+    decided = verdict.finding.outcome in {"reproduced", "not reproduced"}
+    adjusted = many.adjusted.get(name)
+    return row | {
+        "fixed": fixed_before_runs(results.manifest, verdict.claim),
+        "falls": decided and name not in many.stand,
+        "adjusted": None if adjusted is None else f"{adjusted:.2g}",
+    }
+
+
+def fixed_words(results: StudyResults) -> str:
+    """When claims and rules were fixed, as far as the manifest knows.
+
+    Returns:
+        A sentence.
+    """
+    claims = results.study.claims
+    if not results.manifest.get("claims"):
+        return "These runs are older than the record of claims, so this page does not know when the rules were fixed."
+    fixed = sum(fixed_before_runs(results.manifest, claim) for claim in claims)
+    if fixed == len(claims):
+        return "All claims and rules were recorded before the first run was finished, and are the same since."
+    return f"{fixed} of {len(claims)} claims and rules were recorded before the first run was finished, and are the same since."
 
 
 def counts_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
