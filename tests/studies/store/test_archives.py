@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import lzma
 import shutil
@@ -22,18 +21,12 @@ from halflife.studies.store import archives
 from halflife.studies.store.archives import ArchivedStore, holds_archives
 from halflife.studies.store.store import Store
 from tests.studies.synthetic import make_store
-
-ROOT = Path(__file__).parents[3]
+from tests.studies.tools import load_tool
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("results")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,10 +31,10 @@ from halflife.studies.runner.plan import make_plan
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.specs import ImageRun, RunSpec, TextBranch, TextReplay, TextRun
 from halflife.studies.specs.images import fine_tune_branch
+from halflife.studies.store.archives import ArchivedStore
 from halflife.studies.store.files import LARGEST_JSON, read_object, write_whole
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import LARGEST_READINGS, Store
-from tests import ROOT
 from tests.studies.lab.text_runs import MLP, write_corpus
 from tests.studies.synthetic import make_store
 
@@ -333,18 +331,7 @@ def test_a_sidecar_that_is_nested_too_deeply_is_refused(tmp_path: Path, monkeypa
 # ---- archives
 
 
-@pytest.fixture
-def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """``tools/results.py`` with a folder of archives of its own."""
-    path = ROOT / "tools" / "results.py"
-    description = importlib.util.spec_from_file_location("results_tool_of_others", path)
-    assert description is not None
-    assert description.loader is not None
-    module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    (tmp_path / "archives").mkdir()
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "archives")
-    return module
+VERSION = b'{"schema": 1}'
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -373,41 +360,28 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     ],
     ids=lambda found: f"{found.name} {found.type!r}",
 )
-def test_an_archive_that_holds_anything_else_is_refused(
-    tool: ModuleType, tmp_path: Path, found: tarfile.TarInfo
-) -> None:
-    with tarfile.open(tmp_path / "archives/a.tar.xz", "w:xz") as archive:
+def test_an_archive_that_holds_anything_else_is_refused(tmp_path: Path, found: tarfile.TarInfo) -> None:
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as archive:
         archive.addfile(member("sheets/a-b.json"))
         archive.addfile(found)
-    with pytest.raises(SystemExit, match=r"is no file of a store, expected what `pack` writes: pack again"):
-        tool.unpack(tmp_path / "store")
-    assert [path.name for path in (tmp_path / "store").rglob("*")] == ["sheets", "a-b.json"]
-    assert not (tmp_path / "outside.json").exists()
+    refused(lambda: ArchivedStore(tmp_path), "a.tar.xz is no whole archive of runs .* is no file of a store")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.xz"]
 
 
 @by_form
-def test_an_archive_is_not_unpickled(
-    marker: Path, tool: ModuleType, tmp_path: Path, form: Callable[[Path], bytes]
-) -> None:
-    path = tmp_path / "archives/a.tar.xz"
+def test_an_archive_is_not_unpickled(marker: Path, tmp_path: Path, form: Callable[[Path], bytes]) -> None:
+    path = tmp_path / "a.tar.xz"
     path.write_bytes(form(marker))
-    with pytest.raises(SystemExit, match=r"a.tar.xz is no whole archive \(.*\): pack it again"):
-        tool.unpack(tmp_path / "store")
+    refused(lambda: ArchivedStore(tmp_path), r"a.tar.xz is no whole archive of runs \(.*\), expected")
     content = form(marker)
     about = member("sheets/stabilization-laptop.json")
     about.size = len(content)
+    version = member("store.json")
+    version.size = len(VERSION)
     with tarfile.open(path, "w:xz") as archive:
+        archive.addfile(version, io.BytesIO(VERSION))
         archive.addfile(about, io.BytesIO(content))
-    refused(lambda: tool.unpack(tmp_path / "store").manifests(), "stabilization-laptop.json is not valid JSON")
-
-
-def test_an_archive_of_our_own_is_unpacked(tool: ModuleType, tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store")
-    tool.pack(store.path, tmp_path / "archives")
-    again: Store = tool.unpack(tmp_path / "again")
-    assert again.manifests() == store.manifests()
-    ours, theirs = ({p.relative_to(s.path): p.read_bytes() for p in s.path.rglob("*.json*")} for s in (store, again))
-    assert ours == theirs
+    refused(lambda: ArchivedStore(tmp_path).manifests(), "stabilization-laptop.json is not valid JSON")
 
 
 # ---- names and kinds of files

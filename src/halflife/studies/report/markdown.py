@@ -159,11 +159,12 @@ def study_page(own: Sequence[Told]) -> tuple[str, dict[str, Figure]]:
 
 
 def _figures(told: Told) -> list[Figure]:
-    """The figures that the docs show: those that the study names, or its first ones, and its ladder."""
+    """The figures that the docs show: those that the study names, in this order, or its first ones, and its ladder."""
     results = told.results
     panels = [panel for panel in results.study.panels if not why_not_drawn(results, panel)]
-    named = results.study.doc_panels or [panel.file_slug for panel in panels[:NUM_PICTURES]]
-    figures = [panel_figure(results, panel) for panel in panels if panel.file_slug in named]
+    named = list(results.study.doc_panels) or [panel.file_slug for panel in panels[:NUM_PICTURES]]
+    wanted = sorted((panel for panel in panels if panel.file_slug in named), key=lambda p: named.index(p.file_slug))
+    figures = [panel_figure(results, panel) for panel in wanted]
     ladder = ladder_figure(results, told.verdicts)
     return [*figures, *([ladder] if ladder else [])]
 

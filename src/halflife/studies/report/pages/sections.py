@@ -47,7 +47,10 @@ def section_of(results: StudyResults) -> dict[str, Any]:
     ]
     ladder = ladder_figure(results, verdicts)
     figures = [_figure(f"{name}-{figure.slug}", figure) for figure in panel_figures(results)]
-    named = [item for item in figures if item["figure"].slug in study.doc_panels]
+    named = sorted(
+        (item for item in figures if item["figure"].slug in study.doc_panels),
+        key=lambda item: study.doc_panels.index(item["figure"].slug),
+    )
     return {
         "id": name,
         "verdicts": verdicts,
