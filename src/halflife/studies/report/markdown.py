@@ -11,7 +11,7 @@ from halflife.studies.catalog.papers import PAPERS, Paper
 from halflife.studies.evidence.claims import Verdict
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import HEADER, beside_rows
-from halflife.studies.report.figures.fields import size_name
+from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, why_not_drawn
@@ -144,7 +144,7 @@ def study_page(own: Sequence[Told]) -> tuple[str, dict[str, Figure]]:
     parts = [f"# {study.title}", study.claim, f"Source: {study.source}. `halflife study run {study.name}`; {MADE}."]
     for told in own:
         results = told.results
-        parts += [f"## {results.preset_name.capitalize()}", f"{scale_of(results)}. {measured(results)}"]
+        parts += [f"## {results.preset_name.capitalize()}", f"{sentence_start(scale_of(results))}. {measured(results)}"]
         drawn = {f"{told.name}-{figure.slug}": figure for figure in _figures(told)}
         pictures = [f"![{figure.title}](../images/{name}.svg)" for name, figure in drawn.items()]
         figures |= drawn
@@ -204,7 +204,7 @@ def paper_page(paper: Paper, many: Sequence[Told]) -> tuple[str, dict[str, Figur
         told = by_name[f"{step.study.name}-{results.preset_name}"]
         parts += [
             f"Study [`{step.study.name}`](../results/{step.study.name}.md), preset `{results.preset_name}`."
-            f" {scale_of(results)}.",
+            f" {sentence_start(scale_of(results))}.",
             verdict_markdown(step.verdicts(told.verdicts)),
         ]
         if step.told.published and (rows := beside_rows(results)):

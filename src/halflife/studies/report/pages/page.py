@@ -125,7 +125,7 @@ def render_paper(
         steps=shown,
         report=report,
         papers=[(paper_file(other), other) for other in papers],
-        drawn_charts=any(step["figures"] for step in shown),
+        drawn_charts=any(step["figure"] for step in shown),
     )
 
 
@@ -137,7 +137,7 @@ def _step(step: Step, by_name: dict[str, Section], problems: Sequence[Problem]) 
         "study": step.study,
         "section": None,
         "problems": [problem for problem in problems if problem.study == step.study.name],
-        "figures": [],
+        "figure": None,
         "summary": [],
         "rows": [],
     }
@@ -145,12 +145,14 @@ def _step(step: Step, by_name: dict[str, Section], problems: Sequence[Problem]) 
         return shown
     section = by_name[f"{step.study.name}-{step.results.preset_name}"]
     slugs = {panel.file_slug for panel in step.panels}
+    figures = [item for item in section["figures"] if item["figure"].slug in slugs]
     rows = [row for row in section["rows"] if step.has_claim(row["claim"])]
     return shown | {
         "section": section,
         "rows": rows,
         "summary": counts_of(rows),
-        "figures": [item for item in section["figures"] if item["figure"].slug in slugs],
+        "figure": next(iter(figures), None),
+        "further": figures[1:],
         "not_drawn": not_drawn(step.results, step.panels),
         "facts": [fact for fact in section["run"].facts if fact[0] in BRIEF_FACTS],
         "others": [by_name[f"{step.study.name}-{other.preset_name}"] for other in step.others],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.figures.fields import sentence_start, size_name
+from halflife.studies.report.figures.fields import size_name
 
 __all__ = ["scale_of"]
 
@@ -12,11 +12,11 @@ def scale_of(results: StudyResults) -> str:
     """Which model, which data, how many seeds.
 
     Returns:
-        Such as ``"Width 8, 80 epochs, 5,000 images; decided at width 8 with 5 seeds"``.
+        Such as ``"width 8, 80 epochs, 5,000 images; decided at width 8 with 5 seeds"``.
     """
     description = results.study.presets[results.preset_name].description
     seeds = len(results.seeds(results.main_size))
     return (
-        f"{sentence_start(description)}; decided at {size_name(results)} {results.main_size} with {seeds}"
+        f"{description}; decided at {size_name(results)} {results.main_size} with {seeds}"
         f" seed{'s' if seeds != 1 else ''}"
     )
