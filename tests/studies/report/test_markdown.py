@@ -84,7 +84,7 @@ def test_the_page_of_a_study_has_its_verdicts_and_what_decided_them(many: list[T
         first, *_ = [name for name in figures if name.startswith(told.name)]
         assert part.index(f"../images/{first}.svg") < part.index("| claim |"), "the key figure comes first"
         assert measured(told.results) in part
-        assert "decided at width 8 with 2 seeds" in part
+        assert " 8 with 2 seeds. `halflife study run" in part
 
 
 def test_against_size_every_effect_stands_with_its_interval(many: list[Told]) -> None:
