@@ -353,6 +353,15 @@ def test_words_say_each_part_with_its_confidence_bound_and_unit() -> None:
     )
 
 
+def test_a_rule_that_nothing_refutes_says_so() -> None:
+    bound = dataclasses.replace(below(1), words_if_fails="", fails=())
+    rule = Rule(parts=((quantity("a_x"), bound),))
+    assert rule.words == (
+        "Reproduced if the 95 % interval of (x of a) lies below 1; no result refutes it; else undecided."
+    )
+    assert rule.decide(made_up(a_x=[5.0, 5.1, 5.2]), SIZE).outcome == "undecided"
+
+
 def at_drop(spec: ImageRun) -> int:
     return spec.drop_epoch
 

@@ -147,10 +147,10 @@ class Rule:
             for mark, (_, test) in zip(marks, self.parts, strict=True)
             if (words := test.words_if_fails)
         )
-        where = ""
-        if len(self.parts) > 1 or isinstance(self.shown, Each):
-            where = " (with k parts in all, its interval at a confidence of 1 - (1 - c) / k instead of c)"
-        text = f"Reproduced if {holds}; not reproduced if {fails}{where}; else undecided."
+        refuted = f"not reproduced if {fails}" if fails else "no result refutes it"
+        if fails and (len(self.parts) > 1 or isinstance(self.shown, Each)):
+            refuted += " (with k parts in all, its interval at a confidence of 1 - (1 - c) / k instead of c)"
+        text = f"Reproduced if {holds}; {refuted}; else undecided."
         if self.given:
             said = "; ".join(p.words if isinstance(p, Premise) else _said(p) for p in self.given)
             text += f" Tested only where {said}."
