@@ -27,6 +27,10 @@ PAIRS = (
 STAKE_OF = "{}; before, nothing was at stake."
 EVERY_ARM = "its premises must hold in every arm, as its words said; before, an arm in which they hold could decide."
 LOG_SCALE = "the mean and its interval are those of logarithms, as for other positive quantities."
+READINGS = (
+    "the reading where the risk over the bound is largest is chosen among all, and its interval counts the choice; before, each"
+    " reading had an interval of its own, so that one of many could lie above the bound by chance."
+)
 VERTEX = "a best lam must lie between the outer two of the three lams of its parabola; before, anywhere in the grid."
 
 RANKS = (
@@ -74,7 +78,9 @@ AMENDMENTS = {
         for match in ("global", "per-tensor")
         for case in ("moderate", "strong")
     },
-    ("bias-variance", "h-early"): STAKE,
+    ("bias-variance", "bound"): READINGS,
+    ("bias-variance", "bound-sampled"): READINGS,
+    ("bias-variance", "early-bias"): STAKE,
     (
         "lm-dropout",
         "decay",

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.language.bias_variance.quantities import (
     FLIP,
     LINE_RATES,
-    Split,
-    over_blocks,
+    at_drop,
+    bias,
     synthetic_spec,
+    variance,
 )
 from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound, stationary_risk
+from halflife.studies.catalog.language.quantities import in_nats, shares_of, step_of
 from halflife.studies.catalog.language.settings import LAMS, key_of
 from halflife.studies.evidence.claims import PointRow
 from halflife.studies.evidence.optimum import lam_of, text_spec
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.stats import Interval, seed_interval
+from halflife.studies.evidence.stats import CONFIDENCE, Interval, seed_interval
 
 __all__ = [
-    "averaging_gains",
     "floor_against_rate",
     "ranking_along_the_run",
     "risk_along_the_run",
     "split_against_lam",
     "split_along_the_run",
-    "variances",
 ]
 
 DRAWN = (LINE_RATES[0], LINE_RATES[2], LINE_RATES[-1])
@@ -49,12 +52,12 @@ def _line(series: str, x: float, y: float) -> PointRow:
 def _along(results: Results, key: str, series: str) -> list[PointRow]:
     """Simulated risks as points, about evenly on a logarithmic axis, and their expectations as a line."""
     rows, drawn = [], 0
-    for step, values in expected(synthetic_spec(results, key)).items():
+    for step, values in expected(synthetic_spec(results, key, results.main_size)).items():
         if not step:
             continue
         rows.append(_line(series, step, values["risk"]))
         if step >= APART * drawn:
-            rows.append(_risk(series, step, results.at_step(key, "risk", step, results.main_size)))
+            rows.append(_risk(series, step, results.read(key, "risk", results.main_size, step=step)))
             drawn = step
     return rows
 
@@ -63,7 +66,7 @@ def risk_along_the_run(results: Results) -> list[PointRow]:
     """Excess risk against the step in one dimension: simulation, exact expectation, and the paper's bound."""
     rows = [row for lr in DRAWN for row in _along(results, f"line-{lr:g}", f"lr {lr:g}")]
     for lr in DRAWN:
-        spec = synthetic_spec(results, f"line-{lr:g}")
+        spec = synthetic_spec(results, f"line-{lr:g}", results.main_size)
         steps = [step for step in expected(spec) if 0 < step <= (spec.drop_step or spec.num_steps)]
         rows += [_line(f"bound, lr {lr:g}", step, paper_bound(spec, step)) for step in steps]
     return rows
@@ -73,11 +76,10 @@ def floor_against_rate(results: Results) -> list[PointRow]:
     """The floor and the risk of the average against the learning rate, with their formulas."""
     rows = []
     for lr in LINE_RATES:
-        key, spec = f"line-{lr:g}", synthetic_spec(results, f"line-{lr:g}")
-        assert spec.drop_step is not None
-        theory = expected(spec)[spec.drop_step]
+        key, spec = f"line-{lr:g}", synthetic_spec(results, f"line-{lr:g}", results.main_size)
+        theory = expected(spec)[at_drop(spec)]
         for series, metric in (("last iterate", "tail/risk"), ("average of the iterates", "average/risk")):
-            rows.append(_risk(series, lr, results.at_step(key, metric, spec.drop_step, results.main_size)))
+            rows.append(_risk(series, lr, results.read(key, metric, results.main_size, step=at_drop(spec))))
             rows.append(_line(series, lr, stationary_risk(spec) if metric == "tail/risk" else theory[metric]))
         rows.append(_line("bound, lr sigma^2", lr, lr * spec.noise_std**2))
     return rows
@@ -85,7 +87,23 @@ def floor_against_rate(results: Results) -> list[PointRow]:
 
 def ranking_along_the_run(results: Results) -> list[PointRow]:
     """Excess risk against the step with a spectrum and one sample a step, at two learning rates."""
-    return [row for key in FLIP for row in _along(results, key, f"lr {synthetic_spec(results, key).lr:g}")]
+    return [
+        row
+        for key in FLIP
+        for row in _along(results, key, f"lr {synthetic_spec(results, key, results.main_size).lr:g}")
+    ]
+
+
+def _parts(results: Results, x: Callable[[str, int], float], places: Sequence[int], name: str) -> list[PointRow]:
+    """Bias and variance parts of each lam and share of the run, over seeds and blocks."""
+    size, rows = results.main_size, []
+    for share, lam in itertools.product(places, LAMS):
+        for part, values in (("bias", bias(lam, share)), ("variance", variance(lam, share))):
+            found = in_nats(part, values).interval(results, size, CONFIDENCE)
+            where = name.format(lam=_lam(results, lam), share=share)
+            rows.append(_point(f"{part}{where}", x(lam, share), found))
+    lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
+    return sorted([*rows, *lines], key=lambda row: row.series)
 
 
 def _lam(results: Results, name: str) -> float:
@@ -95,48 +113,12 @@ def _lam(results: Results, name: str) -> float:
 
 def split_along_the_run(results: Results) -> list[PointRow]:
     """Bias and variance of each lam against the step."""
-    split, rows = Split(results, results.main_size), []
-    for lam in LAMS:
-        for share in split.shares:
-            for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
-                rows.append(_point(f"{part}, lam {_lam(results, lam):g}", split.step(share), over_blocks(values)))
-    lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
-    return sorted([*rows, *lines], key=lambda row: row.series)
+    size = results.main_size
+    shares = shares_of(results, "tiny-lr", "constant", size)
+    return _parts(results, lambda lam, share: step_of(results, "constant", share, size), shares, ", lam {lam:g}")
 
 
 def split_against_lam(results: Results) -> list[PointRow]:
     """Bias and variance against lam, at the first and at the last branch."""
-    split, rows = Split(results, results.main_size), []
-    for share in (split.shares[0], split.shares[-1]):
-        for lam in LAMS:
-            for part, values in (("bias", split.bias(lam, share)), ("variance", split.variance(lam, share))):
-                rows.append(_point(f"{part} at {share} %", _lam(results, lam), over_blocks(values)))
-    lines = [PointRow(series=row.series, x=row.x, y=row.y, style="line") for row in rows]
-    return sorted([*rows, *lines], key=lambda row: row.series)
-
-
-def variances(results: Results) -> str:
-    """How far the tiny-lr branch lowers the loss at the last step, by lam."""
-    split = Split(results, results.main_size)
-    return " / ".join(_short(over_blocks(split.variance(lam, split.shares[-1]))) for lam in LAMS)
-
-
-def averaging_gains(results: Results) -> str:
-    """How far the moving average lowers the loss at the last step with large decay."""
-    split = Split(results, results.main_size)
-    share = split.shares[-1]
-    return _short(over_blocks(split.loss(LAMS[-1], share) - split.loss(LAMS[-1], share, "ema-0.99/")))
-
-
-def bound_over_floor(results: Results) -> str:
-    """The bound over the simulated floor at the smallest learning rate."""
-    key = f"line-{LINE_RATES[-1]:g}"
-    spec = synthetic_spec(results, key)
-    assert spec.drop_step is not None
-    tail_S = results.at_step(key, "tail/risk", spec.drop_step, results.main_size)
-    ratio = seed_interval(np.log(spec.lr * spec.noise_std**2 / tail_S)).exp()
-    return f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
-
-
-def _short(interval: Interval) -> str:
-    return f"{interval.estimate:.3f} ± {interval.high - interval.estimate:.3f}"
+    shares = shares_of(results, "tiny-lr", "constant", results.main_size)
+    return _parts(results, lambda lam, share: _lam(results, lam), (shares[0], shares[-1]), " at {share} %")

@@ -14,163 +14,318 @@ tried on seeds 1000 and above.
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Callable, Sequence
 
-from halflife.studies.catalog.language import quantities
 from halflife.studies.catalog.language.bias_variance import figures
 from halflife.studies.catalog.language.bias_variance import quantities as rules
+from halflife.studies.catalog.language.bias_variance.quantities import FLIP, LINE_RATES, SPREAD_RATES, at_drop, at_end
+from halflife.studies.catalog.language.bias_variance.theory import stationary_risk
 from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
+from halflife.studies.catalog.language.quantities import EARLY_MARGIN, at_share, change, in_nats
 from halflife.studies.catalog.language.schedules import LM_SCHEDULES
-from halflife.studies.evidence.claims import PointsPanel, Preset, Published, Study
-from halflife.studies.evidence.decisions import WordedClaim
+from halflife.studies.catalog.language.settings import LAMS
+from halflife.studies.evidence.claims import Claim, PointsPanel, Preset, Published, Rule, Study, presets
+from halflife.studies.evidence.quantities import Each, Measure, Quantity, Reading
+from halflife.studies.evidence.rows import published_level
+from halflife.studies.evidence.tests import above, below, within, within_factor
+from halflife.studies.specs.least_squares import LeastSquaresRun
 
 __all__ = ["BIAS_VARIANCE"]
 
-STEADY = tuple(f"line-{lr:g}" for lr in rules.LINE_RATES) + tuple(f"additive-{lr:g}" for lr in rules.SPREAD_RATES)
-SAMPLED = tuple(f"sampled-{lr:g}" for lr in rules.SPREAD_RATES)
+FLOOR_FACTOR, SPREAD_FACTOR = 1.02, 1.03  # of a simulated risk and its expectation, which count as equal
+LOOSE, LOOSE_MARGIN = 4.0, 0.2  # the bound over the floor as lr -> 0, and what counts as that
+AVERAGE_FACTOR = 5.0  # averaging divides the floor by more than this, or it does not remove it
+EARLY = 20  # the early comparison is after 1 / 20 of the steps before the drop
+RECOVERED = 0.5  # averaging must bring more than this share of what the branch brings
+FIRST, LAST = 20, 100  # per cent of the run at which the first and the last branches start
 
-BOUND_RULE = (
-    "At every reading before the drop, at every rate: reproduced if each 95 % interval of risk / bound lies below 1,"
-    " with 1 for the constants that the paper drops; not reproduced if one lies above 1; else inconclusive."
-)
-AVERAGE_RULE = (
-    "At the last step of the run, with large decay. Reproduced if the tiny-lr branch lowers the loss (95 % interval"
-    f" above 0) and the 95 % interval of (fall of the loss by the average - {rules.RECOVERED:g} of the fall by the branch)"
-    " lies above 0; not reproduced if it lies below 0; else inconclusive."
-)
+
+def _early(spec: LeastSquaresRun) -> int:
+    return at_drop(spec) // EARLY
+
+
+def _noise(spec: LeastSquaresRun) -> float:
+    """Lr sigma^2 in one dimension."""
+    return spec.lr * spec.noise_std**2
+
+
+def _times(name: str, values: Measure) -> Quantity:
+    return Quantity(name=name, values=values, unit="x", log=True)
+
+
+def _floor(key: str) -> Reading:
+    """The risk, a mean over the last half of the steps before the drop."""
+    return Reading(key, "tail/risk", step=at_drop)
+
+
+def _over_bound(name: str, keys: Sequence[str]) -> Rule:
+    quantities = tuple(_times(f"{name}, {key}", rules.OverBound(key)) for key in keys)
+    every = f"{name}, at each rate, with 1 for the constants that the paper drops"
+    return Rule(parts=((Each(name=every, quantities=quantities, unit="x"), below(1)),))
+
+
+def _flip(name: str, step: Callable[[LeastSquaresRun], int]) -> Quantity:
+    larger, smaller = (Reading(key, "risk", step=step) for key in FLIP)
+    return _times(f"risk {name}, larger over smaller learning rate", larger / smaller)
+
+
+def _over_expectation(name: str, key: str) -> Quantity:
+    """A late mean of the run with decay over its expectation."""
+    theory = rules.FromSpec(key, functools.partial(rules.expected_late, name=name))
+    return _times(f"simulated {name} over its expectation, lam {rules.DECAY:g}", rules.LateMean(key, name) / theory)
+
+
+STEADY = (*(f"line-{lr:g}" for lr in LINE_RATES), *(f"additive-{lr:g}" for lr in SPREAD_RATES))
+SAMPLED = tuple(f"sampled-{lr:g}" for lr in SPREAD_RATES)
 
 SYNTHETIC_CLAIMS = (
-    WordedClaim(
-        key="a",
+    Claim(
+        key="floor",
         text="Check: in least squares in one dimension, at a constant learning rate the risk settles at lr s^2 / (2 (2 - lr"
         " mu)).",
-        rule=f"At each of the rates {', '.join(f'{lr:g}' for lr in rules.LINE_RATES)}: reproduced if the 90 % interval"
-        f" of the simulated floor over the formula lies within {rules.FLOOR_MARGIN:.0%} of 1 at every rate; not"
-        " reproduced if one lies wholly outside; else inconclusive.",
-        effect_name="deviation of the floor from the formula, at the rate where it is largest",
-        unit="%",
-        measure=rules.floor_is_exact,
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="simulated floor over the formula, at each rate",
+                        quantities=tuple(
+                            _times(
+                                f"simulated floor over the formula, lr {lr:g}",
+                                _floor(f"line-{lr:g}") / rules.FromSpec(f"line-{lr:g}", stationary_risk),
+                            )
+                            for lr in LINE_RATES
+                        ),
+                        unit="x",
+                    ),
+                    within_factor(FLOOR_FACTOR),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="b",
+    Claim(
+        key="bound",
         text="Check: the paper's bound (1 - lr mu)^t ||x_0 - x*||^2 + lr sigma^2 holds along the whole run, gradients with"
         " noise of constant variance.",
-        rule=BOUND_RULE,
-        effect_name="largest risk over the bound",
-        unit="x",
-        measure=functools.partial(rules.bound_holds, keys=STEADY),
+        rule=_over_bound(
+            "largest risk over the bound before the drop, with 1 for the constants that the paper drops", STEADY
+        ),
     ),
-    WordedClaim(
-        key="b-sampled",
-        text="The bound holds with one sample a step, too, whose noise grows with the error.",
-        rule=BOUND_RULE,
-        effect_name="largest risk over the bound, sampled gradients",
-        unit="x",
-        measure=functools.partial(rules.bound_holds, keys=SAMPLED),
+    Claim(
+        key="bound-sampled",
+        text="The paper's bound (1 - lr mu)^t ||x_0 - x*||^2 + lr sigma^2 holds with one sample a step, too, whose noise grows"
+        " with the error.",
+        rule=_over_bound("largest risk over the bound before the drop, sampled gradients", SAMPLED),
     ),
-    WordedClaim(
-        key="b-loose",
-        text="Check: at the floor of a small learning rate the bound is four times too large.",
-        rule=f"At lr {rules.LINE_RATES[-1]:g}: reproduced if the 90 % interval of lr sigma^2 over the simulated floor"
-        f" lies within {rules.LOOSE:g} +- {rules.LOOSE_MARGIN:g}; not reproduced if it lies wholly outside; else inconclusive.",
-        effect_name="bound over floor at the smallest learning rate",
-        unit="x",
-        measure=rules.bound_is_loose,
+    Claim(
+        key="bound-loose",
+        text="Check: at the floor of a small learning rate the paper's bound is four times too large.",
+        rule=Rule(
+            parts=(
+                (
+                    _times(
+                        f"lr sigma^2 over the simulated floor, lr {LINE_RATES[-1]:g}",
+                        rules.FromSpec(f"line-{LINE_RATES[-1]:g}", _noise) / _floor(f"line-{LINE_RATES[-1]:g}"),
+                    ),
+                    within(LOOSE_MARGIN, around=LOOSE),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="c",
-        text="A larger learning rate is ahead early and behind late, and ahead again once both have dropped.",
-        rule=f"With a spectrum and one sample a step, rates 0.2 and 0.05: reproduced if the 95 % intervals of the ratio"
-        f" of risks (larger over smaller rate) lie below 1 after 1/{rules.EARLY} of the steps before the drop, above 1"
-        " just before it, and below 1 at the end; not reproduced if one lies on the other side; else inconclusive.",
-        effect_name="risk at the end, larger over smaller learning rate",
-        unit="x",
-        measure=rules.ranking_flips,
+    Claim(
+        key="ranking",
+        text="In least squares a larger learning rate is ahead early and behind late, and ahead again once both have dropped.",
+        rule=Rule(
+            parts=(
+                (_flip("at the end", at_end), below(1)),
+                (_flip(f"after 1/{EARLY} of the steps before the drop", _early), below(1)),
+                (_flip("just before the drop", at_drop), above(1)),
+            )
+        ),
     ),
-    WordedClaim(
-        key="d",
-        text="Averaging the iterates removes the floor without any drop.",
-        rule=f"In one dimension, over the last half of the steps before the drop: reproduced if the 95 % interval of"
-        f" (floor / risk of the average) lies above {rules.AVERAGE_FACTOR:g} at every rate; not reproduced if one lies"
-        " below; else inconclusive.",
-        effect_name="floor over risk of the average, at the rate where it is smallest",
-        unit="x",
-        measure=rules.average_removes_the_floor,
+    Claim(
+        key="average-floor",
+        text="In least squares averaging the iterates removes the floor without any drop of the learning rate.",
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="floor over risk of the average of the iterates, at each rate",
+                        quantities=tuple(
+                            _times(
+                                f"floor over risk of the average of the iterates, lr {lr:g}",
+                                _floor(f"line-{lr:g}") / Reading(f"line-{lr:g}", "average/risk", step=at_drop),
+                            )
+                            for lr in LINE_RATES
+                        ),
+                        unit="x",
+                    ),
+                    above(AVERAGE_FACTOR),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="e",
+    Claim(
+        key="spectrum",
         text="Check: with a spread spectrum the risk is that of the exact recursion, for both kinds of noise.",
-        rule=f"At the rates {', '.join(f'{lr:g}' for lr in rules.SPREAD_RATES)} with either noise, mean risk over the"
-        f" last half of the steps before the drop: reproduced if the 90 % interval of simulation over recursion lies"
-        f" within {rules.SPREAD_MARGIN:.0%} of 1 in all; not reproduced if one lies wholly outside; else inconclusive.",
-        effect_name="deviation from the recursion, where it is largest",
-        unit="%",
-        measure=rules.spread_is_exact,
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="simulated floor over the exact recursion, at each rate with either noise",
+                        quantities=tuple(
+                            _times(
+                                f"simulated floor over the exact recursion, {noise} noise, lr {lr:g}",
+                                _floor(f"{noise}-{lr:g}")
+                                / rules.FromSpec(
+                                    f"{noise}-{lr:g}", functools.partial(rules.expected_at_drop, name="tail/risk")
+                                ),
+                            )
+                            for noise in ("sampled", "additive")
+                            for lr in SPREAD_RATES
+                        ),
+                        unit="x",
+                    ),
+                    within_factor(SPREAD_FACTOR),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="f",
-        text="In least squares itself decay is a regularizer: it adds a bias and lowers the variance, and raises no"
-        " effective learning rate.",
-        rule="In one dimension at lr 0.1: reproduced if the 90 % intervals of simulated bias and variance over their"
-        f" expectations lie within {rules.SPREAD_MARGIN:.0%} of 1 and the 95 % interval of (variance with decay /"
-        " without) lies below 1; not reproduced if one lies wholly outside or above; else inconclusive.",
-        effect_name="variance with decay over without",
-        unit="x",
-        measure=rules.decay_is_a_bias,
+    Claim(
+        key="decay-is-a-bias",
+        text="In least squares itself decay is a regularizer: it adds a bias and lowers the variance, and raises no effective"
+        " learning rate.",
+        rule=Rule(
+            parts=(
+                (
+                    _times(
+                        f"variance with lam {rules.DECAY:g} over without, lr 0.1",
+                        rules.LateMean(rules.DECAYED, "variance") / rules.LateMean(rules.PLAIN, "variance"),
+                    ),
+                    below(1),
+                ),
+                (_over_expectation("bias", rules.DECAYED), within_factor(SPREAD_FACTOR)),
+                (_over_expectation("variance", rules.DECAYED), within_factor(SPREAD_FACTOR)),
+            )
+        ),
     ),
 )
 
+WORDS = {"none": "no"}
+VARIANCE_PART = "fall of the loss by the tiny-lr branch from the last step of a run at a constant rate"
+
+
+def _lower_bias(key: str, text: str, name: str, share: int) -> Claim:
+    effect = rules.best_decay(share) - rules.after_branch("none", share)
+    return Claim(
+        key=key,
+        text=text,
+        rule=Rule(
+            parts=((in_nats(f"loss after the {name} tiny-lr branch, best lam > 0 - no decay", effect), below(0)),)
+        ),
+    )
+
+
+def _recovers(key: str, text: str, name: str, average: str) -> Claim:
+    fall, lam = rules.variance(LAMS[-1], LAST), LAMS[-1]
+    effect = rules.averaging_gain(lam, LAST, average) - RECOVERED * fall
+    return Claim(
+        key=key,
+        text=text,
+        rule=Rule(
+            parts=(
+                (
+                    in_nats(
+                        f"fall of the loss by the {name} - {RECOVERED:g} of the fall by the branch, {lam} decay", effect
+                    ),
+                    above(0),
+                ),
+            ),
+            given=((in_nats(f"{VARIANCE_PART}, {lam} decay", fall), above(0)),),
+        ),
+    )
+
+
 TEXT_CLAIMS = (
-    WordedClaim(
-        key="g",
-        text="Language models: the variance part of the loss at a constant learning rate grows with lam.",
-        rule="The variance part is how far a tiny-lr branch from the last step lowers the loss. Reproduced if its 95 %"
-        " intervals of (moderate - no decay) and (large - moderate) lie above 0; not reproduced if one lies below 0; else"
-        " inconclusive.",
-        effect_name="variance part with large decay minus that without",
-        unit="nats",
-        measure=rules.variance_grows,
+    Claim(
+        key="variance-grows",
+        text="In language models the variance part of the loss at a constant learning rate grows with lam.",
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name=f"{VARIANCE_PART}, each lam - the next smaller one",
+                        quantities=tuple(
+                            in_nats(
+                                f"{VARIANCE_PART}, {larger} - {WORDS.get(smaller, smaller)} decay",
+                                rules.variance(larger, LAST) - rules.variance(smaller, LAST),
+                            )
+                            for smaller, larger in itertools.pairwise(LAMS)
+                        ),
+                        unit="nats",
+                    ),
+                    above(0),
+                ),
+            )
+        ),
     ),
-    WordedClaim(
-        key="h-early",
-        text="Early in the run the bias part does not depend on lam: branches end at the same loss.",
-        rule="At the first branch: reproduced if for moderate and for large decay the 90 % interval of (bias with decay -"
-        f" without) lies within {quantities.EARLY_MARGIN:g} nats of 0 where the 95 % interval of (loss of the run with decay -"
-        f" without) lies above {quantities.EARLY_MARGIN:g} nats; not reproduced if one of the first lies wholly outside; else"
-        " inconclusive.",
-        effect_name="bias part with decay minus that without, at the first branch, where it is largest",
-        unit="nats",
-        measure=rules.bias_coincides_early,
+    Claim(
+        key="early-bias",
+        text="Early in the run of a language model the bias part does not depend on lam: branches end at the same loss.",
+        rule=Rule(
+            parts=(
+                (
+                    Each(
+                        name="loss after the first tiny-lr branch, decay - without, for each lam > 0",
+                        quantities=tuple(
+                            in_nats(
+                                f"loss after the first tiny-lr branch, {lam} decay - without",
+                                rules.after_branch(lam, FIRST) - rules.after_branch("none", FIRST),
+                            )
+                            for lam in LAMS[1:]
+                        ),
+                        unit="nats",
+                    ),
+                    within(EARLY_MARGIN),
+                ),
+            ),
+            stake=(
+                (
+                    Each(
+                        name="loss of the run where the first branch starts, decay - without, for each lam > 0",
+                        quantities=tuple(
+                            in_nats(
+                                f"loss of the run where the first branch starts, {lam} decay - without",
+                                change("constant", lam, step=functools.partial(at_share, share=FIRST)),
+                            )
+                            for lam in LAMS[1:]
+                        ),
+                        unit="nats",
+                    ),
+                    above(EARLY_MARGIN),
+                ),
+            ),
+        ),
     ),
-    *(
-        WordedClaim(
-            key=key,
-            text=words,
-            rule=f"At the {name} branch, with the decay that is best there on the other seeds: reproduced if the 95 %"
-            " interval of (bias with decay - without) lies below 0; not reproduced if it lies above 0; else inconclusive.",
-            effect_name=f"bias part with decay minus that without, at the {name} branch",
-            unit="nats",
-            measure=functools.partial(rules.bias_is_lower, branch=index),
-        )
-        for key, words, name, index in (
-            ("h-first", "The larger effective rate lowers the bias part from the start.", "first", 0),
-            ("h", "Late in the run the bias part is lower with decay.", "last", -1),
-        )
+    _lower_bias(
+        "first-bias",
+        "In language models the larger effective rate lowers the bias part from the start.",
+        "first",
+        FIRST,
     ),
-    WordedClaim(
-        key="i-ema",
-        text="A moving average of the weights (0.99 per step) recovers most of the variance part that the branch does.",
-        rule=AVERAGE_RULE,
-        effect_name="gain by the moving average minus half of the variance part, large decay",
-        unit="nats",
-        measure=functools.partial(rules.averaging_recovers, average="ema-0.99/"),
+    _lower_bias("late-bias", "Late in the run of a language model the bias part is lower with decay.", "last", LAST),
+    _recovers(
+        "ema",
+        "A moving average of the weights (0.99 per step) recovers most of the variance part that the branch does.",
+        "moving average of the weights (0.99 per step)",
+        "ema-0.99/",
     ),
-    WordedClaim(
-        key="i-mean",
-        text="The plain mean of the weights over the second half of the run recovers most of the variance part, too.",
-        rule=AVERAGE_RULE,
-        effect_name="gain by the plain mean minus half of the variance part, large decay",
-        unit="nats",
-        measure=functools.partial(rules.averaging_recovers, average="mean/"),
+    _recovers(
+        "mean",
+        "The plain mean of the weights over the second half of the run recovers most of the variance part that the branch"
+        " does.",
+        "plain mean of the weights over the second half of the run",
+        "mean/",
     ),
 )
 
@@ -237,14 +392,14 @@ PUBLISHED = (
         published="0.03 / 0.04 / 0.065",
         where="figure 6, lam 0 / 0.1 / 0.3",
         how="fig-read",
-        ours=figures.variances,
+        ours=published_level(*(rules.variance(lam, LAST) for lam in LAMS), form=".3f"),
     ),
     Published(
         quantity="fall of the loss by a moving average of the weights at a constant learning rate (nats), large lam",
         published="0.14",
         where="figure 23, lam 0.3",
         how="fig-read",
-        ours=figures.averaging_gains,
+        ours=published_level(rules.averaging_gain(LAMS[-1], LAST, "ema-0.99/"), form=".3f"),
     ),
 )
 
@@ -262,7 +417,6 @@ def _preset(name: str, scale: rules.SyntheticScale, budget: str) -> Preset:
         main_size=shared.main_size,
         num_ladder_seeds=shared.num_ladder_seeds,
         needs=PAPER_NEEDS if name == "paper" else "",
-        decides=shared.decides,
     )
 
 
@@ -277,14 +431,12 @@ BIAS_VARIANCE = Study(
     published=PUBLISHED,
     size_name="width of the language model",
     doc_panels=("floor-against-rate", "split-along-the-run"),
-    presets={
-        "smoke": _preset(
+    presets=presets(
+        smoke=_preset(
             "smoke", rules.SyntheticScale(steps=200, line_replicas=50, spread_replicas=20), "15 seconds on 2 cores"
         ),
-        "laptop": _preset("laptop", rules.SyntheticScale(), "10 minutes on 2 cores"),
-        "night": _preset(
-            "night", rules.SyntheticScale(line_replicas=8000, spread_replicas=4000), "90 minutes on 2 cores"
-        ),
-        "paper": _preset("paper", rules.SyntheticScale(), "days on one GPU"),
-    },
+        laptop=_preset("laptop", rules.SyntheticScale(), "10 minutes on 2 cores"),
+        night=_preset("night", rules.SyntheticScale(line_replicas=8000, spread_replicas=4000), "90 minutes on 2 cores"),
+        paper=_preset("paper", rules.SyntheticScale(), "days on one GPU"),
+    ),
 )
