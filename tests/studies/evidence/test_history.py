@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from halflife.studies.catalog import STUDIES
-from halflife.studies.evidence.claims import AnyClaim, Claim, Study
+from halflife.studies.evidence.claims import Claim, Study
 from halflife.studies.evidence.history import claim_notes, digests, fixed_before_runs, seed_notes
 from halflife.studies.evidence.tests import above
 from halflife.studies.evidence.verdicts import StudyResults
@@ -65,7 +65,7 @@ def test_digests_are_recorded_before_the_first_run_and_again_when_they_change(tm
     assert store.manifests()[0]["claims"] == manifest["claims"], "kept when the seconds are written"
 
 
-def history(*entries: tuple[str, int, AnyClaim | None]) -> dict[str, Any]:
+def history(*entries: tuple[str, int, Claim | None]) -> dict[str, Any]:
     others = {"other": "0"}
     return {
         "claims": [

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from halflife.errors import UserError
-from halflife.studies.evidence.decisions import WordedClaim
 from halflife.studies.evidence.panels import AnyPanel, Cell, HeatPanel, Panel, PointRow, PointsPanel
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Finding, Outcome, Row, Rule
 from halflife.studies.specs.base import RunSpec
 
 __all__ = [
-    "AnyClaim",
     "AnyPanel",
     "Arm",
     "Cell",
@@ -158,9 +156,6 @@ class Claim:
         return self.rule.decide(results, size)
 
 
-AnyClaim = Claim | WordedClaim
-
-
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A claim's finding at the main size, and the same measured at every size of the ladder.
@@ -170,7 +165,7 @@ class Verdict:
 
     study: str
     preset: str
-    claim: AnyClaim
+    claim: Claim
     finding: Finding
     by_size: Mapping[int, Finding] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -250,7 +245,7 @@ class Study:
     title: str
     source: str
     claim: str
-    claims: tuple[AnyClaim, ...]
+    claims: tuple[Claim, ...]
     presets: Mapping[str, Preset]
     panels: tuple[AnyPanel, ...]
     published: tuple[Published, ...] = ()

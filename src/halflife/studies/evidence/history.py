@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from halflife.studies.evidence.claims import AnyClaim, Study
+    from halflife.studies.evidence.claims import Claim, Study
 
 __all__ = ["claim_notes", "digests", "fixed_before_runs", "record", "seed_notes"]
 
@@ -44,12 +44,12 @@ def record(
     return [*entries, {"at": at, "finished": finished(), what: value}]
 
 
-def fixed_before_runs(manifest: Mapping[str, Any], claim: AnyClaim) -> bool:
+def fixed_before_runs(manifest: Mapping[str, Any], claim: Claim) -> bool:
     """Whether the claim was recorded as it is now before the first run was finished; an old manifest does not say."""
     return bool(_known(manifest, claim.key)) and not claim_notes(manifest, claim)
 
 
-def claim_notes(manifest: Mapping[str, Any], claim: AnyClaim) -> tuple[str, ...]:
+def claim_notes(manifest: Mapping[str, Any], claim: Claim) -> tuple[str, ...]:
     """What a reader of a verdict must know of its claim: that it was changed, or recorded, when runs were finished.
 
     Args:

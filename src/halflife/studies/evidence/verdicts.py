@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.evidence.claims import AnyClaim, Finding, Study, Verdict
+from halflife.studies.evidence.claims import Claim, Finding, Study, Verdict
 from halflife.studies.evidence.history import claim_notes, seed_notes
 from halflife.studies.evidence.results import NoArmError, Results
 from halflife.studies.store.store import Store
@@ -58,7 +58,7 @@ class StudyResults(Results):
             for claim in self.study.claims
         ]
 
-    def _finding(self, claim: AnyClaim, size: int) -> Finding:
+    def _finding(self, claim: Claim, size: int) -> Finding:
         if self.manifest.get("max_steps") is not None:
             return Finding("not tested", None, f"runs were cut at {self.manifest['max_steps']} steps by --max-steps")
         found = len(self.seeds(size))
