@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, level, wrong
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, in_points, level, wrong
 from halflife.studies.catalog.language.common import PAPER_TITLE
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places
-from halflife.studies.evidence.quantities import Best, Measure, Quantity
+from halflife.studies.evidence.quantities import Best, Measure
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
 from halflife.studies.evidence.tests import above, below, lowered
@@ -40,31 +40,19 @@ def change_by_decay(kind: str) -> Measure:
 
 
 PLAIN, AUGMENTED = (
-    Quantity(
-        name=f"final test error with the best lam - without decay, both {words} augmentation",
-        values=change_by_decay(kind),
-        unit="points",
-    )
+    in_points(f"final test error with the best lam - without decay, both {words} augmentation", change_by_decay(kind))
     for kind, words in zip(KINDS, ("without", "with"), strict=True)
+)
+SHRINKS = in_points(
+    "effect of decay on the final test error with augmentation - without, best lam against none",
+    change_by_decay("flip-crop") - change_by_decay("none"),
 )
 
 CLAIMS = (
     Claim(
         key="shrinks",
         text="Augmentation shrinks what decay gains on images (our claim).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="effect of decay on the final test error with augmentation - without, best lam against none",
-                        values=change_by_decay("flip-crop") - change_by_decay("none"),
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((PLAIN, below(0)),),
-        ),
+        rule=Rule(parts=((SHRINKS, above(0)),), given=((PLAIN, below(0)),)),
     ),
     Claim(
         key="helps",

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS, point, wrong
+from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS, in_points, point, wrong
 from halflife.studies.evidence.claims import (
     Arm,
     Claim,
@@ -92,8 +92,7 @@ def harm(model: str, setting: str) -> Terms:
 
 
 def _harm(model: str, setting: str, where: str) -> Quantity:
-    name = f"test error added by the bad start (from it - from a fresh one), {where}"
-    return Quantity(name=name, values=harm(model, setting), unit="points")
+    return in_points(f"test error added by the bad start (from it - from a fresh one), {where}", harm(model, setting))
 
 
 PLAIN = {
@@ -127,8 +126,8 @@ def shrinks_rule(setting: str, where: str) -> Rule:
     kept = f"{KEPT:g} x the same at the small rate without decay"
     name = f"test error added by the bad start, {where}"
     parts: tuple[Part, ...] = (
-        (Quantity(name=f"{name} - {kept}", values=after - KEPT * before, unit="points"), below(0)),
-        (Quantity(name=f"{name} + {kept}", values=after + KEPT * before, unit="points"), above(0)),
+        (in_points(f"{name} - {kept}", after - KEPT * before), below(0)),
+        (in_points(f"{name} + {kept}", after + KEPT * before), above(0)),
     )
     return Rule(parts=parts, given=((PLAIN[RESNET], above(0)),))
 
@@ -141,6 +140,12 @@ def slope() -> Terms:
     harms = [harm(MLP, grid_setting(*place)) for place in places]
     return Terms(tuple(zip(weights.tolist(), harms, strict=True)))
 
+
+SLOPE = in_points("slope of the test error added by the bad start in log10(lr * lam), all settings with decay", slope())
+SAME_PRODUCT = in_points(
+    f"test error added by the bad start at lr * lam = {MIDDLE:g}, lr {GRID_RATES[0]:g} - lr {GRID_RATES[-1]:g}",
+    harm(MLP, grid_setting(GRID_RATES[0], MIDDLE)) - harm(MLP, grid_setting(GRID_RATES[-1], MIDDLE)),
+)
 
 CLAIMS = (
     Claim(
@@ -185,38 +190,13 @@ CLAIMS = (
     Claim(
         key="mlp-falls",
         text="MLP: what a start from weights that fit random labels adds to the test error falls as lr * lam grows.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="slope of the test error added by the bad start in log10(lr * lam), all settings with decay",
-                        values=slope(),
-                        unit="points",
-                    ),
-                    below(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((SLOPE, below(0)),)),
     ),
     Claim(
         key="mlp-product",
         text="MLP: what a start from weights that fit random labels adds to the test error depends on lr * lam alone and not"
         f" on the learning rate (at lr * lam = {MIDDLE:g}).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name=f"test error added by the bad start at lr * lam = {MIDDLE:g}, lr {GRID_RATES[0]:g} - lr"
-                        f" {GRID_RATES[-1]:g}",
-                        values=harm(MLP, grid_setting(GRID_RATES[0], MIDDLE))
-                        - harm(MLP, grid_setting(GRID_RATES[-1], MIDDLE)),
-                        unit="points",
-                    ),
-                    within(HARM),
-                ),
-            ),
-            stake=((PLAIN[MLP], above(HARM)),),
-        ),
+        rule=Rule(parts=((SAME_PRODUCT, within(HARM)),), stake=((PLAIN[MLP], above(HARM)),)),
     ),
 )
 

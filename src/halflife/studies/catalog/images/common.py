@@ -22,6 +22,7 @@ __all__ = [
     "Chosen",
     "end",
     "image_run",
+    "in_points",
     "level",
     "num_steps",
     "point",
@@ -86,6 +87,11 @@ def wrong(arm: str, epoch: Epoch = end, *, average: str = "") -> Terms:
         The measure.
     """
     return 100 * Reading(arm, f"{average}test/wrong", epoch)
+
+
+def in_points(name: str, values: Callable[[Results, int], NDArray[np.float64]]) -> Quantity:
+    """A test error, or a difference of test errors, in points."""
+    return Quantity(name=name, values=values, unit="points")
 
 
 def level(arm: str, name: str, epoch: Epoch = end) -> Reading:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, Chosen, image_run, point
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, Chosen, image_run, in_points, point
 from halflife.studies.evidence.choice import Side, chosen_arms
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
@@ -124,15 +124,24 @@ def training_errors(results: Results, size: int, *, decay: bool) -> list[Quantit
 
 
 DECAY = {True: "with the best lam for few examples", False: "without decay"}
-FEW = Quantity(
-    name=f"test error of the average with the best lam - without decay, mean over the {NUM_SMALL} smallest numbers of examples",
-    values=change_at(SMALL_PLACES),
-    unit="points",
+FEW = in_points(
+    f"test error of the average with the best lam - without decay, mean over the {NUM_SMALL} smallest numbers of examples",
+    change_at(SMALL_PLACES),
 )
-ONE_PASS = Quantity(
-    name="test error of the average with the best lam for few examples - without decay, one pass",
-    values=change_at((-1,)),
-    unit="points",
+ONE_PASS = in_points(
+    "test error of the average with the best lam for few examples - without decay, one pass", change_at((-1,))
+)
+SHRINKS = in_points(
+    "effect of decay on the test error of the average (best lam for few examples), one pass - few",
+    change_at((-1,), SMALL_PLACES),
+)
+WITH_DECAY, WITHOUT = (
+    Each(
+        name=f"training error of the average {DECAY[decay]}, at each of the smallest numbers of examples",
+        quantities=functools.partial(training_errors, decay=decay),
+        unit="%",
+    )
+    for decay in (True, False)
 )
 
 CLAIMS = (
@@ -144,20 +153,7 @@ CLAIMS = (
     Claim(
         key="interpolates",
         text="Where few examples are seen many times, decay lowers the test error though the net still interpolates them.",
-        rule=Rule(
-            parts=tuple(
-                (
-                    Each(
-                        name=f"training error of the average {DECAY[decay]}, at each of the smallest numbers of examples",
-                        quantities=functools.partial(training_errors, decay=decay),
-                        unit="%",
-                    ),
-                    below(INTERPOLATED),
-                )
-                for decay in (True, False)
-            ),
-            given=((FEW, below(0)),),
-        ),
+        rule=Rule(parts=((WITH_DECAY, below(INTERPOLATED)), (WITHOUT, below(INTERPOLATED))), given=((FEW, below(0)),)),
     ),
     Claim(
         key="one-pass",
@@ -168,19 +164,7 @@ CLAIMS = (
     Claim(
         key="shrinks",
         text="The gain by decay shrinks from many passes over few examples to one pass over many.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="effect of decay on the test error of the average (best lam for few examples), one pass - few",
-                        values=change_at((-1,), SMALL_PLACES),
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((FEW, below(0)),),
-        ),
+        rule=Rule(parts=((SHRINKS, above(0)),), given=((FEW, below(0)),)),
     ),
 )
 

@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, level, num_steps, point, wrong
+from halflife.studies.catalog.images.common import (
+    CIFAR_10_NEEDS,
+    RESNET_18,
+    image_run,
+    in_points,
+    level,
+    num_steps,
+    point,
+    wrong,
+)
 from halflife.studies.catalog.images.stabilization import SMALLEST_EFFECT, drop, plateau
 from halflife.studies.evidence.claims import (
     Arm,
@@ -84,11 +93,7 @@ def effect_of_decay(net: str, rate: str) -> Terms:
 
 
 GOOD_LAM = tuple(
-    Quantity(
-        name=f"final test error with decay - without, large learning rate, {words}",
-        values=effect_of_decay(net, "large"),
-        unit="points",
-    )
+    in_points(f"final test error with decay - without, large learning rate, {words}", effect_of_decay(net, "large"))
     for net, words in ((PLAIN, "without normalization"), (TWIN, "with BatchNorm"))
 )
 
@@ -108,11 +113,8 @@ def rates_differ(large: int, small: int, where: str) -> Quantity:
     """The error of the average at the large rate minus that at the small one, each at one of its products."""
     arms = (key_of(PLAIN, "large", large), key_of(PLAIN, "small", small))
     errors = [wrong(arm, drop, average=AVERAGE) for arm in arms]
-    return Quantity(
-        name=f"test error of the average at the large - at the small learning rate, {where}",
-        values=errors[0] - errors[1],
-        unit="points",
-    )
+    name = f"test error of the average at the large - at the small learning rate, {where}"
+    return in_points(name, errors[0] - errors[1])
 
 
 def same_product(results: Results, size: int) -> list[Quantity]:
@@ -218,6 +220,26 @@ def _ranks(metric: str, where: str) -> Claim:
     )
 
 
+TUNED = in_points(
+    "final test error, best setting with decay - best without, without normalization",
+    100 * (Best(tuple(keys_of(decay=True)), "test/wrong") - Best(tuple(keys_of(decay=False)), "test/wrong")),
+)
+SMALL_RATE = in_points(
+    "effect of decay on the final test error without normalization - with BatchNorm, small learning rate",
+    effect_of_decay(PLAIN, "small") - effect_of_decay(TWIN, "small"),
+)
+SAME_PRODUCT = Each(
+    name="test error of the average at the large - at the small learning rate, at each lr lam whose time scale 1 / (lr lam) is"
+    " at most half of the phase before the drop",
+    quantities=same_product,
+    unit="points",
+)
+PREDICTED = in_points(
+    "root mean square error of parabolas in log x that predict the test error of the average of a seed from the other seeds,"
+    " x = lr / ||w||^2 - x = lr lam",
+    predicted_better,
+)
+
 CLAIMS = (
     Claim(
         key="plateau",
@@ -229,23 +251,10 @@ CLAIMS = (
         key="tuned",
         text="Decay lowers the final test error of a ResNet without normalization also against the best rate without decay.",
         rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="final test error, best setting with decay - best without, without normalization",
-                        values=100
-                        * (
-                            Best(tuple(keys_of(decay=True)), "test/wrong")
-                            - Best(tuple(keys_of(decay=False)), "test/wrong")
-                        ),
-                        unit="points",
-                    ),
-                    lowered(SMALLEST_EFFECT),
-                ),
-            ),
+            parts=((TUNED, lowered(SMALLEST_EFFECT)),),
             given=(
                 Premise(
-                    f"there are at least {MIN_RATES} learning rates without decay, of which one can be best", few_rates
+                    f"there are {MIN_RATES} learning rates or more without decay, of which one can be best", few_rates
                 ),
             ),
         ),
@@ -254,55 +263,20 @@ CLAIMS = (
         key="small-rate",
         text="With a small rate, and a lam that is good at the large one, decay does less good without normalization than with"
         " it (the paper: it hurts a VGG and helps ResNets).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="effect of decay on the final test error without normalization - with BatchNorm, small learning"
-                        " rate",
-                        values=effect_of_decay(PLAIN, "small") - effect_of_decay(TWIN, "small"),
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            ),
-            given=tuple((one, below(0)) for one in GOOD_LAM),
-        ),
+        rule=Rule(parts=((SMALL_RATE, above(0)),), given=tuple((one, below(0)) for one in GOOD_LAM)),
     ),
     Claim(
         key="product",
         text="Also without normalization the test error of the average is a function of the product lr lam.",
         rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="test error of the average at the large - at the small learning rate, at each lr lam whose time"
-                        " scale 1 / (lr lam) is at most half of the phase before the drop",
-                        quantities=same_product,
-                        unit="points",
-                    ),
-                    within(MARGIN),
-                ),
-            ),
+            parts=((SAME_PRODUCT, within(MARGIN)),),
             stake=((rates_differ(SAME_LAM["large"], SAME_LAM["small"], "same lam"), exceeds(MARGIN)),),
         ),
     ),
     Claim(
         key="effective-rate",
         text="Without normalization lr lam predicts the test error better than the effective rate lr / ||w||^2 does.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="root mean square error of parabolas in log x that predict the test error of the average of a"
-                        " seed from the other seeds, x = lr / ||w||^2 - x = lr lam",
-                        values=predicted_better,
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((PREDICTED, above(0)),)),
     ),
     *(_falls(metric) for metric in CURVATURE),
     *(_ranks(metric, where) for metric in CURVATURE for where in ("average", "end")),

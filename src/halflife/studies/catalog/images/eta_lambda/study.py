@@ -64,7 +64,7 @@ __all__ = ["ETA_LAMBDA", "ETA_LAMBDA_VGG"]
 RANK_BOUND = 0.8  # of a rank correlation: "monotonically" at a glance; 1 would be without exception
 EXPLAINED = 0.9  # of what lr and lam explain together, so much must their product explain
 SMALLEST_EXPLAINED = 0.5  # of the variance over settings: with less there is nothing to share
-BEST_EPOCHS = (2.0, 6.0)  # tau at the optimum, in epochs, as read from the paper's two grids
+LOW, HIGH = 2.0, 6.0  # tau at the optimum, in epochs, as read from the paper's two grids
 
 _WHERE = f"settings whose run is {FORGOTTEN:g} tau or longer"
 
@@ -100,45 +100,41 @@ def _collapse(kind: str) -> Claim:
     )
 
 
+RISES = Each(
+    name="test error of the average at the smallest and at the largest lr * lam - at the lowest place between both,"
+    f" {_WHERE}",
+    quantities=rises,
+    unit="points",
+)
+TAU = Quantity(
+    name="tau = 1 / (lr lam) in epochs at the vertex of a parabola in ln(lr lam) through the lowest mean test error at equal"
+    f" product and its neighbours, {_WHERE}",
+    values=tau_in_epochs,
+    log=True,
+)
+INSIDE = Premise("the lowest mean is at no end of the grid, and each seed has a minimum inside", no_optimum)
+RATE = Quantity(
+    name=f"p of Jacobian norm of the average ~ lr^p, with a level for each lam, over {_WHERE}",
+    values=functools.partial(exponent_of_rate, kind="jacobian"),
+)
+SPREADS = Quantity(
+    name="standard deviation of the test error of the average over settings of equal lr * lam, runs shorter than tau / runs of"
+    f" {FORGOTTEN:g} tau or longer",
+    values=Spread("error", unforgotten) / Spread("error", forgotten),
+    unit="x",
+    log=True,
+)
+
 CLAIMS = (
     Claim(
         key="u-shape",
         text="The test error of the average is U-shaped in lr * lam.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="test error of the average at the smallest and at the largest lr * lam - at the lowest place"
-                        f" between both, {_WHERE}",
-                        quantities=rises,
-                        unit="points",
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((RISES, above(0)),)),
     ),
     Claim(
         key="tau",
         text="The test error is lowest where tau = 1 / (lr lam) is 2 to 6 epochs, as in the paper's two grids (our reading).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="tau = 1 / (lr lam) in epochs at the vertex of a parabola in ln(lr lam) through the lowest mean"
-                        f" test error at equal product and its neighbours, {_WHERE}",
-                        values=tau_in_epochs,
-                        log=True,
-                    ),
-                    within_factor(
-                        math.sqrt(BEST_EPOCHS[1] / BEST_EPOCHS[0]), around=math.sqrt(BEST_EPOCHS[0] * BEST_EPOCHS[1])
-                    ),
-                ),
-            ),
-            given=(
-                Premise("the lowest mean is at no end of the grid, and each seed has a minimum inside", no_optimum),
-            ),
-        ),
+        rule=Rule(parts=((TAU, within_factor(math.sqrt(HIGH / LOW), around=math.sqrt(LOW * HIGH))),), given=(INSIDE,)),
     ),
     _monotone(
         "loss-rises",
@@ -162,36 +158,13 @@ CLAIMS = (
         key="jacobian-rate",
         text="At fixed lam the Jacobian norm of the average falls as the learning rate rises (the paper's figures; its text"
         " says that it rises).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="p of Jacobian norm of the average ~ lr^p, with a level for each lam, over " + _WHERE,
-                        values=functools.partial(exponent_of_rate, kind="jacobian"),
-                    ),
-                    below(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((RATE, below(0)),)),
     ),
     *(_collapse(kind) for kind in KINDS),
     Claim(
         key="unforgotten",
         text="Where a run is shorter than tau = 1 / (lr lam), test errors of settings of equal lr * lam differ more.",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="standard deviation of the test error of the average over settings of equal lr * lam, runs"
-                        f" shorter than tau / runs of {FORGOTTEN:g} tau or longer",
-                        values=Spread("error", unforgotten) / Spread("error", forgotten),
-                        unit="x",
-                        log=True,
-                    ),
-                    above(1),
-                ),
-            )
-        ),
+        rule=Rule(parts=((SPREADS, above(1)),)),
     ),
 )
 
