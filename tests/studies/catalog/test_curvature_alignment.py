@@ -161,6 +161,12 @@ def test_a_rest_that_is_no_part_of_the_hessian_is_orthogonal_to_nothing() -> Non
     assert "what is at stake does not hold: cosine of the Hessian and its rest" in finding.reason
 
 
+def test_a_spectrum_of_zeros_is_not_compared() -> None:
+    made = MadeUp(decoupled={"cell-0-0": np.zeros(64)})
+    finding = CLAIMS["spectra"].decide(cast("Results", made), SIZE)
+    assert (finding.outcome, finding.reason) == ("not tested", "no eigenvalue is above 0 in every seed")
+
+
 @pytest.mark.parametrize("name", ["smoke", "laptop", "night", "paper"])
 def test_presets_probe_after_the_first_epoch_and_at_the_end_at_one_rate(name: str) -> None:
     preset = CURVATURE_ALIGNMENT.presets[name]

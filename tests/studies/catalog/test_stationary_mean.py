@@ -245,6 +245,26 @@ def test_a_rule_decides_what_it_should(change: Change, claim: str, outcome: str)
     assert finding.outcome == outcome, finding.reason
 
 
+@pytest.mark.parametrize(
+    ("change", "claim", "reason"),
+    [
+        (
+            {("net-flips", "drift"): 0.8},
+            "weights-net",
+            "logistic loss, flipped labels: it moves by 0.80 of that distance",
+        ),
+        ({("square", "gradient"): 1e-3}, "quarter", "h = u^2, lr 0.05: the gradient at a minimum is 1.0e-03"),
+        ({("sparse", "c"): 9.0}, "as-written", "u v, B = 1: a seed's fitted c is 0 or the largest of its grid"),
+        ({("sparse-square", "trace_c"): 9.0}, "regularizer", "u^2, B = 1: a seed's fitted c is 0 or the largest"),
+    ],
+)
+def test_a_premise_that_does_not_hold_names_the_arm(change: Change, claim: str, reason: str) -> None:
+    (asked,) = (each for each in STATIONARY_MEAN.claims if each.key == claim)
+    finding = asked.decide(cast("StudyResults", MadeUp(change)), PRESET.main_size)
+    assert finding.outcome == "not tested"
+    assert reason in finding.reason
+
+
 def test_models_without_a_size_say_nothing_along_the_ladder(tmp_path: Path) -> None:
     arms = STATIONARY_MEAN.presets["night"].arms
     verdicts = verdicts_of(results_of(tmp_path, {}, arms, num_seeds=2))
