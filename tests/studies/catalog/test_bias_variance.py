@@ -233,7 +233,7 @@ def test_the_largest_of_noisy_risks_is_not_taken_for_the_largest_expectation() -
     ratios = OverBound("line-0.1")
     found = Quantity(name="risk over bound", values=ratios, log=True).interval(results, PRESET.main_size, 0.95)
     assert found.low < 0.5 < found.high
-    values_PS = ratios.sides(results, PRESET.main_size)[0].values
+    values_PS = ratios.side(results, PRESET.main_size).values
     assert np.log(values_PS).mean(axis=1).max() > np.log(0.5) + 0.2
 
 

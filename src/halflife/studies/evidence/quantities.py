@@ -22,7 +22,7 @@ from halflife.studies.evidence.stats import Interval, crossed_interval, seed_int
 if TYPE_CHECKING:
     from halflife.studies.evidence.results import Results
 
-__all__ = ["Best", "Each", "Measure", "NotMeasuredError", "Quantity", "Reading", "Terms", "mean_of"]
+__all__ = ["Best", "Chosen", "Each", "Measure", "NotMeasuredError", "Quantity", "Reading", "Terms", "mean_of"]
 
 Numbers = NDArray[np.float64]
 Place = int | Callable[[Any], int] | None
@@ -164,11 +164,38 @@ class Reading(Measure):
 Arms = Sequence[str] | Callable[["Results", int], Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Best(Measure):
-    """The best of several arms, chosen on other seeds and on the other half of the examples than it is measured on.
+class Chosen(Measure):
+    """The best of several values, chosen on other seeds and on the other half of the examples than it is measured on.
 
-    The interval of a quantity with it is `contrast_interval`, which counts the choice.
+    The interval of a quantity with it is `contrast_interval`, which counts the choice. `Best` chooses among arms; a subclass
+    of its own chooses among values that are no arms' own readings.
+    """
+
+    def side(self, results: Results, size: int) -> Side:
+        """What to choose from, a row a value."""
+        raise NotImplementedError
+
+    def __call__(self, results: Results, size: int) -> Numbers:
+        """Shape (S,), or (S, N) of arrays."""
+        return chosen(self.side(results, size))
+
+    @property
+    def chooses(self) -> bool:
+        """It does."""
+        return True
+
+    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
+        """The one side; of logarithms it is chosen by what it is without."""
+        side = self.side(results, size)
+        if log:
+            scores = side.values if side.scores is None else side.scores
+            side = replace(side, values=_logs(side.values, log=True), scores=scores)
+        return [side]
+
+
+@dataclass(frozen=True)
+class Best(Chosen):
+    """The best of several arms.
 
     Args:
         arms: Their keys, or what gives them.
@@ -182,21 +209,12 @@ class Best(Measure):
     by: str = ""
     lowest: bool = True
 
-    def __call__(self, results: Results, size: int) -> Numbers:
-        """Shape (S,), or (S, N) of an array."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """All of its arms, as one side."""
+    def side(self, results: Results, size: int) -> Side:
+        """A row an arm."""
         keys = self.arms(results, size) if callable(self.arms) else self.arms
         values = np.array([results.read(key, self.name, size) for key in keys])
-        scores = np.array([results.read(key, self.by, size) for key in keys]) if self.by else values if log else None
-        return [Side(values=_logs(values, log=log), scores=scores, lowest=self.lowest)]
+        scores = np.array([results.read(key, self.by, size) for key in keys]) if self.by else None
+        return Side(values=values, scores=scores, lowest=self.lowest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from halflife.studies.evidence.choice import Side, chosen
 from halflife.studies.evidence.panels import PointRow
 from halflife.studies.evidence.quantities import Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
@@ -19,7 +15,6 @@ __all__ = [
     "CIFAR_10",
     "CIFAR_10_NEEDS",
     "RESNET_18",
-    "Chosen",
     "end",
     "image_run",
     "in_points",
@@ -34,28 +29,6 @@ CIFAR_10_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
 RESNET_18 = {**CIFAR_10, "blocks": (2, 2, 2, 2)}
 
 Epoch = int | Callable[[Any], int]
-
-
-class Chosen(Measure):
-    """The best of several values that are no arms' own readings; `Best` is of arms."""
-
-    def side(self, results: Results, size: int) -> Side:
-        """What to choose from."""
-        raise NotImplementedError
-
-    def __call__(self, results: Results, size: int) -> NDArray[np.float64]:
-        """Shape (S,), or (S, N) of arrays."""
-        return chosen(self.side(results, size))
-
-    @property
-    def chooses(self) -> bool:
-        """It does."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """The one side."""
-        assert not log, "an error may be 0"
-        return [self.side(results, size)]
 
 
 def image_run(results: Results, key: str, size: int) -> ImageRun:

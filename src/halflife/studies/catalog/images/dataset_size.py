@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, Chosen, image_run, in_points, point
+from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, in_points, point
 from halflife.studies.evidence.choice import Side, chosen_arms
 from halflife.studies.evidence.claims import Arm, Claim, PointRow, PointsPanel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.optimum import PAIRED_NOTE
-from halflife.studies.evidence.quantities import Each, Quantity, Reading, Terms, mean_of
+from halflife.studies.evidence.quantities import Chosen, Each, Quantity, Reading, Terms, mean_of
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
 from halflife.studies.evidence.tests import above, below, lowered, within

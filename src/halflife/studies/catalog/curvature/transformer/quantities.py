@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.evidence.choice import Side, chosen
+from halflife.studies.evidence.choice import Side
 from halflife.studies.evidence.fits import rank_correlation
-from halflife.studies.evidence.quantities import Measure, Reading
+from halflife.studies.evidence.quantities import Chosen, Measure, Reading
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.specs.text import TextRun
@@ -94,7 +94,7 @@ def fall_contrast(results: Results, size: int) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
-class BestStop(Measure):
+class BestStop(Chosen):
     """The lowest validation loss at any evaluation of runs with some lams, at any rate, or after their branches.
 
     Rate, lam and step are chosen as arms are by `Best`: on other seeds than they are measured on.
@@ -105,23 +105,14 @@ class BestStop(Measure):
 
     lams: Sequence[str]
 
-    def __call__(self, results: Results, size: int) -> NDArray[np.float64]:
-        """Shape (S,)."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """All candidates, (A, S), as one side."""
+    def side(self, results: Results, size: int) -> Side:
+        """A row a candidate, (A, S)."""
         rows: list[NDArray[np.float64]] = []
         for rate in RATES:
             for lam in self.lams:
                 along_SE = [losses for _, losses in results.series_by_step(key_of(rate, lam), "val/loss", size)]
                 rows += [*np.array(along_SE).T, results.read(branch_of(rate, lam), "val/loss", size)]
-        return [Side(values=np.log(rows) if log else np.array(rows))]
+        return Side(values=np.array(rows))
 
 
 def ranks_losses(results: Results, size: int, *, metric: str) -> NDArray[np.float64]:

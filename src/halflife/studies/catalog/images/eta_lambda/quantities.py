@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import Chosen, image_run, num_steps, wrong
+from halflife.studies.catalog.images.common import image_run, num_steps, wrong
 from halflife.studies.evidence.choice import Side
 from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.optimum import Optimum, find_optimum
-from halflife.studies.evidence.quantities import Measure, NotMeasuredError, Quantity, Reading, Terms, mean_of
+from halflife.studies.evidence.quantities import Chosen, Measure, NotMeasuredError, Quantity, Reading, Terms, mean_of
 from halflife.studies.evidence.results import Results
 
 __all__ = [

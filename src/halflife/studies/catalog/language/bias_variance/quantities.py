@@ -29,9 +29,9 @@ import numpy as np
 from halflife.studies.catalog.language.bias_variance.theory import expected, paper_bound
 from halflife.studies.catalog.language.quantities import BLOCKS, at_share, loss
 from halflife.studies.catalog.language.settings import LAMS, key_of
-from halflife.studies.evidence.choice import Side, chosen
+from halflife.studies.evidence.choice import Side
 from halflife.studies.evidence.claims import Arm
-from halflife.studies.evidence.quantities import Best, Measure, Numbers, Reading
+from halflife.studies.evidence.quantities import Best, Chosen, Measure, Numbers, Reading
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.least_squares import LeastSquaresRun
 
@@ -179,7 +179,7 @@ class LateMean(Measure):
 
 
 @dataclass(frozen=True)
-class OverBound(Measure):
+class OverBound(Chosen):
     """The risk over the paper's bound at the reading before the drop where that is largest.
 
     The reading is chosen among all, as `Best` chooses among arms, so that the largest of many noisy numbers does not count as
@@ -188,21 +188,12 @@ class OverBound(Measure):
 
     arm: str
 
-    def __call__(self, results: Results, size: int) -> Numbers:
-        """Shape (S,)."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does, among the readings."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """One side, a row a reading."""
+    def side(self, results: Results, size: int) -> Side:
+        """A row a reading."""
         spec = synthetic_spec(results, self.arm, size)
         steps = [step for step in expected(spec) if step <= at_drop(spec)]
         ratios = np.array([results.read(self.arm, "risk", size, step=step) / paper_bound(spec, step) for step in steps])
-        return [Side(values=np.log(ratios) if log else ratios, lowest=False)]
+        return Side(values=ratios, lowest=False)
 
 
 # ---- language models

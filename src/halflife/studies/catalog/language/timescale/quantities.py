@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from halflife.studies.catalog.language.quantities import BLOCKS, minima
-from halflife.studies.evidence.choice import Side, chosen, chosen_arms
+from halflife.studies.evidence.choice import Side, chosen_arms
 from halflife.studies.evidence.optimum import Optimum, Sweep, exponents_of, lam_of, optimum_of, text_spec
-from halflife.studies.evidence.quantities import Best, Measure, NotMeasuredError, Numbers
+from halflife.studies.evidence.quantities import Best, Chosen, NotMeasuredError, Numbers
 from halflife.studies.evidence.results import Results
 from halflife.studies.specs.text import TextRun
 
@@ -150,7 +150,7 @@ def best_of_place(place: str) -> Best:
 
 
 @dataclass(frozen=True)
-class BestAtBase(Measure):
+class BestAtBase(Chosen):
     """The loss at the other batches with the lam that is best at the base, a mean over these batches.
 
     Args:
@@ -161,17 +161,8 @@ class BestAtBase(Measure):
     kept: float
     scaled: float
 
-    def __call__(self, results: Results, size: int) -> Numbers:
-        """Shape (S, N)."""
-        return chosen(self.sides(results, size)[0])
-
-    @property
-    def chooses(self) -> bool:
-        """It does, at the base."""
-        return True
-
-    def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
-        """One side: at the base a power of the grid is chosen, at the others it counts."""
+    def side(self, results: Results, size: int) -> Side:
+        """A row a power of the grid: at the base it is chosen, at the others it counts."""
         base = np.array([results.read(arm_key(BASE, power), BLOCKS, size) for power in GRID])
         taken = {GRID[arm] for arm in chosen_arms(Side(values=base))}
         shifts = {place: _doublings(results, place, size) for place in OTHER_BATCHES}
@@ -191,7 +182,7 @@ class BestAtBase(Measure):
             ],
             axis=0,
         )
-        return [Side(values=values, scores=base[[GRID.index(power) for power in powers]])]
+        return Side(values=values, scores=base[[GRID.index(power) for power in powers]])
 
 
 def _doublings(results: Results, place: str, size: int) -> int:
