@@ -7,55 +7,17 @@ rejective multiple test procedure", Scandinavian Journal of Statistics 6(2)), wh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING
 
-from halflife.studies.evidence.stats import CONFIDENCE, Interval
+from halflife.studies.evidence.claims import Verdict
+from halflife.studies.evidence.rules import Finding, Row
+from halflife.studies.evidence.stats import CONFIDENCE, LEVEL, Interval
 
-if TYPE_CHECKING:  # rules take p values from here
-    from halflife.studies.evidence.claims import Verdict
-    from halflife.studies.evidence.rules import Finding, Row
+__all__ = ["Multiplicity", "decision_of", "holm", "multiplicity_of"]
 
-__all__ = ["Multiplicity", "decision_of", "holm", "multiplicity_of", "p_inside"]
-
-LEVEL = 1 - CONFIDENCE
 DIGITS = 9  # to which two intervals are one and the same
-
-
-def p_inside(
-    interval: Interval, ranges: Sequence[tuple[float, float]], confidence: float, ways: int = 1
-) -> float | None:
-    """The p value of "the quantity lies in one of these ranges", below 0.05 exactly where a rule says so.
-
-    That is, where the interval at ``confidence`` c, or at 1 - (1 - c) / k for one of k ``ways``, lies in one of them: k times
-    0.05 / (1 - c) times the two-sided p of the end that is nearest. So two one-sided tests (an interval of 90 %) and a
-    two-sided one (95 %) are on one scale.
-
-    Args:
-        interval: The interval, with its standard error; at which confidence does not matter.
-        ranges: Open ranges.
-        confidence: c.
-        ways: k.
-
-    Returns:
-        The p value, at most 1 (``None``: the standard error is not known).
-
-    Examples:
-        >>> from halflife.studies.evidence.stats import seed_interval
-        >>> found = seed_interval([1.0, 2.0, 3.0])
-        >>> [round(p_inside(found, [(0, math.inf)], c), 4) for c in (0.95, 0.90)], p_inside(found, [(-math.inf, 0)], 0.95)
-        ([0.0742, 0.0371], 1.0)
-    """
-    if interval.p_value(1.0) is None:
-        return None
-    found = [1.0]
-    for low, high in ranges:
-        if low < interval.estimate < high:
-            found.append(max((interval.p_value(end) or 0.0 for end in (low, high) if math.isfinite(end)), default=0.0))
-    return min(1.0, ways * LEVEL / (1 - confidence) * min(found))
 
 
 def decision_of(finding: Finding) -> tuple[Row, float] | None:

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
-from halflife.studies.evidence.multiplicity import p_inside
 from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
-from halflife.studies.evidence.stats import CONFIDENCE, Interval, split_confidence, what_would_decide
+from halflife.studies.evidence.stats import CONFIDENCE, Interval, p_inside, split_confidence, what_would_decide
 from halflife.studies.evidence.tests import PartOutcome, Test
 
 if TYPE_CHECKING:

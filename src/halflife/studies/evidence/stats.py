@@ -20,9 +20,9 @@ __all__ = [
     "Interval",
     "crossed_interval",
     "of_more_seeds",
+    "p_inside",
     "pair_values",
     "seed_interval",
-    "seeds_note",
     "seeds_to_decide",
     "split_confidence",
     "t_quantile",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 CONFIDENCE = 0.95
+LEVEL = 1 - CONFIDENCE
 MOST_SEEDS = 1_000  # of interest to nobody beyond
 
 NOT_COVERED = (
@@ -299,12 +300,45 @@ def pair_values(values_SS: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(mean + 2 * (num_seeds - 1) / (num_seeds - 2) * (rows_S - mean), dtype=np.float64)
 
 
+def p_inside(
+    interval: Interval, ranges: Sequence[tuple[float, float]], confidence: float, ways: int = 1
+) -> float | None:
+    """The p value of "the quantity lies in one of these ranges", below 0.05 exactly where a rule says so.
+
+    That is, where the interval at ``confidence`` c, or at 1 - (1 - c) / k for one of k ``ways``, lies in one of them: k times
+    0.05 / (1 - c) times the two-sided p of the end that is nearest. So two one-sided tests (an interval of 90 %) and a
+    two-sided one (95 %) are on one scale.
+
+    Args:
+        interval: The interval, with its standard error; at which confidence does not matter.
+        ranges: Open ranges.
+        confidence: c.
+        ways: k.
+
+    Returns:
+        The p value, at most 1 (``None``: the standard error is not known).
+
+    Examples:
+        >>> found = seed_interval([1.0, 2.0, 3.0])
+        >>> [round(p_inside(found, [(0, math.inf)], c), 4) for c in (0.95, 0.90)], p_inside(found, [(-math.inf, 0)], 0.95)
+        ([0.0742, 0.0371], 1.0)
+    """
+    if interval.p_value(1.0) is None:
+        return None
+    found = [1.0]
+    for low, high in ranges:
+        if low < interval.estimate < high:
+            found.append(max((interval.p_value(end) or 0.0 for end in (low, high) if math.isfinite(end)), default=0.0))
+    return min(1.0, ways * LEVEL / (1 - confidence) * min(found))
+
+
 def split_confidence(confidence: float, ways: int) -> float:
     """The confidence of each of several intervals that are to miss, one of them at least, no more often than one would.
 
     1 - (1 - confidence) / ways (Bonferroni), whatever the intervals have to do with each other. Use it where *any one* of
     several decides: "not reproduced if one of k parts lies on the other side", or a look after each of several numbers of
-    seeds. Where *all* must hold ("reproduced if all k parts do"), each keeps the confidence itself.
+    seeds (with 95 % after 3, 4 and 5 seeds, 10 % of effects of 0 are "found"). Where *all* must hold ("reproduced if all k
+    parts do"), each keeps the confidence itself.
 
     Args:
         confidence: Nominal coverage of all together.
@@ -395,36 +429,3 @@ def what_would_decide(interval: Interval, decides: Callable[[Interval], bool], *
     if interval.num_examples is not None and not decides(of_more_seeds(interval, 1_000 * most)):
         return f"no number of seeds would decide, as {interval.num_examples:,} {interval.example_name} are too few for that"
     return f"more than {most:,} seeds would be needed if estimate and spread stayed"
-
-
-def seeds_note(fixed: Sequence[int], found: Sequence[int]) -> str:
-    """What a verdict says when its seeds are not those that were fixed before the first run.
-
-    The number of seeds is part of the rule. With an interval of 95 % after each of 3, 4 and 5 seeds, and an end at the first
-    that excludes 0, 9.9 % of effects of 0 are "found" instead of 5 % (`split_confidence` over the looks would keep it).
-
-    Args:
-        fixed: The seeds that the manifest fixed first.
-        found: Those that the verdict uses.
-
-    Returns:
-        A sentence without its full stop; empty where they are the same.
-
-    Examples:
-        >>> seeds_note([0, 1, 2], [0, 1, 2]), seeds_note([0, 1, 2, 3], [0, 2, 3])
-        ('', '3 of the 4 seeds that were fixed before the first run are used (without 1)')
-    """
-    added = [seed for seed in found if seed not in fixed]
-    missing = [seed for seed in fixed if seed not in found]
-    notes = []
-    if missing:
-        notes.append(
-            f"{len(fixed) - len(missing)} of the {len(fixed)} seeds that were fixed before the first run are used (without"
-            f" {', '.join(map(str, missing))})"
-        )
-    if added:
-        notes.append(
-            f"{len(found)} seeds are used and {len(fixed)} were fixed before the first run: added when results may have been"
-            " seen, they make a wrong decision more likely than the confidence says"
-        )
-    return "; ".join(notes)
