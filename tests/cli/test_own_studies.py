@@ -232,7 +232,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "bad.py:I": (
         "I = replace(S, claims=(*S.claims, S.claims[0]))",
-        "mine has two claims of the key 'helps', expected each once: rename one of them",
+        "bad.py, line 5: mine has two claims of the key 'helps', expected each once: rename one of them",
     ),
     "bad.py:J": (
         "P = S.presets['laptop']\nJ = replace(S, presets={'laptop': replace(P, arms=P.arms + P.arms[1:2])})",

@@ -11,7 +11,7 @@ import pytest
 
 from halflife.studies.catalog import STUDIES
 from halflife.studies.evidence.claims import Claim, Study
-from halflife.studies.evidence.history import claim_notes, digests, fixed_before_runs, seed_notes
+from halflife.studies.evidence.history import claim_notes, digests, fixed_before_runs, lost_notes, seed_notes
 from halflife.studies.evidence.tests import above
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.runner.plan import make_plan
@@ -106,6 +106,20 @@ def test_a_claim_says_what_was_changed_when(manifest: dict[str, Any], words: str
     assert fixed_before_runs(manifest, FIRST) is fixed
 
 
+def test_a_claim_that_is_gone_is_named() -> None:
+    assert lost_notes({}, STUDY) == ()
+    manifest = {"claims": [{"at": DAY, "finished": 0, "digests": digests(STUDY)}]}
+    assert lost_notes(manifest, STUDY) == ()
+    fewer = dataclasses.replace(STUDY, claims=STUDY.claims[1:])
+    manifest["claims"].append({"at": NEXT, "finished": 8, "digests": digests(fewer)})
+    assert lost_notes(manifest, fewer) == (
+        "the manifest has claims that the study has not any more, recorded last: helps on 2026-11-29",
+    )
+    (words,) = lost_notes({"claims": [{"at": DAY, "finished": 0, "digests": {"\x1b[2J" + "x" * 500: ""}}]}, STUDY)
+    assert "\x1b" not in words
+    assert len(words) < 200
+
+
 def planned(*entries: tuple[str, int, int]) -> dict[str, Any]:
     return {"planned_seeds": [{"at": at, "finished": runs, "seeds": seeds} for at, runs, seeds in entries]}
 
@@ -131,10 +145,10 @@ def test_seeds_that_were_added_after_a_look_are_told(manifest: dict[str, Any], w
 
 
 def test_verdicts_of_a_changed_claim_are_shown_with_the_sentence(tmp_path: Path) -> None:
-    old = {"at": DAY, "finished": 0, "digests": digests(CHANGED)}
+    old = {"at": DAY, "finished": 0, "digests": digests(CHANGED) | {"gone": "0"}}
     store = make_store(tmp_path, claims=[old], **planned((DAY, 0, 2), (NEXT, 8, 3)))
     first, *others = StudyResults(store, STUDY, store.manifests()[0]).verdicts()
     assert first.finding.effect is not None
-    assert len(first.notes) == 2
+    assert len(first.notes) == 3
     assert first.notes[0].startswith("the claim or its rule is not as it was recorded on 2026-11-29")
     assert all(verdict.notes == first.notes[1:] for verdict in others)

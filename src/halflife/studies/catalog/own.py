@@ -12,6 +12,7 @@ import functools
 import hashlib
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -160,7 +161,11 @@ def _module_of(path: Path, name: str, source: bytes) -> ModuleType:
         hidden_arguments(str(path)),
         one_sentence(path.name, path, ": correct it, and run the same command again", runner=__file__),
     ):
-        return import_file(path, name, source)
+        try:
+            return import_file(path, name, source)
+        except UserError as error:  # a spec or a rule that refuses its values
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+            raise UserError(f"{path.name}, line {lines[-1] if lines else '?'}: {error}") from error
 
 
 @contextlib.contextmanager

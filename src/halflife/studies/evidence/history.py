@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from halflife.studies.evidence.claims import Claim, Study
 
-__all__ = ["claim_notes", "digests", "fixed_before_runs", "record", "seed_notes"]
+__all__ = ["claim_notes", "digests", "fixed_before_runs", "lost_notes", "record", "seed_notes"]
 
 Entry = Mapping[str, Any]
+MAX_SHOWN = 80  # characters
 
 
 def digests(study: Study) -> dict[str, str]:
@@ -74,6 +75,17 @@ def claim_notes(manifest: Mapping[str, Any], claim: Claim) -> tuple[str, ...]:
     return (f"the claim and its rule were recorded on {_day(first)}, {_when(first)}",) if first["finished"] else ()
 
 
+def lost_notes(manifest: Mapping[str, Any], study: Study) -> tuple[str, ...]:
+    """Which claims were recorded once and are not among the study's any more: one sentence without its stop, or nothing."""
+    since = {key: entry for entry in _entries(manifest, "claims", "digests") for key in entry["digests"]}
+    gone = [f"{_plain(key)} on {_day(since[key])}" for key in since.keys() - {claim.key for claim in study.claims}]
+    return (
+        (f"the manifest has claims that the study has not any more, recorded last: {', '.join(sorted(gone))}",)
+        if gone
+        else ()
+    )
+
+
 def seed_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """Whether seeds were added after a look: one sentence without its stop, or nothing."""
     entries = _entries(manifest, "planned_seeds", "seeds")
@@ -108,7 +120,12 @@ def _digest(entry: Entry, key: str) -> object:
 
 
 def _day(entry: Entry) -> str:
-    return "".join(sign for sign in entry["at"][:10] if sign.isprintable())
+    return _plain(entry["at"][:10])
+
+
+def _plain(text: str) -> str:
+    """What a store says, short and without control characters."""
+    return "".join(sign for sign in text[:MAX_SHOWN] if sign.isprintable())
 
 
 def _when(entry: Entry) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from halflife.errors import StoreError, UserError
 from halflife.studies.evidence.claims import Claim, Finding, Study, Verdict
-from halflife.studies.evidence.history import claim_notes, seed_notes
+from halflife.studies.evidence.history import claim_notes, lost_notes, seed_notes
 from halflife.studies.evidence.results import NoArmError, Results
 from halflife.studies.store.store import Store
 
@@ -46,6 +46,7 @@ class StudyResults(Results):
         Returns:
             One verdict per claim of the study.
         """
+        of_all = (*lost_notes(self.manifest, self.study), *seed_notes(self.manifest))
         return [
             Verdict(
                 study=self.study.name,
@@ -53,7 +54,7 @@ class StudyResults(Results):
                 claim=claim,
                 finding=self._finding(claim, self.main_size),
                 by_size={size: self._finding(claim, size) for size in self.sizes},
-                notes=(*claim_notes(self.manifest, claim), *seed_notes(self.manifest)),
+                notes=(*claim_notes(self.manifest, claim), *of_all),
             )
             for claim in self.study.claims
         ]
