@@ -165,7 +165,7 @@ def _module_of(path: Path, name: str, source: bytes) -> ModuleType:
             return import_file(path, name, source)
         except UserError as error:  # a spec or a rule that refuses its values
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-            raise UserError(f"{path.name}, line {lines[-1] if lines else '?'}: {error}") from error
+            raise UserError(f"{path.name}, line {lines[-1]}: {error}") from error
 
 
 @contextlib.contextmanager
