@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from halflife.errors import UserError
 
@@ -39,21 +41,26 @@ def print_names(studies: Sequence[Study], console: Console) -> None:
 
 
 def print_details(studies: Sequence[Study], console: Console) -> None:
-    """Print what studies claim, with the source, and at which scales they run."""
+    """Print what studies claim, with the source and how it is decided, and at which scales they run."""
     for study in studies:
         console.print(f"[bold]{study.name}[/]  {escape(study.title)}", highlight=False)
-        console.print(f"  {escape(study.claim)}", highlight=False)
-        console.print(f"  [dim]{escape(study.source)}[/]", highlight=False)
+        console.print(Padding(Text(study.claim), (0, 0, 0, 2)))
+        console.print(Padding(Text(study.source, style="dim"), (0, 0, 0, 2)))
         for rows in (
-            [(claim.key, claim.text) for claim in study.claims],
+            [(claim.key, f"{escape(claim.text)}\n[dim]{escape(claim.words)}[/]") for claim in study.claims],
             [
-                (name, f"{preset.description} ({preset.budget}{f'; needs {preset.needs}' if preset.needs else ''})")
+                (
+                    name,
+                    escape(
+                        f"{preset.description} ({preset.budget}{f'; needs {preset.needs}' if preset.needs else ''})"
+                    ),
+                )
                 for name, preset in study.presets.items()
             ],
         ):
             table = Table(box=None, padding=(0, 2), show_header=False)
             for name, words in rows:
-                table.add_row(f"  {name}", escape(words))
+                table.add_row(f"  {name}", words)
             console.print(table)
         console.print()
 
