@@ -6,8 +6,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
@@ -20,6 +22,7 @@ from halflife.studies.report.figures.panels import panel_figure
 from halflife.studies.report.figures.theme import series_styles
 from halflife.studies.report.figures.words import pinned, text_width, wrapped
 from halflife.studies.report.files import render_figure
+from halflife.studies.store.records import Reading
 from tests.studies.report.browsers import ARGUMENTS, BROWSERS
 from tests.studies.synthetic import make_store
 
@@ -159,3 +162,53 @@ def test_a_dot_of_the_ladder_is_open_and_its_bar_above_it() -> None:
     kinds = [layer["mark"]["type"] for layer in spec["layer"]]
     assert kinds == ["line", "rule", "point", "rule"]
     assert spec["layer"][2]["mark"]["filled"] is False
+
+
+# ---- long runs
+
+
+def long_results(tmp_path: Path, num_epochs: int) -> StudyResults:
+    store = make_store(tmp_path, num_epochs=num_epochs, eval_every=1, num_test=8)
+    return StudyResults(store, get_study("stabilization"), store.manifests()[0])
+
+
+@pytest.mark.parametrize("num_epochs", [460, 461, 1_000])
+def test_a_long_run_has_no_more_points_than_pixels(tmp_path: Path, num_epochs: int) -> None:
+    """Every drawn point is a reading; the band holds those between, the ends and the extremes are kept."""
+    results = long_results(tmp_path, num_epochs)
+    panel = Panel(metric="weight_norm", title="Norm", y_label="norm")
+    figure = panel_figure(results, panel)
+    spec = figure.charts[0][1].to_dict()
+    rows = spec["datasets"][spec["data"]["name"]]
+    every = -(-num_epochs // 460)
+    assert ("One reading of " in figure.caption) == (every > 1)
+    for arm in results.arms:
+        own = [row for row in rows if row["arm"] == arm["label"]]
+        assert len(own) == -(-num_epochs // every) <= 460
+        assert own[-1]["epoch"] == num_epochs
+        assert own[0]["epoch"] <= every
+        series = results.series(arm["key"], "weight_norm", 8)
+        seeds = np.array([values for _, values in series])
+        mean = dict(zip(series[0][0], seeds.mean(0), strict=True))
+        assert [row["mean"] for row in own] == pytest.approx([mean[row["epoch"]] for row in own], rel=1e-4)
+        assert min(row["low"] for row in own) == pytest.approx(seeds.min(), rel=1e-4)
+        assert max(row["high"] for row in own) == pytest.approx(seeds.max(), rel=1e-4)
+    last = next(row for row in figure.rows if row[0] == results.arms[0]["label"])[-1]
+    ends = [values[-1] for _, values in results.series("large-decay", "weight_norm", 8)]
+    assert float(last.split()[0]) == pytest.approx(np.mean(ends), rel=1e-3)
+
+
+def test_a_spike_between_drawn_points_is_in_the_band(tmp_path: Path) -> None:
+    def change(key: str, seed: int, readings: list[Reading]) -> list[Reading]:
+        return [
+            replace(r, values={**r.values, "weight_norm": 1e6}) if (key, seed, r.epoch) == ("small-none", 1, 500) else r
+            for r in readings
+        ]
+
+    store = make_store(tmp_path, num_epochs=1_000, eval_every=1_000, num_test=8, change=change)
+    results = StudyResults(store, get_study("stabilization"), store.manifests()[0])
+    figure = panel_figure(results, Panel(metric="weight_norm", title="Norm", y_label="norm"))
+    spec = figure.charts[0][1].to_dict()
+    rows = spec["datasets"][spec["data"]["name"]]
+    assert 500 not in {row["epoch"] for row in rows}
+    assert max(row["high"] for row in rows) == 1e6

@@ -104,6 +104,10 @@ def opened(browser: Browser, folder: Path) -> Iterator[Open]:
     pages: dict[str, Page] = {}
     complaints: list[str] = []
 
+    def asked(url: str, allowed: set[str]) -> None:
+        if url not in allowed:
+            complaints.append(f"request: {url}")
+
     def open_page(name: str) -> Page:
         if name not in pages:
             page = pages[name] = context.new_page()
@@ -112,7 +116,7 @@ def opened(browser: Browser, folder: Path) -> Iterator[Open]:
             page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
             page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
             page.on("dialog", lambda dialog: dialog.dismiss())
-            page.on("request", lambda request: request.url in allowed or complaints.append(f"request: {request.url}"))
+            page.on("request", lambda request: asked(request.url, allowed))
             page.goto((folder / name).as_uri())
             page.wait_for_function(ALL_DRAWN)
         return pages[name]

@@ -1,15 +1,17 @@
-"""Curves along runs: a quantity against the epoch or the step, drawn from `Results.frame` alone.
+"""Curves along runs: a quantity against the epoch or the step. A missing reading is an error, never a gap.
 
-A missing row is an error, never a gap.
+Shapes: S seeds, K places (epochs or steps).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
+import numpy as np
+from numpy.typing import NDArray
 
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import Panel
@@ -18,9 +20,11 @@ from halflife.studies.report.figures.charts import curves_chart
 from halflife.studies.report.figures.fields import flat_fields, sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.theme import ArmStyle, arm_styles
-from halflife.studies.specs.base import spec_from_json
+from halflife.studies.specs.base import RunSpec
 
 __all__ = ["curves_figure", "drawn_arms"]
+
+Numbers = NDArray[np.float64]
 
 MOST_PLACES = 460  # that a line is drawn through: a chart is no more pixels wide in a file
 # Runs that share these are read at the same places.
@@ -50,34 +54,75 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
     return [key for key in panel.arms if key in present]
 
 
-def _readings(results: StudyResults, panel: Panel, keys: Sequence[str]) -> pl.DataFrame:
-    """The rows of one panel, one a run and epoch or step; a missing one is an error that names the run."""
-    everything = results.frame.filter((pl.col("size") == results.main_size) & pl.col("arm").is_in(list(keys)))
-    if panel.metric not in everything.columns or everything[panel.metric].is_null().all():
+@dataclass(frozen=True)
+class _Line:
+    """An arm's mean and range over seeds, by place."""
+
+    places_K: Numbers
+    mean_K: Numbers
+    low_K: Numbers
+    high_K: Numbers
+    seeds: int
+
+    def part(self, where_K: NDArray[np.bool_]) -> _Line:
+        """The places at which something holds."""
+        kept = (self.places_K[where_K], self.mean_K[where_K], self.low_K[where_K], self.high_K[where_K])
+        return _Line(*kept, self.seeds)
+
+    def cell(self, place: float) -> str:
+        """The numbers at a place, for a table."""
+        (found,) = np.nonzero(self.places_K == place)
+        if not len(found):
+            return "not read"
+        mean, low, high = (_rounded(values[found[0]]) for values in (self.mean_K, self.low_K, self.high_K))
+        return f"{mean:.4g}" + (f" ({low:.4g} to {high:.4g})" if self.seeds > 1 else "")
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _lines(results: StudyResults, panel: Panel, keys: Sequence[str]) -> dict[str, _Line]:
+    """The line of each arm; a missing reading is an error that names the run."""
+    size = results.main_size
+    series = results.series if panel.x == "epoch" else results.series_by_step
+    found = {key: series(key, panel.metric, size) for key in keys}
+    if not any(len(places) for seeds in found.values() for places, _ in seeds):
         raise StoreError(
             f"no run of {results.study.name} ({results.preset_name}) has readings of {panel.metric}: run the study again, or"
             " use the halflife that made these runs"
         )
-    rows = everything.filter(pl.col(panel.metric).is_not_null())
     # Runs of one plan are read at the same places, so the union over the runs of a plan is what each must have.
-    identities = everything["run"].unique(maintain_order=True).to_list()
-    found: dict[str, set[float]] = {identity: set() for identity in identities}
-    for (identity,), own in rows.group_by("run"):
-        found[str(identity)] = set(own[panel.x].to_list())
-    expected: dict[tuple[str, ...], set[float]] = {}
-    plans = {identity: _plan(results.headers[identity]["spec"]) for identity in identities}
-    for identity, places in found.items():
-        expected.setdefault(plans[identity], set()).update(places)
-    for identity, places in found.items():
-        end = _end(results.headers[identity]["spec"], panel)
-        lacking = (expected[plans[identity]] | ({end} if end is not None else set())) - places
-        if lacking or not places:
-            where = f"{panel.x} {min(lacking):g}" if lacking else f"any {panel.x}"
+    specs = {key: results.spec(key, size) for key in keys}
+    plans = {key: _plan(spec.to_json()) for key, spec in specs.items()}
+    distinct: dict[tuple[str, ...], dict[bytes, Numbers]] = {}
+    for key, seeds in found.items():
+        distinct.setdefault(plans[key], {}).update((places.tobytes(), places) for places, _ in seeds)
+    expected = {plan: np.unique(np.concatenate(list(places.values()))) for plan, places in distinct.items()}
+    lines = {}
+    for key, seeds in found.items():
+        end = _end(specs[key], panel)
+        wanted = expected[plans[key]] if end is None else np.union1d(expected[plans[key]], [end])
+        for seed, (places, _) in zip(results.seeds(size), seeds, strict=True):
+            if not len(places) or not np.array_equal(places, wanted):
+                _refuse(results, panel, key, seed, np.setdiff1d(wanted, places) if len(places) else places)
+        values_SK = panel.factor * np.stack([values for _, values in seeds])
+        lines[key] = _Line(wanted, values_SK.mean(0), values_SK.min(0), values_SK.max(0), len(seeds))
+        if panel.log and not (lines[key].low_K > 0).all():
             raise StoreError(
-                f"the run {identity} has no {panel.metric} at {where}, and a figure draws all of a run or nothing: remove the"
-                " run's folder and run the study again"
+                f"{panel.metric} is not above 0 everywhere, so its logarithmic axis would draw less: {panel.title}"
             )
-    return rows
+    return lines
+
+
+def _refuse(results: StudyResults, panel: Panel, key: str, seed: int, lacking: Numbers) -> None:
+    """Say which run lacks a reading."""
+    arm = next(arm for arm in results.arms if (arm["key"], arm["size"]) == (key, results.main_size))
+    where = f"{panel.x} {lacking[0]:g}" if len(lacking) else f"any {panel.x}"
+    raise StoreError(
+        f"the run {arm['runs'][str(seed)]} has no {panel.metric} at {where}, and a figure draws all of a run or nothing:"
+        " remove the run's folder and run the study again"
+    )
 
 
 def _plan(spec: dict[str, Any]) -> tuple[str, ...]:
@@ -86,65 +131,58 @@ def _plan(spec: dict[str, Any]) -> tuple[str, ...]:
     return tuple(repr({**fields, **own}.get(name)) for name in PLAN_FIELDS)
 
 
-def _end(spec: dict[str, Any], panel: Panel) -> float | None:
+def _end(spec: RunSpec, panel: Panel) -> float | None:
     """Where a run of this spec is read last, as far as the spec says so."""
     if panel.x == "epoch":
-        cut = spec.get("max_steps") is not None
-        return float(spec["num_epochs"]) if spec.get("num_epochs") is not None and not cut else None
+        fields = spec.to_json()
+        cut = fields.get("max_steps") is not None
+        return float(fields["num_epochs"]) if fields.get("num_epochs") is not None and not cut else None
     # What is evaluated is evaluated at the end; what is logged may have its last place before it.
-    last = getattr(spec_from_json(spec), "last_step", None)
+    last = getattr(spec, "last_step", None)
     return float(last) if last is not None and panel.metric.endswith("/loss") else None
 
 
-def _summary(rows: pl.DataFrame, panel: Panel) -> pl.DataFrame:
-    """Mean and range over seeds, one row an arm and epoch or step, by place: ``mean``, ``low``, ``high``, ``seeds``."""
-    value = pl.col(panel.metric) * panel.factor
-    frame = (
-        rows.group_by("arm", panel.x)
-        .agg(value.mean().alias("mean"), value.min().alias("low"), value.max().alias("high"), pl.len().alias("seeds"))
-        .sort(panel.x)
-    )
-    if panel.log and not (frame["low"] > 0).all():
-        raise StoreError(
-            f"{panel.metric} is not above 0 everywhere, so its logarithmic axis would draw less: {panel.title}"
-        )
-    # Steps can have more than five digits.
-    return frame.with_columns(
-        pl.col("mean", "low", "high").round_sig_figs(5), pl.col(panel.x).cast(pl.Float64).round_sig_figs(8)
-    )
-
-
-def _thinned(frame: pl.DataFrame, x: str) -> tuple[pl.DataFrame, int]:
+def _thinned(lines: dict[str, _Line]) -> tuple[dict[str, _Line], int]:
     """At most `MOST_PLACES` places of a long run: of neighbours the last one, with the range of all of them.
 
     Args:
-        frame: From `_summary`.
-        x: ``"epoch"`` or ``"step"``.
+        lines: By arm.
 
     Returns:
-        The rows to draw, and how many places one of them stands for.
+        What to draw, and how many places one of them stands for.
     """
-    places = frame.select(pl.col(x).unique().sort())
-    every = math.ceil(len(places) / MOST_PLACES)
+    union = np.unique(np.concatenate([line.places_K for line in lines.values()]))
+    every = math.ceil(len(union) / MOST_PLACES)
     if every == 1:
-        return frame, 1
-    # The first place stands alone, and the last is the last of its neighbours: both ends are drawn.
-    group = ((pl.int_range(pl.len()) - len(places) + 1) // every).alias("group")
-    thin = frame.join(places.with_columns(group), on=x).sort(x)
-    last = pl.col(x, "mean", "seeds").last()
-    thin = thin.group_by("arm", "group", maintain_order=True).agg(last, pl.col("low").min(), pl.col("high").max())
-    return thin.drop("group").sort(x), every
+        return lines, 1
+    thin = {}
+    for key, line in lines.items():
+        # The first place may stand alone, and the last is the last of its neighbours: both ends are drawn.
+        group_K = (np.searchsorted(union, line.places_K) - len(union) + 1) // every
+        starts = np.flatnonzero(np.diff(group_K, prepend=group_K[0] - 1))
+        lasts = np.append(starts[1:], len(group_K)) - 1
+        low, high = np.minimum.reduceat(line.low_K, starts), np.maximum.reduceat(line.high_K, starts)
+        thin[key] = _Line(line.places_K[lasts], line.mean_K[lasts], low, high, line.seeds)
+    return thin, every
 
 
-def _at_places(frame: pl.DataFrame, x: str, styles: Sequence[ArmStyle]) -> list[dict[str, Any]]:
-    """What the tooltip shows at each place: the numbers of every arm that was read there, in the legend's order."""
-    labels = {style.key: style.label for style in styles}
-    at: dict[float, dict[str, str]] = {}
-    for row in frame.iter_rows(named=True):
-        at.setdefault(row[x], {})[row["arm"]] = _cell(row)
+def _rows(lines: dict[str, _Line], x: str, styles: Sequence[ArmStyle]) -> list[dict[str, Any]]:
+    """The chart's table."""
     return [
-        {x: place} | {label: cells[key] for key, label in labels.items() if key in cells} for place, cells in at.items()
+        {"arm": style.label, x: place, "mean": _rounded(mean), "low": _rounded(low), "high": _rounded(high)}
+        for style in styles
+        for line in [lines[style.key]]
+        for place, mean, low, high in zip(line.places_K.tolist(), line.mean_K, line.low_K, line.high_K, strict=True)
     ]
+
+
+def _at_places(lines: dict[str, _Line], x: str, styles: Sequence[ArmStyle]) -> list[dict[str, Any]]:
+    """What the tooltip shows at each place: the numbers of every arm that was read there, in the legend's order."""
+    at: dict[float, dict[str, Any]] = {}
+    for style in styles:
+        for place in lines[style.key].places_K.tolist():
+            at.setdefault(place, {x: place})[style.label] = lines[style.key].cell(place)
+    return [at[place] for place in sorted(at)]
 
 
 def _drops(results: StudyResults, keys: Sequence[str], last: float) -> list[float]:
@@ -168,27 +206,22 @@ def curves_figure(results: StudyResults, panel: Panel) -> Figure:
         StoreError: A row is missing; the message names the run.
     """
     keys = drawn_arms(results, panel)
-    rows = _readings(results, panel, keys)
+    everything = _lines(results, panel, keys)
     by_key = {style.key: style for style in arm_styles(results)}
-    styles = [by_key[key] for key in keys]
-    everything = _summary(rows, panel)
-    last = everything[panel.x].max()
-    assert isinstance(last, float)
-    kept = everything.filter(pl.col(panel.x) >= panel.start * last)
-    drawn, every = _thinned(kept, panel.x)
-    labels = {style.key: style.label for style in styles}
-    order = {key: index for index, key in enumerate(labels)}
-    data = [
-        {"arm": labels[row["arm"]], panel.x: row[panel.x], "mean": row["mean"], "low": row["low"], "high": row["high"]}
-        for row in drawn.sort(pl.col("arm").replace_strict(order), panel.x).iter_rows(named=True)
-    ]
+    last = max(float(line.places_K[-1]) for line in everything.values())
+    lines = {key: line.part(line.places_K >= panel.start * last) for key, line in everything.items()}
+    lines = {key: line for key, line in lines.items() if len(line.places_K)}  # a short branch may end before
+    styles = [by_key[key] for key in keys if key in lines]
+    drawn, every = _thinned(lines)
+    data = _rows(drawn, panel.x, styles)
     drops = _drops(results, keys, last) if panel.x == "epoch" else []
     seeds = len(results.seeds(results.main_size))
     spread = "the band spans the lowest and the highest seed" if seeds > 1 else "one seed, so there is no band"
     caption = f"Mean over {seeds} {'seeds' if seeds > 1 else 'seed'}; {spread}."
     if drops:
         caption += f" The learning rate drops after epoch {' and '.join(f'{drop:g}' for drop in drops)} (dashed rule)."
-    first = min(row[panel.x] for row in data) if len(kept) < len(everything) else 0.0
+    cut = any(key not in lines or len(lines[key].places_K) < len(line.places_K) for key, line in everything.items())
+    first = min(row[panel.x] for row in data) if cut else 0.0
     if first:
         caption += f" Drawn from {panel.x} {first:,.10g} on."
     if every > 1:
@@ -198,16 +231,14 @@ def curves_figure(results: StudyResults, panel: Panel) -> Figure:
     caption += f" {sentence_start(size_name(results))} {results.main_size}."
     if panel.source_figure:
         caption += f" Corresponds to {panel.source_figure} of the paper."
-    ends = {str(key): float(end) for key, end in kept.group_by("arm").agg(pl.col(panel.x).max()).iter_rows()}
-    shown = [*drops, last]
-    wanted = kept.filter(pl.col(panel.x).is_in([*shown, *ends.values()]))
-    numbers = {(row["arm"], row[panel.x]): row for row in wanted.iter_rows(named=True)}
+    ends = {key: float(line.places_K[-1]) for key, line in lines.items()}
     if len(set(ends.values())) == 1:
+        shown = [*drops, last]
         header = ("arm", *(f"{panel.x} {place:,.10g}" for place in shown))
-        table = tuple((style.label, *(_cell(numbers.get((style.key, p))) for p in shown)) for style in styles)
+        table = tuple((style.label, *map(lines[style.key].cell, shown)) for style in styles)
     else:  # branches end where they end
         header = ("arm", f"last {panel.x}", "there")
-        table = tuple((s.label, f"{ends[s.key]:,.10g}", _cell(numbers[s.key, ends[s.key]])) for s in styles)
+        table = tuple((s.label, f"{ends[s.key]:,.10g}", lines[s.key].cell(ends[s.key])) for s in styles)
     words = "; ".join(f"{line[0]}: {line[-1]}" for line in table)
     end = f"{panel.x} {last:,.10g}" if len(set(ends.values())) == 1 else "its end each"
     chart = curves_chart(
@@ -229,9 +260,3 @@ def curves_figure(results: StudyResults, panel: Panel) -> Figure:
         header=header,
         rows=table,
     )
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return "not read"
-    return f"{row['mean']:.4g}" + (f" ({row['low']:.4g} to {row['high']:.4g})" if row["seeds"] > 1 else "")
