@@ -28,8 +28,6 @@ FIRST, LADDER_STUDY, TEXT = (
     "study-stabilization-night.html",
     "study-made-up-lm-laptop.html",
 )
-SWEEP = TEXT_LADDER + 3  # the text study's points; the key figure comes first, the ladder next
-GRID = SWEEP + 1
 ALL_DRAWN = "() => document.querySelectorAll('.chart[data-drawn]').length == document.querySelectorAll('.chart').length"
 CONTRASTS = """() => {
   const luminance = (colour) => {
@@ -141,8 +139,11 @@ def text(opened: Open) -> Page:
     return opened(TEXT)
 
 
-def plot(page: Page, index: int) -> Locator:
-    chart = page.locator(".chart").nth(index)
+def plot(page: Page, figure: int | str) -> Locator:
+    """The chart of a figure, by its place on the page or by the end of its id, in the middle of the window."""
+    chart = (
+        page.locator(".chart").nth(figure) if isinstance(figure, int) else page.locator(f"[id$=laptop-{figure}] .chart")
+    )
     chart.evaluate("element => element.scrollIntoView({block: 'center', behavior: 'instant'})")
     return chart
 
@@ -281,7 +282,7 @@ def test_a_legend_entry_selects_an_arm(page: Page) -> None:
 
 def test_a_place_of_a_sweep_shows_all_series_and_one_can_be_picked(text: Page) -> None:
     page = text
-    chart = plot(page, SWEEP)
+    chart = plot(page, "sweep")
     said = pointed(page, chart, 0.55, 0.5)
     assert list(said)[:3] == ["lam", "lr 0.002", "lr 0.006"]
     for words in [said["lr 0.002"], said["lr 0.006"]]:
@@ -300,7 +301,7 @@ def test_a_place_of_a_sweep_shows_all_series_and_one_can_be_picked(text: Page) -
 def test_a_cell_of_a_grid_shows_its_place_and_its_value(text: Page) -> None:
     page = text
     page.set_viewport_size({"width": 1280, "height": 900})
-    chart = plot(page, GRID)
+    chart = plot(page, "grid")
     chart.locator(".mark-rect.role-mark path").nth(3).hover(force=True, position={"x": 8, "y": 8})
     page.locator("#tip:not([hidden])").wait_for()
     said = told(page)
@@ -319,7 +320,7 @@ def test_words_in_cells_shrink_with_them(text: Page) -> None:
     for width in (1280, 360):
         page.set_viewport_size({"width": width, "height": 900})
         page.wait_for_function("width => innerWidth == width", arg=width)
-        chart = plot(page, GRID)
+        chart = plot(page, "grid")
         page.wait_for_function(
             "box => Math.abs(box.querySelector('svg').getBoundingClientRect().width - box.clientWidth) < 12",
             arg=chart.element_handle(),
@@ -339,7 +340,7 @@ def test_words_in_cells_shrink_with_them(text: Page) -> None:
 
 
 def test_steps_are_the_axis_of_language_models(text: Page) -> None:
-    first = text.locator(".chart").first
+    first = plot(text, "val-loss")
     assert first.get_by_text("step", exact=True).count() == 1
     assert first.get_by_text(re.compile(r"^[246]0,000$")).count() >= 1
     assert text.get_by_text("epoch", exact=True).count() == 0
