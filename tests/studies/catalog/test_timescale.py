@@ -209,7 +209,7 @@ def test_an_exponent_is_decided_as_the_rule_says(
 def test_both_answers_for_tokens_cannot_be_reproduced_at_once() -> None:
     """Where one 90 % interval would lie for the two claims on one exponent: two ranges that do not overlap."""
     for keys in (("tokens", "tokens-constant"), ("width", "width-power")):
-        rules_of = [cast("Rule", claim.rule) for claim in TIMESCALE.claims if claim.key in keys]
+        rules_of = [claim.rule for claim in TIMESCALE.claims if claim.key in keys]
         (first, second) = sorted(rule.parts[0][1].holds for rule in rules_of)
         assert first[0][1] <= second[0][0]
     (tokens,) = (claim for claim in TIMESCALE.claims if claim.key == "tokens")

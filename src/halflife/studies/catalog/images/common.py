@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from halflife.studies.evidence.panels import PointRow
 from halflife.studies.evidence.quantities import Measure, Quantity, Reading, Terms
 from halflife.studies.evidence.results import Results
