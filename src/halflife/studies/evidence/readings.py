@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError
-from halflife.studies.store.records import Array, Reading
+from halflife.studies.store.columns import Columns, unpacked
 
-__all__ = ["MAX_BLOCKS", "RunReadings", "last_of", "stacked", "values_of"]
+__all__ = ["AGAIN", "MAX_BLOCKS", "RunReadings", "stacked", "unpacked"]
 
 MAX_BLOCKS = 64
 BLOCKS = "loss_blocks"
@@ -28,158 +28,48 @@ class RunReadings:
 
     Args:
         identity: The run's id, for messages.
-        readings: In the order of their steps.
+        columns: What it read, by name.
     """
 
-    def __init__(self, identity: str, readings: Sequence[Reading]) -> None:
+    def __init__(self, identity: str, columns: Columns) -> None:
         self.identity = identity
-        self.readings = tuple(readings)
+        self.columns = columns
 
-    def at_epoch(self, epoch: float) -> Reading:
-        """The reading at an epoch.
+    def row(self, name: str, epoch: float | None, step: int | None) -> int:
+        """Which reading is asked for.
+
+        Args:
+            name: A quantity or an array.
+            epoch: The epoch of the reading.
+            step: Its step. With neither, the last reading that has the name.
 
         Returns:
-            The reading.
+            Its number, from 0.
 
         Raises:
             StoreError: There is none.
         """
-        for reading in self.readings:
-            if abs(reading.epoch - epoch) < 1e-9:
-                return reading
-        raise StoreError(
-            f"the run {self.identity} has no reading at epoch {epoch:g}: remove its folder and run the study again"
-        )
+        if epoch is not None:
+            found, where = np.abs(self.columns.epoch - epoch) < 1e-9, f"reading at epoch {epoch:g}"
+        elif step is not None:
+            found, where = self.columns.step == step, f"reading at step {step}"
+        else:
+            rows = self.columns.rows(name)
+            if len(rows):
+                return int(rows[-1])
+            found, where = np.zeros(1, np.bool_), f"{name} at any step"
+        if not found.any():
+            raise StoreError(f"the run {self.identity} has no {where}: remove its folder and run the study again")
+        return int(found.argmax())
 
-    def at_step(self, step: int) -> Reading:
-        """The reading at a step.
-
-        Returns:
-            The reading.
-
-        Raises:
-            StoreError: There is none.
-        """
-        for reading in self.readings:
-            if reading.step == step:
-                return reading
-        raise StoreError(
-            f"the run {self.identity} has no reading at step {step}: remove its folder and run the study again"
-        )
-
-    def last_with(self, name: str) -> Reading:
-        """The last reading that has a quantity or an array of this name.
-
-        Args:
-            name: The quantity or array.
+    def series(self, name: str, x: Literal["epoch", "step"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Where a quantity was read, in epochs or steps, and its values.
 
         Returns:
-            The reading.
-
-        Raises:
-            StoreError: No reading has it.
+            Two arrays of shape (K,).
         """
-        for reading in reversed(self.readings):
-            if name in reading.values or name in reading.arrays:
-                return reading
-        raise StoreError(f"the run {self.identity} has no {name} at any step: {AGAIN}")
-
-    def array(self, reading: Reading, name: str, where: str) -> NDArray[np.float64]:
-        """An array of a reading.
-
-        Args:
-            reading: The reading.
-            name: The array.
-            where: Where the reading stands, in words, for the message.
-
-        Returns:
-            The elements, shape (N,); 0 or 1 for arrays of bits.
-
-        Raises:
-            StoreError: The reading has no such array.
-        """
-        array = reading.arrays.get(name)
-        if array is None:
-            raise StoreError(f"the run {self.identity} has no {name} at {where}: {AGAIN}")
-        return unpacked(array)
-
-    def series(self, metric: str, x: Literal["epoch", "step"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where a quantity was read, and its values.
-
-        Args:
-            metric: The quantity.
-            x: Whether places are epochs or steps.
-
-        Returns:
-            Two arrays of shape (R,).
-        """
-        points = [
-            (reading.epoch if x == "epoch" else reading.step, reading.values[metric])
-            for reading in self.readings
-            if metric in reading.values
-        ]
-        places_values = np.array(points, dtype=np.float64).reshape(-1, 2)
-        return places_values[:, 0], places_values[:, 1]
-
-
-def unpacked(array: Array) -> NDArray[np.float64]:
-    """A stored array as numbers.
-
-    Args:
-        array: As in a reading.
-
-    Returns:
-        Its elements, shape (N,); 0 or 1 for bits.
-    """
-    raw = np.frombuffer(array.data, dtype=np.uint8)
-    found = np.unpackbits(raw, count=array.length) if array.dtype == "bits" else raw.view(array.dtype)
-    return found.astype(np.float64)
-
-
-def last_of(runs: Sequence[RunReadings], key: str, name: str) -> list[tuple[RunReadings, Reading]]:
-    """The last reading with a quantity or array of each seed of an arm.
-
-    Args:
-        runs: The arm's runs.
-        key: The arm, for messages.
-        name: The quantity or array.
-
-    Returns:
-        Each run with its reading.
-
-    Raises:
-        StoreError: A run has none, or its last is earlier than that of another seed: a row is missing.
-    """
-    found = [(run, run.last_with(name)) for run in runs]
-    end = max((reading.step for _, reading in found), default=0)
-    for run, reading in found:
-        if reading.step < end:
-            raise StoreError(
-                f"the run {run.identity} has no {name} after step {reading.step}, and other seeds of {key} have it at step"
-                f" {end}: remove its folder and run the study again"
-            )
-    return found
-
-
-def values_of(key: str, metric: str, readings: Sequence[Reading], where: str) -> NDArray[np.float64]:
-    """One quantity of each seed's reading.
-
-    Args:
-        key: The arm, for messages.
-        metric: The quantity.
-        readings: One per seed.
-        where: Where they stand, in words.
-
-    Returns:
-        The values, shape (S,).
-
-    Raises:
-        StoreError: A reading lacks it.
-    """
-    try:
-        return np.array([reading.values[metric] for reading in readings], dtype=np.float64)
-    except KeyError as error:
-        raise StoreError(f"{metric} was not read at {where} of {key}: {AGAIN}") from error
+        places = self.columns.epoch if x == "epoch" else self.columns.step
+        return places[self.columns.rows(name)].astype(np.float64), self.columns.quantity(name)
 
 
 def pooled(blocks_N: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ Shapes: S seeds, N test examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.evidence.readings import RunReadings, last_of, stacked, values_of
+from halflife.studies.evidence.readings import AGAIN, RunReadings, stacked
 from halflife.studies.specs.base import RunSpec, spec_from_json
+from halflife.studies.store.columns import Recent
 from halflife.studies.store.store import Store
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ __all__ = ["NoArmError", "Results"]
 
 class NoArmError(StoreError):
     """The manifest lists no arm of this key at this size."""
+
+
+HEADS = {"arm": str, "label": str, "size": int, "seed": int, "run": str}
 
 
 class Results:
@@ -46,13 +50,20 @@ class Results:
         self.main_size: int = manifest["main_size"]
         self.sizes: list[int] = sorted({arm["size"] for arm in self.arms})
         self.headers: dict[str, dict[str, Any]] = {}
+        self.damaged: dict[str, str] = {}
+        """The runs that cannot be read, and why, one sentence each; they count as not finished."""
         self._readings: dict[str, RunReadings] = {}
-        for arm in self.arms:
-            for identity in arm["runs"].values():
+        self._seeds: dict[int, list[int]] = {}
+        recent = Recent()
+        for identity in dict.fromkeys(identity for arm in self.arms for identity in arm["runs"].values()):
+            self.headers[identity] = {}
+            try:
                 folder = store.run(identity)
-                self.headers[identity] = folder.header()
-                if self.headers[identity].get("status") == "finished":
-                    self._readings[identity] = RunReadings(identity, folder.readings())
+                self.headers[identity] = header = folder.header()
+                if header.get("status") == "finished":
+                    self._readings[identity] = RunReadings(identity, folder.columns(header, recent))
+            except StoreError as error:
+                self.damaged[identity] = f"the run {identity} is damaged: {error}"
 
     @property
     def num_planned(self) -> int:
@@ -71,9 +82,13 @@ class Results:
 
     def seeds(self, size: int) -> list[int]:
         """The seeds for which every arm of this size is finished, in order."""
-        arms = [arm for arm in self.arms if arm["size"] == size]
-        planned = {int(seed) for arm in arms for seed in arm["runs"]}
-        return sorted(s for s in planned if all(arm["runs"].get(str(s)) in self._readings for arm in arms))
+        if size not in self._seeds:
+            arms = [arm for arm in self.arms if arm["size"] == size]
+            planned = {int(seed) for arm in arms for seed in arm["runs"]}
+            self._seeds[size] = sorted(
+                seed for seed in planned if all(arm["runs"].get(str(seed)) in self._readings for arm in arms)
+            )
+        return self._seeds[size]
 
     def _runs(self, key: str, size: int) -> list[str]:
         for arm in self.arms:
@@ -123,148 +138,114 @@ class Results:
         if epoch is not None and step is not None:
             raise UserError(f"{name} is asked for at epoch {epoch:g} and at step {step}, expected one: leave one out")
         runs = self._of(key, size)
-        if epoch is not None:
-            where, readings = f"epoch {epoch:g}", [run.at_epoch(epoch) for run in runs]
-        elif step is not None:
-            where, readings = f"step {step}", [run.at_step(step) for run in runs]
-        else:
-            where, readings = "the end", [reading for _, reading in last_of(runs, key, name)]
-        if not any(name in reading.arrays for reading in readings):
-            return values_of(key, name, readings, where)
-        arrays = [run.array(reading, name, where) for run, reading in zip(runs, readings, strict=True)]
-        return stacked(key, name, arrays)
+        rows = [run.row(name, epoch, step) for run in runs]
+        if epoch is None and step is None:
+            self._check_ends(key, name, runs, rows)
+        found = [run.columns.at(row, name) for run, row in zip(runs, rows, strict=True)]
+        where = f"step {step}" if epoch is None else f"epoch {epoch:g}"
+        for run, one in zip(runs, found, strict=True):
+            if one is None:
+                raise StoreError(f"the run {run.identity} has no {name} at {where}: {AGAIN}")
+        arrays = [one for one in found if isinstance(one, np.ndarray)]
+        if 0 < len(arrays) < len(found):
+            raise StoreError(
+                f"{name} of {key} is an array in some seeds and a number in others, expected one of them: {AGAIN}"
+            )
+        return stacked(key, name, arrays) if arrays else np.array(found, dtype=np.float64)
+
+    def _check_ends(self, key: str, name: str, runs: Sequence[RunReadings], rows: Sequence[int]) -> None:
+        """Refuse a seed whose last reading with a name is earlier than that of another: a row is missing."""
+        steps = [int(run.columns.step[row]) for run, row in zip(runs, rows, strict=True)]
+        for run, step in zip(runs, steps, strict=True):
+            if step < max(steps):
+                raise StoreError(
+                    f"the run {run.identity} has no {name} after step {step}, and other seeds of {key} have it at step"
+                    f" {max(steps)}: remove its folder and run the study again"
+                )
 
     def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
-        """One reading per seed at one epoch, shape (S,).
-
-        Args:
-            key: The arm.
-            metric: The reading's name.
-            epoch: The epoch, which must have been read.
-            size: The size.
-
-        Returns:
-            The values in the order of `seeds`.
-
-        Raises:
-            StoreError: A reading is missing.
-        """
-        return values_of(key, metric, [run.at_epoch(epoch) for run in self._of(key, size)], f"epoch {epoch}")
+        """A number of each seed at an epoch, shape (S,); see `read`."""
+        return self.read(key, metric, size, epoch=epoch)
 
     def at_step(self, key: str, metric: str, step: int, size: int) -> NDArray[np.float64]:
-        """One reading per seed at one step, shape (S,).
-
-        Args:
-            key: The arm.
-            metric: The reading's name.
-            step: The step, which must have been read; a branch counts from 0.
-            size: The size.
-
-        Returns:
-            The values in the order of `seeds`.
-
-        Raises:
-            StoreError: A reading is missing.
-        """
-        return values_of(key, metric, [run.at_step(step) for run in self._of(key, size)], f"step {step}")
+        """A number of each seed at a step, shape (S,); see `read`."""
+        return self.read(key, metric, size, step=step)
 
     def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
-        """The last reading of a quantity per seed, shape (S,); it stands at the same step in every seed.
-
-        Returns:
-            The values in the order of `seeds`.
-
-        Raises:
-            StoreError: A run has no such reading, or stops earlier than another seed.
-        """
-        return np.array(
-            [reading.values[metric] for _, reading in last_of(self._of(key, size), key, metric)], dtype=np.float64
-        )
+        """The last number of each seed, shape (S,); see `read`."""
+        return self.read(key, metric, size)
 
     def per_example(self, key: str, name: str, epoch: int, size: int) -> NDArray[np.float64]:
-        """One value per seed and test example at one epoch, shape (S, N).
-
-        Args:
-            key: The arm.
-            name: The array's name.
-            epoch: The epoch at which it was kept.
-            size: The size.
-
-        Returns:
-            0 or 1 for arrays of bits.
-
-        Raises:
-            StoreError: An array is missing.
-        """
-        runs = self._of(key, size)
-        return stacked(key, name, [run.array(run.at_epoch(epoch), name, f"epoch {epoch}") for run in runs])
+        """An array of each seed at an epoch, shape (S, N); see `read`."""
+        return self.read(key, name, size, epoch=epoch)
 
     def array_at_step(self, key: str, name: str, step: int, size: int) -> NDArray[np.float64]:
-        """One value per seed and example or block at one step, shape (S, N).
-
-        Args:
-            key: The arm.
-            name: The array's name.
-            step: The step at which it was kept; a branch counts from 0.
-            size: The size.
-
-        Returns:
-            0 or 1 for arrays of bits.
-
-        Raises:
-            StoreError: An array is missing.
-        """
-        runs = self._of(key, size)
-        return stacked(key, name, [run.array(run.at_step(step), name, f"step {step}") for run in runs])
+        """An array of each seed at a step, shape (S, N); see `read`."""
+        return self.read(key, name, size, step=step)
 
     def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
-        """The last array of a name per seed, shape (S, N); it stands at the same step in every seed.
-
-        Losses by block are means over up to 64 longer blocks (`halflife.studies.evidence.readings.pooled`).
-
-        Returns:
-            0 or 1 for arrays of bits.
-
-        Raises:
-            StoreError: A run has no such array, or stops earlier than another seed.
-        """
-        return stacked(
-            key, name, [run.array(reading, name, "") for run, reading in last_of(self._of(key, size), key, name)]
-        )
+        """The last array of each seed, shape (S, N); see `read`."""
+        return self.read(key, name, size)
 
     def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """For each seed the epochs at which a quantity was read, and its values.
-
-        Returns:
-            One pair of arrays of equal length per seed.
-        """
+        """For each seed the epochs at which a quantity was read, and its values, each of shape (K,)."""
         return [run.series(metric, "epoch") for run in self._of(key, size)]
 
     def series_by_step(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """For each seed the steps at which a quantity was read, and its values.
-
-        Returns:
-            One pair of arrays of equal length per seed.
-        """
+        """For each seed the steps at which a quantity was read, and its values, each of shape (K,)."""
         return [run.series(metric, "step") for run in self._of(key, size)]
 
     def _of(self, key: str, size: int) -> list[RunReadings]:
         return [self._readings[identity] for identity in self._runs(key, size)]
 
+    def table(self, *names: str, arms: Sequence[str] | None = None, size: int | None = None) -> pl.DataFrame:
+        """Quantities of paired seeds as a table; nothing else is read of the runs.
+
+        Args:
+            names: The quantities.
+            arms: The keys of the arms (``None``: all).
+            size: The size (``None``: all).
+
+        Returns:
+            One row for each reading that has one of the quantities, in the order of arms, seeds and steps. Columns: arm, label,
+            size, seed, run, step, epoch, then the quantities, null where they were not read.
+        """
+        import polars as pl  # here, because verdicts do without it
+
+        heads: list[tuple[str, str, int, int, str]] = []
+        counts: list[int] = []
+        steps: list[NDArray[np.int64]] = []
+        epochs: list[NDArray[np.float64]] = []
+        numbers: dict[str, list[NDArray[np.float64]]] = {name: [] for name in names}
+        for arm in self.arms:
+            if (arms is not None and arm["key"] not in arms) or size not in {None, arm["size"]}:
+                continue
+            for run, seed in zip(self._of(arm["key"], arm["size"]), self.seeds(arm["size"]), strict=True):
+                found = {name: (run.columns.rows(name), run.columns.quantity(name)) for name in names}
+                rows = [rows for rows, values in found.values() if len(values)]
+                if not rows:
+                    continue
+                union = rows[0] if len(rows) == 1 else np.unique(np.concatenate(rows))
+                for name, (own, values) in found.items():
+                    column = np.full(len(union), np.nan)
+                    if len(values):
+                        column[np.searchsorted(union, own)] = values
+                    numbers[name].append(column)
+                heads.append((arm["key"], arm["label"], arm["size"], seed, run.identity))
+                counts.append(len(union))
+                steps.append(run.columns.step[union])
+                epochs.append(run.columns.epoch[union])
+        which = np.repeat(np.arange(len(heads)), counts)
+        about = pl.DataFrame(heads, schema=HEADS, orient="row")[which]
+        return about.with_columns(
+            pl.Series("step", np.concatenate([np.empty(0, np.int64), *steps])),
+            pl.Series("epoch", np.concatenate([np.empty(0), *epochs])),
+            # Stored numbers are finite, so that NaN marks what was not read.
+            *(pl.Series(name, np.concatenate([np.empty(0), *parts])).fill_nan(None) for name, parts in numbers.items()),
+        )
+
     @cached_property
     def frame(self) -> pl.DataFrame:
-        """All readings of paired seeds, one row a run and epoch.
-
-        Columns: arm, label, size, seed, run, step, epoch, then one column a quantity (null where it was not read).
-        """
-        import polars as pl  # here, because verdicts do without it and its import takes a second
-
-        rows: list[dict[str, Any]] = []
-        for arm in self.arms:
-            for seed in self.seeds(arm["size"]):
-                identity = arm["runs"][str(seed)]
-                head = {"arm": arm["key"], "label": arm["label"], "size": arm["size"], "seed": seed, "run": identity}
-                rows += [
-                    {**head, "step": r.step, "epoch": r.epoch, **r.values} for r in self._readings[identity].readings
-                ]
-        return pl.DataFrame(rows, infer_schema_length=None)
+        """All readings of paired seeds, one row each, as `table` gives them: all quantities of all arms and sizes."""
+        paired = [run for arm in self.arms for run in self._of(arm["key"], arm["size"])]
+        return self.table(*dict.fromkeys(name for run in paired for name in run.columns.quantities))

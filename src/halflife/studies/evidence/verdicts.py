@@ -46,22 +46,27 @@ class StudyResults(Results):
         Returns:
             One verdict per claim of the study.
         """
+        found = []
         of_all = (*lost_notes(self.manifest, self.study), *seed_notes(self.manifest))
-        return [
-            Verdict(
-                study=self.study.name,
-                preset=self.preset_name,
-                claim=claim,
-                finding=self._finding(claim, self.main_size),
-                by_size={size: self._finding(claim, size) for size in self.sizes},
-                notes=(*claim_notes(self.manifest, claim), *of_all),
+        for claim in self.study.claims:
+            by_size = {size: self._finding(claim, size) for size in self.sizes}
+            found.append(
+                Verdict(
+                    study=self.study.name,
+                    preset=self.preset_name,
+                    claim=claim,
+                    finding=by_size[self.main_size],
+                    by_size=by_size,
+                    notes=(*claim_notes(self.manifest, claim), *of_all),
+                )
             )
-            for claim in self.study.claims
-        ]
+        return found
 
     def _finding(self, claim: Claim, size: int) -> Finding:
         if self.manifest.get("max_steps") is not None:
             return Finding("not tested", None, f"runs were cut at {self.manifest['max_steps']} steps by --max-steps")
+        if self.damaged:
+            return Finding("not tested", None, next(iter(self.damaged.values())))
         found = len(self.seeds(size))
         if found < MIN_SEEDS:
             planned = max(len(arm["runs"]) for arm in self.arms if arm["size"] == size)

@@ -111,9 +111,7 @@ def timed_manifest(store: Store, plan: Plan, workers: int) -> Iterator[None]:
         Nothing.
     """
     name = f"{plan.study.name}-{plan.preset_name}"
-    earlier = next(
-        (m for m in store.manifests() if (m["study"], m["preset"]) == (plan.study.name, plan.preset_name)), None
-    )
+    earlier = store.manifest(name)
     manifest = plan.manifest(workers, earlier, lambda: sum(store.run(run.id).finished for run in plan.needed))
     store.write_manifest(name, manifest)
     began, spent = time.perf_counter(), float(manifest["seconds"])

@@ -217,6 +217,6 @@ def train_run(
             folder.write_header(header | {"status": "failed", "failure": str(error)} | diverged)
             raise
         seconds = round(time.perf_counter() - began, 2)
-        folder.write_header(header | {"status": "finished", "finished": now(), "seconds": seconds, "cost": cost})
+        folder.finish(header | {"finished": now(), "seconds": seconds, "cost": cost})
         # The checkpoint served to get here; the readings are the result.
         folder.discard_checkpoint()

@@ -17,11 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from halflife.errors import StoreError
+from halflife.studies.store.schema import ANY_OBJECT, MisfitError, Schema
 
-__all__ = ["check_regular", "check_tree", "explain_write_errors", "named_in", "read_object", "write_whole"]
+__all__ = [
+    "LARGEST_READINGS",
+    "DamagedError",
+    "check_regular",
+    "check_tree",
+    "explain_write_errors",
+    "named_in",
+    "read_bytes",
+    "read_object",
+    "write_whole",
+]
 
 DEEPEST_JSON = 32  # levels; a branch of a branch in a header has 4
 LARGEST_JSON = 64 << 20  # bytes; a manifest of 10,000 runs has half a million
+LARGEST_READINGS = 1 << 30  # bytes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNWRITABLE = {
     errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
@@ -71,17 +83,21 @@ def check_tree(folder: Path) -> None:
     Raises:
         StoreError: It is no folder, or holds a link, a pipe or a device, or may not be read.
     """
-    left = [folder]
     try:
-        if folder.is_symlink() or folder.exists():
-            _refuse_kind(folder, folder.lstat().st_mode, "folder")
+        if not stat.S_ISDIR(mode := folder.lstat().st_mode):
+            _refuse_kind(folder, mode, "folder")
+        left = [str(folder)]
         while left:
             with contextlib.suppress(FileNotFoundError), os.scandir(left.pop()) as entries:  # others may remove files
                 for entry in entries:
+                    if entry.is_file(follow_symlinks=False):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
-                        left.append(Path(entry.path))
-                    elif not entry.is_file(follow_symlinks=False):
+                        left.append(entry.path)
+                    else:
                         _refuse_kind(Path(entry.path), entry.stat(follow_symlinks=False).st_mode, "file")
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be read ({error.strerror}), expected a folder of your own: remove it"
@@ -93,27 +109,66 @@ def _depth_exceeds(most: int, value: object) -> bool:
     for _ in range(most + 1):
         inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
         level = [child for children in inner for child in children]
-    return bool(level)
+        if not level:
+            return False
+    return True
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a regular file of bounded size and depth; anything else is a `StoreError`."""
-    too_deep = f"{path} is nested too deeply to be read: remove it, and run the study again"
+def _no_number(text: str) -> None:
+    raise ValueError(f"it has {text}")
+
+
+def read_bytes(path: Path, largest: int) -> tuple[bytes, os.stat_result]:
+    """What a regular file of bounded size holds, and what the system says about it.
+
+    Args:
+        path: The file.
+        largest: Bytes that it may have.
+
+    Returns:
+        Its content and its status.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StoreError: It is no regular file, is too large, or cannot be read.
+    """
+    check_regular(path, largest)
     try:
-        check_regular(path, LARGEST_JSON)
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except StoreError:
-        raise
+        with path.open("rb", buffering=0) as file:
+            return file.read(), os.fstat(file.fileno())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}): make it readable, or remove it") from error
+
+
+def read_object(path: Path, schema: Schema = ANY_OBJECT) -> dict[str, Any]:
+    """Read the JSON object in a regular file of bounded size and depth.
+
+    Args:
+        path: The file.
+        schema: What it must hold.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        StoreError: It holds anything else, in one sentence.
+    """
+    raw, _ = read_bytes(path, LARGEST_JSON)
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
     except RecursionError as error:
-        raise StoreError(too_deep) from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}): make it readable, or remove it") from error
+        raise StoreError(f"{path} is nested too deeply to be read: remove it, and run the study again") from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
     if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
-        raise StoreError(too_deep)
+        raise StoreError(f"{path} is nested too deeply to be read: remove it, and run the study again")
+    try:
+        schema.check(value, "")
+    except MisfitError as error:
+        raise StoreError(f"{path} cannot be used, {error}: remove it, and run the study again") from error
     return value
 
 
@@ -147,8 +202,21 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file so that a crash at any moment leaves either the old content or the new, text as UTF-8."""
+class DamagedError(StoreError):
+    """The readings of a run are damaged; ``lines`` is their file."""
+
+    def __init__(self, lines: Path, what: object) -> None:
+        super().__init__(f"{lines} is damaged ({what}): remove the folder {lines.parent} and run again")
+
+
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replace a file so that a crash at any moment leaves either the old content or the new, text as UTF-8.
+
+    Args:
+        path: The file.
+        content: What it shall hold.
+        durable: Wait for the disk. Without it a crash of the system may leave an empty file.
+    """
     data = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
     with explain_write_errors(path):
@@ -157,7 +225,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             with aside.open("xb") as file:  # never through a link that lies there
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

@@ -5,6 +5,7 @@
       sheets/<study>-<preset>.json   the manifest: which runs a study consists of, and how it was started
       runs/<id>/run.json             spec, versions, hashes, status
       runs/<id>/readings.jsonl       append-only, one reading a line
+      runs/<id>/readings.safetensors     the same by quantity, for reading many runs (`halflife.studies.store.columns`)
       runs/<id>/checkpoint.safetensors   until the run is finished; checkpoint/ of several processes
       runs/<id>/kept/                what other runs start from: checkpoints, norms
 
@@ -23,29 +24,33 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halflife.errors import StoreError
 from halflife.studies.store.files import (
-    check_regular,
+    LARGEST_READINGS,
+    DamagedError,
     check_tree,
     explain_write_errors,
     named_in,
+    read_bytes,
     read_object,
     write_whole,
 )
-from halflife.studies.store.records import Reading
+from halflife.studies.store.records import Reading, read_records
+from halflife.studies.store.schema import HEADER, MANIFEST, RUN_NAME, STORE
+
+if TYPE_CHECKING:
+    from halflife.studies.store.columns import Columns, Recent
 
 __all__ = ["LARGEST_READINGS", "MANIFEST_NAME", "RUN_NAME", "RunFolder", "Store", "run_id"]
 
 SCHEMA = 1
 ID_LENGTH = 16
-RUN_NAME = "[0-9a-f]{16}"
 MANIFEST_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
-LARGEST_READINGS = 1 << 30  # bytes
 
 
 def run_id(spec_digest: str, trainer: str, data_digest: str) -> str:
@@ -110,7 +115,17 @@ class RunFolder:
     def header(self) -> dict[str, Any]:
         """What ``run.json`` says, with ``status`` "running", "finished" or "failed"; empty if the run was never started."""
         path = self.path / "run.json"
-        return read_object(path) if path.exists() else {}
+        try:
+            header = read_object(path, HEADER)
+        except FileNotFoundError:
+            return {}
+        if header["id"] != self.id:
+            raise StoreError(
+                f"{path} is of the run {header['id']}, expected {self.id}: remove the folder, and run again"
+            )
+        if header["status"] == "failed" and "failure" not in header:
+            raise StoreError(f"{path} does not say why the run failed: remove it, and run the study again")
+        return header
 
     @property
     def finished(self) -> bool:
@@ -123,19 +138,57 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
 
+    def finish(self, header: dict[str, Any]) -> None:
+        """Say that the run reached its end, and record its readings, so that whoever reads them later notices a change.
+
+        Args:
+            header: What ``run.json`` shall say, without status and readings.
+
+        Raises:
+            StoreError: The readings are damaged, or nothing may be written.
+        """
+        self.close()
+        self._lines.touch()  # a run that read nothing has none yet
+        raw, _ = read_bytes(self._lines, LARGEST_READINGS)
+        record = {"count": raw.count(b"\n"), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        header = header | {"status": "finished", "readings": record}
+        self.columns(header)  # reads them once, and leaves the compact form behind
+        self.write_header(header)
+
+    @property
+    def _lines(self) -> Path:
+        return self.path / "readings.jsonl"
+
     def readings(self) -> list[Reading]:
         """All readings by step; a torn last line is dropped with a warning, any other damage is a `StoreError`."""
-        path = self.path / "readings.jsonl"
-        if not path.exists():
-            return []
-        check_regular(path, LARGEST_READINGS)
-        *lines, tail = path.read_bytes().split(b"\n")
-        if tail:
-            warnings.warn(f"{path}: dropped a torn last line of {len(tail)} bytes", stacklevel=2)
         try:
-            return [Reading.from_line(line.decode("utf-8")) for line in lines]
+            raw, _ = read_bytes(self._lines, LARGEST_READINGS)
+        except FileNotFoundError:
+            return []
+        whole = raw.rfind(b"\n") + 1
+        if tail := len(raw) - whole:
+            warnings.warn(f"{self._lines}: dropped a torn last line of {tail} bytes", stacklevel=2)
+        try:
+            return [Reading(**record._asdict()) for record in read_records(raw[:whole].decode("utf-8"))]
         except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}): remove the folder {self.path} and run again") from error
+            raise DamagedError(self._lines, error) from error
+
+    def columns(self, header: Mapping[str, Any], recent: Recent | None = None) -> Columns:
+        """What a finished run read, by name; where its compact form is there, only what is asked for is read.
+
+        Args:
+            header: The run's `header`; one of older runs has no digest of the readings.
+            recent: Holds what was read of several runs.
+
+        Returns:
+            The columns.
+
+        Raises:
+            StoreError: The lines are damaged, or not those with which the run finished.
+        """
+        from halflife.studies.store.columns import Recent, read_columns  # here, because listing studies needs no numpy
+
+        return read_columns(self._lines, header.get("readings"), Recent() if recent is None else recent)
 
     def append(self, reading: Reading) -> None:
         """Add one reading, if its step was not read before.
@@ -220,9 +273,8 @@ class Store:
                     f"{self.path / part} is a link, expected a part of the store itself: remove it, or name the folder that"
                     " holds the whole store with --store"
                 )
-        version = self.path / "store.json"
-        if version.exists():
-            found = read_object(version).get("schema")
+        with contextlib.suppress(FileNotFoundError):
+            found = read_object(self.path / "store.json", STORE)["schema"]
             if found != SCHEMA:
                 raise StoreError(
                     f"the store {self.path} has schema version {found}, and this halflife writes {SCHEMA}: choose another"
@@ -280,7 +332,57 @@ class Store:
         path = named_in(self.path / "sheets", name, MANIFEST_NAME, what="the name of a manifest", expected=words)
         write_whole(path.with_name(f"{name}.json"), json.dumps(manifest, indent=1) + "\n")
 
-    def manifests(self) -> list[dict[str, Any]]:
-        """All manifests in the order of their names: one JSON object a study and preset."""
-        folder = self.path / "sheets"
-        return [read_object(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    def manifest(self, name: str) -> dict[str, Any] | None:
+        """The manifest ``name``, which is ``<study>-<preset>``.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            The manifest, ``None`` where there is none.
+
+        Raises:
+            StoreError: It is none, or is of another study or preset.
+        """
+        path = self.path / "sheets" / f"{name}.json"
+        try:
+            manifest = read_object(path, MANIFEST)
+        except FileNotFoundError:
+            return None
+        own = f"{manifest['study']}-{manifest['preset']}"
+        sizes = [(arm["key"], arm["size"]) for arm in manifest["arms"]]
+        problem = ""
+        if own != name:
+            problem = f"it is of {own}, expected {name}"
+        elif manifest["main_size"] not in {size for _, size in sizes}:
+            problem = f"main_size is {manifest['main_size']}, expected the size of an arm"
+        elif len(set(sizes)) < len(sizes):
+            problem = "two arms have the same key and size, expected one of each"
+        if problem:
+            raise StoreError(f"{path} cannot be used, {problem}: remove it, and run the study again")
+        return manifest
+
+    def manifests(self, trouble: Callable[[str, StoreError], None] | None = None) -> list[dict[str, Any]]:
+        """All manifests in the order of their names: one JSON object a study and preset.
+
+        Args:
+            trouble: Told the name of a manifest that cannot be read, and why (``None``: that is an error).
+
+        Returns:
+            The manifests.
+
+        Raises:
+            StoreError: One cannot be read, and nobody is to be told.
+        """
+        found = []
+        for path in sorted((self.path / "sheets").glob("*.json")):
+            try:
+                manifest = self.manifest(path.stem)
+            except StoreError as error:
+                if trouble is None:
+                    raise
+                trouble(path.stem, error)
+            else:
+                if manifest is not None:  # removed meanwhile
+                    found.append(manifest)
+        return found
