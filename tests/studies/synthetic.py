@@ -139,7 +139,7 @@ def write_run(
     folder = store.run(identity)
     header = {
         "id": identity,
-        "status": status,
+        "status": "failed" if status == "diverged" else status,
         "spec": spec.to_json(),
         "spec_digest": spec.digest(),
         "trainer": TRAINER,
@@ -150,7 +150,9 @@ def write_run(
         "finished": "2025-01-02T03:05:05+00:00" if status == "finished" else None,
         "seconds": 28.4 if status == "finished" else None,
     }
-    if status == "failed":
+    if status == "diverged":
+        header["diverged_at"] = 120
+    if status in {"failed", "diverged"}:
         header["failure"] = "the training loss became nan in epoch 3 (lr 0.1, lam 0, seed 1): lower the learning rate"
     folder.write_header(header)
     if status == "finished":

@@ -14,7 +14,7 @@ from halflife.studies.catalog.language.timescale.study import PRESETS, TIMESCALE
 from halflife.studies.evidence.claims import PointsPanel
 from halflife.studies.evidence.optimum import Optimum, exponents_of, find_optimum, lam_of
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rules import Finding, Rule
+from halflife.studies.evidence.rules import Finding
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval
 from halflife.studies.lab.text.models import build_text_model
 from halflife.studies.specs.base import RunSpec

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_preset, get_study
 from halflife.studies.catalog.amendments import AMENDMENTS
+from halflife.studies.evidence.claims import PointsPanel
+from halflife.studies.evidence.results import ArmDivergedError
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
+from halflife.studies.report.figures.beside import beside_rows
+from halflife.studies.report.figures.panels import panel_figure, why_not_drawn
 from halflife.studies.specs import ImageRun
 from halflife.studies.store.records import Reading
 from tests.studies.synthetic import make_store
@@ -187,6 +191,44 @@ def test_only_seeds_that_every_arm_has_are_compared(tmp_path: Path) -> None:
     assert {v.finding.effect.num_seeds for v in found.verdicts() if v.finding.effect is not None} == {2}
 
 
+def test_a_run_that_diverged_is_a_result_and_not_a_seed_less(tmp_path: Path) -> None:
+    """With three of five seeds gone, the two that are left would say what lucky ones do."""
+    gone = {("large-none", 1), ("large-none", 2)}
+    found = results(tmp_path, status=lambda key, seed, _: "diverged" if (key, seed) in gone else "finished")
+    assert found.seeds(8) == [0, 1, 2]
+    assert (found.diverged("large-none", 8), found.diverged("large-decay", 8)) == ([1, 2], [])
+    verdicts = {verdict.claim.key: verdict.finding for verdict in found.verdicts()}
+    # Each claim that reads the arm is undecided; the others have all their seeds.
+    for key, touched in {
+        "helps": True,
+        "small-rate": True,
+        "plateau": True,
+        "same-norm": False,
+        "average": False,
+    }.items():
+        finding = verdicts[key]
+        if touched:
+            assert (finding.outcome, finding.effect) == ("undecided", None)
+            assert "2 of 3 seeds of lr 0.1, lam 0" in finding.reason
+            assert finding.reason.endswith("diverged (1, 2), and the others are no sample of that setting")
+        else:
+            assert finding.effect is not None
+            assert finding.effect.num_seeds == 3
+    assert sorted(found.frame.filter(found.frame["arm"] == "large-none")["seed"].unique()) == [0]
+    with pytest.raises(ArmDivergedError, match="2 of 3 seeds of"):
+        found.series("large-none", "train/running_loss", 8)
+
+
+def test_figures_leave_out_an_arm_that_diverged_and_say_so(tmp_path: Path) -> None:
+    found = results(tmp_path, status=lambda key, seed, _: "diverged" if key == "large-none" else "finished")
+    curves, *_ = found.study.panels
+    figure = panel_figure(found, curves)
+    assert "Not drawn, because runs diverged: lr 0.1, lam 0" in figure.caption
+    points = PointsPanel(slug="p", title="p", x_label="x", y_label="y", rows=lambda r: [])
+    assert why_not_drawn(found, points).startswith("runs of lr 0.1, lam 0")
+    assert {ours for *_, ours in beside_rows(found)} == {"not measured yet"}
+
+
 def test_too_few_seeds_and_cut_runs_give_no_verdict(tmp_path: Path) -> None:
     few = results(tmp_path / "few", status=lambda key, seed, _: "absent" if seed else "finished")
     assert {(v.finding.outcome, v.finding.effect) for v in few.verdicts()} == {("not tested", None)}
@@ -215,8 +257,8 @@ def _without(metric: str) -> Callable[[str, int, list[Reading]], list[Reading]]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("test/wrong"), "test/wrong was not read at epoch 8 of large-decay: remove its folder"),
-        (_without("weight_norm"), r"weight_norm was not read at epoch 8 of \w+-decay: remove its folder"),
+        (_without("test/wrong"), r"the run \w{16} has no test/wrong at epoch 8: remove its folder"),
+        (_without("weight_norm"), r"the run \w{16} has no weight_norm at epoch 8: remove its folder"),
         (
             lambda key, seed, readings: readings[:-1],
             r"the run \w{16} has no reading at epoch 8: remove its folder and run",

@@ -21,11 +21,15 @@ from halflife.studies.store.store import Store
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["NoArmError", "Results"]
+__all__ = ["ArmDivergedError", "NoArmError", "Results"]
 
 
 class NoArmError(StoreError):
     """The manifest lists no arm of this key at this size."""
+
+
+class ArmDivergedError(StoreError):
+    """Runs of an arm diverged: what compares it cannot be decided on the seeds that are left, which are the lucky ones."""
 
 
 HEADS = {"arm": str, "label": str, "size": int, "seed": int, "run": str}
@@ -34,8 +38,8 @@ HEADS = {"arm": str, "label": str, "size": int, "seed": int, "run": str}
 class Results:
     """The finished runs of one study and preset, as its manifest in the store lists them.
 
-    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired. What the methods
-    ask for is named by an arm's key, by a reading or an array, and by a size of the ladder.
+    Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired. A run that
+    diverged is done: its seed counts, and whatever asks for its arm gets an `ArmDivergedError`. What the methods ask for is named by an arm's key, by a reading or an array, and by a size of the ladder.
 
     Args:
         store: The store.
@@ -54,6 +58,7 @@ class Results:
         """The runs that cannot be read, and why, one sentence each; they count as not finished."""
         self._readings: dict[str, RunReadings] = {}
         self._seeds: dict[int, list[int]] = {}
+        self._diverged: set[str] = set()
         recent = Recent()
         for identity in dict.fromkeys(identity for arm in self.arms for identity in arm["runs"].values()):
             self.headers[identity] = {}
@@ -62,6 +67,8 @@ class Results:
                 self.headers[identity] = header = folder.header()
                 if header.get("status") == "finished":
                     self._readings[identity] = RunReadings(identity, folder.columns(header, recent))
+                elif header.get("status") == "failed" and "diverged_at" in header:
+                    self._diverged.add(identity)
             except StoreError as error:
                 self.damaged[identity] = f"the run {identity} is damaged: {error}"
 
@@ -81,14 +88,20 @@ class Results:
         return [header["failure"] for header in self.headers.values() if header.get("status") == "failed"]
 
     def seeds(self, size: int) -> list[int]:
-        """The seeds for which every arm of this size is finished, in order."""
+        """The seeds for which every arm of this size is finished, or diverged, in order."""
         if size not in self._seeds:
             arms = [arm for arm in self.arms if arm["size"] == size]
             planned = {int(seed) for arm in arms for seed in arm["runs"]}
+            done = self._readings.keys() | self._diverged
             self._seeds[size] = sorted(
-                seed for seed in planned if all(arm["runs"].get(str(seed)) in self._readings for arm in arms)
+                seed for seed in planned if all(arm["runs"].get(str(seed)) in done for arm in arms)
             )
         return self._seeds[size]
+
+    def diverged(self, key: str, size: int) -> list[int]:
+        """The seeds of an arm that diverged, in order."""
+        runs = zip(self.seeds(size), self._runs(key, size), strict=True)
+        return [seed for seed, identity in runs if identity in self._diverged]
 
     def _runs(self, key: str, size: int) -> list[str]:
         for arm in self.arms:
@@ -195,8 +208,23 @@ class Results:
         """For each seed the steps at which a quantity was read, and its values, each of shape (K,)."""
         return [run.series(metric, "step") for run in self._of(key, size)]
 
+    def diverged_arms(self, size: int) -> dict[str, str]:
+        """The labels, by key, of the arms of a size in which a seed diverged."""
+        return {a["key"]: a["label"] for a in self.arms if a["size"] == size and self.diverged(a["key"], size)}
+
     def _of(self, key: str, size: int) -> list[RunReadings]:
+        if seeds := self.diverged(key, size):
+            (label,) = {arm["label"] for arm in self.arms if (arm["key"], arm["size"]) == (key, size)}
+            raise ArmDivergedError(
+                f"{len(seeds)} of {len(self.seeds(size))} seeds of {label} diverged ({', '.join(map(str, seeds))}), and the"
+                " others are no sample of that setting"
+            )
         return [self._readings[identity] for identity in self._runs(key, size)]
+
+    def _finished(self, key: str, size: int) -> list[tuple[int, RunReadings]]:
+        """The seeds of an arm that did not diverge, with what they read."""
+        runs = zip(self.seeds(size), self._runs(key, size), strict=True)
+        return [(seed, self._readings[identity]) for seed, identity in runs if identity in self._readings]
 
     def table(self, *names: str, arms: Sequence[str] | None = None, size: int | None = None) -> pl.DataFrame:
         """Quantities of paired seeds as a table; nothing else is read of the runs.
@@ -220,7 +248,7 @@ class Results:
         for arm in self.arms:
             if (arms is not None and arm["key"] not in arms) or size not in {None, arm["size"]}:
                 continue
-            for run, seed in zip(self._of(arm["key"], arm["size"]), self.seeds(arm["size"]), strict=True):
+            for seed, run in self._finished(arm["key"], arm["size"]):
                 found = {name: (run.columns.rows(name), run.columns.quantity(name)) for name in names}
                 rows = [rows for rows, values in found.values() if len(values)]
                 if not rows:
@@ -247,5 +275,5 @@ class Results:
     @cached_property
     def frame(self) -> pl.DataFrame:
         """All readings of paired seeds, one row each, as `table` gives them: all quantities of all arms and sizes."""
-        paired = [run for arm in self.arms for run in self._of(arm["key"], arm["size"])]
+        paired = [run for arm in self.arms for _, run in self._finished(arm["key"], arm["size"])]
         return self.table(*dict.fromkeys(name for run in paired for name in run.columns.quantities))

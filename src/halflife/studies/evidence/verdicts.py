@@ -10,7 +10,7 @@ from typing import Any
 from halflife.errors import StoreError, UserError
 from halflife.studies.evidence.claims import Claim, Finding, Study, Verdict
 from halflife.studies.evidence.history import claim_notes, lost_notes, seed_notes
-from halflife.studies.evidence.results import NoArmError, Results
+from halflife.studies.evidence.results import ArmDivergedError, NoArmError, Results
 from halflife.studies.store.store import Store
 
 __all__ = ["MIN_SEEDS", "StudyResults", "manifests_of"]
@@ -77,6 +77,8 @@ class StudyResults(Results):
             )
         try:
             finding = claim.decide(self, size)
+        except ArmDivergedError as error:
+            return Finding("undecided", None, str(error))
         except NoArmError:
             if size == self.main_size:
                 raise

@@ -18,7 +18,8 @@ def beside_rows(results: StudyResults) -> list[tuple[str, str, str, str]]:
         names no numbers.
     """
     seeds = len(results.seeds(results.main_size))
-    ready = seeds >= MIN_SEEDS and results.manifest.get("max_steps") is None
+    whole = results.manifest.get("max_steps") is None and not results.diverged_arms(results.main_size)
+    ready = seeds >= MIN_SEEDS and whole
     return [
         (
             item.quantity,

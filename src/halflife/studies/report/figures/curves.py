@@ -35,14 +35,15 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
     """The arms of a panel that this preset has, in the order of the legend.
 
     Returns:
-        Their keys; none when the preset has none of those that the panel names.
+        Their keys, without those of which runs diverged; none when the preset has none of those that the panel names.
 
     Raises:
         StoreError: The manifest lacks an arm that the preset has.
     """
+    diverged = results.diverged_arms(results.main_size)
     present = [arm["key"] for arm in results.arms if arm["size"] == results.main_size]
     if panel.arms is None:
-        return present
+        return [key for key in present if key not in diverged]
     preset = results.study.presets[results.preset_name]
     known = {arm.key for arm in preset.arms if arm.size == preset.main_size}
     lacking = [key for key in panel.arms if key in known and key not in present]
@@ -51,7 +52,7 @@ def drawn_arms(results: StudyResults, panel: Panel) -> list[str]:
             f"the manifest of {results.study.name} ({results.preset_name}) has no arm {lacking[0]!r}, which its figure"
             f" {panel.title!r} draws: it was written by another version of the study, run it again"
         )
-    return [key for key in panel.arms if key in present]
+    return [key for key in panel.arms if key in present and key not in diverged]
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,12 @@ def curves_figure(results: StudyResults, panel: Panel) -> Figure:
         caption += f" Drawn from {panel.x} {first:,.10g} on."
     if every > 1:
         caption += f" One reading of {every} is drawn; the band spans those between, too."
+    if diverged := [
+        label
+        for key, label in results.diverged_arms(results.main_size).items()
+        if panel.arms is None or key in panel.arms
+    ]:
+        caption += f" Not drawn, because runs diverged: {', '.join(diverged)}."
     if panel.note:
         caption += f" {panel.note}"
     caption += f" {sentence_start(size_name(results))} {results.main_size}."

@@ -46,7 +46,9 @@ def why_not_drawn(results: StudyResults, panel: AnyPanel) -> str:
     if not isinstance(panel, Panel):
         if results.manifest.get("max_steps") is not None:
             return "runs were cut"
+        if diverged := results.diverged_arms(results.main_size):
+            return f"runs of {', '.join(diverged.values())} diverged"
         return "" if seeds >= MIN_SEEDS else f"{seeds} of {MIN_SEEDS} seeds are finished in every arm"
     if not seeds:
         return "no seed is finished in every arm"
-    return "" if drawn_arms(results, panel) else "the preset has none of its arms"
+    return "" if drawn_arms(results, panel) else "the preset has none of its arms, or runs of each diverged"
