@@ -6,8 +6,9 @@ Shapes: R learning rates in rising order, S seeds.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,11 @@ from halflife.studies.evidence.quantities import NotMeasuredError, Quantity
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Premise
 
-__all__ = ["at_each", "exponents", "keys_starting", "positive", "rate_keys", "rate_of"]
+__all__ = ["CIFAR", "CIFAR_NEEDS", "at_each", "exponents", "keys_starting", "positive", "rate_keys", "rate_of"]
+
+
+CIFAR: Mapping[str, Any] = {"data": "cifar10", "downsample": 1, "blocks": (2, 2, 2, 2)}
+CIFAR_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
 
 
 def keys_starting(results: Results, size: int, start: str) -> list[str]:

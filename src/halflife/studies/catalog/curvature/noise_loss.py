@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from halflife.studies.catalog.curvature.common import CIFAR, CIFAR_NEEDS
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointRow, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.fits import fit_lines
 from halflife.studies.evidence.quantities import NotMeasuredError, Quantity
@@ -320,8 +321,14 @@ PANELS = (
 )
 
 
-def _arms(common: dict[str, Any], widths: Sequence[int], *, lam: float) -> tuple[Arm, ...]:
-    fields: dict[str, Any] = {"probes": ("gradient-noise", "jacobian-norm"), "drop_at": 1.0, "ema": (), **common}
+SMALL: Mapping[str, Any] = {
+    "lr": 0.1, "num_train": 500, "num_test": 500, "batch_size": 50, "num_epochs": 120, "probe_every": 3,
+    "probe_examples": 200, "eval_every": 60,
+}  # fmt: skip
+
+
+def _arms(*widths: int, lam: float = 0.02, base: Mapping[str, Any] = SMALL, **changes: Any) -> tuple[Arm, ...]:
+    fields = {"probes": ("gradient-noise", "jacobian-norm"), "drop_at": 1.0, "ema": (), **base, **changes}
     return tuple(
         Arm(key=key, label=f"lam {value:g}", size=width, spec=ImageRun(**{**fields, "lam": value, "width": width}))
         for width in widths
@@ -329,33 +336,24 @@ def _arms(common: dict[str, Any], widths: Sequence[int], *, lam: float) -> tuple
     )
 
 
-SMALL = {
-    "lr": 0.1, "num_train": 500, "num_test": 500, "batch_size": 50, "num_epochs": 120, "probe_every": 3,
-    "probe_examples": 200, "eval_every": 60,
-}  # fmt: skip
-LAM = 0.02
-
 PRESETS = presets(
     smoke=Preset(
         description="60 images at 7 x 7, 6 epochs",
         budget="20 seconds",
         arms=_arms(
-            SMALL
-            | {"num_train": 60, "num_test": 60, "batch_size": 20, "num_epochs": 6, "probe_every": 2, "downsample": 4}
-            | {"probe_examples": 20, "eval_every": 6},
-            (4,),
-            lam=LAM,
+            4, num_train=60, num_test=60, batch_size=20, num_epochs=6, probe_every=2, downsample=4, probe_examples=20,
+            eval_every=6,
         ),
     ),
     laptop=Preset(
         description="ResNets of width 8 on 500 Fashion-MNIST images at 14 x 14, 1,200 steps, 40 probes of 200 images",
         budget="10 minutes on 2 cores",
-        arms=_arms(SMALL, (8,), lam=LAM),
+        arms=_arms(8),
     ),
     night=Preset(
         description="as laptop, with 2,000 images, more seeds, and widths 4, 8 and 16",
         budget="90 minutes on 2 cores",
-        arms=_arms(SMALL | {"num_train": 2000, "num_epochs": 100, "probe_every": 4}, (4, 8, 16), lam=LAM),
+        arms=_arms(4, 8, 16, num_train=2000, num_epochs=100, probe_every=4),
         num_seeds=8,
         main_size=8,
     ),
@@ -363,15 +361,11 @@ PRESETS = presets(
         description="ResNet-18 on CIFAR-10, 200 epochs at a constant rate, 50 probes of 500 images",
         budget="a day on one GPU",
         arms=_arms(
-            {
-                "data": "cifar10", "downsample": 1, "model": "resnet", "blocks": (2, 2, 2, 2), "lr": 0.08,
-                "num_epochs": 200, "probe_every": 4, "probe_examples": 500, "eval_every": 50,
-            },
-            (64,),
-            lam=0.0125,
+            64, lam=0.0125, base=CIFAR, model="resnet", lr=0.08, num_epochs=200, probe_every=4, probe_examples=500,
+            eval_every=50,
         ),
         num_seeds=3,
-        needs="CIFAR-10's binary version (--data DIR) and a GPU",
+        needs=CIFAR_NEEDS,
     ),
 )  # fmt: skip
 

@@ -28,6 +28,7 @@ from halflife.studies.catalog.curvature.alignment.quantities import (
     reading,
     spectra,
 )
+from halflife.studies.catalog.curvature.common import CIFAR, CIFAR_NEEDS
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Each, Quantity
 from halflife.studies.evidence.tests import above, below, within
@@ -129,24 +130,29 @@ CLAIMS = (
 )
 
 NOISE = 0.3
-LR, LAM = 0.05, 0.0125
 GRID = ((0.05, 0.2), (0.0025, 0.0125))
+SMALL: Mapping[str, Any] = {
+    "num_train": 2_000, "num_test": 500, "batch_size": 50, "downsample": 4, "blocks": (1, 1), "probe_examples": 200,
+    "probe_vectors": 20,
+}  # fmt: skip
 
 
 def _arms(
-    lr: float,
-    lam: float,
-    grid: tuple[Sequence[float], Sequence[float]],
-    common: Mapping[str, Any],
-    widths: Sequence[int],
+    *widths: int,
+    num_epochs: int,
+    lr: float = 0.05,
+    lam: float = 0.0125,
+    grid: tuple[Sequence[float], Sequence[float]] = GRID,
+    base: Mapping[str, Any] = SMALL,
+    **changes: Any,
 ) -> tuple[Arm, ...]:
     """Each model with and without random labels, and the ResNet over the grid, probed after an epoch and at the end."""
 
-    def arm(key: str, label: str, size: int, **fields: Any) -> Arm:
+    def arm(key: str, label: str, size: int, **own: Any) -> Arm:
         # The "drop" to the same rate does nothing but to have probes taken after the first epoch.
-        own = {"lr_after_drop": fields["lr"], "drop_at": 1 / common["num_epochs"]}
-        shared: dict[str, Any] = {"width": size, "ema": (), "probes": ("alignment",)}
-        return Arm(key=key, label=label, size=size, spec=ImageRun(**shared | dict(common) | own | fields))
+        probed = {"lr_after_drop": own["lr"], "drop_at": 1 / num_epochs, "ema": (), "probes": ("alignment",)}
+        fields = {"width": size, "num_epochs": num_epochs, **base, **changes, **probed, **own}
+        return Arm(key=key, label=label, size=size, spec=ImageRun(**fields))
 
     arms = []
     for width in widths:
@@ -164,9 +170,6 @@ def _arms(
     return tuple(arms)
 
 
-SMALL: dict[str, Any] = {"num_train": 2_000, "num_test": 500, "batch_size": 50, "downsample": 4, "blocks": (1, 1)}
-PROBED: dict[str, Any] = {"probe_examples": 200, "probe_vectors": 20}
-
 CURVATURE_ALIGNMENT = Study(
     name="curvature-alignment",
     title="The noise of SGD and the curvature of the loss",
@@ -183,29 +186,19 @@ CURVATURE_ALIGNMENT = Study(
             description="100 training images, 2 epochs",
             budget="15 seconds",
             arms=_arms(
-                LR,
-                LAM,
-                (GRID[0], GRID[1][1:]),
-                SMALL | {"num_train": 100, "num_test": 50, "num_epochs": 2, "probe_examples": 20, "probe_vectors": 2},
-                (4,),
+                4, grid=(GRID[0], GRID[1][1:]), num_train=100, num_test=50, num_epochs=2, probe_examples=20, probe_vectors=2
             ),
         ),
         laptop=Preset(
             description="nets of width 8, 20 epochs, 2,000 Fashion-MNIST images at 7 x 7",
             budget="5 minutes on 2 cores",
-            arms=_arms(LR, LAM, GRID, SMALL | PROBED | {"num_epochs": 20, "eval_every": 20}, (8,)),
+            arms=_arms(8, num_epochs=20, eval_every=20),
         ),
         night=Preset(
             description="as laptop, at 14 x 14, for 60 epochs, with more seeds, and a ladder of widths 4, 8, 16",
             budget="90 minutes on 2 cores",
             arms=_arms(
-                LR,
-                LAM,
-                GRID,
-                SMALL
-                | {"downsample": 2, "blocks": (1, 1, 1), "num_epochs": 60, "eval_every": 20}
-                | {"probe_examples": 250, "probe_vectors": 40},
-                (4, 8, 16),
+                4, 8, 16, downsample=2, blocks=(1, 1, 1), num_epochs=60, eval_every=20, probe_examples=250, probe_vectors=40
             ),
             num_seeds=8,
             main_size=8,
@@ -216,22 +209,11 @@ CURVATURE_ALIGNMENT = Study(
             " lam 0.0005 to 0.01), 200 images probed",
             budget="a day on one GPU",
             arms=_arms(
-                0.005,
-                0.01,
-                ((0.001, 0.01, 0.1), (0.0005, 0.01)),
-                {
-                    "data": "cifar10",
-                    "downsample": 1,
-                    "blocks": (2, 2, 2, 2),
-                    "num_epochs": 30,
-                    "eval_every": 5,
-                    "probe_examples": 200,
-                    "probe_vectors": 20,
-                },
-                (64,),
+                64, lr=0.005, lam=0.01, grid=((0.001, 0.01, 0.1), (0.0005, 0.01)), base=CIFAR, num_epochs=30, eval_every=5,
+                probe_examples=200, probe_vectors=20,
             ),
             num_seeds=3,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
+            needs=CIFAR_NEEDS,
         ),
     ),
-)
+)  # fmt: skip

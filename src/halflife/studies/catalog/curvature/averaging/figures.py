@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,82 +192,30 @@ def ensemble_text(results: Results, *, slow: bool) -> str:
 
 PAPER_RATES = "lr 0.05, 0.1, 0.15, 0.2, 0.25"
 
-PUBLISHED = (
-    Published(
-        quantity="training loss on the plateau",
-        published="from 0.5 to 1.6 (lr 0.05 to 0.25)",
-        where="figure 5",
-        how="fig-read",
-        ours=loss_text,
-    ),
-    Published(
-        quantity="test error of the average",
-        published=f"9, 10, 11.5, 14.5, 18 % ({PAPER_RATES})",
-        where="figure 5",
-        how="fig-read",
-        ours=functools.partial(error_text, of=AVERAGE),
-    ),
-    Published(
-        quantity="test error after fine-tuning (lam 0.015)",
-        published="10.5, 11.6, 14.8 % (lr 0.1, 0.15, 0.2)",
-        where="figure 3 of the first version",
-        how="notebook",
-        ours=functools.partial(error_text, of=FINE_TUNED),
-    ),
-    Published(
-        quantity="||J|| of the average",
-        published="from 150 down to 110 (lr 0.05 to 0.25)",
-        where="figure 5",
-        how="fig-read",
-        ours=functools.partial(late_text, of=AVERAGE, metric="jacobian_norm"),
-    ),
-    Published(
-        quantity="||J|| after fine-tuning",
-        published="from 200 up to 900 (lr 0.05 to 0.25)",
-        where="figure 5",
-        how="fig-read",
-        ours=functools.partial(late_text, of=FINE_TUNED, metric="jacobian_norm"),
-    ),
-    Published(
-        quantity="Tr(H) of the average",
-        published="1000 to 1700, in no order (lr 0.05 to 0.2)",
-        where="figure 14",
-        how="fig-read",
-        ours=functools.partial(late_text, of=AVERAGE, metric="hessian_trace"),
-    ),
-    Published(
-        quantity="Tr(H) after fine-tuning",
-        published="from 160 up to 1600 (lr 0.05 to 0.2)",
-        where="figure 14",
-        how="fig-read",
-        ours=functools.partial(late_text, of=FINE_TUNED, metric="hessian_trace"),
-    ),
-    Published(
-        quantity="Tr(H) after fine-tuning (lam 0.015)",
-        published="140, 300, 750 (lr 0.1, 0.15, 0.2)",
-        where="figure 3 of the first version",
-        how="notebook",
-        ours=functools.partial(late_text, of=FINE_TUNED, metric="hessian_trace"),
-    ),
-    Published(
-        quantity="norms",
-        published="SGD 10.3 to 11; average 9.3 to 10.2; fine-tuned 11.5 to 11.7",
-        where="figure 5",
-        how="fig-read",
-        ours=norm_text,
-    ),
-    Published(
-        quantity="test error of ensemble / average, and total variation",
-        published="13 / 13 %, 0.13 (lr 0.15, lam 0.01)",
-        where="tables 2 and 3",
-        how="text",
-        ours=functools.partial(ensemble_text, slow=False),
-    ),
-    Published(
-        quantity="the same where decay is slow",
-        published="13 / 19 %, 0.10 (lr 0.025, lam 0.001)",
-        where="tables 2 and 3",
-        how="text",
-        ours=functools.partial(ensemble_text, slow=True),
-    ),
+FIRST_VERSION = "figure 3 of the first version"
+_ROWS: tuple[tuple[str, str, str, Literal["text", "fig-read", "notebook"], Callable[[Results], str]], ...] = (
+    ("training loss on the plateau", "from 0.5 to 1.6 (lr 0.05 to 0.25)", "figure 5", "fig-read", loss_text),
+    ("test error of the average", f"9, 10, 11.5, 14.5, 18 % ({PAPER_RATES})", "figure 5", "fig-read",
+     functools.partial(error_text, of=AVERAGE)),
+    ("test error after fine-tuning (lam 0.015)", "10.5, 11.6, 14.8 % (lr 0.1, 0.15, 0.2)", FIRST_VERSION, "notebook",
+     functools.partial(error_text, of=FINE_TUNED)),
+    ("||J|| of the average", "from 150 down to 110 (lr 0.05 to 0.25)", "figure 5", "fig-read",
+     functools.partial(late_text, of=AVERAGE, metric="jacobian_norm")),
+    ("||J|| after fine-tuning", "from 200 up to 900 (lr 0.05 to 0.25)", "figure 5", "fig-read",
+     functools.partial(late_text, of=FINE_TUNED, metric="jacobian_norm")),
+    ("Tr(H) of the average", "1000 to 1700, in no order (lr 0.05 to 0.2)", "figure 14", "fig-read",
+     functools.partial(late_text, of=AVERAGE, metric="hessian_trace")),
+    ("Tr(H) after fine-tuning", "from 160 up to 1600 (lr 0.05 to 0.2)", "figure 14", "fig-read",
+     functools.partial(late_text, of=FINE_TUNED, metric="hessian_trace")),
+    ("Tr(H) after fine-tuning (lam 0.015)", "140, 300, 750 (lr 0.1, 0.15, 0.2)", FIRST_VERSION, "notebook",
+     functools.partial(late_text, of=FINE_TUNED, metric="hessian_trace")),
+    ("norms", "SGD 10.3 to 11; average 9.3 to 10.2; fine-tuned 11.5 to 11.7", "figure 5", "fig-read", norm_text),
+    ("test error of ensemble / average, and total variation", "13 / 13 %, 0.13 (lr 0.15, lam 0.01)", "tables 2 and 3",
+     "text", functools.partial(ensemble_text, slow=False)),
+    ("the same where decay is slow", "13 / 19 %, 0.10 (lr 0.025, lam 0.001)", "tables 2 and 3", "text",
+     functools.partial(ensemble_text, slow=True)),
+)  # fmt: skip
+PUBLISHED = tuple(
+    Published(quantity=quantity, published=published, where=where, how=how, ours=ours)
+    for quantity, published, where, how, ours in _ROWS
 )

@@ -41,7 +41,7 @@ from halflife.studies.catalog.curvature.averaging.quantities import (
     mirrors_within_runs,
     total_variation,
 )
-from halflife.studies.catalog.curvature.common import at_each, positive, rate_keys
+from halflife.studies.catalog.curvature.common import CIFAR, CIFAR_NEEDS, at_each, positive, rate_keys
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Each, Quantity, Terms
 from halflife.studies.evidence.rules import Part, Premise
@@ -245,18 +245,23 @@ CLAIMS = (
 PROBES = ("hessian-trace", "jacobian-norm")
 
 
+RATES = (0.15, 0.3, 0.6)
+SMALL: Mapping[str, Any] = {"num_train": 2_000, "batch_size": 50, "ema": (0.99,), "probe_examples": 250}
+
+
 def _arms(
-    rates: Sequence[float],
-    lam: float,
-    slow: tuple[float, float],
-    fine_tuning: tuple[float, int],
-    common: Mapping[str, Any],
-    widths: Sequence[int],
+    *widths: int,
+    rates: Sequence[float] = RATES,
+    lam: float = 0.0125,
+    slow: tuple[float, float] = (0.15, 0.0025),
+    fine_tuning: tuple[float, int] = (0.005, 15),
+    base: Mapping[str, Any] = SMALL,
+    **changes: Any,
 ) -> tuple[Arm, ...]:
     """For each learning rate the noisy run and a branch from each epoch that it keeps; and one run with slow decay."""
     arms = []
     for width in widths:
-        shared = {"width": width, "drop_at": 1.0, **common}
+        shared = {"width": width, "drop_at": 1.0, **base, **changes}
         for rate, lr in enumerate(rates):
             run = ImageRun(lr=lr, lam=lam, probes=PROBES, **shared)
             key, label = f"lr-{rate}", f"lr {lr:g}, lam {lam:g}"
@@ -276,9 +281,6 @@ def _arms(
     return tuple(arms)
 
 
-RATES, LAM, SLOW_PAIR, FINE_TUNING = (0.15, 0.3, 0.6), 0.0125, (0.15, 0.0025), (0.005, 15)
-SMALL: dict[str, Any] = {"num_train": 2_000, "batch_size": 50, "ema": (0.99,), "probe_examples": 250}
-
 AVERAGING = Study(
     name="averaging",
     title="The average of a noisy run and its fine-tuned weights",
@@ -295,53 +297,21 @@ AVERAGING = Study(
             description="100 training and 200 test images, 2 epochs",
             budget="10 seconds",
             arms=_arms(
-                RATES[:2],
-                LAM,
-                SLOW_PAIR,
-                (0.005, 1),
-                SMALL
-                | {
-                    "num_epochs": 2,
-                    "num_train": 100,
-                    "num_test": 200,
-                    "downsample": 4,
-                    "keep_at": (1, 2),
-                    "probe_every": 1,
-                }
-                | {"ensemble_every": 1, "probe_examples": 20, "probe_vectors": 6},
-                (4,),
+                4, rates=RATES[:2], fine_tuning=(0.005, 1), num_epochs=2, num_train=100, num_test=200, downsample=4,
+                keep_at=(1, 2), probe_every=1, ensemble_every=1, probe_examples=20, probe_vectors=6,
             ),
         ),
         laptop=Preset(
             description="ResNet of width 8, 60 epochs, 2,000 Fashion-MNIST images at 14 x 14, fine-tuning for 15 epochs",
             budget="10 minutes on 2 cores",
-            arms=_arms(
-                RATES,
-                LAM,
-                SLOW_PAIR,
-                FINE_TUNING,
-                SMALL
-                | {"num_epochs": 60, "eval_every": 30, "keep_at": (10, 30, 60), "probe_every": 30, "ensemble_every": 5},
-                (8,),
-            ),
+            arms=_arms(8, num_epochs=60, eval_every=30, keep_at=(10, 30, 60), probe_every=30, ensemble_every=5),
         ),
         night=Preset(
             description="as laptop, with 120 epochs, more seeds, and a ladder of widths 4, 8, 16",
             budget="90 minutes on 2 cores",
             arms=_arms(
-                RATES,
-                LAM,
-                (SLOW_PAIR[0], SLOW_PAIR[1] / 2),
-                FINE_TUNING,
-                SMALL
-                | {
-                    "num_epochs": 120,
-                    "eval_every": 30,
-                    "keep_at": (15, 60, 90, 120),
-                    "probe_every": 30,
-                    "ensemble_every": 5,
-                },
-                (4, 8, 16),
+                4, 8, 16, slow=(0.15, 0.00125), num_epochs=120, eval_every=30, keep_at=(15, 60, 90, 120), probe_every=30,
+                ensemble_every=5,
             ),
             num_seeds=7,
             main_size=8,
@@ -351,26 +321,12 @@ AVERAGING = Study(
             " for 100 epochs at 1e-3 from every 20th",
             budget="days on one GPU",
             arms=_arms(
-                (0.05, 0.1, 0.15, 0.2, 0.25),
-                0.0125,
-                (0.025, 0.001),
-                (1e-3, 100),
-                {
-                    "data": "cifar10",
-                    "downsample": 1,
-                    "blocks": (2, 2, 2, 2),
-                    "num_epochs": 100,
-                    "keep_at": (20, 40, 60, 80, 100),
-                    "eval_every": 5,
-                    "probe_every": 20,
-                    "probe_examples": 5_000,
-                    "ensemble_every": 10,
-                    "precision": "float16",
-                },
-                (64,),
+                64, rates=(0.05, 0.1, 0.15, 0.2, 0.25), slow=(0.025, 0.001), fine_tuning=(1e-3, 100), base=CIFAR,
+                num_epochs=100, keep_at=(20, 40, 60, 80, 100), eval_every=5, probe_every=20, probe_examples=5_000,
+                ensemble_every=10, precision="float16",
             ),
             num_seeds=3,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
+            needs=CIFAR_NEEDS,
         ),
     ),
-)
+)  # fmt: skip

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.curvature.common import at_each, positive
+from halflife.studies.catalog.curvature.common import CIFAR, CIFAR_NEEDS, at_each, positive
 from halflife.studies.catalog.curvature.sphere import quantities
 from halflife.studies.catalog.curvature.sphere.figures import PANELS, PUBLISHED
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
@@ -142,18 +142,35 @@ PROBES = ("hessian-trace", "jacobian-norm")
 NUM_SCALED = 2  # of the drawn learning rates; four times the third would be off the grid
 
 
+RATES = (1e-3, 3e-3, 8e-3, 1.6e-2, 3.2e-2, 4.8e-2)
+DRAWN = (8e-3, 1.6e-2, 3.2e-2)
+SMALL: Mapping[str, Any] = {
+    "num_train": 1_000, "num_test": 4_000, "downsample": 4, "blocks": (1, 1), "batch_size": 50, "probe_examples": 250,
+    "probe_vectors": 18,
+    "ema": (0.98,),  # it reaches back 2.5 epochs of 20 steps, as the paper's 0.999 does of 391
+}  # fmt: skip
+
+
 def _arms(
-    rates: Sequence[float],
-    drawn: Sequence[float],
-    lr_after: float,
-    phases: tuple[int, int],
+    *widths: int,
     places: Sequence[int],
-    common: Mapping[str, Any],
-    widths: Sequence[int],
+    rates: Sequence[float] = RATES,
+    drawn: Sequence[float] = DRAWN,
+    lr_after: float = 1e-3,
+    phases: tuple[int, int] = (100, 70),
+    base: Mapping[str, Any] = SMALL,
+    **changes: Any,
 ) -> tuple[Arm, ...]:
     """A run for each learning rate, and for those whose curves are shown branches from the kept epochs and twice the radius."""
     arms = []
-    shared: dict[str, Any] = {"model": "scale-invariant", "lam": 0.0, "sphere": 1.0, "probes": PROBES, **common}
+    shared: dict[str, Any] = {
+        "model": "scale-invariant",
+        "lam": 0.0,
+        "sphere": 1.0,
+        "probes": PROBES,
+        **base,
+        **changes,
+    }
     shared |= {"num_epochs": sum(phases), "drop_at": phases[0] / sum(phases), "lr_after_drop": lr_after}
     shared |= {"eval_every": sum(phases)}
     for width in widths:
@@ -181,21 +198,6 @@ def _arms(
     return tuple(arms)
 
 
-RATES = (1e-3, 3e-3, 8e-3, 1.6e-2, 3.2e-2, 4.8e-2)
-DRAWN = (8e-3, 1.6e-2, 3.2e-2)
-LR_AFTER = 1e-3
-# The average reaches back 2.5 epochs of 20 steps, as the paper's 0.999 does of 391.
-SMALL: dict[str, Any] = {
-    "num_train": 1_000,
-    "num_test": 4_000,
-    "downsample": 4,
-    "blocks": (1, 1),
-    "batch_size": 50,
-    "ema": (0.98,),
-    "probe_examples": 250,
-    "probe_vectors": 18,
-}
-
 SPHERE = Study(
     name="sphere",
     title="Noise on a sphere: the learning rate without decay",
@@ -211,26 +213,18 @@ SPHERE = Study(
         smoke=Preset(
             description="100 training and 100 test images, 3 epochs",
             budget="20 seconds",
-            arms=_arms(
-                RATES,
-                DRAWN,
-                LR_AFTER,
-                (2, 1),
-                (1,),
-                SMALL | {"num_train": 100, "num_test": 100, "probe_examples": 10, "probe_vectors": 6},
-                (4,),
-            ),
+            arms=_arms(4, phases=(2, 1), places=(1,), num_train=100, num_test=100, probe_examples=10, probe_vectors=6),
         ),
         laptop=Preset(
             description="scale-invariant ResNet of width 8, 100 epochs and 70 of fine-tuning, 1,000 Fashion-MNIST images at"
             " 7 x 7",
             budget="10 minutes on 2 cores",
-            arms=_arms(RATES, DRAWN, LR_AFTER, (100, 70), (40, 80), SMALL, (8,)),
+            arms=_arms(8, places=(40, 80)),
         ),
         night=Preset(
             description="as laptop, with more seeds, and a ladder of widths 4, 8, 16",
             budget="60 minutes on 2 cores",
-            arms=_arms(RATES, DRAWN, LR_AFTER, (100, 70), (25, 50, 75), SMALL, (4, 8, 16)),
+            arms=_arms(4, 8, 16, places=(25, 50, 75)),
             num_seeds=8,
             main_size=8,
             num_ladder_seeds=4,
@@ -239,23 +233,12 @@ SPHERE = Study(
             description="scale-invariant ResNet-18 on CIFAR-10, 100 epochs and 100 of fine-tuning at 1e-4",
             budget="days on one GPU",
             arms=_arms(
-                (1e-4, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3),
-                (1e-3, 3e-3, 5e-3),
-                1e-4,
-                (100, 100),
-                (20, 40, 60, 80),
-                {
-                    "data": "cifar10",
-                    "downsample": 1,
-                    "blocks": (2, 2, 2, 2),
-                    "batch_size": 128,
-                    "ema": (0.999,),
-                    "probe_examples": 5_000,
-                },
-                (64,),
+                64, rates=(1e-4, 2.5e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 3e-3, 4e-3, 5e-3), drawn=(1e-3, 3e-3, 5e-3),
+                lr_after=1e-4, phases=(100, 100), places=(20, 40, 60, 80), base=CIFAR, batch_size=128, ema=(0.999,),
+                probe_examples=5_000,
             ),
             num_seeds=3,
-            needs="CIFAR-10's binary version (--data DIR) and a GPU",
+            needs=CIFAR_NEEDS,
         ),
     ),
-)
+)  # fmt: skip
