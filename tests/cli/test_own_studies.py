@@ -334,6 +334,18 @@ def test_a_quantity_that_fails_is_one_sentence_and_loses_nothing(folder: Path, b
     assert {path: path.read_bytes() for path in folder.glob("store/runs/*/readings.jsonl")} == before
 
 
+def test_a_rule_that_fails_does_not_keep_the_next_study_from_running(folder: Path) -> None:
+    reference = broken(folder, "    return results.nothing")
+    with (folder / "broken.py").open("a") as file:
+        file.write('\n\nfrom dataclasses import replace\n\nOTHER = replace(WALK, name="other", claims=())\n')
+    train_here(reference, Store("store"))  # the runs of both
+    done = said("study", "run", reference, "broken.py:OTHER", code=2)
+    assert "16 runs, 16 finished before" in done.out
+    assert "other, laptop: walks of 50 steps" in done.out
+    assert re.search(r"error: walk, preset laptop: walk raised AttributeError: .* \(broken.py, line \d+\)", done.err)
+    assert "report: " in done.out
+
+
 # ---- in processes
 
 

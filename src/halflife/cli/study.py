@@ -149,7 +149,7 @@ def run_studies(
             for plan in plans:
                 rank.execute(plan, (), data_folder=data_folder)
             return
-        failures, shown = _run_plans(where, plans, workers, data_folder, rank)
+        failures, shown, problems = _run_plans(where, plans, workers, data_folder, rank)
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
@@ -158,17 +158,27 @@ def run_studies(
     console.print("; ".join(filter(None, words)), markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
+    if problems:
+        raise StoreError("; ".join(problems))
 
 
 def _run_plans(
     where: Store, plans: list[Plan], workers: int | None, data_folder: str | None, rank: Rank | None
-) -> tuple[list[str], list[Verdict]]:
-    """Do what is missing of plans, in worker processes or by all ranks together; why runs failed, and the verdicts."""
+) -> tuple[list[str], list[Verdict], list[str]]:
+    """Do what is missing of plans, in worker processes or by all ranks together.
+
+    Returns:
+        Why runs failed, the verdicts, and why others cannot be given.
+
+    Raises:
+        StoppedError: The user stopped it.
+    """
     from halflife.studies.runner import pool
     from halflife.studies.runner.progress import shown_progress
 
     failures: list[str] = []
     shown: list[Verdict] = []
+    problems: list[str] = []
     with where.locked():
         for plan in plans:
             needed = plan.needed
@@ -208,8 +218,11 @@ def _run_plans(
                     ) from None
             for manifest in where.manifests():
                 if (manifest["study"], manifest["preset"]) == (plan.study.name, plan.preset_name):
-                    shown += _print_verdicts(where, plan.study, manifest)
-    return failures, shown
+                    try:
+                        shown += _print_verdicts(where, plan.study, manifest)
+                    except UserError as error:  # the other studies are run all the same
+                        problems.append(f"{plan.study.name}, preset {plan.preset_name}: {error}")
+    return failures, shown, problems
 
 
 def _changed_trainer(store: Store, plan: Plan) -> str:

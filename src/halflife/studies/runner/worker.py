@@ -45,7 +45,8 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None,
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=_leave_with, args=(parent.sentinel,), daemon=True).start()
+    # `os._exit` as it is now: while a user's file is imported, it raises (`halflife.user_code`).
+    threading.Thread(target=_leave_with, args=(parent.sentinel, os._exit), daemon=True).start()
     if origin is not None:
         from halflife.studies.catalog.own import load_again
 
@@ -107,10 +108,10 @@ def keep_traceback(error: Exception, folder: RunFolder | None) -> str:
     return words
 
 
-def _leave_with(sentinel: int) -> None:
+def _leave_with(sentinel: int, leave: Callable[[int], object]) -> None:
     """End this process when the parent has ended, however it ended."""
     multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    leave(1)
 
 
 def _device(index: int) -> str:
