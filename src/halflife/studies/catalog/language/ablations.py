@@ -238,7 +238,7 @@ GAINS = {
 CLAIMS = (
     Claim(
         key="gains-moderate",
-        text="Whether the gains of LayerNorm decay does not matter at moderate decay.",
+        text="At moderate decay it does not matter for the final loss whether the gains of LayerNorm decay, too.",
         rule=Rule(
             parts=((GAINS["moderate"], within(EQUAL_MARGIN)),),
             stake=(
@@ -254,7 +254,7 @@ CLAIMS = (
     ),
     Claim(
         key="gains-large",
-        text="Decaying the gains of LayerNorm is harmful at large decay.",
+        text="At large decay the final loss is higher where the gains of LayerNorm decay, too.",
         rule=Rule(parts=((GAINS["large"], above(0)),)),
     ),
     *_l2_claims("inside", "in the loss, clipped with its gradient,"),

@@ -220,7 +220,7 @@ CLAIMS = (
             parts=(
                 (
                     Quantity(
-                        name="best lam on repeated text without dropout over that with the high one",
+                        name="best lam on repeated text without dropout over that with the high dropout",
                         values=ratio_of_lams,
                         unit="x",
                         log=True,
@@ -271,7 +271,7 @@ CLAIMS = (
             parts=(
                 (
                     in_nats(
-                        "gain of decay on a one-pass run without dropout - with the high one",
+                        "gain of decay on a one-pass run without dropout - with the high dropout",
                         FRESH_GAIN - gain(FRESH, DROPOUTS[-1:]),
                     ),
                     within(SMALLEST_EFFECT),

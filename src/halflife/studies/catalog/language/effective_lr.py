@@ -193,33 +193,37 @@ def _small(fields: Mapping[str, Any], num_steps: int, warm: int = WARMUP, **chan
     }
 
 
-def _times(case: str, match: str, than: str) -> Quantity:
-    """The distance of one way to match over that of another."""
-    names = {
-        "none": "the unmatched replay",
-        "global": "the replay with lr / ||w|| matched by one factor",
-        "per-tensor": "the replay with lr / ||w|| matched per tensor",
-        "global-squared": "the replay with lr / ||w||^2 matched",
-    }
+REPLAYS = {
+    "none": "the unmatched replay",
+    "global": "the replay with lr / ||w|| matched by one factor",
+    "per-tensor": "the replay with lr / ||w|| matched per tensor",
+    "global-squared": "the replay with lr / ||w||^2 matched",
+}
+
+
+def _times(case: str, match: str, than: str, other: Measure) -> Quantity:
+    """The distance of a replay over another."""
     return Quantity(
-        name=f"distance of {names[match]} from the run with {case} decay over that of {names[than]}",
-        values=Distance(case, match) / Distance(case, than),
+        name=f"largest difference of training losses between {REPLAYS[match]} and the run with {case} decay over that {than}"
+        f" (means between readings, after {START:.0%} of the steps; ln(vocabulary) for a replay that diverges)",
+        values=Distance(case, match) / other,
         unit="x",
         log=True,
     )
+
+
+def _over(case: str, match: str, than: str) -> Quantity:
+    """The distance of one way to match over that of another."""
+    return _times(case, match, f"of {REPLAYS[than]}", Distance(case, than))
 
 
 def _matched_claims(case: str, match: str, what: str) -> tuple[Claim, ...]:
     """A replay follows the run and ends with its loss."""
     parent = loss(f"parent-{case}")
-    to_seeds = Quantity(
-        name=f"distance of the replay with {what} matched from the run with {case} decay over that between seeds",
-        values=Distance(case, match) / BetweenSeeds(case),
-        unit="x",
-        log=True,
-    )
+    to_seeds = _times(case, match, "between two seeds of the run", BetweenSeeds(case))
     end = in_nats(
-        f"final loss of the replay with {what} matched - of the run with {case} decay", FinalLoss(case, match) - parent
+        f"final loss of {REPLAYS[match]} (a uniform guess if it diverges) - of the run with {case} decay",
+        FinalLoss(case, match) - parent,
     )
     unmatched = in_nats(
         f"final loss of the unmatched replay - of the run with {case} decay", FinalLoss(case, "none") - parent
@@ -229,7 +233,7 @@ def _matched_claims(case: str, match: str, what: str) -> tuple[Claim, ...]:
             key=f"follows-{match}-{case}",
             text=f"A run without decay whose learning rate is rescaled to match {what} follows the whole loss curve of the run"
             f" with {case} decay.",
-            rule=Rule(parts=((_times(case, match, "none"), below(FOLLOWS)), (to_seeds, below(1)))),
+            rule=Rule(parts=((_over(case, match, "none"), below(FOLLOWS)), (to_seeds, below(1)))),
         ),
         Claim(
             key=f"end-{match}-{case}",
@@ -247,13 +251,13 @@ def _claims(case: str) -> tuple[Claim, ...]:
             key=f"closer-per-tensor-{case}",
             text="A replay that matches every tensor by itself follows more closely than one with a factor for all,"
             f" {case} decay (our claim).",
-            rule=Rule(parts=((_times(case, "per-tensor", "global"), below(1)),)),
+            rule=Rule(parts=((_over(case, "per-tensor", "global"), below(1)),)),
         ),
         Claim(
             key=f"squared-fails-{case}",
-            text=f"Matching lr / ||w||^2 fails, {case} decay: the replay ends further from the run than one that is not"
+            text=f"Matching lr / ||w||^2 fails, {case} decay: the replay strays further from the run's loss than one that is not"
             " matched.",
-            rule=Rule(parts=((_times(case, "global-squared", "none"), above(1)),)),
+            rule=Rule(parts=((_over(case, "global-squared", "none"), above(1)),)),
         ),
     )
 

@@ -200,7 +200,7 @@ CLAIMS = (
     ),
     Claim(
         key="slope",
-        text="What a run gains in training loss it gains in validation loss.",
+        text="In one pass over the text a run gains in validation loss what it gains in training loss.",
         rule=Rule(
             parts=(
                 (
@@ -215,7 +215,7 @@ CLAIMS = (
     ),
     Claim(
         key="training-loss",
-        text="Decay lowers the final training loss itself, each side at its best learning rate.",
+        text="In one pass over the text decay lowers the final training loss, each side at its best learning rate.",
         rule=best_against_best(
             "final training loss with a decayed learning rate, best lam > 0 and rate - best rate without decay",
             functools.partial(decayed_runs, lams=LAMS[1:]),

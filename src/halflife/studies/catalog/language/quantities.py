@@ -196,7 +196,7 @@ def best_against_best(
         The rule.
     """
     has_best = Premise(
-        f"the arms {side} have at least {MIN_VALUES} values of the {of}, and for no seed the best of them on the other"
+        f"the arms {side} have at least {MIN_VALUES} values of {of}, and for no seed the best of them on the other"
         " seeds is at an edge of the grid",
         functools.partial(no_best_value, arms=without, of=of, side=side, name=name),
     )

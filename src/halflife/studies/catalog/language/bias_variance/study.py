@@ -107,9 +107,7 @@ SYNTHETIC_CLAIMS = (
         key="bound",
         text="Check: the paper's bound (1 - lr mu)^t ||x_0 - x*||^2 + lr sigma^2 holds along the whole run, gradients with"
         " noise of constant variance.",
-        rule=_over_bound(
-            "largest risk over the bound before the drop, with 1 for the constants that the paper drops", STEADY
-        ),
+        rule=_over_bound("largest risk over the bound before the drop", STEADY),
     ),
     Claim(
         key="bound-sampled",
@@ -249,7 +247,8 @@ def _recovers(key: str, text: str, name: str, average: str) -> Claim:
 TEXT_CLAIMS = (
     Claim(
         key="variance-grows",
-        text="In language models the variance part of the loss at a constant learning rate grows with lam.",
+        text="In language models the variance part of the loss at a constant learning rate, which a tiny-lr branch removes,"
+        " grows with lam.",
         rule=Rule(
             parts=(
                 (
@@ -271,7 +270,8 @@ TEXT_CLAIMS = (
     ),
     Claim(
         key="early-bias",
-        text="Early in the run of a language model the bias part does not depend on lam: branches end at the same loss.",
+        text="Early in the run of a language model the bias part of the loss, which a tiny-lr branch leaves, does not depend on"
+        " lam: branches end at the same loss.",
         rule=Rule(
             parts=(
                 (
@@ -309,21 +309,28 @@ TEXT_CLAIMS = (
     ),
     _lower_bias(
         "first-bias",
-        "In language models the larger effective rate lowers the bias part from the start.",
+        "In language models decay lowers the bias part of the loss, which a tiny-lr branch leaves, from the start: the"
+        " effective rate is larger.",
         "first",
         FIRST,
     ),
-    _lower_bias("late-bias", "Late in the run of a language model the bias part is lower with decay.", "last", LAST),
+    _lower_bias(
+        "late-bias",
+        "Late in the run of a language model the bias part of the loss, which a tiny-lr branch leaves, is lower with decay.",
+        "last",
+        LAST,
+    ),
     _recovers(
         "ema",
-        "A moving average of the weights (0.99 per step) recovers most of the variance part that the branch does.",
+        "In language models a moving average of the weights (0.99 per step) removes most of the part of the loss that a tiny-lr"
+        " branch removes.",
         "moving average of the weights (0.99 per step)",
         "ema-0.99/",
     ),
     _recovers(
         "mean",
-        "The plain mean of the weights over the second half of the run recovers most of the variance part that the branch"
-        " does.",
+        "In language models the plain mean of the weights over the second half of the run removes most of the part of the loss"
+        " that a tiny-lr branch removes.",
         "plain mean of the weights over the second half of the run",
         "mean/",
     ),
