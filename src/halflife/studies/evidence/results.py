@@ -39,7 +39,8 @@ class Results:
     """The finished runs of one study and preset, as its manifest in the store lists them.
 
     Seeds for which an arm of the same size is not finished are left out, so that every comparison is paired. A run that
-    diverged is done: its seed counts, and whatever asks for its arm gets an `ArmDivergedError`. What the methods ask for is named by an arm's key, by a reading or an array, and by a size of the ladder.
+    diverged is done: its seed counts, and whatever asks for its arm gets an `ArmDivergedError`. What the methods ask for is
+    named by an arm's key, by a reading or an array, and by a size of the ladder.
 
     Args:
         store: The store.

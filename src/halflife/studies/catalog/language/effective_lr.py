@@ -255,8 +255,8 @@ def _claims(case: str) -> tuple[Claim, ...]:
         ),
         Claim(
             key=f"squared-fails-{case}",
-            text=f"Matching lr / ||w||^2 fails, {case} decay: the replay strays further from the run's loss than one that is not"
-            " matched.",
+            text=f"Matching lr / ||w||^2 fails, {case} decay: the replay strays further from the run's loss than one that is"
+            " not matched.",
             rule=Rule(parts=((_over(case, "global-squared", "none"), above(1)),)),
         ),
     )
