@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rank", "process_group"]
 
-EXIT_OTHER_RANK, EXIT_STOPPED = 1, 130
+EXIT_OTHER_RANK, EXIT_REFUSED, EXIT_STOPPED = 1, 2, 130
 
 
 class Rank:
@@ -148,8 +148,6 @@ def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterato
             )
         yield None
         return
-    for plan in plans:  # all ranks refuse it, and rank 0 says so
-        refuse_other_kinds(plan)
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -161,6 +159,8 @@ def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterato
         rank = Rank(store, _init_process_group(key_value_store, number, size, fsdp=fsdp))
         for which in before:
             signal.signal(which, rank.ask_to_stop)
+        for plan in plans:  # here, where the first to refuse it is not ended by SIGTERM before it has said so
+            refuse_other_kinds(plan)
         yield rank
     except KeyboardInterrupt:
         if number > 0:
@@ -169,7 +169,7 @@ def process_group(store: Store, plans: Sequence[Plan], *, fsdp: bool) -> Iterato
     except Exception as error:
         traceback.clear_frames(error.__traceback__)  # they hold the model
         if not _first_to_fail(key_value_store, number):
-            raise SystemExit(EXIT_OTHER_RANK) from None
+            raise SystemExit(EXIT_REFUSED if isinstance(error, UserError) else EXIT_OTHER_RANK) from None
         kind, words = type(error), str(error)
         if not isinstance(error, HalflifeError):
             kind, what = RunFailedError, keep_traceback(error, None if rank is None else rank.folder)
