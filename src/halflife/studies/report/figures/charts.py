@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 from halflife.studies.report.figures.theme import ArmStyle
 from halflife.studies.report.figures.words import text_width, wrapped
 
-__all__ = ["HOVER", "SHORT", "curves_chart", "ladder_chart", "log_ticks", "points_chart", "y_title"]
+__all__ = ["HOVER", "SHORT", "curves_chart", "inline_data", "ladder_chart", "log_ticks", "points_chart", "y_title"]
 
 HOVER = "hover"  # how the names of layers begin that answer to the pointer, and are left out of files
 
@@ -40,13 +41,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 def _layered(layers: Sequence[alt.Chart], rows: Rows) -> alt.LayerChart:
     """Layers over one table, which is written once; a layer may bring its own instead."""
-    chart = alt.layer(*layers, data=_data(rows))
+    chart = alt.layer(*layers, data=inline_data(rows))
     assert isinstance(chart, alt.LayerChart)
     return chart
 
 
-def _data(rows: Rows) -> alt.InlineData:
-    return alt.InlineData(values=[dict(row) for row in rows])
+def inline_data(rows: Rows) -> alt.InlineData:
+    """A table within a chart. Altair would look at every number of it for what a schema allows, which takes seconds."""
+    with debug_mode(False):
+        return alt.InlineData(values=[dict(row) for row in rows])
 
 
 def y_title(words: str, height: float = HEIGHT) -> str | list[str]:
@@ -168,16 +171,16 @@ def _hover_layers(base: alt.Chart, marked: alt.Chart | None, at: Rows, x: str) -
     rule = base.mark_rule(aria=False, style="hover").transform_filter(near)
     points = [] if marked is None else [marked.transform_filter(near).properties(name=f"{HOVER}-points")]
     return [
-        rule.properties(name=f"{HOVER}-rule", data=_data(at)),
+        rule.properties(name=f"{HOVER}-rule", data=inline_data(at)),
         *points,
-        catch.add_params(near).properties(name=f"{HOVER}-catch", data=_data(at)),
+        catch.add_params(near).properties(name=f"{HOVER}-catch", data=inline_data(at)),
     ]
 
 
 def _drop_layers(drops: Sequence[float]) -> list[alt.Chart]:
     if not drops:
         return []
-    fall = alt.Chart(_data([{"epoch": drop} for drop in drops])).encode(x="epoch:Q")
+    fall = alt.Chart(inline_data([{"epoch": drop} for drop in drops])).encode(x="epoch:Q")
     above = fall.mark_text(y=-6, baseline="bottom", text="lr drop", aria=False, style="drop-note")
     return [fall.mark_rule(aria=False, style="drop"), above]
 
@@ -254,7 +257,7 @@ def points_chart(
                 y=alt.Y("low:Q", title=y_title(y_label)), y2="high:Q", color=colour, opacity=shown
             ),
         ]
-    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
+    zero = alt.Chart(inline_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
     layers = [*([zero] if low < 0 < high and not log_y and not equal else []), line.add_params(picked), path, *points]
     chart = _layered([*layers, *_point_hover(base, y, rows, equal=equal)], rows)
     # The page's script names the first row of the tooltip so.
@@ -280,8 +283,8 @@ def _point_hover(base: alt.Chart, y: alt.Y, rows: Rows, *, equal: bool) -> list[
     ring = own.mark_point(filled=False, size=160, opacity=1, aria=False, style="hover").transform_filter(near)
     catch = own.mark_point(opacity=0, size=80, aria=False, tooltip=alt.TooltipContent("data"))
     return [
-        ring.properties(name=f"{HOVER}-ring", data=_data(at)),
-        catch.add_params(near).properties(name=f"{HOVER}-catch", data=_data(at)),
+        ring.properties(name=f"{HOVER}-ring", data=inline_data(at)),
+        catch.add_params(near).properties(name=f"{HOVER}-catch", data=inline_data(at)),
     ]
 
 
@@ -375,5 +378,5 @@ def ladder_chart(
     dots = base.mark_point(
         filled=False, size=70, opacity=1, strokeWidth=2, style="effect-line", fill=alt.ExprRef("paper")
     ).encode(tooltip=tooltip)
-    zero = alt.Chart(_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
+    zero = alt.Chart(inline_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
     return _layered([line, zero, dots, bars], rows).properties(height=200)

@@ -51,14 +51,14 @@ def static_chart(figure: Figure) -> dict[str, Any]:
         chart = figure.charts[0][1]
         size = {} if figure.fixed else {"width": WIDTH, "height": 300}
         title = wrapped(figure.title, max(WIDTH, chart.width if figure.fixed else 0), TITLE, bold=True)
-        return _still(chart.properties(title=title, **size).to_dict())
+        return _still(chart.properties(title=title, **size).to_dict(validate=False))
     parts = [
         chart.properties(
             width=210, height=180, title=alt.Title(wrapped(heading, 210, 12), fontSize=12, fontWeight="normal")
         )
         for heading, chart in figure.charts
     ]
-    spec = alt.concat(*parts, columns=3, title=figure.title).to_dict()
+    spec = alt.concat(*parts, columns=3, title=figure.title).to_dict(validate=False)
     return spec | {"concat": [_still(part) for part in spec["concat"]]}
 
 

@@ -12,7 +12,7 @@ import altair as alt
 from halflife.errors import StoreError
 from halflife.studies.evidence.panels import Cell, HeatPanel
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.figures.charts import SHORT, log_ticks, y_title
+from halflife.studies.report.figures.charts import SHORT, inline_data, log_ticks, y_title
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 
@@ -137,7 +137,7 @@ def heat_chart(
         tooltip=tooltip,  # words lie above their cell and catch the pointer
         color=alt.when("datum.light").then(alt.value("#000000")).otherwise(alt.value("#ffffff")),
     )
-    chart = alt.layer(boxes, words, data=alt.InlineData(values=table))
+    chart = alt.layer(boxes, words, data=inline_data(table))
     assert isinstance(chart, alt.LayerChart)
     return chart.properties(height=height)
 

@@ -154,7 +154,7 @@ def _at(value: float, low: float, high: float) -> float:
 def _figure(identity: str, figure: Figure) -> dict[str, Any]:
     charts = []
     for index, (heading, chart) in enumerate(figure.charts):
-        spec = (chart if figure.fixed else chart.properties(width="container")).to_dict()
+        spec = (chart if figure.fixed else chart.properties(width="container")).to_dict(validate=False)
         # The page has one configuration for all charts, and no address of a schema.
         for key in ("$schema", "config"):
             spec.pop(key, None)
