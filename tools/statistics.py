@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -47,6 +47,8 @@ class Point:
     series: str
     x: float
     y: float
+    low: float | None = None
+    high: float | None = None
     style: Literal["point", "line"] = "point"
 
 
@@ -73,6 +75,19 @@ def covers(interval: Interval, truth: float) -> bool:
     return interval.low <= truth <= interval.high
 
 
+def covered(series: str, x: float, hits: int, trials: int) -> list[Point]:
+    """A share in per cent, with twice its standard error, and a line through such points."""
+    share = hits / trials
+    error = 200 * math.sqrt(max(share * (1 - share), 1 / trials) / trials)
+    y = 100 * share
+    return [Point(series=series, x=x, y=y, low=y - error, high=y + error), Point(series=series, x=x, y=y, style="line")]
+
+
+def nominal(level: float, places: Sequence[float]) -> list[Point]:
+    """A line at what should be."""
+    return [Point(series=f"{level:g} %", x=x, y=level, style="line") for x in (min(places), max(places))]
+
+
 # ---- best against best
 
 SHARED, SEED, EXAMPLE, REST = 0.7, 1.0, 0.28, 0.3
@@ -86,9 +101,6 @@ GAPS: dict[str, Callable[[int], Array]] = {
     "one lower by 1": lambda k: np.array([0.0] + [1.0] * (k - 1)),
     "spread evenly": lambda k: np.array([0.5 * i for i in range(k)]),
 }
-
-EXACT = {"equal", "clear winner"}  # where the interval is to be exact
-FEW = {(2, 1), (6, 3)}
 
 
 def arms(rng: Rng, means_A: Array, num_seeds: int, *, heavy: bool = False, uneven: bool = False) -> Array:
@@ -111,67 +123,77 @@ def one_left_out(values_ASN: Array) -> Array:
     return values_ASN[picked, np.arange(len(picked))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Two sides of arms."""
+
+    gaps: str
+    sides: tuple[int, int]
+    options: dict[str, bool] = field(default_factory=dict)
+    name: str = ""
+
+    def run(self, num_seeds: int, trials: int) -> tuple[tuple[str, ...], int, int]:
+        """A row of the table, and how often both intervals cover."""
+        rng = np.random.default_rng([1, num_seeds, *self.sides, list(GAPS).index(self.gaps), *map(len, self.options)])
+        means = [GAPS[self.gaps](k) for k in self.sides]
+        truth = means[0].min() - means[1].min()
+        hits, old_hits, errors, widths, old_widths = 0, 0, [], [], []
+        for _ in range(trials):
+            first, second = (arms(rng, side, num_seeds, **self.options) for side in means)
+            found = best_interval(first, second)
+            old = crossed_interval(one_left_out(first) - one_left_out(second))
+            hits, old_hits = hits + covers(found, truth), old_hits + covers(old, truth)
+            errors.append(found.estimate - truth)
+            widths.append(found.high - found.low)
+            old_widths.append(old.high - old.low)
+        row = (
+            self.name or self.gaps,
+            f"{self.sides[0]}:{self.sides[1]}",
+            str(num_seeds),
+            per_cent(hits, trials),
+            per_cent(old_hits, trials),
+            f"{np.mean(errors):+.2f} ± {np.std(errors) / math.sqrt(trials):.2f}",
+            f"{np.median(widths) / np.median(old_widths):.2f}",
+        )
+        print("|", " | ".join(row), "|", flush=True)
+        return row, hits, old_hits
+
+
+BEST_HEADER = ("arms", "sides", "seeds", "covered, %", "one seed left out, %", "mean error", "width, times that")
+
+
 def best() -> Simulated:
-    """Coverage of the best against the best."""
+    """Coverage of the best against the best where arms are equal, and where one is clearly best."""
     rows, points = [], []
-    cases: list[tuple[str, tuple[int, int], dict[str, bool]]] = [
-        (kind, sides, {})
-        for kind in GAPS
-        for sides in ((2, 1), (6, 3), (12, 5), (52, 26))
-        if sides in FEW or kind in EXACT
-    ]
-    cases += [
-        ("equal", (6, 3), {"heavy": True}),
-        ("equal", (6, 3), {"uneven": True}),
-        ("clear winner", (6, 3), {"heavy": True}),
-    ]
-    for kind, sides, options in cases:
-        for num_seeds in SEEDS:
-            rng = np.random.default_rng([1, num_seeds, *sides, len(kind), *map(ord, "".join(options)[:1])])
-            trials = 200 if sides[0] > 12 else 600
-            means = [GAPS[kind](k) for k in sides]
-            truth = means[0].min() - means[1].min()
-            hits, old_hits, errors, widths, old_widths = 0, 0, [], [], []
-            for _ in range(trials):
-                first, second = (arms(rng, side, num_seeds, **options) for side in means)
-                found = best_interval(first, second)
-                old = crossed_interval(one_left_out(first) - one_left_out(second))
-                hits, old_hits = hits + covers(found, truth), old_hits + covers(old, truth)
-                errors.append(found.estimate - truth)
-                widths.append(found.high - found.low)
-                old_widths.append(old.high - old.low)
-            name = kind + {"heavy": ", heavy tails", "uneven": ", unequal spreads", "": ""}["".join(options)]
-            bias = f"{np.mean(errors):+.2f} ± {np.std(errors) / math.sqrt(trials):.2f}"
-            wider = f"{np.median(widths) / np.median(old_widths):.2f}"
-            rows.append(
-                (
-                    name,
-                    f"{sides[0]}:{sides[1]}",
-                    str(num_seeds),
-                    per_cent(hits, trials),
-                    per_cent(old_hits, trials),
-                    bias,
-                    wider,
-                )
-            )
-            print("|", " | ".join(rows[-1]), "|", flush=True)
-            if kind in {"equal", "clear winner"} and sides in {(6, 3), (52, 26)} and not options:
-                points += [
-                    Point(series=f"{kind}, {sides[0]}:{sides[1]}", x=num_seeds, y=100 * hits / trials),
-                    Point(
-                        series=f"{kind}, {sides[0]}:{sides[1]}, one seed left out",
-                        x=num_seeds,
-                        y=100 * old_hits / trials,
-                    ),
-                ]
+    for gaps in ("equal", "clear winner"):
+        for sides in ((2, 1), (6, 3), (12, 5), (52, 26)):
+            for num_seeds in SEEDS:
+                trials = 150 if sides[0] > 12 else 400
+                row, hits, old_hits = Case(gaps=gaps, sides=sides).run(num_seeds, trials)
+                rows.append(row)
+                if gaps == "equal" and sides in {(6, 3), (52, 26)}:
+                    name = f"{sides[0]} arms against {sides[1]}"
+                    points += covered(name, num_seeds, hits, trials)
+                    points += covered(f"{name}, one seed left out", num_seeds, old_hits, trials)
     return Simulated(
-        header=("arms", "sides", "seeds", "covered, %", "one seed left out, %", "mean error", "width, times that"),
+        header=BEST_HEADER,
         rows=rows,
-        title="Best against best: how often a 95 % interval covers the truth",
+        title="The best of equal arms: how often a 95 % interval covers",
         x_label="seeds",
         y_label="covered, %",
-        points=points,
+        points=[*points, *nominal(95, SEEDS)],
     )
+
+
+def between() -> Simulated:
+    """The same where gaps are as large as what separates them from chance, and where the simulation's assumptions fail."""
+    cases = [Case(gaps=gaps, sides=sides) for gaps in ("one lower by 1", "spread evenly") for sides in ((6, 1), (6, 3))]
+    cases += [
+        Case(gaps="equal", sides=(6, 3), options={"heavy": True}, name="equal, heavy tails (t with 3 degrees)"),
+        Case(gaps="clear winner", sides=(6, 3), options={"heavy": True}, name="clear winner, heavy tails"),
+        Case(gaps="equal", sides=(6, 3), options={"uneven": True}, name="equal, every other arm 3 times as noisy"),
+    ]
+    return Simulated(header=BEST_HEADER, rows=[case.run(num_seeds, 400)[0] for case in cases for num_seeds in SEEDS])
 
 
 # ---- intervals over seeds and examples
@@ -190,8 +212,7 @@ def crossed() -> Simulated:
                 values_SN = seed_sd * rng.normal(size=(num_seeds, 1)) + example_sd * rng.normal(size=(1, num_examples))
                 hits += covers(crossed_interval(values_SN + rng.normal(size=(num_seeds, num_examples))), 0.0)
             shown.append(per_cent(hits, trials))
-            points.append(Point(series=f"{num_seeds} seeds", x=100 * share, y=100 * hits / trials))
-            points.append(Point(series=f"{num_seeds} seeds", x=100 * share, y=100 * hits / trials, style="line"))
+            points += covered(f"{num_seeds} seeds", 100 * share, hits, trials)
         rows.append((f"{100 * share:.0f}", *shown))
     return Simulated(
         header=("variance of the mean from examples, %", *(f"{s} seeds, covered, %" for s in SEEDS)),
@@ -199,7 +220,7 @@ def crossed() -> Simulated:
         title="Seeds and examples both as samples: how often a 95 % interval covers",
         x_label="part of the mean's variance that comes from the examples, %",
         y_label="covered, %",
-        points=points,
+        points=[*points, *nominal(95, (0, 100))],
     )
 
 
@@ -220,9 +241,7 @@ def skewed() -> Simulated:
             shown += [per_cent(plain, trials), f"{100 * below / trials:.0f}", per_cent(logs, trials)]
             if num_seeds == 5:
                 for name, hits in (("mean, on its own scale", plain), ("geometric mean, on a log scale", logs)):
-                    points += [
-                        Point(series=name, x=spread, y=100 * hits / trials, style=style) for style in ("point", "line")
-                    ]
+                    points += covered(name, spread, hits, trials)
         rows.append((f"{spread:g}", *shown))
     return Simulated(
         header=(
@@ -233,7 +252,7 @@ def skewed() -> Simulated:
         title="Positive and skewed: how often a 95 % interval over 5 seeds covers",
         x_label="standard deviation of the logarithm over seeds",
         y_label="covered, %",
-        points=points,
+        points=[*points, *nominal(95, (0.1, 1.5))],
     )
 
 
@@ -273,14 +292,14 @@ def parts() -> Simulated:
             wrong = [done + (least < 1 - level) for done, level in zip(wrong, levels, strict=True)]
         rows.append((str(count), *(per_cent(done, trials) for done in wrong)))
         for name, done in zip(("each at 95 %", "each at 1 - 0.05 / k"), wrong, strict=True):
-            points += [Point(series=name, x=count, y=100 * done / trials, style=style) for style in ("point", "line")]
+            points += covered(name, count, done, trials)
     return Simulated(
         header=("parts", "wrong with each at 95 %, %", "with each at 1 - 0.05 / k, %"),
         rows=rows,
         title="A true claim of k parts, each at its bound: how often it is called not reproduced",
         x_label="parts",
         y_label="wrong, %",
-        points=points,
+        points=[*points, *nominal(2.5, (1, 8))],
     )
 
 
@@ -416,7 +435,7 @@ def ranks() -> Simulated:
 
 
 SIMULATIONS: dict[str, Callable[[], Simulated]] = {
-    f.__name__: f for f in (crossed, skewed, looks, parts, tables, pairs, bars, slopes, ranks, best)
+    f.__name__: f for f in (crossed, skewed, looks, parts, tables, pairs, bars, slopes, ranks, best, between)
 }
 
 
@@ -430,13 +449,19 @@ def picture(name: str, found: Simulated) -> str:
     """The figure as SVG."""
     from halflife.studies.report.figures.charts import points_chart
     from halflife.studies.report.figures.figure import Figure
-    from halflife.studies.report.figures.theme import series_styles
+    from halflife.studies.report.figures.theme import STROKE, series_styles
     from halflife.studies.report.files import render_figure
 
-    data = [{"series": p.series, "x": p.x, "y": round(p.y, 2), "style": p.style} for p in found.points]
+    data = []
+    for p in found.points:
+        numbers = {"x": p.x, "y": p.y, "low": p.low, "high": p.high}
+        rounded = {key: round(value, 2) for key, value in numbers.items() if value is not None}
+        data.append({"series": p.series, **rounded, "style": p.style})
+    drawn = {p.series for p in found.points if p.style == "point"}
+    styles = series_styles(list(dict.fromkeys(p.series for p in found.points)))
     chart = points_chart(
         data,
-        styles=series_styles(list(dict.fromkeys(p.series for p in found.points))),
+        styles=[style if style.label in drawn else replace(style, shape=STROKE) for style in styles],
         x_label=found.x_label,
         y_label=found.y_label,
         log_x=False,

@@ -146,6 +146,17 @@ def test_arms_that_do_not_fit_are_refused(first: Array, second: Array, message: 
         best_interval(first, second)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_arms_that_are_not_finite_are_refused(bad: float) -> None:
+    """The lowest of numbers with a NaN is NaN: a diverged arm would be the best."""
+    values_AS = np.array([[1.0, 2.0, bad], [2.0, 3.0, 4.0]])
+    message = "got a value that is not finite, expected numbers: a reading is damaged, or a run diverged"
+    with pytest.raises(UserError, match=message):
+        best_interval(values_AS, np.ones((1, 3)))
+    with pytest.raises(UserError, match=message):
+        contrast_interval([Side(values=np.ones((2, 3)), scores=values_AS)])
+
+
 def test_scores_of_other_seeds_are_refused() -> None:
     with pytest.raises(UserError, match=r"scores of shape \(2, 4\) for values of shape \(2, 3\), expected the same"):
         chosen(Side(values=np.zeros((2, 3)), scores=np.zeros((2, 4))))

@@ -205,6 +205,12 @@ def _check(sides: Sequence[Side]) -> None:
         raise UserError(
             f"a choice on other seeds got {shapes[0][0]} seed, expected at least 2: run with --seeds 2 or more"
         )
+    for numbers in (found for side in sides for found in (side.values, side.scores) if found is not None):
+        if not np.isfinite(numbers).all():
+            raise UserError(
+                "a choice between arms got a value that is not finite, expected numbers: a reading is damaged, or a run"
+                " diverged and its arm is to be left out"
+            )
 
 
 def _prepared(side: Side) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
