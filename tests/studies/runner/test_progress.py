@@ -104,7 +104,7 @@ def test_a_person_sees_workers_losses_failures_and_the_time_left(terminal: bool)
         assert "loss 0.750" in said
         assert "4/6" in said
     else:
-        assert "3/6 lr 0.1, lam 0.01, seed 0, width 8: 61 s; 0:01:32 left" in said
+        assert "3/6 lr 0.1, lam 0.01, seed 0, size 8: 61 s; 0:01:32 left" in said
 
 
 @pytest.mark.parametrize("what", ["started", "waiting"])

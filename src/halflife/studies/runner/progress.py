@@ -119,7 +119,7 @@ def shown_progress(
             if event.what == "failed":
                 console.print(f"[red]failed[/] {escape(event.message)}", highlight=False, soft_wrap=True)
             elif not console.is_terminal:
-                line = f"{done}/{total} {what}, width {run.arm.size}: {event.seconds:.0f} s; {left}"
+                line = f"{done}/{total} {what}, size {run.arm.size}: {event.seconds:.0f} s; {left}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
         bars.update(overall, completed=done, note=f"{done}/{total}, {left}")
 
