@@ -39,6 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+SOURCE = {"file": "a.py", "name": "A", "sha256": "0" * 64}
+
+
 class Said(NamedTuple):
     """What a command wrote, its error among it, on lines as long as they are."""
 
@@ -172,20 +175,19 @@ def test_an_own_study_that_was_not_run_is_said_with_its_file(folder: Path) -> No
 
 def test_nothing_that_a_store_names_is_executed(folder: Path) -> None:
     (folder / "evil.py").write_text("raise SystemExit('executed')")
-    store = make_store(folder / "store", study="evil", source={"file": "evil.py", "name": "X\x1b[2J" + "y" * 300})
+    store = make_store(folder / "store", study="evil", source=SOURCE | {"file": "evil.py", "name": "X" * 300})
     make_store(folder / "store")
     (folder / "store" / "sitecustomize.py").write_text("raise SystemExit('executed')")
     manifest = store.manifests()[0]
     with pytest.raises(UserError, match="evil is an own study") as caught:
         study_of(manifest, STUDIES)
-    assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 250
     said("study", "verdicts")
     said("export")
 
 
 def test_an_own_study_is_not_taken_for_a_later_one_of_ours(folder: Path) -> None:
-    store = make_store(folder / "store", source={"file": "a.py", "name": "A"})
+    store = make_store(folder / "store", source=SOURCE)
     with pytest.raises(
         UserError, match=r"has runs of an own study 'stabilization' of a.py:A, and halflife has a study of"
     ):

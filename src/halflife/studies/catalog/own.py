@@ -80,7 +80,7 @@ def study_of(manifest: Mapping[str, Any], studies: Mapping[str, Study]) -> Study
     study = studies.get(name)
     if source is None or (study is not None and study.origin is not None):
         return get_study(name) if study is None else study
-    file, title = (_shown(source.get(key) if isinstance(source, dict) else None) for key in ("file", "name"))
+    file, title = (source[key][:MAX_SHOWN] for key in ("file", "name"))
     if study is not None:
         raise StoreError(
             f"the store has runs of an own study {name!r} of {file}:{title}, and halflife has a study of that name: give the"
@@ -89,11 +89,6 @@ def study_of(manifest: Mapping[str, Any], studies: Mapping[str, Study]) -> Study
     raise StoreError(
         f"{name} is an own study, which the store cannot say: give its file by --study {file}:{title} if you trust it"
     )
-
-
-def _shown(text: object) -> str:
-    """What a store says, short and without control characters."""
-    return "".join(sign if sign.isprintable() else "?" for sign in str(text)[:MAX_SHOWN])
 
 
 def load_study(reference: str) -> Study:

@@ -6,7 +6,7 @@ many runs were finished by then), and ``digests`` by claim, or ``seeds``. Older 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def record(
     Returns:
         The entries, oldest first.
     """
-    entries = _entries({} if earlier is None else earlier, name, what)
+    entries = list((earlier or {}).get(name, ()))
     if entries and entries[-1][what] == value:
         return entries
     return [*entries, {"at": at, "finished": finished(), what: value}]
@@ -63,7 +63,7 @@ def claim_notes(manifest: Mapping[str, Any], claim: Claim) -> tuple[str, ...]:
     """
     known = _known(manifest, claim.key)
     if not known:
-        entries = _entries(manifest, "claims", "digests")
+        entries = manifest.get("claims", ())
         return (f"the claim is not among those that were recorded on {_day(entries[-1])}",) if entries else ()
     if _digest(known[-1], claim.key) != claim.digest:
         return (f"the claim or its rule is not as it was recorded on {_day(known[-1])}: it was changed since",)
@@ -77,8 +77,8 @@ def claim_notes(manifest: Mapping[str, Any], claim: Claim) -> tuple[str, ...]:
 
 def lost_notes(manifest: Mapping[str, Any], study: Study) -> tuple[str, ...]:
     """Which claims were recorded once and are not among the study's any more: one sentence without its stop, or nothing."""
-    since = {key: entry for entry in _entries(manifest, "claims", "digests") for key in entry["digests"]}
-    gone = [f"{_plain(key)} on {_day(since[key])}" for key in since.keys() - {claim.key for claim in study.claims}]
+    since = {key: entry for entry in manifest.get("claims", ()) for key in entry["digests"]}
+    gone = [f"{key[:MAX_SHOWN]} on {_day(since[key])}" for key in since.keys() - {claim.key for claim in study.claims}]
     return (
         (f"the manifest has claims that the study has not any more, recorded last: {', '.join(sorted(gone))}",)
         if gone
@@ -88,7 +88,7 @@ def lost_notes(manifest: Mapping[str, Any], study: Study) -> tuple[str, ...]:
 
 def seed_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """Whether seeds were added after a look: one sentence without its stop, or nothing."""
-    entries = _entries(manifest, "planned_seeds", "seeds")
+    entries = manifest.get("planned_seeds", ())
     later = [entry for entry in entries[1:] if entry["finished"] and entry["seeds"] > entries[0]["seeds"]]
     if not later:
         return ()
@@ -99,20 +99,8 @@ def seed_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _entries(manifest: Mapping[str, Any], name: str, what: str) -> list[Entry]:
-    """The history as far as it is one; a store may come from somebody else."""
-    kinds = {"at": str, "finished": int, what: dict if what == "digests" else int}
-    found = manifest.get(name)
-    entries: Sequence[Any] = found if isinstance(found, list) else []
-    return [
-        entry
-        for entry in entries
-        if isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
-    ]
-
-
 def _known(manifest: Mapping[str, Any], key: str) -> list[Entry]:
-    return [entry for entry in _entries(manifest, "claims", "digests") if key in entry["digests"]]
+    return [entry for entry in manifest.get("claims", ()) if key in entry["digests"]]
 
 
 def _digest(entry: Entry, key: str) -> object:
@@ -120,12 +108,8 @@ def _digest(entry: Entry, key: str) -> object:
 
 
 def _day(entry: Entry) -> str:
-    return _plain(entry["at"][:10])
-
-
-def _plain(text: str) -> str:
-    """What a store says, short and without control characters."""
-    return "".join(sign for sign in text[:MAX_SHOWN] if sign.isprintable())
+    day: str = entry["at"][:10]
+    return day
 
 
 def _when(entry: Entry) -> str:
