@@ -83,7 +83,7 @@ def check_names(store: Store, names: Sequence[str], studies: Mapping[str, Study]
     """
     from halflife.studies.catalog import get_study
 
-    held = {manifest["study"] for manifest in store.manifests()}
+    held = {manifest["study"] for manifest in store.manifests(lambda name, error: None)}  # told where they are read
     for name in names:
         if name not in held and (origin := get_study(name, studies).origin) is not None:
             raise StoreError(

@@ -48,13 +48,20 @@ def export_command(
         folder.mkdir(parents=True, exist_ok=True)
     problems: list[str] = []
     written = 0
-    for manifest in manifests_of(where, chosen):
+
+    def trouble(study: str, preset: str, error: UserError | str) -> None:
+        problems.append(f"{study}-{preset}: {error}")
+
+    for manifest in manifests_of(where, chosen, trouble):
         name = f"{manifest['study']}-{manifest['preset']}"
         try:
-            frame = Results(where, manifest).frame
+            results = Results(where, manifest)
+            frame = results.frame
         except UserError as error:  # the others can be read
-            problems.append(f"{name}: {error}")
+            trouble(manifest["study"], manifest["preset"], error)
             continue
+        for words in results.damaged.values():
+            trouble(manifest["study"], manifest["preset"], words)
         if frame.is_empty():
             warn(f"{name} has no seed that is finished in every arm, so there is nothing to export of it yet")
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -216,20 +216,19 @@ def _run_plans(
                         f"stopped: {kept} of {len(needed)} runs are finished and kept in {where.path}; the same command"
                         " goes on where it stopped, and `halflife study verdicts` shows what there is"
                     ) from None
-            for manifest in where.manifests():
-                if (manifest["study"], manifest["preset"]) == (plan.study.name, plan.preset_name):
-                    try:
-                        shown += _print_verdicts(where, plan.study, manifest)
-                    except UserError as error:  # the other studies are run all the same
-                        problems.append(f"{plan.study.name}, preset {plan.preset_name}: {error}")
+            if (manifest := where.manifest(f"{plan.study.name}-{plan.preset_name}")) is not None:
+                try:
+                    shown += _print_verdicts(where, plan.study, manifest, problems.append)
+                except UserError as error:  # the other studies are run all the same
+                    problems.append(f"{plan.study.name}, preset {plan.preset_name}: {error}")
     return failures, shown, problems
 
 
 def _changed_trainer(store: Store, plan: Plan) -> str:
     """A warning where finished runs were trained by a user's file that has changed since; else empty."""
     origin = plan.study.origin
-    earlier = next((m for m in store.manifests() if m["study"] == plan.study.name and "source" in m), None)
-    if origin is None or earlier is None or earlier["source"].get("sha256") == origin.sha256:
+    earlier = store.manifest(f"{plan.study.name}-{plan.preset_name}")
+    if origin is None or earlier is None or earlier.get("source", {}).get("sha256") in {None, origin.sha256}:
         return ""
     own = [run for run in plan.needed if run.spec.trainer.module == origin.module and store.run(run.id).finished]
     if not own:
@@ -240,17 +239,23 @@ def _changed_trainer(store: Store, plan: Plan) -> str:
     )
 
 
-def _verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> tuple[StudyResults, list[Verdict]]:
+def _verdicts(
+    store: Store, study: Study, manifest: Mapping[str, Any], damaged: Callable[[str], None]
+) -> tuple[StudyResults, list[Verdict]]:
     from halflife.studies.catalog.own import explained
     from halflife.studies.evidence.verdicts import StudyResults
 
     results = StudyResults(store, study, manifest)
+    for words in results.damaged.values():
+        damaged(f"{study.name}, preset {results.preset_name}, has a damaged run: {words}")
     with explained(study):
         return results, results.verdicts()
 
 
-def _print_verdicts(store: Store, study: Study, manifest: Mapping[str, Any]) -> list[Verdict]:
-    results, found = _verdicts(store, study, manifest)
+def _print_verdicts(
+    store: Store, study: Study, manifest: Mapping[str, Any], damaged: Callable[[str], None]
+) -> list[Verdict]:
+    results, found = _verdicts(store, study, manifest, damaged)
     if results.num_finished < results.num_planned:
         console.print(f"{results.num_finished} of {results.num_planned} runs finished", highlight=False)
     console.print(verdict_table(found, f"{study.name} ({results.preset_name})", console.width))
@@ -272,7 +277,11 @@ def verdicts(
     check_names(where, chosen, studies)
     rows: list[dict[str, Any]] = []
     unknown, problems = list[str](), list[str]()
-    manifests = manifests_of(where, chosen)
+
+    def trouble(study: str, preset: str, error: UserError) -> None:
+        problems.append(f"{study}, preset {preset}: {error}")
+
+    manifests = manifests_of(where, chosen, trouble)
     for manifest in manifests:
         try:
             study = study_of(manifest, studies)
@@ -281,17 +290,17 @@ def verdicts(
             continue
         try:
             if as_json:
-                rows += verdict_rows(_verdicts(where, study, manifest)[1])
+                rows += verdict_rows(_verdicts(where, study, manifest, problems.append)[1])
             else:
-                shown += _print_verdicts(where, study, manifest)
+                shown += _print_verdicts(where, study, manifest, problems.append)
         except UserError as error:  # the others can be read
-            problems.append(f"{manifest['study']}, preset {manifest['preset']}: {error}")
+            trouble(manifest["study"], manifest["preset"], error)
     if as_json:
         print(json.dumps(rows, indent=1))
     elif shown:
         console.print(counts_line(shown), highlight=False)
-    if len(unknown) == len(manifests):
-        problems = unknown
+    if manifests and len(unknown) == len(manifests):
+        problems += unknown
     else:
         for words in unknown:
             warn(words)

@@ -53,8 +53,8 @@ def test_a_number_and_an_array_are_read_by_one_method(store: Store, results: Res
     [
         ("val/loss", {"step": 7}, r"the run \w{16} has no reading at step 7: remove its folder"),
         ("val/loss", {"epoch": 0.33}, r"the run \w{16} has no reading at epoch 0.33: remove its folder"),
-        ("val/loss", {"step": 2_000}, "val/loss was not read at step 2000 of lr0.006-lam0.1: remove its folder"),
-        ("val/loss_blocks", {"step": 8_000}, "val/loss_blocks was not read at step 8000 of lr0.006-lam0.1"),
+        ("val/loss", {"step": 2_000}, r"the run \w{16} has no val/loss at step 2000: remove its folder"),
+        ("val/loss_blocks", {"step": 8_000}, r"the run \w{16} has no val/loss_blocks at step 8000: remove its folder"),
         ("test/error", {}, r"the run \w{16} has no test/error at any step: remove its folder"),
     ],
 )

@@ -70,12 +70,12 @@ def words(results: StudyResults) -> str:
 # ---- readings by step
 
 
-def test_readings_are_found_by_step_and_at_the_end(results: StudyResults) -> None:
+def test_readings_are_found_by_step_and_at_the_end(store: Store, results: StudyResults) -> None:
     key = "lr0.006-lam0.1"
     seeds = results.seeds(32)
     assert seeds == [0, 1, 2]
     own = next(arm for arm in results.arms if (arm["key"], arm["size"]) == (key, 32))
-    raw = [results._readings[own["runs"][str(seed)]].readings for seed in seeds]
+    raw = [store.run(own["runs"][str(seed)]).readings() for seed in seeds]
     at = [next(r.values["val/loss"] for r in readings if r.step == 8_000) for readings in raw]
     assert results.at_step(key, "val/loss", 8_000, 32).tolist() == at
     assert results.last(key, "val/loss", 32).tolist() == [readings[-1].values["val/loss"] for readings in raw]
@@ -93,7 +93,7 @@ def test_readings_are_found_by_step_and_at_the_end(results: StudyResults) -> Non
 def test_what_was_not_read_is_an_error(results: StudyResults) -> None:
     with pytest.raises(StoreError, match=r"the run \w{16} has no reading at step 7: remove its folder"):
         results.at_step("lr0.006-lam0.1", "val/loss", 7, 32)
-    with pytest.raises(StoreError, match=r"val/loss was not read at step 2000 of lr0.006-lam0.1"):
+    with pytest.raises(StoreError, match=r"the run \w{16} has no val/loss at step 2000: remove its folder"):
         results.at_step("lr0.006-lam0.1", "val/loss", 2_000, 32)
     with pytest.raises(StoreError, match=r"the run \w{16} has no test/error at any step"):
         results.last("lr0.006-lam0.1", "test/error", 32)

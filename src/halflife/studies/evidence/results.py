@@ -71,7 +71,7 @@ class Results:
                 elif header.get("status") == "failed" and "diverged_at" in header:
                     self._diverged.add(identity)
             except StoreError as error:
-                self.damaged[identity] = f"the run {identity} is damaged: {error}"
+                self.damaged[identity] = str(error)
 
     @property
     def num_planned(self) -> int:

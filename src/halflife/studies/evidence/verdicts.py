@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,22 +94,38 @@ class StudyResults(Results):
         return finding
 
 
-def manifests_of(store: Store, names: Sequence[str]) -> list[dict[str, Any]]:
+def manifests_of(
+    store: Store, names: Sequence[str], trouble: Callable[[str, str, StoreError], None] | None = None
+) -> list[dict[str, Any]]:
     """The store's manifests of the named studies (all when none is named), newest preset last.
 
     Args:
         store: The store.
         names: Study names.
+        trouble: Told study, preset and problem of a manifest that cannot be read; the others are returned (``None``: that is an
+            error).
 
     Returns:
         The manifests.
 
     Raises:
         UserError: A named study has no manifest, or the store has none at all.
+        StoreError: A manifest cannot be read, and nobody is to be told.
     """
-    manifests = [found for found in store.manifests() if not names or found["study"] in names]
-    missing = [name for name in names if all(found["study"] != name for found in manifests)]
-    if missing or not manifests:
+    unreadable = set()
+
+    def tell(name: str, error: StoreError) -> None:
+        study, _, preset = name.rpartition("-")
+        if not names or study in names:
+            if trouble is None:
+                raise error
+            unreadable.add(study)
+            trouble(study, preset, error)
+
+    manifests = [found for found in store.manifests(tell) if not names or found["study"] in names]
+    known = {found["study"] for found in manifests} | unreadable
+    missing = [name for name in names if name not in known]
+    if missing or not known:
         what = f"no runs of {missing[0]}" if missing else "no runs"
         wanted = missing[0] if missing else "stabilization"
         raise UserError(

@@ -36,8 +36,8 @@ def build_report(
 ) -> list[Path]:
     """Write the report of the store's studies.
 
-    A manifest of a preset that is made for tests is shown only for a study that has no other. A study whose runs are damaged or
-    lack readings is named as a problem, and the others are shown.
+    A manifest of a preset that is made for tests is shown only for a study that has no other. A study whose runs lack
+    readings is named as a problem, and the others are shown. Damaged runs are named and left out.
 
     Args:
         store: Where the runs are.
@@ -69,6 +69,9 @@ def build_report(
         notice(f"{study}, preset {preset}, cannot be shown: {error}")
 
     results = _results(store, names, studies, trouble)
+    for one in results:
+        for words in one.damaged.values():
+            notice(f"{one.study.name}, preset {one.preset_name}, is shown without a damaged run: {words}")
     contents: dict[str, str | bytes] = {}
     if fmt == "html":
         path = out or report_folder(store) / "report.html"
@@ -161,7 +164,7 @@ def _results(
 ) -> list[StudyResults]:
     """The results of all manifests to show, in the order of studies and presets."""
     found = []
-    for manifest in manifests_of(store, names):
+    for manifest in manifests_of(store, names, trouble):
         try:
             found.append(StudyResults(store, study_of(manifest, studies), manifest))
         except UserError as error:

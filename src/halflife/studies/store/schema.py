@@ -169,6 +169,10 @@ def _matching(pattern: str, expected: str) -> One:
     return One(expected, lambda value: isinstance(value, str) and match(value) is not None)
 
 
+def _are_seeds(value: object) -> bool:
+    return is_count(value) or (isinstance(value, list) and all(map(is_count, value)))
+
+
 TEXT = One(f"text of at most {LONGEST_TEXT:,} characters without control characters", is_text)
 COUNT = One("an integer >= 0", is_count)
 NUMBER = One("a finite number", is_number)
@@ -184,7 +188,8 @@ FACTS = Mapped(One("text or a number", lambda value: is_text(value) or is_number
 STORE = Fields({"schema": COUNT})
 
 ARM = Fields({"key": TEXT, "label": TEXT, "size": COUNT, "runs": Mapped(RUN, name=SEED)})
-RECORDED = Fields({"at": TEXT, "finished": COUNT, "digests": Mapped(DIGEST, name=TEXT)})
+CLAIMS = Fields({"at": TEXT, "finished": COUNT, "digests": Mapped(DIGEST, name=TEXT)})
+SEEDS = Fields({"at": TEXT, "finished": COUNT, "seeds": COUNT})
 MANIFEST = Fields(
     {"study": NAME, "preset": NAME, "main_size": COUNT, "arms": Listed(ARM)},
     {
@@ -194,7 +199,10 @@ MANIFEST = Fields(
         "seconds": NUMBER,
         "workers": COUNT,
         "machine": FACTS,
-        "claims": Listed(RECORDED),
+        "seeds": One("an integer or a list of integers", _are_seeds),
+        "claims": Listed(CLAIMS),
+        "planned_seeds": Listed(SEEDS),
+        "source": Fields({"file": TEXT, "name": TEXT, "sha256": DIGEST}),
     },
 )
 

@@ -279,6 +279,9 @@ def banners(results: StudyResults) -> list[tuple[str, str, list[str]]]:
             " figures and verdicts use these alone."
         )
         out.append(("alert" if failures else "note", text, failures))
+    if results.damaged:
+        text = f"{len(results.damaged)} of {planned} runs are damaged and left out of the figures, and no claim is decided."
+        out.append(("alert", text, list(results.damaged.values())))
     steps = results.manifest.get("max_steps")
     if steps is not None:
         out.append(("alert", f"Runs were cut at {steps} steps by --max-steps, so no claim is decided.", []))
