@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from halflife.studies.catalog.language.bias_variance import figures
 from halflife.studies.catalog.language.bias_variance import quantities as rules
@@ -54,15 +54,24 @@ def _times(name: str, values: Measure) -> Quantity:
     return Quantity(name=name, values=values, unit="x", log=True)
 
 
+def _each(name: str, where: str, of: Callable[[str, Measure], Quantity], values: Mapping[str, Measure]) -> Each:
+    """A quantity at each of several places, by their names."""
+    quantities = tuple(of(f"{name}, {place}", measure) for place, measure in values.items())
+    return Each(name=f"{name}, {where}", quantities=quantities, unit=quantities[0].unit)
+
+
+def _line(lr: float) -> str:
+    return f"line-{lr:g}"
+
+
 def _floor(key: str) -> Reading:
     """The risk, a mean over the last half of the steps before the drop."""
     return Reading(key, "tail/risk", step=at_drop)
 
 
 def _over_bound(name: str, keys: Sequence[str]) -> Rule:
-    quantities = tuple(_times(f"{name}, {key}", rules.OverBound(key)) for key in keys)
-    every = f"{name}, at each rate, with 1 for the constants that the paper drops"
-    return Rule(parts=((Each(name=every, quantities=quantities, unit="x"), below(1)),))
+    where = "at each rate, with 1 for the constants that the paper drops"
+    return Rule(parts=((_each(name, where, _times, {key: rules.OverBound(key) for key in keys}), below(1)),))
 
 
 def _flip(name: str, step: Callable[[LeastSquaresRun], int]) -> Quantity:
@@ -76,32 +85,48 @@ def _over_expectation(name: str, key: str) -> Quantity:
     return _times(f"simulated {name} over its expectation, lam {rules.DECAY:g}", rules.LateMean(key, name) / theory)
 
 
-STEADY = (*(f"line-{lr:g}" for lr in LINE_RATES), *(f"additive-{lr:g}" for lr in SPREAD_RATES))
+STEADY = (*map(_line, LINE_RATES), *(f"additive-{lr:g}" for lr in SPREAD_RATES))
 SAMPLED = tuple(f"sampled-{lr:g}" for lr in SPREAD_RATES)
+
+OVER_FORMULA = _each(
+    "simulated floor over the formula",
+    "at each rate",
+    _times,
+    {f"lr {lr:g}": _floor(_line(lr)) / rules.FromSpec(_line(lr), stationary_risk) for lr in LINE_RATES},
+)
+LEAST_RATE = LINE_RATES[-1]
+BOUND_OVER_FLOOR = _times(
+    f"lr sigma^2 over the simulated floor, lr {LEAST_RATE:g}",
+    rules.FromSpec(_line(LEAST_RATE), _noise) / _floor(_line(LEAST_RATE)),
+)
+OVER_AVERAGE = _each(
+    "floor over risk of the average of the iterates",
+    "at each rate",
+    _times,
+    {f"lr {lr:g}": _floor(_line(lr)) / Reading(_line(lr), "average/risk", step=at_drop) for lr in LINE_RATES},
+)
+OVER_RECURSION = _each(
+    "simulated floor over the exact recursion",
+    "at each rate with either noise",
+    _times,
+    {
+        f"{noise} noise, lr {lr:g}": _floor(f"{noise}-{lr:g}")
+        / rules.FromSpec(f"{noise}-{lr:g}", functools.partial(rules.expected_at_drop, name="tail/risk"))
+        for noise in ("sampled", "additive")
+        for lr in SPREAD_RATES
+    },
+)
+BY_DECAY = _times(
+    f"variance with lam {rules.DECAY:g} over without, lr 0.1",
+    rules.LateMean(rules.DECAYED, "variance") / rules.LateMean(rules.PLAIN, "variance"),
+)
 
 SYNTHETIC_CLAIMS = (
     Claim(
         key="floor",
         text="Check: in least squares in one dimension, at a constant learning rate the risk settles at lr s^2 / (2 (2 - lr"
         " mu)).",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="simulated floor over the formula, at each rate",
-                        quantities=tuple(
-                            _times(
-                                f"simulated floor over the formula, lr {lr:g}",
-                                _floor(f"line-{lr:g}") / rules.FromSpec(f"line-{lr:g}", stationary_risk),
-                            )
-                            for lr in LINE_RATES
-                        ),
-                        unit="x",
-                    ),
-                    within_factor(FLOOR_FACTOR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((OVER_FORMULA, within_factor(FLOOR_FACTOR)),)),
     ),
     Claim(
         key="bound",
@@ -118,17 +143,7 @@ SYNTHETIC_CLAIMS = (
     Claim(
         key="bound-loose",
         text="Check: at the floor of a small learning rate the paper's bound is four times too large.",
-        rule=Rule(
-            parts=(
-                (
-                    _times(
-                        f"lr sigma^2 over the simulated floor, lr {LINE_RATES[-1]:g}",
-                        rules.FromSpec(f"line-{LINE_RATES[-1]:g}", _noise) / _floor(f"line-{LINE_RATES[-1]:g}"),
-                    ),
-                    within(LOOSE_MARGIN, around=LOOSE),
-                ),
-            )
-        ),
+        rule=Rule(parts=((BOUND_OVER_FLOOR, within(LOOSE_MARGIN, around=LOOSE)),)),
     ),
     Claim(
         key="ranking",
@@ -144,50 +159,12 @@ SYNTHETIC_CLAIMS = (
     Claim(
         key="average-floor",
         text="In least squares averaging the iterates removes the floor without any drop of the learning rate.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="floor over risk of the average of the iterates, at each rate",
-                        quantities=tuple(
-                            _times(
-                                f"floor over risk of the average of the iterates, lr {lr:g}",
-                                _floor(f"line-{lr:g}") / Reading(f"line-{lr:g}", "average/risk", step=at_drop),
-                            )
-                            for lr in LINE_RATES
-                        ),
-                        unit="x",
-                    ),
-                    above(AVERAGE_FACTOR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((OVER_AVERAGE, above(AVERAGE_FACTOR)),)),
     ),
     Claim(
         key="spectrum",
         text="Check: with a spread spectrum the risk is that of the exact recursion, for both kinds of noise.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="simulated floor over the exact recursion, at each rate with either noise",
-                        quantities=tuple(
-                            _times(
-                                f"simulated floor over the exact recursion, {noise} noise, lr {lr:g}",
-                                _floor(f"{noise}-{lr:g}")
-                                / rules.FromSpec(
-                                    f"{noise}-{lr:g}", functools.partial(rules.expected_at_drop, name="tail/risk")
-                                ),
-                            )
-                            for noise in ("sampled", "additive")
-                            for lr in SPREAD_RATES
-                        ),
-                        unit="x",
-                    ),
-                    within_factor(SPREAD_FACTOR),
-                ),
-            )
-        ),
+        rule=Rule(parts=((OVER_RECURSION, within_factor(SPREAD_FACTOR)),)),
     ),
     Claim(
         key="decay-is-a-bias",
@@ -195,13 +172,7 @@ SYNTHETIC_CLAIMS = (
         " learning rate.",
         rule=Rule(
             parts=(
-                (
-                    _times(
-                        f"variance with lam {rules.DECAY:g} over without, lr 0.1",
-                        rules.LateMean(rules.DECAYED, "variance") / rules.LateMean(rules.PLAIN, "variance"),
-                    ),
-                    below(1),
-                ),
+                (BY_DECAY, below(1)),
                 (_over_expectation("bias", rules.DECAYED), within_factor(SPREAD_FACTOR)),
                 (_over_expectation("variance", rules.DECAYED), within_factor(SPREAD_FACTOR)),
             )
@@ -209,39 +180,45 @@ SYNTHETIC_CLAIMS = (
     ),
 )
 
-WORDS = {"none": "no"}
 VARIANCE_PART = "fall of the loss by the tiny-lr branch from the last step of a run at a constant rate"
+GROWTH = _each(
+    VARIANCE_PART,
+    "each lam - the next smaller one",
+    in_nats,
+    {
+        f"{larger} - {'no' if smaller == 'none' else smaller} decay": rules.variance(larger, LAST)
+        - rules.variance(smaller, LAST)
+        for smaller, larger in itertools.pairwise(LAMS)
+    },
+)
+EARLY_CHANGE = _each(
+    "loss after the first tiny-lr branch with decay - without",
+    "for each lam > 0",
+    in_nats,
+    {f"{lam} decay": rules.after_branch(lam, FIRST) - rules.after_branch("none", FIRST) for lam in LAMS[1:]},
+)
+EARLY_STAKE = _each(
+    "loss of the run where the first branch starts with decay - without",
+    "for each lam > 0",
+    in_nats,
+    {f"{lam} decay": change("constant", lam, step=functools.partial(at_share, share=FIRST)) for lam in LAMS[1:]},
+)
 
 
 def _lower_bias(key: str, text: str, name: str, share: int) -> Claim:
-    effect = rules.best_decay(share) - rules.after_branch("none", share)
-    return Claim(
-        key=key,
-        text=text,
-        rule=Rule(
-            parts=((in_nats(f"loss after the {name} tiny-lr branch, best lam > 0 - no decay", effect), below(0)),)
-        ),
-    )
+    values = rules.best_decay(share) - rules.after_branch("none", share)
+    effect = in_nats(f"loss after the {name} tiny-lr branch, best lam > 0 - no decay", values)
+    return Claim(key=key, text=text, rule=Rule(parts=((effect, below(0)),)))
 
 
 def _recovers(key: str, text: str, name: str, average: str) -> Claim:
     fall, lam = rules.variance(LAMS[-1], LAST), LAMS[-1]
-    effect = rules.averaging_gain(lam, LAST, average) - RECOVERED * fall
-    return Claim(
-        key=key,
-        text=text,
-        rule=Rule(
-            parts=(
-                (
-                    in_nats(
-                        f"fall of the loss by the {name} - {RECOVERED:g} of the fall by the branch, {lam} decay", effect
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((in_nats(f"{VARIANCE_PART}, {lam} decay", fall), above(0)),),
-        ),
+    effect = in_nats(
+        f"fall of the loss by the {name} - {RECOVERED:g} of the fall by the branch, {lam} decay",
+        rules.averaging_gain(lam, LAST, average) - RECOVERED * fall,
     )
+    helps = in_nats(f"{VARIANCE_PART}, {lam} decay", fall)
+    return Claim(key=key, text=text, rule=Rule(parts=((effect, above(0)),), given=((helps, above(0)),)))
 
 
 TEXT_CLAIMS = (
@@ -249,63 +226,13 @@ TEXT_CLAIMS = (
         key="variance-grows",
         text="In language models the variance part of the loss at a constant learning rate, which a tiny-lr branch removes,"
         " grows with lam.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name=f"{VARIANCE_PART}, each lam - the next smaller one",
-                        quantities=tuple(
-                            in_nats(
-                                f"{VARIANCE_PART}, {larger} - {WORDS.get(smaller, smaller)} decay",
-                                rules.variance(larger, LAST) - rules.variance(smaller, LAST),
-                            )
-                            for smaller, larger in itertools.pairwise(LAMS)
-                        ),
-                        unit="nats",
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((GROWTH, above(0)),)),
     ),
     Claim(
         key="early-bias",
         text="Early in the run of a language model the bias part of the loss, which a tiny-lr branch leaves, does not depend on"
         " lam: branches end at the same loss.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="loss after the first tiny-lr branch, decay - without, for each lam > 0",
-                        quantities=tuple(
-                            in_nats(
-                                f"loss after the first tiny-lr branch, {lam} decay - without",
-                                rules.after_branch(lam, FIRST) - rules.after_branch("none", FIRST),
-                            )
-                            for lam in LAMS[1:]
-                        ),
-                        unit="nats",
-                    ),
-                    within(EARLY_MARGIN),
-                ),
-            ),
-            stake=(
-                (
-                    Each(
-                        name="loss of the run where the first branch starts, decay - without, for each lam > 0",
-                        quantities=tuple(
-                            in_nats(
-                                f"loss of the run where the first branch starts, {lam} decay - without",
-                                change("constant", lam, step=functools.partial(at_share, share=FIRST)),
-                            )
-                            for lam in LAMS[1:]
-                        ),
-                        unit="nats",
-                    ),
-                    above(EARLY_MARGIN),
-                ),
-            ),
-        ),
+        rule=Rule(parts=((EARLY_CHANGE, within(EARLY_MARGIN)),), stake=((EARLY_STAKE, above(EARLY_MARGIN)),)),
     ),
     _lower_bias(
         "first-bias",
