@@ -157,41 +157,24 @@ DECOUPLED = Best(tuple(f"adam-decoupled-{lam}" for lam in LAMS[1:]), BLOCKS)
 """Adam with the better of two lams."""
 
 
+BY_DECOUPLED = in_nats("final loss of Adam with decoupled decay (better lam) - without", DECOUPLED - loss("adam-none"))
+
+
 def _l2_claims(where: str, words: str) -> tuple[Claim, ...]:
     """L2 inside or outside the clip, with the better of two coefficients."""
     runs = tuple(f"l2-{where}-{coefficient}" for coefficient in ("small", "large"))
+    final = f"final loss of Adam with L2 ({where} the clip, better coefficient)"
+    difference = in_nats(f"{final} - with decoupled decay (better lam)", Best(runs, BLOCKS) - DECOUPLED)
     return (
         Claim(
             key=f"l2-{where}",
             text=f"With Adam, L2 {words} lowers the final loss, as decoupled decay does.",
-            rule=best_against_best(
-                f"final loss of Adam with L2 ({where} the clip, better coefficient) - without", runs, ("adam-none",)
-            ),
+            rule=best_against_best(f"{final} - without", runs, ("adam-none",)),
         ),
         Claim(
             key=f"l2-{where}-as-good",
             text=f"With Adam, L2 {words} is as good as decoupled decay.",
-            rule=Rule(
-                parts=(
-                    (
-                        in_nats(
-                            f"final loss of Adam with L2 ({where} the clip, better coefficient) - with decoupled decay (better"
-                            " lam)",
-                            Best(runs, BLOCKS) - DECOUPLED,
-                        ),
-                        within(EQUAL_MARGIN),
-                    ),
-                ),
-                stake=(
-                    (
-                        in_nats(
-                            "final loss of Adam with decoupled decay (better lam) - without",
-                            DECOUPLED - loss("adam-none"),
-                        ),
-                        exceeds(EQUAL_MARGIN),
-                    ),
-                ),
-            ),
+            rule=Rule(parts=((difference, within(EQUAL_MARGIN)),), stake=((BY_DECOUPLED, exceeds(EQUAL_MARGIN)),)),
         ),
     )
 
@@ -202,7 +185,8 @@ def _average_claims(name: str, words: str, prefix: str) -> tuple[Claim, ...]:
     for lam in LAMS[1:]:
         effect = f"with {lam} decay - without, constant rate"
         weights, averaged = change("constant", lam), change("constant", lam, average=prefix)
-        shrinks = in_nats(f"last loss {effect}, of the weights - the same of {words}", weights - averaged)
+        costs = in_nats(f"last loss {effect}, of the weights", weights)
+        shrinks = in_nats(f"{costs.name} - the same of {words}", weights - averaged)
         more = in_nats(
             f"last loss {effect}, of {words} - the same after the tiny-lr branch from there",
             averaged - change_after("tiny-lr", "constant", lam),
@@ -212,10 +196,7 @@ def _average_claims(name: str, words: str, prefix: str) -> tuple[Claim, ...]:
                 key=f"{name}-shrinks-{lam}",
                 text=f"At a constant learning rate {lam} decay adds less to the loss of {words} than to that of the weights"
                 " themselves.",
-                rule=Rule(
-                    parts=((shrinks, above(0)),),
-                    given=((in_nats(f"last loss {effect}, of the weights", weights), above(0)),),
-                ),
+                rule=Rule(parts=((shrinks, above(0)),), given=((costs, above(0)),)),
             ),
             Claim(
                 key=f"{name}-below-branch-{lam}",
@@ -234,23 +215,15 @@ GAINS = {
     )
     for lam in LAMS[1:]
 }
+BY_DECAY = in_nats(
+    "final loss with moderate decay, gains kept - without", loss("gains-kept-moderate") - loss("gains-kept-none")
+)
 
 CLAIMS = (
     Claim(
         key="gains-moderate",
         text="At moderate decay it does not matter for the final loss whether the gains of LayerNorm decay, too.",
-        rule=Rule(
-            parts=((GAINS["moderate"], within(EQUAL_MARGIN)),),
-            stake=(
-                (
-                    in_nats(
-                        "final loss with moderate decay, gains kept - without",
-                        loss("gains-kept-moderate") - loss("gains-kept-none"),
-                    ),
-                    exceeds(EQUAL_MARGIN),
-                ),
-            ),
-        ),
+        rule=Rule(parts=((GAINS["moderate"], within(EQUAL_MARGIN)),), stake=((BY_DECAY, exceeds(EQUAL_MARGIN)),)),
     ),
     Claim(
         key="gains-large",

@@ -170,9 +170,27 @@ def costs_of_dropout(results: Results, size: int) -> list[Quantity]:
     return costs
 
 
-ALONE, BESIDE = gain(REPEATED, DROPOUTS[:1]), gain(REPEATED, DROPOUTS[1:])
+ALONE, FRESH_ALONE = gain(REPEATED, DROPOUTS[:1]), gain(FRESH, DROPOUTS[:1])
 ALONE_GAIN = in_nats("gain of decay on repeated text without dropout", ALONE)
-FRESH_GAIN = gain(FRESH, DROPOUTS[:1])
+FRESH_GAIN = in_nats("gain of decay on a one-pass run without dropout", FRESH_ALONE)
+OVERLAP = in_nats(f"{ALONE_GAIN.name} - with the best dropout > 0", ALONE - gain(REPEATED, DROPOUTS[1:]))
+SMOOTHED = in_nats(
+    f"{ALONE_GAIN.name}, with label smoothing - half of that without",
+    gain(REPEATED, DROPOUTS[:1], smoothed=True) - 0.5 * ALONE,
+)
+FRESH_OVERLAP = in_nats(f"{FRESH_GAIN.name} - with the high dropout", FRESH_ALONE - gain(FRESH, DROPOUTS[-1:]))
+RATIO = Quantity(
+    name="best lam on repeated text without dropout over that with the high dropout",
+    values=ratio_of_lams,
+    unit="x",
+    log=True,
+    examples="blocks",
+)
+COSTS = Each(
+    name="loss on a one-pass run with the low dropout - without, at each lam",
+    quantities=costs_of_dropout,
+    unit="nats",
+)
 
 CLAIMS = (
     Claim(
@@ -201,84 +219,27 @@ CLAIMS = (
     Claim(
         key="overlap",
         text="On repeated text dropout and decay overlap: decay gains less beside dropout than alone (our claim).",
-        rule=Rule(
-            parts=(
-                (
-                    in_nats(
-                        "gain of decay on repeated text without dropout - with the best dropout > 0", ALONE - BESIDE
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((ALONE_GAIN, above(0)),),
-        ),
+        rule=Rule(parts=((OVERLAP, above(0)),), given=((ALONE_GAIN, above(0)),)),
     ),
     Claim(
         key="smaller-lam",
         text="On repeated text the best lam is smaller beside dropout (our claim).",
-        rule=Rule(
-            parts=(
-                (
-                    Quantity(
-                        name="best lam on repeated text without dropout over that with the high dropout",
-                        values=ratio_of_lams,
-                        unit="x",
-                        log=True,
-                        examples="blocks",
-                    ),
-                    above(1),
-                ),
-            ),
-            given=(have_minima(best_lams),),
-        ),
+        rule=Rule(parts=((RATIO, above(1)),), given=(have_minima(best_lams),)),
     ),
     Claim(
         key="smoothing",
         text="On repeated text label smoothing does not replace decay (our claim).",
-        rule=Rule(
-            parts=(
-                (
-                    in_nats(
-                        "gain of decay on repeated text without dropout, with label smoothing - half of that without",
-                        gain(REPEATED, DROPOUTS[:1], smoothed=True) - 0.5 * ALONE,
-                    ),
-                    above(0),
-                ),
-            ),
-            given=((ALONE_GAIN, above(0)),),
-        ),
+        rule=Rule(parts=((SMOOTHED, above(0)),), given=((ALONE_GAIN, above(0)),)),
     ),
     Claim(
         key="one-pass-dropout",
         text="On a one-pass run dropout only raises the loss, whatever lam.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="loss on a one-pass run with the low dropout - without, at each lam",
-                        quantities=costs_of_dropout,
-                        unit="nats",
-                    ),
-                    above(0),
-                ),
-            )
-        ),
+        rule=Rule(parts=((COSTS, above(0)),)),
     ),
     Claim(
         key="one-pass-gain",
         text="On a one-pass run decay does not regularize: with dropout it gains as much as without (our test of theirs).",
-        rule=Rule(
-            parts=(
-                (
-                    in_nats(
-                        "gain of decay on a one-pass run without dropout - with the high dropout",
-                        FRESH_GAIN - gain(FRESH, DROPOUTS[-1:]),
-                    ),
-                    within(SMALLEST_EFFECT),
-                ),
-            ),
-            stake=((in_nats("gain of decay on a one-pass run without dropout", FRESH_GAIN), above(SMALLEST_EFFECT)),),
-        ),
+        rule=Rule(parts=((FRESH_OVERLAP, within(SMALLEST_EFFECT)),), stake=((FRESH_GAIN, above(SMALLEST_EFFECT)),)),
     ),
 )
 

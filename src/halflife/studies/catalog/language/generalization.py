@@ -166,52 +166,35 @@ def changes(results: Results, size: int, *, lam: str) -> list[Quantity]:
     ]
 
 
+def _same_curve(lam: str) -> Claim:
+    offset_in_each = Each(
+        name=f"offset of {lam} decay - that of no decay in the regression of validation on training loss over all runs of a"
+        " model, with an offset per seed and lam and one slope per seed, in each model",
+        quantities=functools.partial(offsets, lam=lam),
+        unit="nats",
+    )
+    change_in_each = Each(
+        name=f"validation loss with {lam} decay - without at the end of the run at a constant rate, in each model",
+        quantities=functools.partial(changes, lam=lam),
+        unit="nats",
+    )
+    return Claim(
+        key=f"same-curve-{lam}",
+        text=f"At the same training loss, runs with {lam} decay have the same validation loss as runs without.",
+        rule=Rule(parts=((offset_in_each, within(GAP_MARGIN)),), stake=((change_in_each, exceeds(GAP_MARGIN)),)),
+    )
+
+
+SLOPES = Each(
+    name="slope of validation on training loss among runs with the same lam, in each model", quantities=slopes
+)
+
 CLAIMS = (
-    *(
-        Claim(
-            key=f"same-curve-{lam}",
-            text=f"At the same training loss, runs with {lam} decay have the same validation loss as runs without.",
-            rule=Rule(
-                parts=(
-                    (
-                        Each(
-                            name=f"offset of {lam} decay - that of no decay in the regression of validation on training loss"
-                            " over all runs of a model, with an offset per seed and lam and one slope per seed, in each model",
-                            quantities=functools.partial(offsets, lam=lam),
-                            unit="nats",
-                        ),
-                        within(GAP_MARGIN),
-                    ),
-                ),
-                stake=(
-                    (
-                        Each(
-                            name=f"validation loss with {lam} decay - without at the end of the run at a constant rate, in"
-                            " each model",
-                            quantities=functools.partial(changes, lam=lam),
-                            unit="nats",
-                        ),
-                        exceeds(GAP_MARGIN),
-                    ),
-                ),
-            ),
-        )
-        for lam in LAMS[1:]
-    ),
+    *map(_same_curve, LAMS[1:]),
     Claim(
         key="slope",
         text="In one pass over the text a run gains in validation loss what it gains in training loss.",
-        rule=Rule(
-            parts=(
-                (
-                    Each(
-                        name="slope of validation on training loss among runs with the same lam, in each model",
-                        quantities=slopes,
-                    ),
-                    within(SLOPE_MARGIN, around=1),
-                ),
-            )
-        ),
+        rule=Rule(parts=((SLOPES, within(SLOPE_MARGIN, around=1)),)),
     ),
     Claim(
         key="training-loss",
