@@ -77,9 +77,12 @@ def size_name(results: StudyResults) -> str:
         return results.study.size_name
     fitting: set[str] | None = None
     for arm in results.arms:
-        for identity in arm["runs"].values():
-            fields = flat_fields(results.headers[identity].get("spec", {}))
-            same = {name for name, value in fields.items() if value == arm["size"] and not isinstance(value, bool)}
-            if fields:
-                fitting = same if fitting is None else fitting & same
+        # The seeds of an arm have one spec but for the seed, so one of them that was started tells.
+        specs = (results.headers[identity].get("spec") for identity in arm["runs"].values())
+        fields = flat_fields(next(filter(None, specs), {}))
+        if fields:
+            same = {name for name, value in fields.items() if value == arm["size"] and not isinstance(value, bool)} - {
+                "seed"
+            }
+            fitting = same if fitting is None else fitting & same
     return fitting.pop() if fitting and len(fitting) == 1 else "size"
