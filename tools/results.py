@@ -59,6 +59,9 @@ def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
 def made(archives: Path) -> dict[str, str]:
     """What the archives say: path within the repository to content."""
     many = told_of(ArchivedStore(archives, notice=sys.exit))
+    for told in many:
+        for words in told.results.damaged.values():
+            sys.exit(f"{told.name}: {words}")
     files = {f"docs/{name}": content for name, content in docs_files(many).items()}
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import lzma
 import shutil
@@ -69,6 +70,15 @@ def test_what_was_unpacked_goes_with_the_store(packed: Path) -> None:
     assert packed not in folder.parents
     del store
     assert not folder.exists()
+
+
+def test_results_keep_what_they_read(packed: Path, source: Store) -> None:
+    """Runs are read when they are asked for: long after the last word of the store itself."""
+    store = ArchivedStore(packed)
+    many = [StudyResults(store, get_study(manifest["study"]), manifest) for manifest in store.manifests()]
+    del store
+    gc.collect()
+    assert [row for results in many for row in verdict_rows(results.verdicts())] == rows_of(source)
 
 
 def test_a_report_of_archives_is_written_elsewhere(packed: Path, source: Store) -> None:

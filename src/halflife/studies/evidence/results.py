@@ -48,6 +48,7 @@ class Results:
     """
 
     def __init__(self, store: Store, manifest: Mapping[str, Any]) -> None:
+        self._store = store  # runs are read when they are asked for, and what archives hold goes with its store
         self.manifest = manifest
         self.study_name: str = manifest["study"]
         self.preset_name: str = manifest["preset"]
