@@ -134,7 +134,9 @@ def test_own_runs_get_verdicts_and_a_report_beside_ours(folder: Path) -> None:
 def test_a_store_with_an_own_study_whose_file_is_not_given_shows_the_others(folder: Path) -> None:
     make_store(folder / "store")
     train_here("walk.py:WALK", Store("store"))
-    sentence = "walk is an own study, which the store cannot say: give its file by --study walk.py:WALK if you trust it"
+    sentence = (
+        "walk is an own study, and a store holds its runs alone: give its file by --study walk.py:WALK if you trust it"
+    )
     for words in (("report",), ("study", "verdicts")):
         done = said(*words)
         assert sentence in " ".join(done.err.split())

@@ -87,7 +87,7 @@ def study_of(manifest: Mapping[str, Any], studies: Mapping[str, Study]) -> Study
             " own one another name and run it again, its runs are kept"
         )
     raise StoreError(
-        f"{name} is an own study, which the store cannot say: give its file by --study {file}:{title} if you trust it"
+        f"{name} is an own study, and a store holds its runs alone: give its file by --study {file}:{title} if you trust it"
     )
 
 
