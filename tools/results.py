@@ -3,6 +3,7 @@
     python tools/results.py pack STORE      every study manifest of the store -> results/<study>-<preset>.tar.xz
     python tools/results.py docs            results/ -> docs/findings.md, docs/results/, docs/papers/, docs/images/, README.md
     python tools/results.py check           fails if `docs` would change, add or remove a page or a picture
+    python tools/results.py check --pages   the same without drawing the pictures: they have to be there
 
 An archive holds a whole store (without locks, checkpoints and what runs keep for their branches). `halflife report --store
 results/` reads all of them, and `tar xf` gives a store of one. A run that several studies share is in the archive of each.
@@ -56,13 +57,17 @@ def pack(source: Path, folder: Path = RESULTS) -> list[Path]:
     return written
 
 
-def made(archives: Path) -> dict[str, str]:
-    """What the archives say: path within the repository to content."""
+Files = dict[str, str | None]
+"""Path within the repository to content; ``None`` for a picture that is not drawn."""
+
+
+def made(archives: Path, *, draw: bool = True) -> Files:
+    """What the archives say."""
     many = told_of(ArchivedStore(archives, notice=sys.exit))
     for told in many:
         for words in told.results.damaged.values():
             sys.exit(f"{told.name}: {words}")
-    files = {f"docs/{name}": content for name, content in docs_files(many).items()}
+    files: Files = {f"docs/{name}": content for name, content in docs_files(many, draw=draw).items()}
     text = README.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     told = next(told for told in many if told.name == README_RESULT)
@@ -71,16 +76,20 @@ def made(archives: Path) -> dict[str, str]:
     return files
 
 
-def left_over(root: Path, files: dict[str, str]) -> list[str]:
+def left_over(root: Path, files: Files) -> list[str]:
     """Pages and pictures that nothing makes any more."""
     there = {path.relative_to(root / "docs").as_posix() for pattern in OWN for path in (root / "docs").glob(pattern)}
     return sorted(f"docs/{name}" for name in there - OTHERS if f"docs/{name}" not in files)
 
 
-def stale(root: Path, files: dict[str, str]) -> list[str]:
+def stale(root: Path, files: Files) -> list[str]:
     """Which files of the repository are not what they would be made to be, pictures included."""
     paths = {name: root / name for name in files}
-    differ = [n for n, path in paths.items() if not path.is_file() or path.read_text(encoding="utf-8") != files[n]]
+    differ = [
+        name
+        for name, path in paths.items()
+        if not path.is_file() or files[name] not in {None, path.read_text(encoding="utf-8")}
+    ]
     return differ + left_over(root, files)
 
 
@@ -93,13 +102,14 @@ def main(arguments: list[str]) -> None:
         case ["docs"]:
             files = made(RESULTS)
             for name, content in files.items():
+                assert content is not None
                 (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
                 (ROOT / name).write_text(content, encoding="utf-8")
             for name in left_over(ROOT, files):
                 (ROOT / name).unlink()
-            print(f"{len(files)} files, {sum(map(len, files.values())) / 1e6:.1f} MB")
-        case ["check"]:
-            wrong = stale(ROOT, made(RESULTS))
+            print(f"{len(files)} files, {sum(len(content or '') for content in files.values()) / 1e6:.1f} MB")
+        case ["check"] | ["check", "--pages"]:
+            wrong = stale(ROOT, made(RESULTS, draw="--pages" not in arguments))
             sys.exit(f"{', '.join(wrong)}: not what results/ says, run tools/results.py docs" if wrong else 0)
         case _:
             sys.exit(__doc__)

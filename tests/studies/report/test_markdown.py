@@ -29,7 +29,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Told]:
 
 @pytest.fixture(scope="module")
 def files(many: list[Told]) -> dict[str, str]:
-    return docs_files(many)
+    return {name: content for name, content in docs_files(many).items() if content is not None}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def test_there_is_a_page_a_study_a_page_a_paper_and_every_picture(files: dict[st
     }
     assert shown == {Path("docs", name).resolve() for name in files if name.endswith(".svg")}
     assert len(shown) >= 5
+
+
+def test_pictures_need_not_be_drawn_to_know_which_there_are(many: list[Told], files: dict[str, str]) -> None:
+    quick = docs_files(many, draw=False)
+    assert quick.keys() == files.keys()
+    assert {name for name, content in quick.items() if content is None} == {n for n in files if n.endswith(".svg")}
+    assert all(files[name] == content for name, content in quick.items() if content is not None)
 
 
 def test_links_lead_to_pages_and_places_that_there_are(files: dict[str, str]) -> None:

@@ -75,17 +75,18 @@ def told_of(store: Store) -> list[Told]:
     return [Told(results) for results in found]
 
 
-def docs_files(many: Sequence[Told]) -> dict[str, str]:
+def docs_files(many: Sequence[Told], *, draw: bool = True) -> dict[str, str | None]:
     """All pages and pictures.
 
     Args:
         many: From `told_of`.
+        draw: Whether pictures are drawn, which takes a minute; else they have no content.
 
     Returns:
         Path within docs/ to content: Markdown and SVG.
     """
     figures: dict[str, Figure] = {}
-    pages = {"findings.md": findings_page(many), "results/index.md": index_page(many)}
+    pages: dict[str, str | None] = {"findings.md": findings_page(many), "results/index.md": index_page(many)}
     for name in dict.fromkeys(told.results.study.name for told in many):
         own = [told for told in many if told.results.study.name == name]
         pages[f"results/{name}.md"], drawn = study_page(own)
@@ -94,8 +95,8 @@ def docs_files(many: Sequence[Told]) -> dict[str, str]:
         pages[f"papers/{paper.key}.md"], drawn = paper_page(paper, many)
         figures |= drawn
     for name, figure in figures.items():
-        content = render_figure(figure, "svg")
-        assert isinstance(content, str)
+        content = render_figure(figure, "svg") if draw else None
+        assert not isinstance(content, bytes)
         pages[f"images/{name}.svg"] = content
     return pages
 
