@@ -190,7 +190,8 @@ except StoreError as error:
 """
     store = Store(tmp_path)
     with store.locked(), store.run(RUN).locked():
-        store.write_manifest("a-b", {"study": "a"})
+        arm = {"key": "k", "label": "an arm", "size": 1, "runs": {}}
+        store.write_manifest("a-b", {"study": "a", "preset": "b", "main_size": 1, "arms": [arm]})
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
         "1",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,11 +63,16 @@ class Results:
         self._seeds: dict[int, list[int]] = {}
         self._diverged: set[str] = set()
         recent = Recent()
+        specs = set[str]()
         for identity in dict.fromkeys(identity for arm in self.arms for identity in arm["runs"].values()):
             self.headers[identity] = {}
             try:
                 folder = store.run(identity)
-                self.headers[identity] = header = folder.header()
+                header = folder.header()
+                if header and (spec := repr(header["spec"] | {"seed": 0})) not in specs:
+                    _check_spec(folder.path, header["spec"])
+                    specs.add(spec)
+                self.headers[identity] = header
                 if header.get("status") == "finished":
                     self._readings[identity] = RunReadings(identity, folder.columns(header, recent))
                 elif header.get("status") == "failed" and "diverged_at" in header:
@@ -279,3 +285,10 @@ class Results:
         """All readings of paired seeds, one row each, as `table` gives them: all quantities of all arms and sizes."""
         paired = [run for arm in self.arms for _, run in self._finished(arm["key"], arm["size"])]
         return self.table(*dict.fromkeys(name for run in paired for name in run.columns.quantities))
+
+
+def _check_spec(folder: Path, spec: Mapping[str, Any]) -> None:
+    try:
+        spec_from_json(spec)
+    except StoreError as error:
+        raise StoreError(f"{folder / 'run.json'} cannot be used, {error}") from error

@@ -93,15 +93,24 @@ def spec_from_json(value: Mapping[str, Any]) -> RunSpec:
     """The spec that `RunSpec.to_json` wrote; a kind or a field of another version is a `StoreError`."""
     fields = dict(value)
     kind = fields.pop("kind", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise StoreError(
-            f"a run of kind {kind!r} was found and this version of halflife knows {', '.join(sorted(_KINDS))}: "
+            f"a run of kind {str(kind)[:40]!r} was found and this version of halflife knows {', '.join(sorted(_KINDS))}: "
             "upgrade halflife to read it"
         )
     try:
         return _KINDS[kind](**{name: _from_json(v) for name, v in fields.items()})
+    except StoreError:
+        raise
     except TypeError as error:
-        raise StoreError(f"a run of kind {kind!r} has other fields than this version of halflife: {error}") from error
+        raise StoreError(
+            f"a run of kind {kind!r} has other fields than this version of halflife: {str(error)[:200]}"
+        ) from error
+    except (ValueError, ArithmeticError, AttributeError, LookupError) as error:  # what a field says of itself
+        said = str(error).partition(":")[0][:200]
+        raise StoreError(
+            f"a run of kind {kind!r} has a field that cannot be used ({said}): remove the run's folder and run again"
+        ) from error
 
 
 def _from_json(value: Any) -> Any:

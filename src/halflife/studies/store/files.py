@@ -132,10 +132,12 @@ def read_bytes(path: Path, largest: int) -> tuple[bytes, os.stat_result]:
         FileNotFoundError: There is none.
         StoreError: It is no regular file, is too large, or cannot be read.
     """
-    check_regular(path, largest)
     try:
+        check_regular(path, largest)
         with path.open("rb", buffering=0) as file:
             return file.read(), os.fstat(file.fileno())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, "there is no such file", str(path)) from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}): make it readable, or remove it") from error
 

@@ -207,7 +207,7 @@ MANIFEST = Fields(
 )
 
 HEADER = Fields(
-    {"id": RUN, "status": STATUS, "spec": Fields({"kind": TEXT})},
+    {"id": RUN, "status": STATUS, "spec": Fields({"kind": TEXT, "seed": COUNT})},
     {
         "spec_digest": DIGEST,
         "code_digest": TEXT,  # of runs that were made before trainers had versions
@@ -221,6 +221,7 @@ HEADER = Fields(
         "seconds": OrNone(NUMBER),
         "cost": OrNone(Mapped(NUMBER, name=TEXT)),
         "failure": TEXT,
+        "diverged_at": NUMBER,
         "parent": RUN,
         "world": Fields({"size": COUNT, "form": TEXT}),
         "readings": Fields({"count": COUNT, "bytes": COUNT, "sha256": DIGEST}),
