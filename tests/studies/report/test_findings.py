@@ -26,7 +26,7 @@ Some words, and
 more of them.
 
 ## Does it {0} help?
-Answer: Yes {{stabilization.helps.mark}}.
+Answer: Yes {{stabilization.helps.mark}}, ||w||.
 Studies: stabilization, lm-schedules
 
 It changes the error by {{stabilization.helps}}; **bold** <b>, `lr * lam`, [paper](https://arxiv.org/abs/1),
@@ -89,10 +89,11 @@ def test_numbers_and_marks_are_those_of_the_verdicts(found: dict[str, StudyResul
     given = rule_rows([row for row in verdicts["small-rate"].finding.rows if row.role == "given"])[0]
     assert f"- Two: {given['effect']} of {given['quantity']} {given['outcome']}." in text
     assert "`lr * lam`, [paper](https://arxiv.org/abs/1), not run here." in text
-    assert "| [1. Does it really help?](#1-does-it-really-help) | Yes [" in text
+    assert "| [1. Does it really help?](#question-1) | Yes [" in text
     assert "| [stabilization](stabilization/night.html), lm-schedules |" in text
-    assert "## 1. Does it really help?" in text
+    assert '<a id="question-1"></a>\n\n## 1. Does it really help?\n' in text
     assert "Some words, and more of them." in text
+    assert r", \|\|w\|\|. | [stabilization]" in text, "a cell has no bare bar"
     assert "{" not in text
 
 
@@ -121,7 +122,7 @@ def test_open_claims_are_listed_with_their_reasons(found: dict[str, StudyResults
 
 def test_a_question_of_which_nothing_was_run_says_how_to_run_it(facts: Facts) -> None:
     text = findings_markdown(read_findings(WORDS), facts)
-    assert "| [2. And what else?](#2-and-what-else) | not run here | timescale |" in text
+    assert "| [2. And what else?](#question-2) | not run here | timescale |" in text
     assert "Not run here: `halflife study run timescale`." in text
     assert "Words that are not shown" not in text
 

@@ -40,6 +40,7 @@ from halflife.studies.report.pages.tables import (
     effect_text,
     estimate_text,
     interval_text,
+    markdown_table,
     sample_text,
     typeset,
 )
@@ -355,7 +356,7 @@ class _Told:
 
     @property
     def anchor(self) -> str:
-        return re.sub(r"[^a-z0-9 -]", "", self.heading.lower()).strip().replace(" ", "-")
+        return f"question-{self.number}"
 
 
 def _told(findings: Findings, facts: Facts) -> list[_Told]:
@@ -389,15 +390,16 @@ def findings_markdown(findings: Findings, facts: Facts) -> str:
         Markdown.
     """
     told = _told(findings, facts)
-    rows = [f"| [{one.heading}](#{one.anchor}) | {one.answer} | {one.studies} |" for one in told]
-    table = "\n".join(["| question | answer | studies |", "| --- | --- | --- |", *rows])
+    rows = [(f"[{one.heading}](#{one.anchor})", one.answer, one.studies) for one in told]
+    table = markdown_table(("question", "answer", "studies"), rows)
     parts = [
         f"# {findings.title}",
         *_as_markdown([_told_block(block, facts) for block in findings.introduction]),
         table,
     ]
     for one in told:
-        parts += [f"## {one.heading}", *_as_markdown(one.blocks)]
+        # Renderers make anchors of headings differently.
+        parts += [f'<a id="{one.anchor}"></a>', f"## {one.heading}", *_as_markdown(one.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -422,7 +424,7 @@ def findings_html(findings: Findings, facts: Facts) -> dict[str, Any]:
             {
                 "number": one.number,
                 "text": one.text,
-                "anchor": f"question-{one.number}",
+                "anchor": one.anchor,
                 "answer": _inline(one.answer),
                 "studies": _inline(one.studies),
                 "body": _as_html(one.blocks),
