@@ -10,13 +10,8 @@ import pytest
 from halflife.errors import UserError
 from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.findings import (
-    Facts,
-    check_findings,
-    findings_html,
-    findings_markdown,
-    read_findings,
-)
+from halflife.studies.report.facts import Facts, findings_html, findings_markdown
+from halflife.studies.report.findings import check_findings, read_findings
 from halflife.studies.report.pages.tables import effect_text, rule_rows
 from tests.studies.synthetic import make_store
 

@@ -109,7 +109,8 @@ def _pages(
     trouble: Callable[[str, str, UserError], None],
 ) -> dict[str, str | bytes]:
     """The pages by their file names; none where nothing can be shown."""
-    from halflife.studies.report.findings import Facts, findings_html, read_findings
+    from halflife.studies.report.facts import Facts, findings_html
+    from halflife.studies.report.findings import read_findings
     from halflife.studies.report.pages.guide import guide_of
     from halflife.studies.report.pages.page import (
         CHARTS_FILE,

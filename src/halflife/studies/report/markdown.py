@@ -10,13 +10,14 @@ from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper
 from halflife.studies.evidence.claims import Verdict
 from halflife.studies.evidence.verdicts import StudyResults
+from halflife.studies.report.facts import Facts, findings_markdown
 from halflife.studies.report.figures.beside import HEADER, beside_rows
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, why_not_drawn
 from halflife.studies.report.files import render_figure
-from halflife.studies.report.findings import Facts, findings_markdown, read_findings
+from halflife.studies.report.findings import read_findings
 from halflife.studies.report.pages.guide import Step, guide_of
 from halflife.studies.report.pages.provenance import duration, num_earlier
 from halflife.studies.report.pages.scale import scale_of
