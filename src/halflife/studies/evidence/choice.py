@@ -34,7 +34,8 @@ MOST_SPLITS = 20  # up to so many choices of seeds all are used, else cyclic one
 STRIDES = 3
 DRAWS = 2_000
 FEWEST_DRAWS = 500
-CELLS = 2_000_000  # of simulated scores, which bounds the time to some 50 ms
+UNLUCKY = 0.2  # how often a variance over seeds is underestimated by more than the simulation allows for
+CELLS = 1_500_000  # of simulated scores, which bounds the time to some 50 ms
 STEP = 0.01  # widening is rounded up to a multiple of this, so that another generator's last digits change little
 
 
@@ -93,10 +94,10 @@ def contrast_interval(
 
     estimate +- c * t * sqrt(V), with estimate, V and t those of `crossed_interval` (of `seed_interval` for one value a seed) of
     the weighted sum of `chosen`, and c >= 1 from a simulation of the whole procedure: normal values with the variances that
-    the contenders show (arm by seed, arm by example, the rest, and what all arms of the contrast share), once with equal
-    contenders and once with the gaps that were observed. c is what brings the coverage to the nominal one in the worse of the
-    two. Contenders are the arms that some choice takes, and the best of all. The generator is fixed by the data's shape, so
-    that the same numbers give the same interval.
+    the contenders show (arm by seed, arm by example, the rest, and what all arms of the contrast share). It is what brings the
+    coverage to the nominal one in the worst of three cases: equal contenders, the gaps that were observed, and equal contenders
+    with more variance over seeds, as far as few seeds leave it open. Contenders are the arms that some choice takes, and the
+    best of all. The generator is fixed by the data's shape, so that the same numbers give the same interval.
 
     Args:
         sides: The sides, at least one, all of the same seeds and examples.
@@ -291,6 +292,10 @@ class _Variances:
             seed=max(seed - rest / num_examples, 0.0), example=max(example - rest / num_seeds, 0.0), rest=rest
         )
 
+    def less_by_examples(self, part: float) -> _Variances:
+        """The same with so much of what examples do: as good as more by seeds, since only ratios matter."""
+        return _Variances(seed=self.seed, example=part * self.example, rest=part * self.rest)
+
     def minus(self, parts: Sequence[tuple[float, _Variances]]) -> _Variances:
         """Without a weighted sum of others, none below 0."""
         return _Variances(
@@ -375,7 +380,7 @@ class _Procedure:
 
 def _widening(sides: Sequence[Side], confidence: float) -> float:
     """The factor c of `contrast_interval`."""
-    from scipy.special import stdtrit  # here as in `t_quantile`
+    from scipy.special import gammaincinv, stdtrit  # here as in `t_quantile`
 
     found = [_Contenders.of(side) for side in sides]
     num_seeds, num_examples = found[0].mean_SN.shape
@@ -394,23 +399,26 @@ def _widening(sides: Sequence[Side], confidence: float) -> float:
     mean_SN = np.sum([f.weight * f.mean_SN for f in found], axis=0)
     mixed = [(f.weight**2 / len(f.gaps_K), f.values) for f in found if len(f.gaps_K) > 1]
     shared = _Variances.of(mean_SN[None], 1).minus(mixed)
-    shared_THS = found[0].sign * procedure.noise(shared, procedure.normals(1))[:, :, 0]
-    drawn = []
-    for f in (f for f in found if len(f.gaps_K) > 1):
-        normals = procedure.normals(len(f.gaps_K))
-        values_THKS = f.sign * procedure.noise(f.values, normals)
-        scores_THKS = f.sign * values_THKS if f.own_scores else procedure.noise(f.scores, normals)
-        drawn.append((f, values_THKS, scores_THKS))
+    shared_normals = procedure.normals(1)
+    several = [(f, procedure.normals(len(f.gaps_K))) for f in found if len(f.gaps_K) > 1]
     needed = []
-    for gaps in (0.0, 1.0):
-        contrast_THS, example_T = shared_THS.copy(), np.full(len(shared_THS), shared.example)
-        for f, values_THKS, scores_THKS in drawn:
-            scored_THS, concentration_T = procedure.chosen(
-                values_THKS + np.float32(gaps) * f.gaps_K.astype(np.float32)[:, None],
-                scores_THKS + np.float32(gaps) * f.score_gaps_K.astype(np.float32)[:, None],
-            )
+    cases = [(0.0, 1.0), (1.0, 1.0)]
+    if num_examples > 1:
+        cases.append((0.0, float(2 * gammaincinv((num_seeds - 1) / 2, UNLUCKY) / (num_seeds - 1))))
+    for gaps, part in cases:
+        common = shared.less_by_examples(part)
+        contrast_THS = found[0].sign * procedure.noise(common, shared_normals)[:, :, 0]
+        example_T = np.full(len(contrast_THS), common.example)
+        for f, normals in several:
+            values = f.values.less_by_examples(part)
+            noise_THKS = procedure.noise(values, normals)
+            values_THKS = f.sign * noise_THKS + np.float32(gaps) * f.gaps_K.astype(np.float32)[:, None]
+            if not f.own_scores:
+                noise_THKS = procedure.noise(f.scores.less_by_examples(part), normals)
+            scores_THKS = noise_THKS + np.float32(gaps) * f.score_gaps_K.astype(np.float32)[:, None]
+            scored_THS, concentration_T = procedure.chosen(values_THKS, scores_THKS)
             contrast_THS += np.float32(f.weight) * scored_THS
-            example_T += f.weight**2 * f.values.example * concentration_T
+            example_T += f.weight**2 * values.example * concentration_T
         rows_TS = contrast_THS.mean(axis=1, dtype=np.float64)
         seed_T = np.maximum(rows_TS.var(axis=1, ddof=1) / num_seeds, np.finfo(np.float64).tiny)
         variance_T = seed_T + example_T / num_examples
