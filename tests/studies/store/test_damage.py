@@ -407,6 +407,9 @@ def test_commands_show_the_others_and_end_with_the_sentence(
     whole: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(shutil.copytree(whole.path, tmp_path / "store"))
+    manifest = store.manifests()[0]
+    del manifest["source"]  # which says that the study is somebody's own
+    store.write_manifest("stabilization-laptop", manifest)
     path = first_run(store).path / "readings.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     monkeypatch.setattr(sys, "argv", ["halflife", "study", "verdicts", "--store", str(store.path)])
