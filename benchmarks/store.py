@@ -6,7 +6,8 @@ below ``--folder`` while it runs).
 The runs are those of the study `stabilization`, four arms of as many seeds as there are runs to share out: eight numbers a
 reading, of 1,000 test examples which ones are wrong at two epochs. *First* is the first command on runs without their
 compact form (``readings.safetensors``), as in a store that was copied: it reads all lines and writes that form. *Then* is the
-next command, as in a store whose runs ended on this machine. Files are in the system's cache both times.
+next command, as in a store whose runs ended on this machine. Files are in the system's cache both times. Processor time
+counts what the command alone used, on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Cost(NamedTuple):
     """What a command took."""
 
     seconds: float
+    processor: float
     mebibytes: float
 
 
@@ -111,7 +113,7 @@ def measure(*arguments: str) -> Cost:
     seconds = time.perf_counter() - began
     if status:
         raise SystemExit(f"halflife {' '.join(arguments)} failed: {said}")
-    return Cost(seconds, usage.ru_maxrss / 1024)
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -122,7 +124,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="", help="instead of all sizes, such as 10x100,1000x1000")
     options = parser.parse_args()
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",") if size]
-    print(f"| runs x readings | lines, MB | first, s | first, MiB | then, s | then, MiB |\n|{' --- |' * 6}")
+    print("| runs x readings | lines, MB | first, s | processor, s | MiB | then, s | processor, s | MiB |")
+    print(f"|{' --- |' * 8}")
     for num_runs, num_readings in sizes or [*SIZES, *([LARGE] if options.large else [])]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_store(Path(folder), num_runs, num_readings)
@@ -130,7 +133,7 @@ def main() -> None:
             for path in Path(folder).rglob("readings.safetensors"):
                 path.unlink()
             costs = [measure("study", "verdicts", "--store", folder) for _ in range(2)]
-            cells = " | ".join(f"{cost.seconds:.2f} | {cost.mebibytes:,.0f}" for cost in costs)
+            cells = " | ".join(f"{cost.seconds:.2f} | {cost.processor:.2f} | {cost.mebibytes:,.0f}" for cost in costs)
             print(f"| {num_runs:,} x {num_readings:,} | {size:,.0f} | {cells} |", flush=True)
             shutil.rmtree(folder, ignore_errors=True)
 

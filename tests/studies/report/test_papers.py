@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -240,27 +239,18 @@ def test_names_restrict_the_guide(store: Store, tmp_path: Path) -> None:
 # ---- what is damaged
 
 
-def damaged(source: Path, target: Path, study: str) -> tuple[Store, Path]:
-    """A copy of a store in which a line of one run of a study is no JSON."""
-    shutil.copytree(source, target)
-    store = Store(target)
-    manifest = next(manifest for manifest in store.manifests() if manifest["study"] == study)
-    path = store.run(manifest["arms"][1]["runs"]["0"]).path / "readings.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
-    path.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n", encoding="utf-8")
-    return store, path
-
-
-def test_a_damaged_run_is_a_named_problem_and_the_other_studies_are_shown(tmp_path: Path) -> None:
-    make_store(tmp_path / "whole")
-    make_store(tmp_path / "whole", study="stabilization-vgg", sizes=(16,))  # other widths, so other runs
-    store, path = damaged(tmp_path / "whole", tmp_path / "store", "stabilization")
+def test_a_damaged_manifest_is_a_named_problem_and_the_other_studies_are_shown(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    store = make_store(tmp_path / "store", study="stabilization-vgg", sizes=(16,))  # other widths, so other runs
+    path = store.path / "sheets" / "stabilization-laptop.json"
+    path.write_text("{}", encoding="utf-8")
+    problem = f"stabilization, preset laptop, cannot be shown: {path} cannot be used, study is missing, expected a name"
     said: list[str] = []
     pages = {p.name: p.read_text(encoding="utf-8") for p in build_report(store, notice=said.append)}
     (words,) = said
-    assert words.startswith(f"stabilization, preset laptop, cannot be shown: {path} is damaged")
+    assert words.startswith(problem)
     report = text_of(pages["report.html"])
-    assert f"stabilization, preset laptop, cannot be shown: {path} is damaged" in report
+    assert problem in report
     assert "Loss stabilization in a VGG without BatchNorm (laptop)" in report
     assert "study-stabilization-laptop.html" not in pages
     (step,) = [step for step in guide_of(WHY, []) if step.study.name == "stabilization"]
@@ -273,11 +263,31 @@ def test_a_damaged_run_is_a_named_problem_and_the_other_studies_are_shown(tmp_pa
     assert len(said) == 1
 
 
+def test_a_study_with_a_damaged_run_is_shown_without_it_and_not_decided(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", num_seeds=3)
+    path = store.run(store.manifests()[0]["arms"][1]["runs"]["0"]).path / "readings.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2][:40], *lines[3:]]) + "\n", encoding="utf-8")
+    said: list[str] = []
+    pages = {p.name: text_of(p.read_text(encoding="utf-8")) for p in build_report(store, notice=said.append)}
+    (words,) = said
+    assert words.startswith(
+        f"stabilization, preset laptop, is shown without a damaged run: {path} is damaged (line 3 is no"
+    )
+    page = pages["study-stabilization-laptop.html"]
+    assert "Runs that are damaged and left out of the figures: 1 of 12. No claim is decided." in page
+    assert f"{path} is damaged (line 3 is no reading" in page
+    (results,) = results_in(store)
+    assert results.seeds(8) == [1, 2]
+    assert {verdict.finding.outcome for verdict in results.verdicts()} == {"not tested"}
+
+
 def test_where_nothing_can_be_shown_the_report_is_an_error(tmp_path: Path) -> None:
-    make_store(tmp_path / "whole")
-    store, path = damaged(tmp_path / "whole", tmp_path / "store", "stabilization")
+    store = make_store(tmp_path / "store")
+    path = store.path / "sheets" / "stabilization-laptop.json"
+    path.write_text("{}", encoding="utf-8")
     for fmt in ("html", "svg"):
-        with pytest.raises(StoreError, match=f"{re.escape(str(path))} is damaged"):
+        with pytest.raises(StoreError, match=f"{re.escape(str(path))} cannot be used, study is missing"):
             build_report(store, fmt=fmt)
     assert not (store.path / "report.html").exists()
 

@@ -415,7 +415,8 @@ def test_runs_made_before_trainers_had_versions_tell_their_code_digest(tmp_path:
     assert dict(provenance_of(results_of(store)).facts)["trainer"] == words
     store.run(first["id"]).write_header(first)
     assert "The runs differ in their code" in banners(results_of(store))[0][1]
-    store.run(first["id"]).write_header(results_of(store).headers[others[0]["id"]] | {"code_digest": "beef" * 16})
+    other = results_of(store).headers[others[0]["id"]] | {"id": first["id"], "code_digest": "beef" * 16}
+    store.run(first["id"]).write_header(other)
     assert "The runs differ in their code" in banners(results_of(store))[0][1]
 
 

@@ -280,7 +280,7 @@ def banners(results: StudyResults) -> list[tuple[str, str, list[str]]]:
         )
         out.append(("alert" if failures else "note", text, failures))
     if results.damaged:
-        text = f"{len(results.damaged)} of {planned} runs are damaged and left out of the figures, and no claim is decided."
+        text = f"Runs that are damaged and left out of the figures: {len(results.damaged)} of {planned}. No claim is decided."
         out.append(("alert", text, list(results.damaged.values())))
     steps = results.manifest.get("max_steps")
     if steps is not None:
