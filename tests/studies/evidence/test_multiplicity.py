@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
 from halflife.studies.evidence.claims import Claim, Finding, Row, Rule, Verdict
-from halflife.studies.evidence.multiplicity import decision_of, holm, multiplicity_of
+from halflife.studies.evidence.multiplicity import decision_of, holm, multiplicity_of, name_of
 from halflife.studies.evidence.quantities import Quantity
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import Interval
@@ -106,7 +106,7 @@ def test_claims_of_one_number_are_one_test() -> None:
     expected = {key: 2 * p[key] if least in {p["a"], p["b"]} else max(2 * p["c"], p[key]) for key in "ab"}
     expected["c"] = max(2 * least, most) if most == p["c"] else 2 * p["c"]
     for key, value in expected.items():
-        assert found.adjusted["study", key] == pytest.approx(min(1, value))
+        assert found.adjusted["study", "laptop", key] == pytest.approx(min(1, value))
 
 
 def test_the_number_of_wrong_decisions_is_bounded_by_the_confidences() -> None:
@@ -119,13 +119,13 @@ def test_what_is_not_tested_or_has_no_standard_error_has_no_p() -> None:
     sure = _verdict("a", (np.array([1.0, 1.01, 1.02, 0.99]), above(0)))
     bare = Interval(1.0, 0.9, 1.1, 3)
     row = Row(role="part", quantity="x", unit="", test="lies above 0", interval=bare, outcome="holds")
-    unknown = Verdict(study="s", preset="p", claim=sure.claim, finding=Finding("reproduced", bare, "", (row,)))
+    unknown = Verdict(study="study", preset="night", claim=sure.claim, finding=Finding("reproduced", bare, "", (row,)))
     untested = Verdict(study="t", preset="p", claim=sure.claim, finding=Finding("not tested", None, "no", ()))
     found = multiplicity_of([sure, unknown, untested])
     assert decision_of(unknown.finding) is decision_of(untested.finding) is None
     assert (found.num_verdicts, found.num_decided, found.num_tests) == (2, 2, 2)
-    assert found.adjusted == {("study", "a"): pytest.approx(2 * _p(sure)), ("s", "a"): None}
-    assert found.stand == {("study", "a")}
+    assert found.adjusted == {("study", "laptop", "a"): pytest.approx(2 * _p(sure)), ("study", "night", "a"): None}
+    assert found.stand == {("study", "laptop", "a")}
     assert found.words == (
         "2 verdicts rest on 2 distinct tests, of which at most 0.1 are expected to decide wrongly by chance. 1 of the 2"
         " decisions stand when the chance that any of them is wrong is to be 5 % (Holm)."
@@ -141,7 +141,7 @@ def test_a_table_of_true_bounds_errs_as_often_as_it_says() -> None:
         found = multiplicity_of(verdicts)
         decided_up = [v for v in verdicts if v.finding.outcome == "reproduced"]
         wrong += len(decided_up)
-        tables += any(("study", v.claim.key) in found.stand for v in decided_up)
+        tables += any(name_of(v) in found.stand for v in decided_up)
     bound = 0.025 * count
     assert wrong / trials == pytest.approx(bound, abs=3.5 * math.sqrt(bound / trials))
     assert tables / trials < 0.025 + 3.5 * math.sqrt(0.025 * 0.975 / trials)

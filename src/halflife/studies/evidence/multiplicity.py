@@ -15,9 +15,15 @@ from halflife.studies.evidence.claims import Verdict
 from halflife.studies.evidence.rules import Finding, Row
 from halflife.studies.evidence.stats import CONFIDENCE, LEVEL, Interval
 
-__all__ = ["Multiplicity", "decision_of", "holm", "multiplicity_of"]
+__all__ = ["Multiplicity", "decision_of", "holm", "multiplicity_of", "name_of"]
 
+Name = tuple[str, str, str]
 DIGITS = 9  # to which two intervals are one and the same
+
+
+def name_of(verdict: Verdict) -> Name:
+    """Study, preset and the claim's key."""
+    return verdict.study, verdict.preset, verdict.claim.key
 
 
 def decision_of(finding: Finding) -> tuple[Row, float] | None:
@@ -78,7 +84,7 @@ class Multiplicity:
         num_tests: Distinct tests: verdicts that rest on one and the same interval count once.
         most_wrong: Upper bound of the expected number of wrong decisions: over distinct tests, the chance that an interval
             lies beyond a bound on the wrong side, (1 - confidence) / 2 each.
-        adjusted: Holm's adjusted p per verdict, by study and key (``None``: it has no p).
+        adjusted: Holm's adjusted p per verdict, by `name_of` (``None``: it has no p).
         stand: The decisions that stand when the chance of any wrong one is to be 5 %.
     """
 
@@ -86,8 +92,8 @@ class Multiplicity:
     num_decided: int
     num_tests: int
     most_wrong: float
-    adjusted: Mapping[tuple[str, str], float | None]
-    stand: frozenset[tuple[str, str]]
+    adjusted: Mapping[Name, float | None]
+    stand: frozenset[Name]
 
     @property
     def words(self) -> str:
@@ -111,20 +117,20 @@ def multiplicity_of(verdicts: Sequence[Verdict]) -> Multiplicity:
         The counts, and the adjusted p values.
     """
     tested = [verdict for verdict in verdicts if verdict.finding.outcome != "not tested"]
-    groups: dict[object, dict[tuple[str, str], float]] = {}
+    groups: dict[object, dict[Name, float]] = {}
     chances: dict[object, float] = {}
     for verdict in tested:
-        name, decision = (verdict.study, verdict.claim.key), decision_of(verdict.finding)
+        name, decision = name_of(verdict), decision_of(verdict.finding)
         interval = verdict.finding.effect if decision is None else decision[0].interval
         number = name if interval is None else _number(interval)
         groups.setdefault(number, {}).update({} if decision is None else {name: decision[1]})
         chances[number] = (1 - (CONFIDENCE if decision is None else decision[0].confidence)) / 2
     # A test whose p is not known counts as one, too: the others are adjusted for it.
     least = [min(members.values(), default=1.0) for members in groups.values()]
-    adjusted: dict[tuple[str, str], float | None] = {(v.study, v.claim.key): None for v in tested}
+    adjusted: dict[Name, float | None] = {name_of(verdict): None for verdict in tested}
     for (ways, floor), members in zip(_holm_steps(least), groups.values(), strict=True):
         adjusted |= {name: min(1.0, max(floor, ways * p)) for name, p in members.items()}
-    decided = [(v.study, v.claim.key) for v in tested if v.finding.outcome != "undecided"]
+    decided = [name_of(verdict) for verdict in tested if verdict.finding.outcome != "undecided"]
     return Multiplicity(
         num_verdicts=len(tested),
         num_decided=len(decided),

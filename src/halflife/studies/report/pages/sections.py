@@ -8,7 +8,7 @@ from typing import Any
 
 from halflife.studies.evidence.claims import Verdict
 from halflife.studies.evidence.history import fixed_before_runs
-from halflife.studies.evidence.multiplicity import Multiplicity, multiplicity_of
+from halflife.studies.evidence.multiplicity import Multiplicity, multiplicity_of, name_of
 from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.figures.beside import beside_rows
@@ -76,7 +76,7 @@ def section_of(results: StudyResults) -> dict[str, Any]:
 
 def _with_history(row: dict[str, Any], verdict: Verdict, results: StudyResults, many: Multiplicity) -> dict[str, Any]:
     """A verdict's row with what was fixed when, and whether the decision stands beside the others."""
-    name = (verdict.study, verdict.claim.key)
+    name = name_of(verdict)
     decided = verdict.finding.outcome in {"reproduced", "not reproduced"}
     adjusted = many.adjusted.get(name)
     return row | {
