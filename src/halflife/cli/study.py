@@ -174,6 +174,7 @@ def _run_plans(
         StoppedError: The user stopped it.
     """
     from halflife.studies.runner import pool
+    from halflife.studies.runner.plan import split_missing
     from halflife.studies.runner.progress import shown_progress
 
     failures: list[str] = []
@@ -182,10 +183,10 @@ def _run_plans(
     with where.locked():
         for plan in plans:
             needed = plan.needed
-            missing = [run for run in needed if not where.run(run.id).finished]
+            missing, lost = split_missing(where, needed)
             num_workers = 1 if rank is not None else workers if workers is not None else pool.default_workers()
             num_workers = max(1, min(num_workers, len(missing)))
-            finished = len(needed) - len(missing)
+            finished = len(needed) - len(missing) - len(lost)
             who = f"{num_workers} worker{'s' if num_workers > 1 else ''}" if rank is None else rank.description
             about = (
                 f"{plan.preset_name}: {plan.preset.description}\n{len(needed)} runs, {finished} finished before, {who}"
@@ -193,6 +194,16 @@ def _run_plans(
             console.print(
                 f"[bold]{plan.study.name}[/], {escape(f'{about}, store {where.path}')}", highlight=False, soft_wrap=True
             )
+            if lost:
+                folders = f"{where.path}/runs/{lost[0].id}" + (" and the others'" if len(lost) > 1 else "")
+                console.print(
+                    f"{len(lost)} {'runs' if len(lost) > 1 else 'run'} diverged before, or would start from one that did, and"
+                    f" would do so again: remove {folders} to train anew",
+                    style="yellow",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             if words := _changed_trainer(where, plan):
                 console.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
             with shown_progress(console, missing, finished, num_workers) as listen:

@@ -75,7 +75,7 @@ class Results:
                 self.headers[identity] = header
                 if header.get("status") == "finished":
                     self._readings[identity] = RunReadings(identity, folder.columns(header, recent))
-                elif header.get("status") == "failed" and "diverged_at" in header:
+                elif folder.diverged:
                     self._diverged.add(identity)
             except StoreError as error:
                 self.damaged[identity] = str(error)

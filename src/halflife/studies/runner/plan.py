@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,9 @@ from halflife.studies.evidence.history import digests, record
 from halflife.studies.lab.images.sources import DataDescription
 from halflife.studies.specs.base import RunSpec
 from halflife.studies.store.machine import describe_machine, now
-from halflife.studies.store.store import run_id
+from halflife.studies.store.store import Store, run_id
 
-__all__ = ["Plan", "PlannedRun", "describe_data", "make_plan"]
+__all__ = ["Plan", "PlannedRun", "describe_data", "make_plan", "split_missing"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,30 @@ class Plan:
         if earlier is not None and earlier.get("arms") == manifest["arms"]:
             manifest |= {"started": earlier["started"], "seconds": earlier["seconds"]}
         return manifest
+
+
+def split_missing(store: Store, runs: Sequence[PlannedRun]) -> tuple[list[PlannedRun], list[PlannedRun]]:
+    """The runs that are still to be done, and those that a divergence has ended: trained again, it would diverge again.
+
+    Args:
+        store: The store.
+        runs: Each once, parents first.
+
+    Returns:
+        Those to do, in their order, and those that diverged with all that would start from them.
+    """
+    missing, lost = [], []
+    ended: set[str] = set()
+    for run in runs:
+        folder = store.run(run.id)
+        if folder.finished:
+            continue
+        if folder.diverged or run.parent_id in ended:
+            ended.add(run.id)
+            lost.append(run)
+        else:
+            missing.append(run)
+    return missing, lost
 
 
 def make_plan(

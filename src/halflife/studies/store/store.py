@@ -132,6 +132,11 @@ class RunFolder:
         """Whether the run reached its end."""
         return self.header().get("status") == "finished"
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended because a number was NaN or infinite."""
+        return "diverged_at" in (header := self.header()) and header.get("status") == "failed"
+
     def write_header(self, header: dict[str, Any]) -> None:
         """Replace ``run.json``."""
         with explain_write_errors(self.path):
