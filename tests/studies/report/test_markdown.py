@@ -11,7 +11,9 @@ import pytest
 
 from halflife.studies.catalog import STUDIES
 from halflife.studies.catalog.papers import PAPERS, Paper, PaperStep
+from halflife.studies.evidence.stats import NOT_COVERED
 from halflife.studies.report.markdown import Told, docs_files, index_page, measured, paper_page, study_page, told_of
+from halflife.studies.report.pages.sections import together_words
 from halflife.studies.report.pages.tables import SYMBOLS, effect_text, verdict_rows
 from halflife.studies.store.archives import ArchivedStore
 from halflife.studies.store.store import Store
@@ -91,6 +93,8 @@ def test_the_page_of_a_study_has_its_verdicts_and_what_decided_them(many: list[T
         first, *_ = [name for name in figures if name.startswith(told.name)]
         assert part.index(f"../images/{first}.svg") < part.index("| claim |"), "the key figure comes first"
         assert measured(told.results) in part
+        assert "when the rules were fixed." in part, "the made-up manifests record no claims"
+        assert together_words(told.verdicts) in part
         assert " 8 with 2 seeds. `halflife study run" in part
 
 
@@ -112,6 +116,13 @@ def test_the_index_counts(many: list[Told]) -> None:
         counts = [sum(v.finding.outcome == outcome for v in told.verdicts) for outcome in SYMBOLS]
         row = f"| {told.results.preset_name} | {' | '.join(map(str, counts))} |"
         assert f"| [{told.results.study.title}](stabilization.md) {row}" in page
+
+
+def test_the_index_says_how_many_tests_there_are_and_what_intervals_do_not_cover(many: list[Told]) -> None:
+    page = index_page(many)
+    assert together_words([verdict for told in many for verdict in told.verdicts]) in page
+    for words in NOT_COVERED:
+        assert f"- {words}" in page
 
 
 def test_a_paper_s_page_has_all_steps_and_says_which_were_not_run(many: list[Told]) -> None:

@@ -21,7 +21,8 @@ import pytest
 from halflife.errors import StoreError, UserError
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.evidence.claims import Panel
-from halflife.studies.evidence.stats import Interval
+from halflife.studies.evidence.multiplicity import multiplicity_of
+from halflife.studies.evidence.stats import NOT_COVERED, Interval
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report import build_report
 from halflife.studies.report.figures.fields import size_name
@@ -29,7 +30,9 @@ from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.ladder import ladder_figure
 from halflife.studies.report.figures.panels import panel_figure, panel_figures
 from halflife.studies.report.figures.theme import PALETTE, arm_styles
+from halflife.studies.report.pages.page import render_study
 from halflife.studies.report.pages.provenance import banners, provenance_of
+from halflife.studies.report.pages.sections import section_of
 from halflife.studies.report.pages.tables import numbers, rules_markdown, typeset, verdict_markdown, verdict_rows
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
@@ -157,6 +160,42 @@ def test_the_page_says_every_verdict(store: Store, page: str) -> None:
         assert f"{count} {outcome}" in words
     assert "2 seeds" in words
     assert "120 examples" in words
+
+
+def test_the_page_says_when_rules_were_fixed_and_what_stands(tmp_path: Path) -> None:
+    store = make_store(tmp_path, num_seeds=5, num_test=1_000)
+    results = results_of(store)
+    many = multiplicity_of(results.verdicts())
+    section = section_of(results)
+    assert "older than the record of claims" in section["fixed"]
+    page = text_of(render_study(section, report="report.html"))
+    assert section["fixed"] in page
+    assert many.words in page
+    for words in NOT_COVERED:
+        assert words in page
+    assert many.num_decided >= 3
+    decided = {v.claim.key for v in results.verdicts() if v.finding.outcome in {"reproduced", "not reproduced"}}
+    stand = {row["claim"] for row in section["rows"] if row["claim"] in decided and not row["falls"]}
+    assert stand == {key for *_, key in many.stand}
+    assert page.count("does not stand when adjusted for the number of tests") == len(decided - stand)
+    # A record from before the first run, and one of a claim that was changed when runs were finished.
+    digests = {claim.digest: claim.key for claim in results.study.claims}
+    known = {key: digest for digest, key in digests.items()}
+    fixed = StudyResults(
+        store, results.study, {**results.manifest, "claims": [{"at": "2026-01-01", "finished": 0, "digests": known}]}
+    )
+    assert section_of(fixed)["fixed"].startswith("All claims and rules were recorded before the first run")
+    assert all(row["fixed"] and not row["notes"] for row in section_of(fixed)["rows"])
+    late = [
+        {"at": "2026-01-01", "finished": 0, "digests": {**known, "helps": "another"}},
+        {"at": "2026-01-02", "finished": 7, "digests": known},
+    ]
+    changed = StudyResults(store, results.study, {**results.manifest, "claims": late})
+    section = section_of(changed)
+    assert section["fixed"].startswith("5 of 6 claims and rules were recorded before the first run")
+    assert "was changed on 2026-01-02, when 7 runs were finished" in text_of(
+        render_study(section, report="report.html")
+    )
 
 
 def test_the_page_says_how_it_was_run(store: Store, page: str) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper
 from halflife.studies.evidence.claims import Verdict
+from halflife.studies.evidence.stats import NOT_COVERED
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.facts import Facts, findings_markdown
 from halflife.studies.report.figures.beside import HEADER, beside_rows
@@ -21,6 +22,7 @@ from halflife.studies.report.findings import read_findings
 from halflife.studies.report.pages.guide import Step, guide_of
 from halflife.studies.report.pages.provenance import duration, num_earlier
 from halflife.studies.report.pages.scale import scale_of
+from halflife.studies.report.pages.sections import fixed_words, together_words
 from halflife.studies.report.pages.tables import (
     SYMBOLS,
     effect_text,
@@ -136,6 +138,9 @@ def index_page(many: Sequence[Told]) -> str:
         " verdict follows from a rule, which stands with the numbers that decided it on the page of its study; how rules"
         " were fixed and what was changed since is on [Studies](../studies.md).",
         markdown_table(("study", "preset", *SYMBOLS), rows),
+        together_words([verdict for told in many for verdict in told.verdicts]),
+        "What the intervals do not cover, on all of these pages:",
+        "\n".join(f"- {words}" for words in NOT_COVERED),
     ])  # fmt: skip
 
 
@@ -152,6 +157,7 @@ def study_page(own: Sequence[Told]) -> tuple[str, dict[str, Figure]]:
         figures |= drawn
         parts += [*pictures[:1], verdict_markdown(told.verdicts, anchor=f"{results.preset_name}-")]
         parts += ["### What decided", rules_markdown(told.verdicts)]
+        parts += [f"{fixed_words(results)} {together_words(told.verdicts)}"]
         if rows := beside_rows(results):
             parts += ["### Beside the paper", markdown_table(HEADER, rows)]
         if len(results.sizes) > 1:

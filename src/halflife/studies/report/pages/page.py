@@ -19,7 +19,7 @@ from halflife.studies.report.figures.beside import HEADER
 from halflife.studies.report.figures.fields import sentence_start
 from halflife.studies.report.figures.theme import PAGE_COLOURS, PAGE_FONT, chart_config
 from halflife.studies.report.pages.guide import Step
-from halflife.studies.report.pages.sections import counts_of, not_drawn
+from halflife.studies.report.pages.sections import counts_of, not_drawn, together_words
 from halflife.studies.report.pages.tables import MARKS, ROLES, SYMBOLS, typeset
 
 __all__ = ["CHARTS_FILE", "Problem", "charts_script", "paper_file", "render_first", "render_paper", "render_study"]
@@ -70,6 +70,7 @@ def render_first(
     return _rendered(
         "report.html.j2",
         sections=sections,
+        multiplicity=together_words([verdict for section in sections for verdict in section["verdicts"]]),
         findings=findings,
         problems=problems,
         papers=[(paper_file(paper), paper) for paper in papers],

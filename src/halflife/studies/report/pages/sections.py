@@ -20,7 +20,7 @@ from halflife.studies.report.pages.provenance import banners, provenance_of
 from halflife.studies.report.pages.scale import scale_of
 from halflife.studies.report.pages.tables import SYMBOLS, verdict_rows
 
-__all__ = ["counts_of", "fixed_words", "not_drawn", "section_of", "study_file"]
+__all__ = ["counts_of", "fixed_words", "not_drawn", "section_of", "study_file", "together_words"]
 
 
 def study_file(study: str, preset: str) -> str:
@@ -62,7 +62,7 @@ def section_of(results: StudyResults) -> dict[str, Any]:
         "banners": banners(results),
         "summary": counts_of(rows),
         "rows": rows,
-        "multiplicity": many.words if many.num_decided else "",
+        "multiplicity": together_words(verdicts),
         "fixed": fixed_words(results),
         "marks": _marks(rows),
         "beside": beside_rows(results),
@@ -99,6 +99,12 @@ def fixed_words(results: StudyResults) -> str:
     if fixed == len(claims):
         return "All claims and rules were recorded before the first run was finished, and are the same since."
     return f"{fixed} of {len(claims)} claims and rules were recorded before the first run was finished, and are the same since."
+
+
+def together_words(verdicts: Sequence[Verdict]) -> str:
+    """How many distinct tests verdicts rest on, and which stand together; nothing where none is decided."""
+    many = multiplicity_of(verdicts)
+    return many.words if many.num_decided else ""
 
 
 def counts_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
