@@ -86,11 +86,8 @@ class Terms(Measure):
 
     def __call__(self, results: Results, size: int) -> Numbers:
         """The sum, paired by seed and by example."""
-        (weight, first), *rest = self.terms
-        total = weight * first(results, size)
-        for weight, measure in rest:
-            total = total + weight * measure(results, size)
-        return total
+        found = _aligned([measure(results, size) for _, measure in self.terms])
+        return np.asarray(sum(weight * values for (weight, _), values in zip(self.terms, found, strict=True)))
 
     @property
     def chooses(self) -> bool:
@@ -99,9 +96,18 @@ class Terms(Measure):
 
     def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
         """Those of its terms, weighted."""
-        if log or not self.chooses:
+        if not self.chooses:
             return super().sides(results, size, log=log)
-        return [side for weight, m in self.terms for side in _weighted(weight, m.sides(results, size))]
+        if not log:
+            return [side for weight, m in self.terms for side in _weighted(weight, m.sides(results, size))]
+        (weight, only), *others = self.terms
+        if others or weight <= 0:
+            raise UserError(
+                "a quantity is the logarithm of a sum or a difference with a best of several in it, which has no interval that"
+                " counts the choice: take a ratio, or no logarithm"
+            )
+        first, *rest = only.sides(results, size, log=True)
+        return [replace(first, values=first.values + np.log(weight) / first.weight), *rest]
 
 
 @dataclass(frozen=True)
@@ -112,10 +118,10 @@ class _Ratio(Measure):
     under: Measure
 
     def __call__(self, results: Results, size: int) -> Numbers:
-        under = self.under(results, size)
+        over, under = _aligned([self.over(results, size), self.under(results, size)])
         if (under == 0).any():
             raise NotMeasuredError("the denominator of a ratio is 0 in some seed")
-        return self.over(results, size) / under
+        return over / under
 
     @property
     def chooses(self) -> bool:
@@ -124,12 +130,30 @@ class _Ratio(Measure):
 
     def sides(self, results: Results, size: int, *, log: bool = False) -> list[Side]:
         """Of the logarithm: those of the one minus those of the other."""
-        if not log or not self.chooses:
+        if not self.chooses:
             return super().sides(results, size, log=log)
+        if not log:
+            raise UserError(
+                "a quantity is a ratio with a best of several in it, which has an interval that counts the choice on a"
+                " logarithmic scale alone: say log=True"
+            )
         return [
             *self.over.sides(results, size, log=True),
             *_weighted(-1.0, self.under.sides(results, size, log=True)),
         ]
+
+
+def _aligned(found: Sequence[Numbers]) -> list[Numbers]:
+    """Operands of one shape: a number per seed counts for each of its examples, and the examples must be the same."""
+    shapes = {values.shape for values in found}
+    if len(shapes) == 1:
+        return list(found)
+    if len({shape for shape in shapes if len(shape) == 2}) != 1 or len({shape[0] for shape in shapes}) != 1:
+        raise UserError(
+            f"a quantity combines values of the shapes {', '.join(map(str, sorted(shapes)))}, expected the same seeds and the"
+            " same examples in all: evaluate every arm on the same examples"
+        )
+    return [values[:, None] if values.ndim == 1 else values for values in found]
 
 
 def mean_of(measures: Sequence[Measure]) -> Terms:
