@@ -24,7 +24,7 @@ from halflife.studies.evidence.tests import PartOutcome, Test
 if TYPE_CHECKING:
     from halflife.studies.evidence.results import Results
 
-__all__ = ["Finding", "Outcome", "Part", "Premise", "Row", "Rule", "described"]
+__all__ = ["Finding", "Outcome", "Part", "Premise", "Row", "Rule", "can_be_measured", "described"]
 
 Outcome = Literal["reproduced", "not reproduced", "undecided", "not tested"]
 Role = Literal["part", "given", "stake"]
@@ -43,6 +43,28 @@ class Premise:
 
     words: str
     problem: Callable[[Results, int], str]
+
+
+def can_be_measured(words: str, *values: Callable[[Results, int], object]) -> Premise:
+    """The premise that values exist.
+
+    Args:
+        words: What that asks for.
+        values: They; where they do not, they raise a `NotMeasuredError` that says why.
+
+    Returns:
+        The premise.
+    """
+    return Premise(words, functools.partial(_why_not, values=values))
+
+
+def _why_not(results: Results, size: int, *, values: Sequence[Callable[[Results, int], object]]) -> str:
+    try:
+        for one in values:
+            one(results, size)
+    except NotMeasuredError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ __all__ = [
     "below",
     "differs",
     "exceeds",
+    "exceeds_factor",
     "lowered",
     "reduced",
     "within",
@@ -259,4 +260,31 @@ def exceeds(margin: float) -> Test:
         words_if_fails=f"lies within {margin:g} of 0",
         holds=((-math.inf, -margin), (margin, math.inf)),
         fails=((-margin, margin),),
+    )
+
+
+def exceeds_factor(factor: float) -> Test:
+    """A ratio is further from 1 than a factor, in either direction: `exceeds` for ratios.
+
+    Args:
+        factor: f > 1.
+
+    Returns:
+        The test.
+
+    Raises:
+        UserError: The factor is not above 1.
+
+    Examples:
+        >>> [exceeds_factor(1.1).outcome(Interval(e, e - 0.01, e + 0.01, 3)) for e in (1.2, 0.8, 1.1, 1.0)]
+        ['holds', 'holds', 'open', 'fails']
+    """
+    _check("the factor", factor, 1.0)
+    low, high = 1 / factor, factor
+    said = f"{low:.3g} and {high:.3g} (a factor of {factor:g})"
+    return Test(
+        words=f"lies wholly outside {said}",
+        words_if_fails=f"lies between {said}",
+        holds=((0.0, low), (high, math.inf)),
+        fails=((low, high),),
     )
