@@ -81,8 +81,10 @@ def levels(decay: float, none: float) -> dict[tuple[str, str], float]:
     return {("large-decay", "train/loss"): decay, ("large-none", "train/loss"): none}
 
 
-def ends(norm: float, loss: float) -> dict[tuple[str, str], float]:
+def ends(norm: float, loss: float, norm_without: float = 1.5) -> dict[tuple[str, str], float]:
     return {
+        ("large-none", "weight_norm"): 20.0,
+        ("small-none", "weight_norm"): 20.0 * norm_without,
         ("large-decay", "weight_norm"): 9.0,
         ("small-decay", "weight_norm"): 9.0 * norm,
         ("large-decay", "train/loss"): 0.1,
@@ -114,6 +116,8 @@ CASES: list[tuple[str, str, dict[str, Any], str, float]] = [
     ("on the bound", "plateau", {"curves": falling(0.5, 2.0), "numbers": levels(0.3, 0.03)}, "undecided", 10.0),
     ("same end, other error", "same-norm",
      {"numbers": ends(1.02, 1.03), "errors": errors(large_decay=0.15, small_decay=0.18)}, "reproduced", 3.0),
+    ("same norms whatever decay does", "same-norm",
+     {"numbers": ends(1.02, 1.03, 1.02), "errors": errors(large_decay=0.15, small_decay=0.18)}, "not tested", 3.0),
     ("other norm", "same-norm",
      {"numbers": ends(1.3, 1.03), "errors": errors(large_decay=0.15, small_decay=0.18)}, "not reproduced", 3.0),
     ("other loss", "same-norm",

@@ -65,7 +65,7 @@ AMENDMENTS = {
     ("lm-schedules", "early-branch-large"): STAKE,
     ("lm-generalization", "same-curve-moderate"): f"{SLOPE} At a constant rate {STAKE}",
     ("lm-generalization", "same-curve-large"): f"{SLOPE} At a constant rate {STAKE}",
-    ("lm-generalization", "slope"): SLOPE,
+    ("lm-generalization", "slope"): f"{SLOPE} Its interval is over seeds and blocks; before, over seeds alone.",
     ("lm-generalization", "training-loss"): GRID,
     ("lm-ablations", "gains-moderate"): STAKE,
     ("lm-ablations", "l2-inside"): GRID,
@@ -100,7 +100,17 @@ AMENDMENTS = {
         for kind in ("error", "loss", "noise", "jacobian")
     },
     ("eta-lambda", "unforgotten"): "the ratio of both spreads on a logarithmic scale; before, their difference.",
-    ("no-normalization", "tuned"): GRID,
+    (
+        "no-normalization",
+        "tuned",
+    ): "the claim is not tested with fewer than three learning rates without decay; before, nobody looked.",
+    ("transformer-curvature", "early"): GRID,
+    **{
+        (f"stabilization{net}", "same-norm"): STAKE_OF.format(
+            "without decay the norms at both rates must differ by more than the factor"
+        )
+        for net in ("", "-vgg")
+    },
     ("no-normalization", "small-rate"): GAIN.format("at the large rate, in both nets"),
     ("no-normalization", "product"): EACH_PRODUCT,
     **{

@@ -54,7 +54,7 @@ from halflife.studies.evidence.fits import rank_correlation
 from halflife.studies.evidence.quantities import Best, Each, NotMeasuredError, Quantity, Terms
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import published_level
-from halflife.studies.evidence.rules import Premise
+from halflife.studies.evidence.rules import Premise, can_be_measured
 from halflife.studies.evidence.tests import above, below, exceeds, lowered, within
 from halflife.studies.specs.images import ImageRun
 
@@ -203,7 +203,14 @@ def _falls(metric: str) -> Claim:
     return Claim(
         key=f"{metric.partition('_')[0]}-falls",
         text=f"Without normalization the {CURVATURE[metric]} of the average falls with the learning rate and with lam.",
-        rule=Rule(parts=((exponent["lam"], below(0)), (exponent["lr"], below(0)))),
+        rule=Rule(
+            parts=((exponent["lam"], below(0)), (exponent["lr"], below(0))),
+            given=(
+                can_be_measured(
+                    f"the {CURVATURE[metric]} of the average is above 0 in every run", exponent["lam"].values
+                ),
+            ),
+        ),
     )
 
 

@@ -22,7 +22,7 @@ from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Publishe
 from halflife.studies.evidence.quantities import Measure, Quantity
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import published_level
-from halflife.studies.evidence.tests import above, below, differs, lowered, within_factor
+from halflife.studies.evidence.tests import above, below, differs, exceeds_factor, lowered, within_factor
 from halflife.studies.specs.images import ImageRun
 
 __all__ = ["PUBLISHED", "PUBLISHED_VGG", "STABILIZATION", "STABILIZATION_VGG", "falling_exponents"]
@@ -54,12 +54,10 @@ def effect_of_decay(rate: str) -> Measure:
     return wrong(f"{rate}-decay") - wrong(f"{rate}-none")
 
 
-def same_lam(name: str, what: str) -> Quantity:
-    """A reading at the end, small over large learning rate, at the same lam."""
-    ratio = level("small-decay", name) / level("large-decay", name)
-    return Quantity(
-        name=f"{what} of the small over the large learning rate, same lam", values=ratio, unit="x", log=True
-    )
+def between_rates(name: str, what: str, decay: str = "decay", where: str = "same lam") -> Quantity:
+    """A reading at the end, small over large learning rate, both with decay or both without."""
+    ratio = level(f"small-{decay}", name) / level(f"large-{decay}", name)
+    return Quantity(name=f"{what} of the small over the large learning rate, {where}", values=ratio, unit="x", log=True)
 
 
 def plateau(with_decay: str = "large-decay", without: str = "large-none") -> Rule:
@@ -148,9 +146,11 @@ CLAIMS = (
         rule=Rule(
             parts=(
                 (RATES, differs(SMALLEST_EFFECT)),
-                (same_lam("weight_norm", "final norm"), within_factor(EQUAL)),
-                (same_lam("train/loss", "final training loss"), within_factor(EQUAL)),
-            )
+                (between_rates("weight_norm", "final norm"), within_factor(EQUAL)),
+                (between_rates("train/loss", "final training loss"), within_factor(EQUAL)),
+            ),
+            # Without it two rates whose norms are alike anyhow would count as equal by decay.
+            stake=((between_rates("weight_norm", "final norm", "none", "without decay"), exceeds_factor(EQUAL)),),
         ),
     ),
     Claim(

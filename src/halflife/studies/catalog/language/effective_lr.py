@@ -52,6 +52,8 @@ from halflife.studies.evidence.claims import (
 )
 from halflife.studies.evidence.quantities import Measure, NotMeasuredError, Numbers, Quantity
 from halflife.studies.evidence.results import Results
+from halflife.studies.evidence.rules import can_be_measured
+from halflife.studies.evidence.stats import pair_values
 from halflife.studies.evidence.tests import above, below, exceeds, within
 from halflife.studies.specs.text import TextRun
 
@@ -126,9 +128,7 @@ def seeds_apart(results: Results, size: int, *, case: str) -> NDArray[np.float64
 class BetweenSeeds(Measure):
     """The distance between the parents of two seeds, in nats, as a value per seed with the right spread.
 
-    The geometric mean over pairs is a U-statistic, in which a seed's own mean over its pairs varies too little, because each
-    pair counts for two seeds. So each seed has the logarithm's jackknife value, S U - (S - 1) U(-s), with U(-s) the mean over
-    the pairs without it; the mean of these is U (Arvesen 1969, "Jackknifing U-Statistics").
+    The geometric mean over pairs, each seed with its jackknife value (`pair_values`).
     """
 
     case: str
@@ -138,16 +138,13 @@ class BetweenSeeds(Measure):
         num = len(results.seeds(size))
         if num < 3:
             raise NotMeasuredError(f"the distance between seeds was found with {num} seeds, and its spread needs 3")
-        logs_SS = np.log(np.maximum(seeds_apart(results, size, case=self.case), EQUAL))
-        np.fill_diagonal(logs_SS, 0.0)
-        mean_S = logs_SS.sum(axis=1) / (num - 1)
-        jackknife_S: Numbers = np.exp((2 * (num - 1) * mean_S - num * mean_S.mean()) / (num - 2))
-        return jackknife_S
+        apart_SS = np.maximum(seeds_apart(results, size, case=self.case), EQUAL)
+        return np.exp(pair_values(np.log(apart_SS)))
 
 
 @dataclass(frozen=True)
 class FinalLoss(Measure):
-    """The final validation loss of a replay by block; where a seed diverged, the replay has no end but a uniform guess."""
+    """The final validation loss of a replay by block; if any seed diverged, that of a uniform guess in all of them."""
 
     case: str
     match: str
@@ -222,18 +219,22 @@ def _matched_claims(case: str, match: str, what: str) -> tuple[Claim, ...]:
     parent = loss(f"parent-{case}")
     to_seeds = _times(case, match, "between two seeds of the run", BetweenSeeds(case))
     end = in_nats(
-        f"final loss of {REPLAYS[match]} (a uniform guess if it diverges) - of the run with {case} decay",
+        f"final loss of {REPLAYS[match]} (a uniform guess if any seed diverges) - of the run with {case} decay",
         FinalLoss(case, match) - parent,
     )
     unmatched = in_nats(
-        f"final loss of the unmatched replay - of the run with {case} decay", FinalLoss(case, "none") - parent
+        f"final loss of the unmatched replay (a uniform guess if any seed diverges) - of the run with {case} decay",
+        FinalLoss(case, "none") - parent,
     )
     return (
         Claim(
             key=f"follows-{match}-{case}",
             text=f"A run without decay whose learning rate is rescaled to match {what} follows the whole loss curve of the run"
             f" with {case} decay.",
-            rule=Rule(parts=((_over(case, match, "none"), below(FOLLOWS)), (to_seeds, below(1)))),
+            rule=Rule(
+                parts=((_over(case, match, "none"), below(FOLLOWS)), (to_seeds, below(1))),
+                given=(can_be_measured("there are three seeds or more", BetweenSeeds(case)),),
+            ),
         ),
         Claim(
             key=f"end-{match}-{case}",

@@ -135,9 +135,8 @@ def offset(results: Results, size: int, *, model: str, lam: str) -> NDArray[np.f
 
 
 def slope(results: Results, size: int, *, model: str) -> NDArray[np.float64]:
-    """The slope of validation on training loss among runs with the same lam, (S,)."""
-    slope_S: NDArray[np.float64] = cloud(results, size, model=model).slope_SN.mean(axis=1)
-    return slope_S
+    """The slope of validation on training loss among runs with the same lam, (S, N)."""
+    return cloud(results, size, model=model).slope_SN
 
 
 def offsets(results: Results, size: int, *, lam: str) -> list[Quantity]:
@@ -153,7 +152,7 @@ def slopes(results: Results, size: int) -> list[Quantity]:
     """The slope in each model."""
     name = "slope of validation on training loss among runs with the same lam"
     return [
-        Quantity(name=f"{name}, {MODELS[model]}", values=functools.partial(slope, model=model))
+        Quantity(name=f"{name}, {MODELS[model]}", values=functools.partial(slope, model=model), examples="blocks")
         for model in models(results, size)
     ]
 

@@ -33,6 +33,7 @@ __all__ = [
     "change",
     "change_after",
     "decayed_runs",
+    "has_best",
     "have_minima",
     "in_nats",
     "loss",
@@ -171,6 +172,25 @@ def no_best_value(
     return f"{side} the best {of} on the other seeds is at an edge of its grid ({which}) for some seed"
 
 
+def has_best(arms: Arms, *, of: str, side: str = "without decay", name: str = BLOCKS) -> Premise:
+    """The premise that the best of some arms is a best one: another value of a setting would not do what decay does.
+
+    Args:
+        arms: As for `no_best_value`.
+        of: Likewise.
+        side: Likewise.
+        name: Likewise.
+
+    Returns:
+        The premise.
+    """
+    return Premise(
+        f"the arms {side} have at least {MIN_VALUES} values of {of}, and for no seed the best of them on the other seeds is at"
+        " an edge of the grid other than 0",
+        functools.partial(no_best_value, arms=arms, of=of, side=side, name=name),
+    )
+
+
 def best_against_best(
     words: str,
     with_decay: Arms,
@@ -195,13 +215,8 @@ def best_against_best(
     Returns:
         The rule.
     """
-    has_best = Premise(
-        f"the arms {side} have at least {MIN_VALUES} values of {of}, and for no seed the best of them on the other"
-        " seeds is at an edge of the grid",
-        functools.partial(no_best_value, arms=without, of=of, side=side, name=name),
-    )
     effect = in_nats(words, Best(with_decay, name) - Best(without, name))
-    return Rule(parts=((effect, lowered(smallest)),), given=(has_best,))
+    return Rule(parts=((effect, lowered(smallest)),), given=(has_best(without, of=of, side=side, name=name),))
 
 
 Optima = Callable[[Results, int], Sequence[Optimum]]

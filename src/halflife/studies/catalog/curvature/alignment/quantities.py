@@ -23,6 +23,7 @@ __all__ = [
     "MODELS",
     "PAIRS",
     "TOP",
+    "all_spectra",
     "cell_keys",
     "cosine",
     "cosines",
@@ -136,6 +137,11 @@ def _spectra_at(results: Results, size: int, *, name: str, shape: bool) -> list[
         )
         for key, spec in specs.items()
     ]
+
+
+def all_spectra(results: Results, size: int) -> list[NDArray[np.float64]]:
+    """`spectra_differ_by` of every setting of the grid."""
+    return [spectra_differ_by(results, size, key=key, shape=False) for key in cell_keys(results, size)]
 
 
 def spectra(name: str, *, shape: bool) -> Each:

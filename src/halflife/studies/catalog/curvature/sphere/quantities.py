@@ -131,13 +131,10 @@ def plateau_at_twice_the_radius(key: str) -> Quantity:
 def plateau_of_nearest(key: str) -> Quantity:
     """What else could be: that the learning rate alone counts. Then the nearest arm at the smaller radius is another one."""
 
-    def log_ratio(results: Results, size: int) -> NDArray[np.float64]:
+    def ratio(results: Results, size: int) -> NDArray[np.float64]:
         lr = rate_of(results, key, size)
         nearest = min(rate_keys(results, size), key=lambda arm: abs(np.log(rate_of(results, arm, size) / lr)))
-        found_S: NDArray[np.float64] = np.log(
-            plateau_of(results, size, key=nearest) / plateau_of(results, size, key=same_of(key))
-        )
-        return found_S
+        return plateau_of(results, size, key=nearest) / plateau_of(results, size, key=same_of(key))
 
-    name = "logarithm of (training loss before the drop at the smaller radius with about the larger learning rate, over that"
-    return Quantity(name=f"{name} with the smaller one)", values=log_ratio)
+    name = "training loss before the drop at the smaller radius with about the larger learning rate, over that with the smaller"
+    return Quantity(name=f"{name} one", values=ratio, unit="x", log=True)

@@ -36,7 +36,7 @@ from halflife.studies.catalog.curvature.sphere.figures import PANELS, PUBLISHED
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Each, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.tests import above, below, exceeds, lowered, within, within_factor
+from halflife.studies.evidence.tests import above, below, exceeds_factor, lowered, within, within_factor
 from halflife.studies.specs.images import ImageRun, fine_tune_branch
 
 __all__ = ["SPHERE"]
@@ -90,9 +90,10 @@ SAME_PLATEAU = Each(
     unit="x",
 )
 OTHER_PLATEAU = Each(
-    name="logarithm of (training loss before the drop at the smaller radius with the learning rate nearest to the larger one,"
-    " over that with the smaller one)",
+    name="training loss before the drop at the smaller radius with the learning rate nearest to the larger one, over that with"
+    " the smaller one, at each of two learning rates",
     quantities=at_both(make=quantities.plateau_of_nearest),
+    unit="x",
 )
 
 CLAIMS = (
@@ -133,7 +134,7 @@ CLAIMS = (
         " sphere's geometry, not in the paper; powers of two, so that even roundings are the same).",
         rule=Rule(
             parts=((SAME_ERROR, within(SMALLEST_EFFECT)), (SAME_PLATEAU, within_factor(SAME_LOSS))),
-            stake=((OTHER_PLATEAU, exceeds(round(float(np.log(SAME_LOSS)), 4))),),
+            stake=((OTHER_PLATEAU, exceeds_factor(SAME_LOSS)),),
         ),
     ),
 )

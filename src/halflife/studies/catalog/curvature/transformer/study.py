@@ -49,6 +49,7 @@ from halflife.studies.catalog.language.common import (
     run_arm,
     small_gpt,
 )
+from halflife.studies.catalog.language.quantities import has_best
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Quantity, Reading
 from halflife.studies.evidence.rules import Premise
@@ -152,7 +153,10 @@ CLAIMS = (
         key="early",
         text="Decay gains also against stopping early: best step, rate and lam against best step and rate without decay"
         " (our claim).",
-        rule=Rule(parts=((STOPPED, lowered(SMALLEST_EFFECT)),)),
+        rule=Rule(
+            parts=((STOPPED, lowered(SMALLEST_EFFECT)),),
+            given=(has_best(tuple(key_of(rate, LAMS[0]) for rate in RATES), of="learning rate", name="val/loss"),),
+        ),
     ),
     Claim(
         key="small-rate",

@@ -36,6 +36,7 @@ __all__ = [
     "forgotten",
     "left_by_both",
     "no_optimum",
+    "products",
     "rank_with_product",
     "rises",
     "share_of_product",
@@ -126,6 +127,11 @@ def by_product(cells: Sequence[GridCell]) -> dict[float, list[GridCell]]:
     if len(found) < 3:
         raise NotMeasuredError(too_few(f"have runs of {FORGOTTEN:g} tau or more"))
     return found
+
+
+def products(results: Results, size: int) -> list[float]:
+    """The values of lr * lam whose settings have forgotten their start, three at least."""
+    return list(by_product(cells_of(results, size)))
 
 
 def too_few(what: str) -> str:

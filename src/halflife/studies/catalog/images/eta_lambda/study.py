@@ -47,6 +47,7 @@ from halflife.studies.catalog.images.eta_lambda.quantities import (
     forgotten,
     left_by_both,
     no_optimum,
+    products,
     rank_with_product,
     rises,
     share_of_product,
@@ -55,7 +56,7 @@ from halflife.studies.catalog.images.eta_lambda.quantities import (
 )
 from halflife.studies.evidence.claims import Arm, Claim, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Each, Quantity
-from halflife.studies.evidence.rules import Premise
+from halflife.studies.evidence.rules import Premise, can_be_measured
 from halflife.studies.evidence.tests import above, below, within_factor
 from halflife.studies.specs.images import ImageRun
 
@@ -67,6 +68,7 @@ SMALLEST_EXPLAINED = 0.5  # of the variance over settings: with less there is no
 LOW, HIGH = 2.0, 6.0  # tau at the optimum, in epochs, as read from the paper's two grids
 
 _WHERE = f"settings whose run is {FORGOTTEN:g} tau or longer"
+PRODUCTS = can_be_measured(f"three values of lr * lam or more have {_WHERE}", products)
 
 
 def _monotone(key: str, kind: str, text: str, *, rising: bool) -> Claim:
@@ -74,9 +76,8 @@ def _monotone(key: str, kind: str, text: str, *, rising: bool) -> Claim:
         name=f"rank correlation of the {KINDS[kind].name} with lr * lam, over {_WHERE}",
         values=functools.partial(rank_with_product, kind=kind),
     )
-    return Claim(
-        key=key, text=text, rule=Rule(parts=((correlation, above(RANK_BOUND) if rising else below(-RANK_BOUND)),))
-    )
+    test = above(RANK_BOUND) if rising else below(-RANK_BOUND)
+    return Claim(key=key, text=text, rule=Rule(parts=((correlation, test),), given=(PRODUCTS,)))
 
 
 def _collapse(kind: str) -> Claim:
@@ -96,7 +97,13 @@ def _collapse(kind: str) -> Claim:
     return Claim(
         key=f"collapse-{kind}",
         text=f"The {name} depends on the learning rate and lam through their product alone.",
-        rule=Rule(parts=((share, above(EXPLAINED)),), given=((left, below(1 - SMALLEST_EXPLAINED)),)),
+        rule=Rule(
+            parts=((share, above(EXPLAINED)),),
+            given=(
+                can_be_measured(f"two values of lr * lam or more have two {_WHERE}, or more", share.values),
+                (left, below(1 - SMALLEST_EXPLAINED)),
+            ),
+        ),
     )
 
 
@@ -112,7 +119,9 @@ TAU = Quantity(
     values=tau_in_epochs,
     log=True,
 )
-INSIDE = Premise("the lowest mean is at no end of the grid, and each seed has a minimum inside", no_optimum)
+INSIDE = Premise(
+    "the lowest mean of three or more is at no end of the grid, and each seed has a minimum inside", no_optimum
+)
 RATE = Quantity(
     name=f"p of Jacobian norm of the average ~ lr^p, with a level for each lam, over {_WHERE}",
     values=functools.partial(exponent_of_rate, kind="jacobian"),
@@ -129,7 +138,7 @@ CLAIMS = (
     Claim(
         key="u-shape",
         text="The test error of the average is U-shaped in lr * lam.",
-        rule=Rule(parts=((RISES, above(0)),)),
+        rule=Rule(parts=((RISES, above(0)),), given=(PRODUCTS,)),
     ),
     Claim(
         key="tau",
@@ -158,13 +167,19 @@ CLAIMS = (
         key="jacobian-rate",
         text="At fixed lam the Jacobian norm of the average falls as the learning rate rises (the paper's figures; its text"
         " says that it rises).",
-        rule=Rule(parts=((RATE, below(0)),)),
+        rule=Rule(
+            parts=((RATE, below(0)),),
+            given=(can_be_measured(f"a lam has two {_WHERE}, or more", RATE.values),),
+        ),
     ),
     *(_collapse(kind) for kind in KINDS),
     Claim(
         key="unforgotten",
         text="Where a run is shorter than tau = 1 / (lr lam), test errors of settings of equal lr * lam differ more.",
-        rule=Rule(parts=((SPREADS, above(1)),)),
+        rule=Rule(
+            parts=((SPREADS, above(1)),),
+            given=(can_be_measured("of both kinds there are two settings or more of equal lr * lam", SPREADS.values),),
+        ),
     ),
 )
 

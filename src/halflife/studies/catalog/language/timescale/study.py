@@ -26,6 +26,7 @@ from halflife.studies.catalog.language.timescale import figures
 from halflife.studies.catalog.language.timescale import quantities as rules
 from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Quantity, mean_of
+from halflife.studies.evidence.rules import can_be_measured
 from halflife.studies.evidence.tests import EQUAL_CONFIDENCE, above, below, within
 
 __all__ = ["TIMESCALE"]
@@ -87,7 +88,8 @@ CLAIMS = (
                     ),
                     replace(below(SMALLEST_LOSS), confidence=EQUAL_CONFIDENCE),
                 ),
-            )
+            ),
+            given=(can_be_measured("the base's best lam, kept and scaled, is on the grid of every batch", SCALED),),
         ),
     ),
     _power_claim(

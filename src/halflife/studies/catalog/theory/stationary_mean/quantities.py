@@ -103,7 +103,7 @@ def premises(keys: Sequence[str]) -> tuple[Premise, ...]:
     return (
         Premise(
             f"in every arm the mean moves by at most {MOVED:g} of the distance without a regularizer between the halves of the"
-            " time",
+            " time, on average over seeds",
             functools.partial(_first_problem, keys=keys, problem=_moves),
         ),
         Premise(
