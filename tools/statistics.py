@@ -103,14 +103,18 @@ GAPS: dict[str, Callable[[int], Array]] = {
 }
 
 
-def arms(rng: Rng, means_A: Array, num_seeds: int, *, heavy: bool = False, uneven: bool = False) -> Array:
-    """The arms of a side, (A, S, N)."""
+def arms(
+    rng: Rng, means_A: Array, num_seeds: int, *, heavy: bool = False, uneven: bool = False, wild: bool = False
+) -> Array:
+    """The arms of a side, (A, S, N); of several the last one may diverge in two of five seeds."""
     num_arms, scale = len(means_A), math.sqrt(NUM_EXAMPLES)
     own_AS = (
         rng.standard_t(3, (num_arms, num_seeds)) / math.sqrt(3) if heavy else rng.normal(size=(num_arms, num_seeds))
     )
     if uneven:
         own_AS *= np.where(np.arange(num_arms) % 2, 3.0, 1.0)[:, None]
+    if wild and num_arms > 1:
+        own_AS[-1] += 20 * (rng.random(num_seeds) < 0.4)
     values_ASN = means_A[:, None, None] + SHARED * rng.normal(size=(1, num_seeds, 1)) + SEED * own_AS[:, :, None]
     values_ASN = values_ASN + scale * EXAMPLE * rng.normal(size=(num_arms, 1, NUM_EXAMPLES))
     return np.asarray(values_ASN + scale * REST * rng.normal(size=(num_arms, num_seeds, NUM_EXAMPLES)))
@@ -192,6 +196,7 @@ def between() -> Simulated:
         Case(gaps="equal", sides=(6, 3), options={"heavy": True}, name="equal, heavy tails (t with 3 degrees)"),
         Case(gaps="clear winner", sides=(6, 3), options={"heavy": True}, name="clear winner, heavy tails"),
         Case(gaps="equal", sides=(6, 3), options={"uneven": True}, name="equal, every other arm 3 times as noisy"),
+        Case(gaps="equal", sides=(6, 1), options={"wild": True}, name="equal, one higher by 20 in 40 % of seeds"),
     ]
     return Simulated(header=BEST_HEADER, rows=[case.run(num_seeds, 400)[0] for case in cases for num_seeds in SEEDS])
 

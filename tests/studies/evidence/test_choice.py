@@ -32,35 +32,40 @@ def _arms(rng: np.random.Generator, means: Array, shape: tuple[int, int], exampl
 
 
 def _chosen_by_loops(values_ASN: Array) -> Array:
-    """Every cell by itself: all choices of half of the other seeds, on the other half of the examples."""
+    """Every cell by itself: the best arm on all other seeds and on the other half of the examples."""
     _, num_seeds, num_examples = values_ASN.shape
     middle = (num_examples + 1) // 2
     found_SN = np.zeros((num_seeds, num_examples))
     for seed, example in itertools.product(range(num_seeds), range(num_examples)):
         there = range(middle, num_examples) if example < middle else range(middle)
         others = [s for s in range(num_seeds) if s != seed]
-        scored = []
-        for seeds in itertools.combinations(others, num_seeds // 2):
-            means = [np.mean([[arm[s, n] for n in there] for s in seeds]) for arm in values_ASN]
-            scored.append(values_ASN[means.index(min(means)), seed, example])
-        found_SN[seed, example] = np.mean(scored)
+        means = [np.mean([[arm[s, n] for n in there] for s in others]) for arm in values_ASN]
+        found_SN[seed, example] = values_ASN[means.index(min(means)), seed, example]
     return found_SN
 
 
-@pytest.mark.parametrize("num_seeds", [2, 3, 4, 5])
-def test_the_chosen_values_are_those_of_a_loop_over_all_choices(num_seeds: int) -> None:
+@pytest.mark.parametrize("num_seeds", [2, 3, 4, 5, 9])
+def test_the_chosen_values_are_those_of_a_loop_over_all_cells(num_seeds: int) -> None:
     values_ASN = _arms(np.random.default_rng(num_seeds), np.zeros(4), (num_seeds, 7))
     assert chosen(Side(values=values_ASN)) == pytest.approx(_chosen_by_loops(values_ASN))
 
 
-def test_many_seeds_are_treated_alike() -> None:
-    """Above six seeds the choices are cyclic ones: each seed is left out as often, and never chooses for itself."""
-    num_seeds = 9
+@pytest.mark.parametrize("num_seeds", [2, 5, 9, 40])
+def test_a_seed_never_chooses_for_itself(num_seeds: int) -> None:
     for seed in range(num_seeds):
         values_AS = np.zeros((2, num_seeds))
-        values_AS[1, seed] = -1.0  # one seed's luck: it would choose arm 1 wherever it takes part
-        found_S = chosen(Side(values=values_AS))
-        assert found_S == pytest.approx(np.zeros(num_seeds))
+        values_AS[1, seed] = -1.0  # one seed's luck: it chooses arm 1 for all others
+        assert chosen(Side(values=values_AS)) == pytest.approx(np.zeros(num_seeds))
+
+
+def test_an_arm_that_diverges_in_some_seeds_is_not_the_best() -> None:
+    """SGD at a rate at which three of five seeds diverge beside a good one: a choice on few seeds would take it by luck."""
+    good_S, wild_S = np.array([1.796, 1.785, 1.787, 1.788, 1.791]), np.array([1.790, 2.462, 1.788, 2.477, 2.534])
+    side = Side(values=np.array([good_S, wild_S]))
+    assert chosen_arms(side) == [0]
+    found = best_interval(np.full((1, 5), 1.76), side.values)
+    assert found.estimate == pytest.approx(1.76 - good_S.mean())
+    assert found.high < 0
 
 
 def test_a_single_arm_against_another_is_the_paired_interval() -> None:

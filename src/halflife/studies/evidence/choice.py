@@ -4,19 +4,18 @@ The quantity is a contrast of minima (or maxima). With mu_ja the mean of arm a o
 
     theta = sum over sides j of weight_j * (min over a of mu_ja)
 
-An arm that is chosen and scored on the same numbers looks better than it is, the more so the more arms there are; and a
-choice that leaves out one seed at a time makes the scores of seeds depend on each other, so that their spread is too small.
-So each cell of seed s and half h of the examples is scored with arms that are chosen on floor(S / 2) of the *other* seeds and
-on the *other* half, all such choices averaged (`chosen`). Where arms are equal, and where one is clearly best, the mean of
-that has no bias; between these the choice is wrong at times, and each side's value is too high by what this loses.
+An arm that is chosen and scored on the same numbers looks better than it is, the more so the more arms there are. So each cell
+of seed s and half h of the examples is scored with the arm that is best on all *other* seeds and the *other* half (`chosen`).
+Where arms are equal, and where one is clearly best, the mean of that has no bias; between these the choice is wrong at times,
+and each side's value is too high by what this loses. The choices of two seeds are made on almost the same others, so that the
+scores depend on each other and spread too little: the interval is wider by what a simulation of the whole procedure asks for.
 
-Shapes: A arms, S seeds, N examples, J sides, P choices of seeds, H halves, T draws.
+Shapes: A arms, S seeds, N examples, J sides, H halves, T draws.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +29,6 @@ from halflife.studies.evidence.stats import CONFIDENCE, Interval, crossed_interv
 
 __all__ = ["Side", "best_interval", "chosen", "chosen_arms", "contrast_interval", "leave_one_out"]
 
-MOST_SPLITS = 20  # up to so many choices of seeds all are used, else cyclic ones
-STRIDES = 3
 DRAWS = 2_000
 FEWEST_DRAWS = 500
 UNLUCKY = 0.2  # how often a variance over seeds is underestimated by more than the simulation allows for
@@ -132,33 +129,29 @@ def chosen(side: Side) -> NDArray[np.float64]:
         side: The side.
 
     Returns:
-        (S,) or (S, N), the mean over all choices for that seed and half. Its mean is the estimate.
+        (S,) or (S, N). Its mean is the estimate.
 
     Examples:
         >>> chosen(Side(values=np.array([[0.0, 3.0, 3.0], [2.0, 2.0, 2.0]])))
-        array([2. , 2.5, 2.5])
+        array([2., 3., 3.])
     """
     values_ASN, scores_ASH = _prepared(side)
     if len(values_ASN) == 1:
         return np.asarray(side.values[0], dtype=np.float64)
-    splits_PS = _splits(values_ASN.shape[1])
-    arms_PH = _choices(scores_ASH, splits_PS)
-    held_PS = _held(splits_PS)
-    share_ASH = np.zeros((len(values_ASN), values_ASN.shape[1], arms_PH.shape[1]))
-    for half in range(arms_PH.shape[1]):
-        np.add.at(share_ASH[:, :, half], arms_PH[:, half], held_PS)
-    parts = np.array_split(np.arange(values_ASN.shape[2]), arms_PH.shape[1])
+    parts = np.array_split(values_ASN, scores_ASH.shape[2], axis=2)
     found_SN = np.concatenate(
-        [np.einsum("as,asn->sn", share_ASH[:, :, half], values_ASN[:, :, part]) for half, part in enumerate(parts)],
+        [
+            part_ASN[arms_S, np.arange(len(arms_S))]
+            for part_ASN, arms_S in zip(parts, _choices(scores_ASH).T, strict=True)
+        ],
         axis=1,
     )
     return found_SN[:, 0] if side.values.ndim == 2 else found_SN
 
 
 def chosen_arms(side: Side) -> list[int]:
-    """The arms that some choice of seeds and half of the examples takes, by their place, in rising order."""
-    values_ASN, scores_ASH = _prepared(side)
-    return [int(arm) for arm in np.unique(_choices(scores_ASH, _splits(values_ASN.shape[1])))]
+    """The arms that are chosen for some seed and half of the examples, by their place, in rising order."""
+    return [int(arm) for arm in np.unique(_choices(_prepared(side)[1]))]
 
 
 def leave_one_out(scores_AS: NDArray[Any], *, lowest: bool = True) -> NDArray[np.int64]:
@@ -234,34 +227,9 @@ def _prepared(side: Side) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return values, scores.mean(axis=2, keepdims=True)
 
 
-def _splits(num_seeds: int) -> NDArray[np.float64]:
-    """Choices of floor(S / 2) seeds, as rows of 0 and 1: all when they are few, else cyclic ones that treat seeds alike."""
-    size = num_seeds // 2
-    if math.comb(num_seeds, size) <= MOST_SPLITS:
-        picked = list(itertools.combinations(range(num_seeds), size))
-    else:
-        strides = [d for d in range(1, num_seeds // 2 + 1) if math.gcd(d, num_seeds) == 1][:STRIDES]
-        picked = [
-            tuple((start + stride * i) % num_seeds for i in range(size))
-            for stride in strides
-            for start in range(num_seeds)
-        ]
-    splits_PS = np.zeros((len(picked), num_seeds))
-    for row, seeds in zip(splits_PS, picked, strict=True):
-        row[list(seeds)] = 1
-    return splits_PS
-
-
-def _held(splits_PS: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weights with which each seed's choices are averaged: those that know nothing of it, alike."""
-    free_PS = 1 - splits_PS
-    return np.asarray(free_PS / free_PS.sum(axis=0), dtype=np.float64)
-
-
-def _choices(scores_ASH: NDArray[np.float64], splits_PS: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The best arm of each choice of seeds and half, (P, H); of equals the first."""
-    # The mean of the picked seeds alone, not a product with 0 and 1: equal arms must stay equal to the last bit.
-    return np.array([scores_ASH[:, row > 0].mean(axis=1).argmin(axis=0) for row in splits_PS])
+def _choices(scores_ASH: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The best arm for each seed and half, (S, H)."""
+    return np.stack([leave_one_out(scores_AS) for scores_AS in np.moveaxis(scores_ASH, 2, 0)], axis=1)
 
 
 # ---- the simulation behind the widening
@@ -347,12 +315,12 @@ class _Procedure:
     num_draws: int
     num_halves: int
     num_examples: int
-    splits_PS: NDArray[np.float64]
+    num_seeds: int
     rng: np.random.Generator
 
     def normals(self, num_rows: int) -> list[NDArray[np.float32]]:
         """Standard normal numbers for seeds, halves and both, each of shape (T, H or 1, K, S or 1)."""
-        halves, seeds = self.num_halves, self.splits_PS.shape[1]
+        halves, seeds = self.num_halves, self.num_seeds
         shapes = [(1, num_rows, seeds), (halves, num_rows, 1), (halves, num_rows, seeds)]
         return [self.rng.standard_normal((self.num_draws, *shape), dtype=np.float32) for shape in shapes]
 
@@ -368,14 +336,14 @@ class _Procedure:
         self, values_THKS: NDArray[np.float32], scores_THKS: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """What the chosen arms reach, (T, H, S), and how concentrated the choice is: 1 on one arm, 1 / K on K alike, (T,)."""
-        arms_THP = (scores_THKS[:, ::-1] @ self.splits_PS.T.astype(np.float32)).argmin(axis=2)
-        scored_THPS = np.take_along_axis(values_THKS, arms_THP[..., None], axis=2)
-        scored_THPS *= _held(self.splits_PS).astype(np.float32)
-        draws, halves, num_arms, _ = values_THKS.shape
+        others_THKS = scores_THKS.sum(axis=3, keepdims=True) - scores_THKS
+        arms_THS = others_THKS[:, ::-1].argmin(axis=2)
+        scored_THS = np.take_along_axis(values_THKS, arms_THS[:, :, None], axis=2)[:, :, 0]
+        draws, halves, num_arms, num_seeds = values_THKS.shape
         first_arm = num_arms * np.arange(draws * halves).reshape(draws, halves, 1)
-        counts = np.bincount((first_arm + arms_THP).ravel(), minlength=draws * halves * num_arms)
-        shares_THK = counts.reshape(draws, halves, num_arms) / len(self.splits_PS)
-        return scored_THPS.sum(axis=2), (shares_THK**2).sum(axis=2).mean(axis=1)
+        counts = np.bincount((first_arm + arms_THS).ravel(), minlength=draws * halves * num_arms)
+        shares_THK = counts.reshape(draws, halves, num_arms) / num_seeds
+        return scored_THS, (shares_THK**2).sum(axis=2).mean(axis=1)
 
 
 def _widening(sides: Sequence[Side], confidence: float) -> float:
@@ -384,15 +352,14 @@ def _widening(sides: Sequence[Side], confidence: float) -> float:
 
     found = [_Contenders.of(side) for side in sides]
     num_seeds, num_examples = found[0].mean_SN.shape
-    splits_PS = _splits(num_seeds)
     num_halves = max(_prepared(side)[1].shape[2] for side in sides)
     num_arms = sum(len(f.gaps_K) for f in found)
-    draws = CELLS // (num_halves * len(splits_PS) * (num_arms + num_seeds))
+    draws = CELLS // (num_halves * num_seeds * (num_arms + num_seeds))
     procedure = _Procedure(
         num_draws=min(max(draws, FEWEST_DRAWS), DRAWS),
         num_halves=num_halves,
         num_examples=num_examples,
-        splits_PS=splits_PS,
+        num_seeds=num_seeds,
         rng=np.random.default_rng([num_seeds, num_examples, *(len(side.values) for side in sides)]),
     )
     # What all arms of the contrast share: the variances of its mean over contenders, without what contenders leave there.
