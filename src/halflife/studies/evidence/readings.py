@@ -34,6 +34,7 @@ class RunReadings:
     def __init__(self, identity: str, columns: Columns) -> None:
         self.identity = identity
         self.columns = columns
+        self._rows: dict[tuple[str, float | None, int | None], int] = {}
 
     def row(self, name: str, epoch: float | None, step: int | None) -> int:
         """Which reading is asked for.
@@ -49,18 +50,18 @@ class RunReadings:
         Raises:
             StoreError: There is none.
         """
+        if (known := self._rows.get((name if epoch is step is None else "", epoch, step))) is not None:
+            return known
         if epoch is not None:
-            found, where = np.abs(self.columns.epoch - epoch) < 1e-9, f"reading at epoch {epoch:g}"
+            found, where = np.flatnonzero(np.abs(self.columns.epoch - epoch) < 1e-9), f"reading at epoch {epoch:g}"
         elif step is not None:
-            found, where = self.columns.step == step, f"reading at step {step}"
+            found, where = np.flatnonzero(self.columns.step == step), f"reading at step {step}"
         else:
-            rows = self.columns.rows(name)
-            if len(rows):
-                return int(rows[-1])
-            found, where = np.zeros(1, np.bool_), f"{name} at any step"
-        if not found.any():
+            found, where = self.columns.rows(name)[-1:], f"{name} at any step"
+        if not len(found):
             raise StoreError(f"the run {self.identity} has no {where}: remove its folder and run the study again")
-        return int(found.argmax())
+        row = self._rows[name if epoch is step is None else "", epoch, step] = int(found[0])
+        return row
 
     def series(self, name: str, x: Literal["epoch", "step"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Where a quantity was read, in epochs or steps, and its values.

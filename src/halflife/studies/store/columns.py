@@ -248,7 +248,7 @@ def _read_lines(lines: Path, recorded: Mapping[str, Any] | None) -> dict[str, Te
             dtype = next(key for key, value in DTYPES.items() if value == tensor.dtype)
             words[f"crc32 {name}"] = _checksum(name, dtype, tensor.shape, tensor.tobytes())
         with contextlib.suppress(StoreError, OSError):  # a copy, which a store that is read-only does without
-            write_whole(lines.with_suffix(COMPACT), save(tensors, words), durable=False)
+            write_whole(Path(_compact(lines)), save(tensors, words), durable=False)
     return tensors
 
 
@@ -258,6 +258,10 @@ def _difference(raw: bytes, recorded: Mapping[str, Any]) -> str:
     if found == expected:
         return "its sha256 is not the one with which the run finished"
     return "it has {:,} readings in {:,} bytes, and the run finished with {:,} in {:,}".format(*found, *expected)
+
+
+def _compact(lines: Path) -> str:
+    return str(lines).removesuffix(lines.suffix) + COMPACT
 
 
 class _Compact(Mapping[str, Tensor]):
@@ -274,7 +278,7 @@ class _Compact(Mapping[str, Tensor]):
         found: Mapping[str, tuple[str, tuple[int, ...], int, int, str]],
     ) -> None:
         self._lines, self._recorded, self._recent = lines, recorded, recent
-        self._path = str(lines.with_suffix(COMPACT))
+        self._path = _compact(lines)
         self._found = found
 
     @classmethod
@@ -283,7 +287,7 @@ class _Compact(Mapping[str, Tensor]):
     ) -> _Compact | None:
         """The compact form of these lines; ``None`` if it is not there, of other lines, or damaged."""
         try:
-            with lines.with_suffix(COMPACT).open("rb", buffering=0) as file:
+            with open(_compact(lines), "rb", buffering=0) as file:
                 raw = file.read(USUAL_HEADER)
                 start = 8 + int.from_bytes(raw[:8], "little")
                 size = os.fstat(file.fileno()).st_size
