@@ -19,7 +19,7 @@ from halflife.studies.evidence.choice import Side, chosen, contrast_interval
 from halflife.studies.evidence.claims import Arm, Claim, Preset, presets
 from halflife.studies.evidence.quantities import Best, Each, Measure, NotMeasuredError, Quantity, Reading, mean_of
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rules import Premise, Rule
+from halflife.studies.evidence.rules import Premise, Rule, can_be_measured
 from halflife.studies.evidence.stats import Interval, crossed_interval, seed_interval, seeds_to_decide
 from halflife.studies.evidence.tests import (
     Test,
@@ -221,6 +221,50 @@ def test_values_of_another_shape_or_none_are_refused(
 def test_a_ratio_over_zero_is_not_measured() -> None:
     with pytest.raises(NotMeasuredError, match="the denominator of a ratio is 0 in some seed"):
         (Reading("a", "x") / Reading("b", "x"))(made_up(a_x=[1.0, 1.0], b_x=[1.0, 0.0]), SIZE)
+
+
+@pytest.mark.parametrize("measure", [Reading("a", "x") - Reading("b", "x"), Reading("a", "x") / Reading("b", "x")])
+@pytest.mark.parametrize("other", [np.ones((3, 5)), np.ones((2, 4)), np.ones(4)])
+def test_operands_with_other_examples_or_seeds_are_refused(measure: Measure, other: NDArray[np.float64]) -> None:
+    with pytest.raises(
+        UserError, match=r"values of the shapes .*\(3, 4\).*, expected the same seeds and the same examples in"
+    ):
+        measure(made_up(a_x=np.ones((3, 4)), b_x=other), SIZE)
+
+
+def test_a_number_per_seed_counts_for_each_example_even_where_there_are_as_many() -> None:
+    examples, seeds = np.arange(9.0).reshape(3, 3), np.array([1.0, 10.0, 100.0])
+    results = made_up(a_x=examples, b_x=seeds)
+    np.testing.assert_array_equal((Reading("a", "x") - Reading("b", "x"))(results, SIZE), examples - seeds[:, None])
+    np.testing.assert_array_equal((Reading("a", "x") / Reading("b", "x"))(results, SIZE), examples / seeds[:, None])
+
+
+def test_a_choice_that_no_interval_would_count_is_refused() -> None:
+    best, one = Best(("a", "b"), "x"), Reading("a", "x")
+    results = made_up(a_x=[1.0, 2.0, 3.0], b_x=[1.5, 1.6, 1.7])
+    for values in (best - 0.5 * one, -1.0 * best):
+        with pytest.raises(UserError, match="logarithm of a sum or a difference with a best of several in it"):
+            Quantity(name="q", values=values, log=True).interval(results, SIZE, 0.95)
+    with pytest.raises(UserError, match=r"a ratio with a best of several in it, .* say log=True"):
+        Quantity(name="q", values=best / one).interval(results, SIZE, 0.95)
+    plain, percent = (
+        Quantity(name="q", values=values, log=True).interval(results, SIZE, 0.95)
+        for values in (best / one, 100 * best / one)
+    )
+    assert (percent.estimate, percent.low, percent.high) == pytest.approx(
+        tuple(100 * end for end in (plain.estimate, plain.low, plain.high))
+    )
+
+
+def test_what_cannot_be_measured_is_a_premise_in_words() -> None:
+    ratio = Reading("a", "x") / Reading("b", "x")
+    rule = Rule(
+        parts=((Quantity(name="q", values=ratio), above(0)),), given=(can_be_measured("b is not 0 in any seed", ratio),)
+    )
+    assert "Tested only where b is not 0 in any seed." in rule.words
+    assert rule.decide(made_up(a_x=HIGH, b_x=HIGH), SIZE).outcome == "reproduced"
+    finding = rule.decide(made_up(a_x=HIGH, b_x=[1.0, 0.0, 1.0]), SIZE)
+    assert (finding.outcome, finding.reason) == ("not tested", "the denominator of a ratio is 0 in some seed")
 
 
 # ---- rules
