@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.studies.catalog.theory.stationary_mean.theory import path_of, rms
-from halflife.studies.evidence.quantities import Each, Quantity
+from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rules import Premise
 
@@ -161,4 +161,7 @@ def weights_apart(results: Results, size: int, *, key: str) -> NDArray[np.float6
 
 def batch_ratio(results: Results, size: int) -> NDArray[np.float64]:
     """B times the fitted prefactor at B = 4 over that at B = 1, (S,)."""
-    return fitted_c(results, size, key="sparse-batch") / fitted_c(results, size, key="sparse")
+    four_S, one_S = (fitted_c(results, size, key=key) for key in ("sparse-batch", "sparse"))
+    if (one_S == 0).any():
+        raise NotMeasuredError(f"the c that fits {LABELS['sparse']} is 0 in some seed")
+    return four_S / one_S
