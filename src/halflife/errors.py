@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ["DivergedError", "HalflifeError", "RunFailedError", "RunStoppedError", "StoreError", "UserError"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DivergedError",
+    "HalflifeError",
+    "RunFailedError",
+    "RunStoppedError",
+    "StoreError",
+    "UserError",
+    "did_you_mean",
+]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean ...?)`` with the known name that is most like another, or nothing where none is like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class HalflifeError(Exception):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from halflife.cli.study_list import batches_of
 from halflife.errors import UserError
-from halflife.studies.catalog import STUDIES
+from halflife.studies.catalog import STUDIES, get_preset
 from halflife.studies.runner.plan import make_plan
 from halflife.studies.store.store import Store
 from tests import ROOT
@@ -94,6 +94,13 @@ def test_a_dry_run_counts_the_runs_of_the_plan(name: str) -> None:
         assert {kind: sum(b.num_runs for b in batches if b.kind == kind) for kind in by_kind} == by_kind
         assert batches[0].size == preset.main_size
         assert not any("unknown" in batch.length for batch in batches)
+
+
+def test_a_length_of_one_epoch_is_no_plural() -> None:
+    lengths = [
+        batch.length for batch in batches_of(get_preset(STUDIES["dataset-size"], "laptop"), num_seeds=1, max_steps=None)
+    ]
+    assert [words for words in lengths if words.startswith("1 ")] == ["1 epoch"]
 
 
 def test_a_dry_run_starts_nothing_and_says_how_much(tmp_path: Path) -> None:

@@ -112,10 +112,12 @@ def run_studies(
     from halflife.studies.catalog.own import known_studies
 
     if changes:
+        file, _, name = names[0].rpartition(":")
+        old = f"get_study({name!r})" if not file else name
         raise UserError(
             f"--set {changes[0]} would change {names[0]}, whose claims are fixed for the settings that it has: put a study of"
-            f" your own into a file, `MINE = dataclasses.replace(get_study({names[0]!r}), name=..., presets=...)`, and run"
-            " `halflife study run my_file.py:MINE` (docs/own_studies.md)"
+            f" your own into {file or 'a file'}, `MINE = dataclasses.replace({old}, name=..., presets=...)`, and run"
+            f" `halflife study run {file or 'my_file.py'}:MINE` (docs/own_studies.md)"
         )
     studies, names = known_studies(names)
     chosen = [(get_study(name, studies), get_preset(get_study(name, studies), preset)) for name in names]
@@ -311,9 +313,9 @@ def verdicts(
     elif shown:
         console.print(counts_line(shown), highlight=False)
     if manifests and len(unknown) == len(manifests):
-        problems += unknown
+        problems += dict.fromkeys(unknown)  # once for all presets
     else:
-        for words in unknown:
+        for words in dict.fromkeys(unknown):
             warn(words)
     if problems:
         raise StoreError("; ".join(problems))
@@ -324,7 +326,10 @@ def report_command(
     store: StoreOption = None,
     own: OwnOption = None,
     fmt: Annotated[str, typer.Option("--format", metavar="html|svg|pdf", help="Pages, or a file per figure")] = "html",
-    out: Annotated[Path | None, typer.Option(metavar="PATH", help="Where to write [default: in the store]")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder, or a first page that ends in .html [default: in the store]"),
+    ] = None,
 ) -> None:
     """Write the report of what the store holds: self-contained pages, one with all studies and one a paper, or its figures."""
     if fmt not in {"html", "svg", "pdf"}:

@@ -139,7 +139,7 @@ def _length(spec: RunSpec) -> str:
         return f"{steps:,} steps"
     # A branch of images says in the run that it would be how long it is.
     epochs = getattr(getattr(spec, "then", spec), "num_epochs", None)
-    words = "of unknown length" if epochs is None else f"{epochs:,} epochs"
+    words = "of unknown length" if epochs is None else f"{epochs:,} epoch{'s' if epochs != 1 else ''}"
     return words if spec.max_steps is None else f"{words}, at most {spec.max_steps:,} steps"
 
 

@@ -55,7 +55,9 @@ def test_a_number_and_an_array_are_read_by_one_method(store: Store, results: Res
         ("val/loss", {"epoch": 0.33}, r"the run \w{16} has no reading at epoch 0.33: remove its folder"),
         ("val/loss", {"step": 2_000}, r"the run \w{16} has no val/loss at step 2000: remove its folder"),
         ("val/loss_blocks", {"step": 8_000}, r"the run \w{16} has no val/loss_blocks at step 8000: remove its folder"),
-        ("test/error", {}, r"the run \w{16} has no test/error at any step: remove its folder"),
+        ("test/error", {}, r"the run \w{16} has no test/error at any step: correct the name, or remove"),
+        ("val/los", {}, r"has no val/los at any step \(did you mean val/loss\?\): correct the name"),
+        ("val/loss_block", {}, r"\(did you mean val/loss_blocks\?\)"),
     ],
 )
 def test_what_one_method_does_not_find_is_an_error(

@@ -282,7 +282,10 @@ def test_a_sheet_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"holds stabilization at a preset 'day' that this halflife does not know"):
         StudyResults(store, get_study("stabilization"), manifest | {"preset": "day"})
     broken = StudyResults(store, get_study("stabilization"), manifest | {"arms": manifest["arms"][1:]})
-    with pytest.raises(StoreError, match="has no arm 'large-decay' at size 8: it was written by another version"):
+    with pytest.raises(
+        StoreError,
+        match=r"has no arm 'large-decay' at size 8 \(did you mean .*\): it was written by another version",
+    ):
         broken.verdicts()
 
 

@@ -522,6 +522,7 @@ def test_where_the_report_lands(store: Store, tmp_path: Path) -> None:
     others = ["study-stabilization-laptop.html", "paper-why.html", "report-charts.js"]
     assert build_report(store, out=tmp_path) == [tmp_path / name for name in ("report.html", *others)]
     new = tmp_path / "new"
+    assert build_report(store, out=new / "folder") == [new / "folder" / name for name in ("report.html", *others)]
     assert build_report(store, out=new / "page.html") == [new / name for name in ("page.html", *others)]
     with pytest.raises(StoreError, match=r"cannot be made \(.*choose another --out"):
         build_report(store, out=tmp_path / "report.html" / "under" / "a-file.html")

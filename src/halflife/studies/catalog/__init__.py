@@ -6,10 +6,9 @@ the rule of each claim), ``figures`` and ``theory`` (what a formula says).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
-from halflife.errors import UserError
+from halflife.errors import UserError, did_you_mean
 from halflife.studies.catalog.amendments import with_amendments
 from halflife.studies.catalog.curvature.alignment.study import CURVATURE_ALIGNMENT
 from halflife.studies.catalog.curvature.averaging.study import AVERAGING
@@ -81,10 +80,9 @@ def get_study(name: str, studies: Mapping[str, Study] | None = None) -> Study:
     """
     studies = STUDIES if studies is None else studies
     if name not in studies:
-        near = difflib.get_close_matches(name, studies, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
-            f"there is no study {name!r}, expected one of {', '.join(studies)}: see `halflife study list`{hint}"
+            f"there is no study {name!r}, expected one of {', '.join(studies)}: see `halflife study list`"
+            f"{did_you_mean(name, studies)}"
         )
     return studies[name]
 

@@ -87,7 +87,8 @@ def study_of(manifest: Mapping[str, Any], studies: Mapping[str, Study]) -> Study
             " own one another name and run it again, its runs are kept"
         )
     raise StoreError(
-        f"{name} is an own study, and a store holds its runs alone: give its file by --study {file}:{title} if you trust it"
+        f"{name} is an own study, and the store has its runs but not its file: give the file by --study {file}:{title} if you"
+        " trust it"
     )
 
 
@@ -106,8 +107,7 @@ def load_study(reference: str) -> Study:
     place, _, name = reference.rpartition(":")
     if not place.endswith(".py") or not name.isidentifier():
         raise UserError(
-            f"the study is {reference!r}, expected a file and a name in it, such as my_file.py:STUDY, or the name of a study"
-            " as in `halflife study list`: name one of these"
+            f"the study is {reference!r}, expected a file and a name in it, such as my_file.py:STUDY: name both"
         )
     path = Path(place)
     if not path.is_file():

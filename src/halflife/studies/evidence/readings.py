@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.errors import StoreError
+from halflife.errors import StoreError, did_you_mean
 from halflife.studies.store.columns import Columns, unpacked
 
 __all__ = ["AGAIN", "MAX_BLOCKS", "RunReadings", "stacked", "unpacked"]
@@ -57,7 +57,12 @@ class RunReadings:
         elif step is not None:
             found, where = np.flatnonzero(self.columns.step == step), f"reading at step {step}"
         else:
-            found, where = self.columns.rows(name)[-1:], f"{name} at any step"
+            found, where = self.columns.rows(name)[-1:], ""
+            if not len(found):
+                raise StoreError(
+                    f"the run {self.identity} has no {name} at any step{did_you_mean(name, self.columns.names)}: correct the"
+                    " name, or remove the run's folder and run the study again"
+                )
         if not len(found):
             raise StoreError(f"the run {self.identity} has no {where}: remove its folder and run the study again")
         row = self._rows[name if epoch is step is None else "", epoch, step] = int(found[0])

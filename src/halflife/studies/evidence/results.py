@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.errors import StoreError, UserError
+from halflife.errors import StoreError, UserError, did_you_mean
 from halflife.studies.evidence.readings import AGAIN, RunReadings, stacked
 from halflife.studies.specs.base import RunSpec, spec_from_json
 from halflife.studies.store.columns import Recent
@@ -116,8 +116,9 @@ class Results:
             if arm["key"] == key and arm["size"] == size:
                 return [arm["runs"][str(seed)] for seed in self.seeds(size)]
         raise NoArmError(
-            f"the manifest of {self.study_name} has no arm {key!r} at size {size}: it was written by another version of the"
-            " study, run it again"
+            f"the manifest of {self.study_name} has no arm {key!r} at size {size}"
+            f"{did_you_mean(key, [arm['key'] for arm in self.arms])}: it was written by another version of the study, run it"
+            " again, or correct the key"
         )
 
     def spec(self, key: str, size: int) -> RunSpec:

@@ -45,8 +45,8 @@ def build_report(
         fmt: ``"html"`` for pages that need no network: a first page that says what was found, beside it one for every study
             and preset, ``study-<name>-<preset>.html``, one for every paper that has a study among them,
             ``paper-<key>.html``, and the script that draws their figures. ``"svg"`` or ``"pdf"`` for one file per figure.
-        out: The first page, or the folder for the figures; by default ``report.html`` or ``figures`` in the store, or in
-            ``halflife-report`` where archives are read.
+        out: The first page if it ends in ``.html``, else the folder for the pages or figures; by default ``report.html`` or
+            ``figures`` in the store, or in ``halflife-report`` where archives are read.
         notice: Is told which study cannot be shown, and why.
         studies: The studies that are known, by name: ours, and own ones whose files were given.
 
@@ -75,7 +75,7 @@ def build_report(
     contents: dict[str, str | bytes] = {}
     if fmt == "html":
         path = out or report_folder(store) / "report.html"
-        path = path / "report.html" if path.is_dir() else path
+        path = path if path.suffix == ".html" and not path.is_dir() else path / "report.html"
         folder = path.parent
         contents = _pages(results, names, path.name, problems, trouble)
     else:

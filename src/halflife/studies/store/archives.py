@@ -97,6 +97,8 @@ def _files(archive: Path) -> dict[str, bytes]:
                 content = members.extractfile(member)
                 assert content is not None
                 files[name] = content.read()
+    except StoreError:
+        raise
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
         raise StoreError(_no_archive(archive, str(error))) from error
     except OSError as error:

@@ -143,6 +143,12 @@ class Columns:
         """The names of the quantities, sorted."""
         return sorted(name.removeprefix("value:") for name in self._tensors if name.startswith("value:"))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the quantities and arrays, sorted."""
+        kinds = ("value:", "array:")
+        return sorted(name.partition(":")[2] for name in self._tensors if name.startswith(kinds))
+
     def rows(self, name: str) -> NDArray[np.int64]:
         """Which readings have a quantity or an array of this name, shape (K,)."""
         if (key := f"array-rows:{name}") in self._tensors:

@@ -90,8 +90,8 @@ def _lines(results: StudyResults, panel: Panel, keys: Sequence[str]) -> dict[str
     found = {key: series(key, panel.metric, size) for key in keys}
     if not any(len(places) for seeds in found.values() for places, _ in seeds):
         raise StoreError(
-            f"no run of {results.study.name} ({results.preset_name}) has readings of {panel.metric}: run the study again, or"
-            " use the halflife that made these runs"
+            f"no run of {results.study.name} ({results.preset_name}) has readings of {panel.metric}: correct the panel's"
+            " metric, run the study again, or use the halflife that made these runs"
         )
     # Runs of one plan are read at the same places, so the union over the runs of a plan is what each must have.
     specs = {key: results.spec(key, size) for key in keys}
