@@ -347,6 +347,17 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("report", "--store", "made", "--format", "png"), "--format is 'png', expected html, svg or pdf"),
     (("report", "nothing", "--store", "made"), "there is no study 'nothing'"),
     (("report", "--store", "empty"), "the store empty has no runs"),
+    (("report", "--store", "made", "--study", "stabilization"), "expected a file and a name in it, such as my_file.py"),
+    (
+        ("report", "--store", "made", "--study", "gone.py:X"),
+        "there is no file gone.py, expected the file of an own study",
+    ),
+    (("export", "--store", "made", "--format", "xlsx"), "--format is 'xlsx', expected csv or parquet"),
+    (("export", "stabilisation", "--store", "made"), "(did you mean stabilization?)"),
+    (("export", "--store", "made", "--out", "file"), "file cannot be written (File exists)"),
+    (("study", "verdicts", "--store", "file"), "the store file is a file, expected a folder"),
+    (("study", "verdicts", "--store", "junk.tar.xz"), "junk.tar.xz is no whole archive of runs ("),
+    (("study", "run", "stabilization", "--store", "junk.tar.xz"), "junk.tar.xz holds archives, which are only read"),
 ]
 
 
@@ -355,6 +366,7 @@ def wrong_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wrong")
     _other_schema(folder)
     (folder / "file").write_text("")
+    (folder / "junk.tar.xz").write_text("no archive")
     (folder / "empty").mkdir()
     make_store(folder / "made")
     return folder
