@@ -81,3 +81,29 @@ def test_one_place_is_asked_for(results: Results) -> None:
     said = "val/loss is asked for at epoch 1 and at step 3, expected one: leave one out"
     with pytest.raises(UserError, match=said):
         results.read(KEY, "val/loss", 32, epoch=1, step=3)
+
+
+def test_a_table_holds_what_is_asked_for(store: Store, results: Results) -> None:
+    """A row for each reading that has one of the quantities, compared with the lines."""
+    names = ("val/loss", "train/running_loss", "unknown")
+    (own,) = (arm for arm in results.arms if (arm["key"], arm["size"]) == (KEY, 32))
+    expected = [
+        (KEY, own["label"], 32, seed, own["runs"][str(seed)], r.step, r.epoch, *(r.values.get(name) for name in names))
+        for seed in results.seeds(32)
+        for r in store.run(own["runs"][str(seed)]).readings()
+        if not r.values.keys().isdisjoint(names)
+    ]
+    table = results.table(*names, arms=[KEY], size=32)
+    assert table.columns == ["arm", "label", "size", "seed", "run", "step", "epoch", *names]
+    assert table.rows() == expected
+    assert {None} < {row[8] for row in expected}  # logged more often than it is evaluated
+
+
+def test_the_frame_is_the_table_of_everything(results: Results) -> None:
+    names = results.frame.columns[7:]
+    assert {"val/loss", "train/running_loss", "weight_norm"} <= set(names)
+    assert results.frame.equals(results.table(*names))
+    sizes = {arm["size"] for arm in results.arms}
+    assert sum(len(results.table(*names, size=size)) for size in sizes) == len(results.frame)
+    assert results.table("unknown").is_empty()
+    assert results.table("val/loss", arms=["unknown"]).rows() == []
