@@ -459,6 +459,16 @@ def test_runs_made_before_trainers_had_versions_tell_their_code_digest(tmp_path:
     assert "The runs differ in their code" in banners(results_of(store))[0][1]
 
 
+def test_runs_without_a_digest_of_their_readings_are_told(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    words = "without sha256, so that a missing one is not noticed"
+    assert dict(provenance_of(results_of(store)).facts)["readings"] == words
+    run = store.run(next(iter(results_of(store).headers)))
+    run.finish(run.header())
+    words = f"checked by their sha256 (1 runs); {words} (7 runs)"
+    assert dict(provenance_of(results_of(store)).facts)["readings"] == words
+
+
 def test_the_commit_of_a_run_is_told(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     assert "commit" not in dict(provenance_of(results_of(store)).facts)

@@ -149,6 +149,13 @@ def _commit(header: Mapping[str, Any]) -> str | None:
     return None if commit is None else commit["id"] + (" with changes" if commit["changed"] else "")
 
 
+def _checked(header: Mapping[str, Any]) -> str | None:
+    """Whether a change of a finished run's readings would be noticed."""
+    if header["status"] != "finished":
+        return None
+    return "checked by their sha256" if "readings" in header else "without sha256, so that a missing one is not noticed"
+
+
 def provenance_of(results: StudyResults) -> Provenance:
     """How a study was run.
 
@@ -242,6 +249,7 @@ def _facts(results: StudyResults, headers: list[dict[str, Any]]) -> list[tuple[s
         ("data sha256", _distinct(headers, "data", "sha256")),
         ("trainer", _counted([_trainer(header) for header in headers])),
         ("commit", _counted([_commit(header) for header in headers])),
+        ("readings", _counted([_checked(header) for header in headers])),
         ("versions", ", ".join(f"{name} {_distinct(headers, 'versions', name)}" for name in packages) or MISSING),
     ]
     return [
