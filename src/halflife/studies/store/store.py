@@ -153,7 +153,8 @@ class RunFolder:
             StoreError: The readings are damaged, or nothing may be written.
         """
         self.close()
-        self._lines.touch()  # a run that read nothing has none yet
+        with explain_write_errors(self.path):
+            self._lines.touch()  # a run that read nothing has none yet
         raw, _ = read_bytes(self._lines, LARGEST_READINGS)
         record = {"count": raw.count(b"\n"), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
         header = header | {"status": "finished", "readings": record}
