@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 
 from halflife.studies.catalog import STUDIES
 from halflife.studies.catalog.language import generalization
+from halflife.studies.catalog.language.settings import LAMS
 from halflife.studies.evidence.claims import Claim
 from halflife.studies.evidence.quantities import Quantity
 from halflife.studies.evidence.results import Results
@@ -64,12 +65,13 @@ def test_what_a_digest_does_not_know_is_found() -> None:
     def local(results: Results, size: int) -> Any:
         return np.ones(3)
 
-    for values in (
+    made: tuple[Callable[..., Any], ...] = (
         lambda results, size: np.ones(3),
         local,
         [].copy,
         functools.partial(lambda results, size, k: k, k=1),
-    ):
+    )
+    for values in made:
         rule = Rule(parts=((Quantity(name="q", values=cast("Any", values)), above(0)),))
         assert unknown_to_a_digest(rule), values
 
@@ -98,9 +100,7 @@ def test_a_best_rate_without_decay_needs_three_rates(name: str) -> None:
 def test_slopes_of_language_models_count_blocks_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds read the same blocks: where blocks differ more than seeds, an interval over seeds alone is too narrow."""
     rng = np.random.default_rng(0)
-    keys = [
-        f"{kind}-{lam}-x{rate}" for kind in ("decayed", "constant") for lam in generalization.LAMS for rate in (1, 2)
-    ]
+    keys = [f"{kind}-{lam}-x{rate}" for kind in ("decayed", "constant") for lam in LAMS for rate in (1, 2)]
     train_KS = rng.normal(size=(12, 4)) + np.arange(12.0)[:, None]
     slope_N = 1 + rng.normal(0, 0.3, 16)
     made = generalization.Cloud(keys, train_KS, train_KS[:, :, None] * slope_N, np.zeros((2, 4)))
