@@ -239,6 +239,40 @@ def test_a_number_per_seed_counts_for_each_example_even_where_there_are_as_many(
     np.testing.assert_array_equal((Reading("a", "x") / Reading("b", "x"))(results, SIZE), examples / seeds[:, None])
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (lambda results, size: np.ones(3) / 0.0, "q has a value that is not finite"),
+        (
+            lambda results, size: [1 / 0, 1.0, 1.0],
+            r"q cannot be computed \(.*division by zero\): a reading is damaged, arms",
+        ),
+        (
+            lambda results, size: np.array([[1.0], [1.0, 2.0], [1.0]]),
+            r"q cannot be computed \(.*inhomogeneous.*\): a reading",
+        ),
+        (
+            lambda results, size: np.linalg.inv(np.zeros((3, 3)))[0],
+            r"q cannot be computed \(Singular matrix\): a reading is",
+        ),
+        (lambda results, size: np.array([1e300, -1e300, 1e299]), "q has no finite interval: a reading is damaged"),
+    ],
+)
+def test_what_cannot_be_computed_is_one_sentence(values: Any, message: str) -> None:
+    results = made_up(a_x=np.ones(3))
+    with pytest.raises(UserError, match=message):
+        Quantity(name="q", values=values).interval(results, SIZE, 0.95)
+
+
+def test_a_premise_that_cannot_be_computed_is_one_sentence() -> None:
+    def problem(results: Results, size: int) -> str:
+        raise ZeroDivisionError("float division by zero")
+
+    rule = Rule(parts=((quantity("a_x"), above(0)),), given=(Premise("it is so", problem),))
+    with pytest.raises(UserError, match=r"whether it is so cannot be computed \(float division by zero\): a reading"):
+        rule.decide(made_up(a_x=np.ones(3)), SIZE)
+
+
 def test_a_choice_that_no_interval_would_count_is_refused() -> None:
     best, one = Best(("a", "b"), "x"), Reading("a", "x")
     results = made_up(a_x=[1.0, 2.0, 3.0], b_x=[1.5, 1.6, 1.7])

@@ -8,7 +8,8 @@ Shapes: S seeds, N test examples or blocks of validation tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,18 @@ from halflife.studies.evidence.stats import Interval, crossed_interval, seed_int
 if TYPE_CHECKING:
     from halflife.studies.evidence.results import Results
 
-__all__ = ["Best", "Chosen", "Each", "Measure", "NotMeasuredError", "Quantity", "Reading", "Terms", "mean_of"]
+__all__ = [
+    "Best",
+    "Chosen",
+    "Each",
+    "Measure",
+    "NotMeasuredError",
+    "Quantity",
+    "Reading",
+    "Terms",
+    "computing",
+    "mean_of",
+]
 
 Numbers = NDArray[np.float64]
 Place = int | Callable[[Any], int] | None
@@ -156,6 +168,28 @@ def _aligned(found: Sequence[Numbers]) -> list[Numbers]:
     return [values[:, None] if values.ndim == 1 else values for values in found]
 
 
+@contextlib.contextmanager
+def computing(what: str) -> Iterator[None]:
+    """Around what a study computes of its readings: whatever cannot be computed of them is one sentence.
+
+    Args:
+        what: What is computed, in words.
+
+    Raises:
+        UserError: In place of a division by zero, of shapes that do not fit, or of a fit that fails.
+    """
+    try:
+        with np.errstate(all="ignore"):  # what comes of it is not finite, and refused as such
+            yield
+    except UserError:
+        raise
+    except (ArithmeticError, ValueError) as error:
+        raise UserError(
+            f"{what} cannot be computed ({error}): a reading is damaged, arms were evaluated on other examples, or the quantity"
+            " is wrong"
+        ) from error
+
+
 def mean_of(measures: Sequence[Measure]) -> Terms:
     """The mean of several measures, paired by seed and example."""
     return Terms(tuple((1.0 / len(measures), measure) for measure in measures))
@@ -276,6 +310,13 @@ class Quantity:
             NotMeasuredError: A value of a positive quantity is not above 0.
             UserError: The values are not finite, or of a shape that is neither (S,) nor (S, N).
         """
+        with computing(self.name):
+            found = self._found(results, size, confidence)
+        if not np.isfinite([found.estimate, found.low, found.high]).all():
+            raise UserError(f"{self.name} has no finite interval: a reading is damaged, or the quantity is wrong")
+        return found
+
+    def _found(self, results: Results, size: int, confidence: float) -> Interval:
         if isinstance(self.values, Measure) and self.values.chooses:
             sides = self.values.sides(results, size, log=self.log)
             found = contrast_interval(sides, confidence=confidence, example_name=self.examples)
@@ -319,7 +360,8 @@ class Each:
 
     def found(self, results: Results, size: int) -> Sequence[Quantity]:
         """The quantities at a size; `NotMeasuredError` if there are none."""
-        found = self.quantities(results, size) if callable(self.quantities) else self.quantities
+        with computing(self.name):
+            found = self.quantities(results, size) if callable(self.quantities) else self.quantities
         if not found:
             raise NotMeasuredError(f"there is no {self.name}")
         return found

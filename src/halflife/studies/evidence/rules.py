@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import UserError
-from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity
+from halflife.studies.evidence.quantities import Each, NotMeasuredError, Quantity, computing
 from halflife.studies.evidence.stats import CONFIDENCE, Interval, p_inside, split_confidence, what_would_decide
 from halflife.studies.evidence.tests import PartOutcome, Test
 
@@ -251,7 +251,8 @@ def _not_measured(reason: str, results: Results, size: int) -> NDArray[np.float6
 def _rows(role: Role, part: Part | Premise, results: Results, size: int) -> list[Row]:
     """The lines of a premise, or of what is at stake."""
     if isinstance(part, Premise):
-        problem = part.problem(results, size)
+        with computing(f"whether {part.words}"):
+            problem = part.problem(results, size)
         outcome: PartOutcome = "open" if problem else "holds"
         return [Row(role=role, quantity=part.words, unit="", test="", interval=None, outcome=outcome, note=problem)]
     return [_row(role, quantity, part[1], results, size) for quantity in _quantities(part, results, size)]
