@@ -182,20 +182,22 @@ def _constant(arm: str, said: str) -> Quantity:
 CLAIMS = (
     Claim(
         key="bound",
-        text="The noise is at most M^2 L, M the largest Jacobian norm.",
+        text="The noise of SGD is at most M^2 L, with L the loss and M the largest Jacobian norm of an example.",
         rule=Rule(parts=((LARGEST, BELOW_ONE),)),
     ),
-    _slope_claim("early", "While the loss is large the noise is proportional to it along a run.", EARLY, 1.0),
+    _slope_claim(
+        "early", "While the loss is large the noise of SGD is proportional to the loss along a run.", EARLY, 1.0
+    ),
     _slope_claim(
         "early-per-jacobian",
-        "While the loss is large the noise over ||J||^2 is proportional to it along a run, Jacobian changes taken out.",
+        "While the loss is large the noise over ||J||^2 is proportional to the loss along a run, Jacobian changes taken out.",
         EARLY,
         1.0,
         per_jacobian=True,
     ),
     _slope_claim(
         "late-one",
-        "The noise is proportional to the loss also where the images are interpolated.",
+        "The noise of SGD is proportional to the loss also where the images are interpolated.",
         INTERPOLATING,
         1.0,
     ),

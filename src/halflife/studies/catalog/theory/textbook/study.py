@@ -225,7 +225,8 @@ SEPARABLE_CLAIMS = (
             parts=(
                 (ratio("angle to the hard-margin direction, smallest over largest lam", random_key(RANDOM_LAMS[-1]),
                        random_key(RANDOM_LAMS[0]), "angle"), below(1)),
-                (Each(name="the same from each lam to the next smaller", quantities=TURNS, unit="x"), below(1)),
+                (Each(name="angle to the hard-margin direction, each lam over the next larger", quantities=TURNS, unit="x"),
+                 below(1)),
             )
         ),
     ),
