@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,6 +123,8 @@ def _pages(
     )
     from halflife.studies.report.pages.sections import section_of, study_file
 
+    # This takes more than a second and needs nothing of the rest.
+    script = ThreadPoolExecutor(max_workers=1).submit(charts_script)
     shown: list[StudyResults] = []
     sections: list[dict[str, Any]] = []
     for results in many:
@@ -153,7 +156,7 @@ def _pages(
             paper, guides[paper.key], sections, report=report, problems=problems, papers=papers
         )
     if any(section["figures"] for section in sections):
-        pages[CHARTS_FILE] = charts_script()
+        pages[CHARTS_FILE] = script.result()
     return pages
 
 
