@@ -333,7 +333,9 @@ def test_a_missing_row_is_an_error_that_names_the_run(tmp_path: Path, epoch: int
     gone = ("small-none", 1, epoch)
     store = make_store(tmp_path, change=without("weight_norm", lambda *place: place == gone))
     identity = results_of(store).arms[3]["runs"]["1"]
-    with pytest.raises(StoreError, match=f"the run {identity} has no weight_norm at epoch {epoch}.* remove (the run's|its) folder"):
+    with pytest.raises(
+        StoreError, match=f"the run {identity} has no weight_norm at epoch {epoch}.* remove (the run's|its) folder"
+    ):
         build_report(store)
     assert not (store.path / "report.html").exists()
 
