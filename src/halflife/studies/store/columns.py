@@ -37,6 +37,7 @@ COMPACT = ".safetensors"
 FORMAT = "halflife readings 1"
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 USUAL_HEADER = 1 << 13  # bytes
+SMALL = 256  # bytes of a tensor that is kept from the first look at a file
 SMALLEST_COMPACT = 1 << 14  # bytes of lines; fewer are read as fast as another file
 
 
@@ -281,7 +282,7 @@ class _Compact(Mapping[str, Tensor]):
         lines: Path,
         recorded: Mapping[str, Any] | None,
         recent: Recent,
-        found: Mapping[str, tuple[str, tuple[int, ...], int, int, str]],
+        found: Mapping[str, tuple[str, list[int], int, int, str, bytes | None]],
     ) -> None:
         self._lines, self._recorded, self._recent = lines, recorded, recent
         self._path = _compact(lines)
@@ -309,7 +310,8 @@ class _Compact(Mapping[str, Tensor]):
                 begin, end = one["data_offsets"]
                 if not 0 <= begin <= end <= size - start:
                     return None
-                found[name] = (one["dtype"], tuple(one["shape"]), start + begin, end - begin, words[f"crc32 {name}"])
+                own = raw[start + begin : start + end] if end - begin <= SMALL and start + end <= len(raw) else None
+                found[name] = (one["dtype"], one["shape"], start + begin, end - begin, words[f"crc32 {name}"], own)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         return cls(lines, recorded, recent, found) if len(found) == len(words) - 3 else None
@@ -329,13 +331,14 @@ class _Compact(Mapping[str, Tensor]):
         return len(self._found)
 
     def _load(self, name: str) -> Tensor:
-        dtype, shape, begin, size, checksum = self._found[name]
+        dtype, shape, begin, size, checksum, data = self._found[name]
         with contextlib.suppress(OSError):
-            file = os.open(self._path, os.O_RDONLY)
-            try:
-                data = os.pread(file, size, begin)
-            finally:
-                os.close(file)
+            if data is None:
+                file = os.open(self._path, os.O_RDONLY)
+                try:
+                    data = os.pread(file, size, begin)
+                finally:
+                    os.close(file)
             if _checksum(name, dtype, shape, data) == checksum:
                 return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
         return _read_lines(self._lines, self._recorded)[name]
