@@ -230,6 +230,7 @@ CASES: list[tuple[Change, str, str]] = [
     ({("sparse-batch", "c"): 0.28}, "batch", "reproduced"),
     ({("sparse-batch", "c"): 0.31, ("sparse-batch", "spread"): 0.1}, "batch", "undecided"),
     ({("sparse-batch", "drift"): 0.9}, "batch", "not tested"),
+    ({("sparse", "c"): 0.0}, "batch", "not tested"),  # no ratio to it
     ({("sparse-square", "off"): 0.3, ("sparse-square", "trace_off"): -0.2}, "regularizer", "not reproduced"),
     ({("net-flips", "trace_c"): 9.0}, "regularizer-net", "not tested"),
     ({("sparse", "weights"): 0.6}, "weights", "not reproduced"),

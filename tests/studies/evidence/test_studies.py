@@ -207,7 +207,7 @@ def test_a_run_that_diverged_is_a_result_and_not_a_seed_less(tmp_path: Path) -> 
         "helps": True,
         "small-rate": True,
         "plateau": True,
-        "same-norm": False,
+        "same-norm": True,  # of its stake
         "average": False,
     }.items():
         finding = verdicts[key]
