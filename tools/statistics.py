@@ -72,7 +72,7 @@ def per_cent(hits: int, trials: int) -> str:
 
 def covers(interval: Interval, truth: float) -> bool:
     """Whether the truth lies between its ends."""
-    return interval.low <= truth <= interval.high
+    return bool(interval.low <= truth <= interval.high)
 
 
 def covered(series: str, x: float, hits: int, trials: int) -> list[Point]:
