@@ -46,7 +46,8 @@ lint: $(VENV)/dev.stamp ## check style and format with ruff
 types: $(VENV)/dev.stamp ## check types with mypy --strict
 	$(BIN)/mypy
 
-docs: $(VENV)/docs.stamp ## build the documentation into site/
+docs: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build the documentation into site/, and check that its results are those of results/
+	$(BIN)/python tools/results.py check --pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev.stamp ## run every script in benchmarks/

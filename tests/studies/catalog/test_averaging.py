@@ -277,6 +277,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (branch.then.lr, branch.then.num_epochs) == (1e-3, 100)
 
 
+@pytest.mark.slow
 def test_the_smoke_preset_runs_decides_nothing_and_is_drawn(tmp_path: Path) -> None:
     results = smoke_results(tmp_path, get_study("averaging"))
     verdicts = results.verdicts()

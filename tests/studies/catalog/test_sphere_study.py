@@ -251,6 +251,7 @@ def test_twice_the_radius_with_four_times_the_rate_is_the_same_run_to_the_bit(tm
     assert losses({"sphere": 2.0}) != one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", [SPHERE, EXPONENTIAL_LR], ids=lambda study: study.name)
 def test_the_smoke_presets_run(study: Study, tmp_path: Path) -> None:
     results = smoke_results(tmp_path, study)

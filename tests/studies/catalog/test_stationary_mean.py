@@ -307,6 +307,7 @@ def test_regimes_are_what_the_claims_need() -> None:
     assert {arm.key for arm in PRESET.arms} == {*CLOSED, *NETS}
 
 
+@pytest.mark.slow
 def test_a_small_study_for_real(tmp_path: Path) -> None:
     """The smoke preset's runs give readings from which every claim and figure can be computed."""
     results = smoke_results(tmp_path, STATIONARY_MEAN)

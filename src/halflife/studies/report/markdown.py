@@ -9,6 +9,7 @@ from functools import cached_property
 from halflife.studies.catalog import STUDIES, get_study
 from halflife.studies.catalog.papers import PAPERS, Paper
 from halflife.studies.evidence.claims import Verdict
+from halflife.studies.evidence.panels import AnyPanel
 from halflife.studies.evidence.stats import NOT_COVERED
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.report.facts import Facts, findings_markdown
@@ -57,6 +58,16 @@ class Told:
     def verdicts(self) -> list[Verdict]:
         """The verdicts, computed once."""
         return self.results.verdicts()
+
+    @cached_property
+    def _figures(self) -> dict[str, Figure]:
+        return {}
+
+    def figure(self, panel: AnyPanel) -> Figure:
+        """The figure of a panel, made once: a study's page and a paper's show the same."""
+        if panel.file_slug not in self._figures:
+            self._figures[panel.file_slug] = panel_figure(self.results, panel)
+        return self._figures[panel.file_slug]
 
     @property
     def counts(self) -> list[str]:
@@ -172,7 +183,7 @@ def _figures(told: Told) -> list[Figure]:
     panels = [panel for panel in results.study.panels if not why_not_drawn(results, panel)]
     named = list(results.study.doc_panels) or [panel.file_slug for panel in panels[:NUM_PICTURES]]
     wanted = sorted((panel for panel in panels if panel.file_slug in named), key=lambda p: named.index(p.file_slug))
-    figures = [panel_figure(results, panel) for panel in wanted]
+    figures = [told.figure(panel) for panel in wanted]
     ladder = ladder_figure(results, told.verdicts)
     return [*figures, *([ladder] if ladder else [])]
 
@@ -219,7 +230,7 @@ def paper_page(paper: Paper, many: Sequence[Told]) -> tuple[str, dict[str, Figur
             parts += ["The paper's numbers and ours:", markdown_table(HEADER, rows)]
         for panel in step.panels:
             if not why_not_drawn(results, panel):
-                figure = panel_figure(results, panel)
+                figure = told.figure(panel)
                 figures[f"{told.name}-{figure.slug}"] = figure
                 parts.append(f"![{figure.title}](../images/{told.name}-{figure.slug}.svg)")
     return _page(parts), figures
