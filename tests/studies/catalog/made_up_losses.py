@@ -44,11 +44,3 @@ class MadeUpLosses:
         level = self.loss(key, self.built[key, size])
         array_SN = np.asarray(level + seeds_S1 + blocks_N + self.jitter * noise_SN, dtype=np.float64)
         return array_SN if name == "val/loss_blocks" else np.asarray(array_SN.mean(axis=1))
-
-    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
-        assert name == "val/loss_blocks"
-        return self.read(key, name, size)
-
-    def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
-        assert metric == "val/loss"
-        return self.read(key, metric, size)

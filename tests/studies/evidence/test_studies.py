@@ -189,8 +189,8 @@ def test_only_seeds_that_every_arm_has_are_compared(tmp_path: Path) -> None:
     found = results(tmp_path, status=lambda key, seed, _: "running" if (key, seed) == ("small-none", 1) else "finished")
     assert (found.num_planned, found.num_finished) == (12, 11)
     assert found.seeds(8) == [0, 2]
-    assert found.per_seed("large-decay", "weight_norm", 8, 8).shape == (2,)
-    assert found.per_example("large-decay", "test/wrong", 8, 8).shape == (2, 120)
+    assert found.read("large-decay", "weight_norm", 8, epoch=8).shape == (2,)
+    assert found.read("large-decay", "test/wrong", 8, epoch=8).shape == (2, 120)
     assert sorted(found.frame["seed"].unique()) == [0, 2]
     assert {v.finding.effect.num_seeds for v in found.verdicts() if v.finding.effect is not None} == {2}
 

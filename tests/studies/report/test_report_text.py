@@ -77,13 +77,13 @@ def test_readings_are_found_by_step_and_at_the_end(store: Store, results: StudyR
     own = next(arm for arm in results.arms if (arm["key"], arm["size"]) == (key, 32))
     raw = [store.run(own["runs"][str(seed)]).readings() for seed in seeds]
     at = [next(r.values["val/loss"] for r in readings if r.step == 8_000) for readings in raw]
-    assert results.at_step(key, "val/loss", 8_000, 32).tolist() == at
+    assert results.read(key, "val/loss", 32, step=8_000).tolist() == at
     assert results.last(key, "val/loss", 32).tolist() == [readings[-1].values["val/loss"] for readings in raw]
-    blocks = results.last_array(key, "val/loss_blocks", 32)
+    blocks = results.read(key, "val/loss_blocks", 32)
     assert blocks.shape == (3, BLOCKS)
     assert blocks.mean(axis=1) == pytest.approx(results.last(key, "val/loss", 32), abs=1e-6)
-    early = results.array_at_step(key, "val/loss_blocks", AT[0], 32)
-    assert early.mean(axis=1) == pytest.approx(results.at_step(key, "val/loss", AT[0], 32), abs=1e-6)
+    early = results.read(key, "val/loss_blocks", 32, step=AT[0])
+    assert early.mean(axis=1) == pytest.approx(results.read(key, "val/loss", 32, step=AT[0]), abs=1e-6)
     steps, values = results.series_by_step(key, "val/loss", 32)[2]
     assert steps.tolist() == list(range(0, STEPS + 1, 8_000))
     assert values[-1] == raw[2][-1].values["val/loss"]
@@ -92,13 +92,13 @@ def test_readings_are_found_by_step_and_at_the_end(store: Store, results: StudyR
 
 def test_what_was_not_read_is_an_error(results: StudyResults) -> None:
     with pytest.raises(StoreError, match=r"the run \w{16} has no reading at step 7: remove its folder"):
-        results.at_step("lr0.006-lam0.1", "val/loss", 7, 32)
+        results.read("lr0.006-lam0.1", "val/loss", 32, step=7)
     with pytest.raises(StoreError, match=r"the run \w{16} has no val/loss at step 2000: remove its folder"):
-        results.at_step("lr0.006-lam0.1", "val/loss", 2_000, 32)
+        results.read("lr0.006-lam0.1", "val/loss", 32, step=2_000)
     with pytest.raises(StoreError, match=r"the run \w{16} has no test/error at any step"):
         results.last("lr0.006-lam0.1", "test/error", 32)
     with pytest.raises(StoreError, match=r"the run \w{16} has no val/loss_blocks at step 8000"):
-        results.array_at_step("lr0.006-lam0.1", "val/loss_blocks", 8_000, 32)
+        results.read("lr0.006-lam0.1", "val/loss_blocks", 32, step=8_000)
 
 
 def dropped(gone: Callable[[str, RunSpec, Reading], bool], name: str) -> Callable[..., list[Reading]]:
@@ -123,7 +123,7 @@ def dropped(gone: Callable[[str, RunSpec, Reading], bool], name: str) -> Callabl
 def test_a_seed_that_ends_early_is_no_last_reading(tmp_path: Path, name: str) -> None:
     gone = dropped(lambda key, spec, r: (key, spec.seed, r.step) == ("lr0.006-lam0", 1, STEPS), name)
     found = results_of(make_text_store(tmp_path, change=gone))
-    read = found.last if name == "val/loss" else found.last_array
+    read = found.read
     with pytest.raises(
         StoreError, match=rf"has no {name} after step 32000, and other seeds of lr0.006-lam0 have it at"
     ):
@@ -141,7 +141,7 @@ def test_arrays_of_different_length_are_an_error(tmp_path: Path) -> None:
 
     found = results_of(make_text_store(tmp_path, change=change))
     with pytest.raises(StoreError, match=r"val/loss_blocks of lr0\.006-lam0 has 15 and 16 elements in different seeds"):
-        found.last_array("lr0.006-lam0", "val/loss_blocks", 32)
+        found.read("lr0.006-lam0", "val/loss_blocks", 32)
 
 
 def test_runs_that_arms_share_count_once(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def optimum_of(results: Results, sweep: Sweep, size: int, array: str = "val/loss
     Returns:
         The optimum.
     """
-    blocks_LSN = np.array([results.last_array(key, array, size) for key in sweep.keys.values()])
+    blocks_LSN = np.array([results.read(key, array, size) for key in sweep.keys.values()])
     return find_optimum(list(sweep.keys), blocks_LSN, sweep.label)
 
 

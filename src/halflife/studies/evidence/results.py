@@ -191,29 +191,9 @@ class Results:
                     f" {max(steps)}: remove its folder and run the study again"
                 )
 
-    def per_seed(self, key: str, metric: str, epoch: int, size: int) -> NDArray[np.float64]:
-        """A number of each seed at an epoch, shape (S,); see `read`."""
-        return self.read(key, metric, size, epoch=epoch)
-
-    def at_step(self, key: str, metric: str, step: int, size: int) -> NDArray[np.float64]:
-        """A number of each seed at a step, shape (S,); see `read`."""
-        return self.read(key, metric, size, step=step)
-
     def last(self, key: str, metric: str, size: int) -> NDArray[np.float64]:
         """The last number of each seed, shape (S,); see `read`."""
         return self.read(key, metric, size)
-
-    def per_example(self, key: str, name: str, epoch: int, size: int) -> NDArray[np.float64]:
-        """An array of each seed at an epoch, shape (S, N); see `read`."""
-        return self.read(key, name, size, epoch=epoch)
-
-    def array_at_step(self, key: str, name: str, step: int, size: int) -> NDArray[np.float64]:
-        """An array of each seed at a step, shape (S, N); see `read`."""
-        return self.read(key, name, size, step=step)
-
-    def last_array(self, key: str, name: str, size: int) -> NDArray[np.float64]:
-        """The last array of each seed, shape (S, N); see `read`."""
-        return self.read(key, name, size)
 
     def series(self, key: str, metric: str, size: int) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """For each seed the epochs at which a quantity was read, and its values, each of shape (K,)."""

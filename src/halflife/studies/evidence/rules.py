@@ -80,7 +80,6 @@ class Row:
         interval: The interval that is tested, with its confidence (``None``: not measured).
         outcome: What the test says.
         note: Why it was not measured, or why a premise does not hold.
-        bounds: The numbers at which the outcome changes.
         room: How far the interval is from where it must not be (`Test.room`).
         confidence: Of the test; the interval of a part that fails beside others has a higher one.
         p_holds: The p value of the test's holding, below 0.05 where it holds (``None``: not known).
@@ -95,7 +94,6 @@ class Row:
     interval: Interval | None
     outcome: PartOutcome
     note: str = ""
-    bounds: tuple[float, ...] = ()
     room: float = 0.0
     confidence: float = CONFIDENCE
     p_holds: float | None = None
@@ -205,7 +203,7 @@ class Rule:
         given = [row for part in self.given for row in _rows("given", part, results, size)]
         stake = [row for part in self.stake for row in _rows("stake", part, results, size)]
         table = (*parts, *given, *stake)
-        effect = _deciding(decided[self.effect]).interval
+        shown = _deciding(decided[self.effect])
         outcomes = {row.outcome for row in parts}
         outcome: Outcome = "undecided"
         if "fails" in outcomes:
@@ -218,13 +216,13 @@ class Rule:
             unmet += [row for row in stake if row.outcome != "holds"]
         if missing or unmet:
             row = (missing + unmet)[0]
-            return Finding("not tested", effect, _why(row), table)
+            return Finding("not tested", shown.interval, _why(row), table)
         reason = ""
         if outcome == "undecided":
             reason = _width(parts)
-        elif outcome == "not reproduced" and _deciding(decided[self.effect]).outcome != "fails":
+        elif outcome == "not reproduced" and shown.outcome != "fails":
             reason = _failure(_deciding(parts))
-        return Finding(outcome, effect, reason, table)
+        return Finding(outcome, shown.interval, reason, table)
 
 
 def _said(part: Part) -> str:
@@ -286,7 +284,6 @@ def _row(role: Role, quantity: Quantity, test: Test, results: Results, size: int
         interval=interval,
         outcome=outcome,
         note=note,
-        bounds=test.bounds,
         room=0.0 if interval is None else test.room(interval),
         confidence=test.confidence,
         p_holds=None if interval is None else p_inside(interval, test.holds, test.confidence),

@@ -20,6 +20,7 @@ Placeholders, of which ``study`` may be ``study@preset`` (else the largest finis
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,9 +156,9 @@ def check_findings(findings: Findings) -> None:
         for name in question.studies:
             _study(name, name)
         for text in _texts([question.answer, *question.blocks]):
-            replaced(text, lambda words, text=text: _check(words, text))  # type: ignore[misc]  # bound now
+            replaced(text, functools.partial(_check, text=text))
     for text in _texts(findings.introduction):
-        replaced(text, lambda words, text=text: _check(words, text))  # type: ignore[misc]
+        replaced(text, functools.partial(_check, text=text))
 
 
 def _texts(blocks: Sequence[Block]) -> Iterator[str]:

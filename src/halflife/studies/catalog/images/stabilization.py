@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.images.common import image_run, level, wrong
+from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS, RESNET_18, image_run, level, wrong
 from halflife.studies.evidence.claims import Arm, Claim, Panel, Preset, Published, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Quantity
 from halflife.studies.evidence.results import Results
@@ -288,15 +288,13 @@ def _presets(
 
 
 _PAPER = {
-    "data": "cifar10",
-    "downsample": 1,
+    **CIFAR_10,
     "num_epochs": 1000,
     "lr_after_drop": 1e-4,
     "precision": "float16",
     "ema": (0.999, 0.99),
     "eval_every": 10,
 }
-_PAPER_NEEDS = "CIFAR-10's binary version (--data DIR) and a GPU"
 
 STABILIZATION = Study(
     name="stabilization",
@@ -318,9 +316,9 @@ STABILIZATION = Study(
         paper=Preset(
             description="pre-activation ResNet-18 on CIFAR-10, 1000 epochs, learning rates 0.08 and 0.001, lam 0.0125",
             budget="days on one GPU",
-            arms=_arms((0.08, 0.001), 0.0125, _PAPER | {"model": "resnet", "blocks": (2, 2, 2, 2)}, (64,)),
+            arms=_arms((0.08, 0.001), 0.0125, _PAPER | RESNET_18 | {"model": "resnet"}, (64,)),
             num_seeds=3,
-            needs=_PAPER_NEEDS,
+            needs=CIFAR_10_NEEDS,
         ),
     ),
 )
@@ -347,7 +345,7 @@ STABILIZATION_VGG = Study(
             budget="days on one GPU",
             arms=_arms((0.1, 0.01), 0.008, _PAPER | {"model": "vgg", "blocks": (2, 2, 3, 3, 3)}, (64,)),
             num_seeds=3,
-            needs=_PAPER_NEEDS,
+            needs=CIFAR_10_NEEDS,
         ),
     ),
 )
