@@ -200,7 +200,10 @@ def workers_of(process: subprocess.Popen[str], count: int) -> list[int]:
 
 
 def command_of(pid: int) -> str:
-    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    """Whole: without -ww, ps cuts it at 80 columns, before the word that is looked for where the path is long."""
+    return subprocess.run(
+        ["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
 
 
 def alive(pid: int) -> bool:
