@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 import halflife
+from halflife.optim import arrival
 from halflife.optim.actions import kernels
+from halflife.optim.attaching import handle_of
 from halflife.optim.norms import squared_norms
 
 WIDTH, LAYERS, VOCABULARY, CONTEXT = 384, 6, 50_304, 1024
@@ -206,6 +208,44 @@ def test_rules_that_use_the_optimizers_own_decay(benchmark: Any, rounds: int) ->
             )
         )
     show("Rules through the optimizer's own decay", lines)
+
+
+class Unknown(torch.optim.AdamW):
+    """A class that halflife does not know: its first steps are looked at."""
+
+
+def test_the_look_at_the_first_steps(benchmark: Any, rounds: int) -> None:
+    """Aim: at most 1.01 x the own pass without it, once it is over; and what it takes in all."""
+    base = Unknown(groups(), lr=LR, fused=True)
+    base.step()
+    without = attached(base, halflife.Decoupled(0.1))
+    handle = handle_of(without)
+    assert handle is not None
+    handle._attachments[0]._arrival.stop()
+    after = attached(base, halflife.Decoupled(0.1))
+    for _ in range(arrival.CALLS):
+        after.step()
+    variants: dict[str, Step] = {"bare": base.step, "without": without.step, "after": after.step}
+    times = run(benchmark, variants, rounds)
+    bare, added = statistics.median(times["without"]), []
+    for _ in range(5):
+        fresh = attached(base, halflife.Decoupled(0.1))
+        start = time.perf_counter()
+        for _ in range(arrival.CALLS):
+            fresh.step()
+        added.append((time.perf_counter() - start) / bare - arrival.CALLS)
+    show(
+        "The look at the first steps of an optimizer that is not torch's own, with the own pass",
+        [
+            ("without it", f"{bare * 1e3:.2f} ms", ""),
+            ("once it is over / without", Ratio(times["after"], times["without"]), "aim <= 1.01"),
+            (
+                "all that it takes, in steps",
+                f"{statistics.median(added):.2f}",
+                f"within the first {arrival.CALLS} steps",
+            ),
+        ],
+    )
 
 
 def test_stable(benchmark: Any, rounds: int) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any
@@ -13,11 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from halflife.laws.copier import LIMIT, Copier
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import plain_attributes
-from halflife.optim.config import ATTRIBUTES, MARK
+from halflife.optim.config import MARK
+from halflife.optim.wrappers import unwrapped
 
 __all__ = [
+    "check_written",
     "is_number",
     "left_out",
     "number",
@@ -28,27 +29,6 @@ __all__ = [
     "small_parameter",
     "unwrapped",
 ]
-
-# What a copy must not have. Schedulers put a `step` on the instance that steps the original; GradScaler leaves
-# `grad_scale` and `found_inf` there during a step.
-NOT_COPIED = {"state", "param_groups", "step", "grad_scale", "found_inf", *ATTRIBUTES}
-
-
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """Look through the wrappers that add no step of their own.
-
-    Args:
-        optimizer: An optimizer, or accelerate's wrapper of one.
-
-    Returns:
-        The optimizer inside.
-    """
-    while type(optimizer).__module__.startswith("accelerate."):
-        inner = getattr(optimizer, "optimizer", None)
-        if not isinstance(inner, Optimizer):
-            break
-        optimizer = inner
-    return optimizer
 
 
 def left_out(optimizer: Optimizer) -> list[str]:
@@ -61,29 +41,33 @@ def left_out(optimizer: Optimizer) -> list[str]:
         Sentences for the notes.
     """
     found = []
-    step = vars(optimizer).get("step")
-    if step is not None and not getattr(step, "_wrapped_by_lr_sched", False):
-        found.append("its step was replaced on the instance; the step of its class was probed")
     hooks = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
     if not hasattr(optimizer, MARK) and any(vars(optimizer).get(name) for name in hooks):
         found.append("it has step hooks, which were not called")
     return found
 
 
-def small_parameter(parameter: Tensor, weight: Tensor) -> torch.nn.Parameter:
+def small_parameter(parameter: Tensor, weight: Tensor, *, clone: bool = True) -> Tensor:
     """Make a throw-away parameter that stands for a real one.
 
     Args:
         parameter: The real one; its values are not read.
         weight: The values of the small one.
+        clone: Whether it gets memory of its own.
 
     Returns:
-        The small parameter.
+        The small parameter, of the same class where that is one of parameters, which requires a gradient if the real
+        one does.
     """
-    small = torch.nn.Parameter(weight.detach().clone())
+    kind = type(parameter)
+    if not issubclass(kind, torch.nn.Parameter) or kind.__new__ is not torch.nn.Parameter.__new__:
+        kind = torch.nn.Parameter
+    made: Tensor = torch.Tensor._make_subclass(
+        kind, weight.detach().clone() if clone else weight.detach(), parameter.requires_grad
+    )
     for name, value in plain_attributes(parameter):
-        setattr(small, name, value)
-    return small
+        setattr(made, name, value)
+    return made
 
 
 def small_copy(
@@ -93,9 +77,7 @@ def small_copy(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Optimizer:
-    """Copy an optimizer with throw-away parameters, empty state and no hooks.
-
-    Not ``copy.deepcopy`` of the optimizer: torch keeps only state, groups and defaults in it.
+    """Copy an optimizer with throw-away parameters, empty state but for flags, and no hooks.
 
     Args:
         optimizer: The optimizer to copy.
@@ -109,43 +91,13 @@ def small_copy(
         The copy.
 
     Raises:
-        NotProbedError: If an attribute of the optimizer cannot be copied.
+        NotProbedError: If the optimizer cannot be copied.
     """
-    some_step = any(id(parameter) in memo for group in optimizer.param_groups for parameter in group["params"])
-    kept = []
-    for group in optimizer.param_groups:
-        chosen = [parameter for parameter in group["params"] if id(parameter) in memo]
-        kept.append([small for each in chosen for small in (memo[id(each)], *more.get(id(each), ()))])
-        for parameter in group["params"]:  # references to the others lead to nothing
-            memo.setdefault(id(parameter), torch.nn.Parameter(torch.zeros((), dtype=dtype, device=device)))
-        if not some_step:
-            kept[-1] = [memo[id(parameter)] for parameter in group["params"]]
 
-    def copied(name: str, value: Any) -> Any:
-        try:
-            if isinstance(value, Optimizer) and id(value) not in memo:  # one inside another, such as Lookahead's
-                return small_copy(value, memo, more, device, dtype)
-            return copy.deepcopy(value, memo)
-        except Exception as error:  # process groups, locks, modules, ...
-            raise NotProbedError(f"its {name} cannot be copied: {type(error).__name__}: {error}") from error
+    def empty(_: Tensor) -> Tensor:
+        return torch.nn.Parameter(torch.zeros((), dtype=dtype, device=device))
 
-    made: Optimizer = type(optimizer).__new__(type(optimizer))
-    memo[id(optimizer)] = made
-    memo[id(optimizer.state)] = made.state = defaultdict(dict)
-    for name, value in vars(optimizer).items():
-        if name in NOT_COPIED:
-            continue
-        if name.startswith("_optimizer_") and name.endswith("_hooks"):
-            made.__dict__[name] = OrderedDict()
-            continue
-        made.__dict__[name] = copied(name, value)
-    made.param_groups = [
-        {
-            "params": parameters,
-            **{key: copied(key, value) for key, value in group.items() if key not in {"params", "param_names"}},
-        }
-        for group, parameters in zip(optimizer.param_groups, kept, strict=True)
-    ]
+    made: Optimizer = Copier(memo, more=more, state="flags", limit=LIMIT, empty=empty).copy(optimizer)
     return made
 
 
@@ -169,11 +121,40 @@ def scale_decay(optimizer: Optimizer, factor: float) -> None:
     Args:
         optimizer: The copy.
         factor: The factor.
+
+    Raises:
+        NotProbedError: If the optimizer makes its groups anew at each access, so that the number is lost.
     """
     if factor == 1.0:
         return
+    asked = {
+        index: group["weight_decay"] for index, group in enumerate(optimizer.param_groups) if "weight_decay" in group
+    }
     for place, key, value in _numbers(optimizer, "weight_decay"):
         place[key] = value * factor
+    for index, value in asked.items():
+        if is_number(value):
+            check_written(optimizer, index, "weight_decay", value * factor)
+
+
+def check_written(optimizer: Optimizer, index: int, key: str, value: Any) -> None:
+    """Look whether a number that was written into a group is there.
+
+    Args:
+        optimizer: The optimizer.
+        index: The number of the group.
+        key: ``"lr"`` or ``"weight_decay"``.
+        value: What was written.
+
+    Raises:
+        NotProbedError: If it is not, because the optimizer makes its groups anew at each access.
+    """
+    if not math.isclose(number(optimizer.param_groups[index].get(key)), number(value), rel_tol=1e-6):
+        what = "learning rate" if key == "lr" else "weight decay"
+        raise NotProbedError(
+            f"a {what} that is written into its groups does not reach it, so that how the decay depends on it cannot be "
+            "measured"
+        )
 
 
 def peaks_in(optimizer: Optimizer, group: Mapping[str, Any], keys: tuple[str, ...]) -> list[float]:
@@ -187,9 +168,15 @@ def peaks_in(optimizer: Optimizer, group: Mapping[str, Any], keys: tuple[str, ..
     Returns:
         Positive numbers; maybe none.
     """
-    places = [group, vars(optimizer), {"lr": optimizer.defaults.get("lr")}]
+    places = [group, vars(optimizer), {"lr": _defaults(optimizer).get("lr")}]
     found = [number(place.get(key)) for place in places for key in (*keys, "lr")]
     return [each for each in found if each > 0.0]
+
+
+def _defaults(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the defaults of an optimizer; nothing for an object that steps and is none of torch's."""
+    found = getattr(optimizer, "defaults", None)
+    return found if isinstance(found, dict) else {}
 
 
 def number(value: Any) -> float:
@@ -206,7 +193,7 @@ def number(value: Any) -> float:
 
 def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield where an optimizer keeps numbers with ``word`` in their name."""
-    for place in (*optimizer.param_groups, optimizer.defaults, vars(optimizer)):
+    for place in (*optimizer.param_groups, _defaults(optimizer), vars(optimizer)):
         for key, value in list(place.items()):
             if word in key.lower() and is_number(value):
                 yield place, key, value
@@ -216,6 +203,8 @@ def is_number(value: Any) -> bool:
     """Return whether a setting is one finite number; True and False are flags."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 and value.device.type != "meta" else None
+    elif getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # an array of NumPy without dimensions
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     return math.isfinite(value)

@@ -8,7 +8,7 @@ own pass: the optimizer's own decay is switched off, and an action of `halflife.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,10 +73,14 @@ class Step:
     Args:
         optimizer: The optimizer.
         call: The id of the frame of the call, which lives as long as this.
+
+    Attributes:
+        at_failure: What else is to be ended where the step does not end well.
     """
 
     def __init__(self, optimizer: Optimizer, call: int) -> None:
         self.call = call
+        self.at_failure: Callable[[], None] = _nothing
         self._optimizer = optimizer
         self._over = False
         self._for_the_step: list[tuple[dict[str, Any], str, Any, Any]] = []  # (group, key, before, ours)
@@ -164,6 +168,7 @@ class Step:
         if self._over:
             return
         self._over = True
+        self.at_failure()
         self._restore(self._for_the_step)
         self._restore(self._to_stay)
         with torch.no_grad():
@@ -211,6 +216,10 @@ class Step:
                 group[key] = before
 
 
+def _nothing() -> None:
+    """Nothing else is to be ended."""
+
+
 class HostCopy:
     """A small tensor on its way to the host: copied without waiting, read later.
 
@@ -230,6 +239,10 @@ class HostCopy:
         self._copy.copy_(tensor, non_blocking=True)
         self._event = torch.Event(tensor.device)
         self._event.record()
+
+    def is_there(self) -> bool:
+        """Tell whether reading would not wait."""
+        return self._event is None or self._event.query()
 
     def read(self) -> float:
         """Return the number."""

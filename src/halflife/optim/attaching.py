@@ -28,6 +28,7 @@ from halflife.numbers import check_positive
 from halflife.optim import refusals
 from halflife.optim.config import KEYS, MARK, Config, Select
 from halflife.optim.hooks import Attachment
+from halflife.optim.wrappers import unwrapped
 from halflife.rules.base import Applier, Part, Penalty, Rule
 
 __all__ = ["Handle", "attach", "handle_of"]
@@ -61,7 +62,8 @@ def attach(
     accelerator is read once per step, which waits for the device.
 
     Args:
-        optimizer: An optimizer, or several that train one model together (Muon and AdamW).
+        optimizer: An optimizer, or several that train one model together (Muon and AdamW). Wrappers of accelerate,
+            Lightning and Fabric are looked through.
         rule: A rule or applier of `halflife.rules`, or the penalty ``L2``.
         select: ``"all"`` lets every group decay, also those with 0 and optimizers that have no
             ``weight_decay``.
@@ -77,7 +79,8 @@ def attach(
         The handle that tells what was applied and takes the rule off again; in a ``with`` statement it does so at the end.
 
     Raises:
-        UserError: If nothing would decay, the rule needs a number that is missing, one lam would replace
+        UserError: If the optimizer steps another one over the same weights, which is then named, or has no step hooks; if
+            nothing would decay, the rule needs a number that is missing, one lam would replace
             different values of the groups, a group's ``weight_decay`` is no number or of another unit than the rule's lam,
             a rule is attached already, or the loaded checkpoint has another law or is damaged. A
             step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is negative or
@@ -96,8 +99,9 @@ def attach(
         0.5
         >>> handle.detach()
     """
-    optimizers = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
-    refusals.check_optimizers(optimizers, [each for each in optimizers if handle_of(each) is not None])
+    given = [optimizer] if not isinstance(optimizer, Sequence) else list(optimizer)
+    optimizers = [unwrapped(each) for each in given]
+    refusals.check_optimizers(given, [each for each in optimizers if handle_of(each) is not None])
     refusals.check_rule(rule, optimizers)
     if select not in (None, "all"):  # a tuple: what was given may not be hashable
         raise UserError(f'select must be None (groups with weight_decay != 0) or "all", got {select!r}')
@@ -112,12 +116,12 @@ def handle_of(optimizer: Optimizer) -> Handle | None:
     """Find the handle of the rule that is attached to an optimizer.
 
     Args:
-        optimizer: Any optimizer.
+        optimizer: Any optimizer, or a wrapper that `attach` looks through.
 
     Returns:
         Its handle, or None if no rule is attached.
     """
-    handle: Handle | None = getattr(optimizer, MARK, None)
+    handle: Handle | None = getattr(unwrapped(optimizer), MARK, None)
     return handle
 
 
@@ -159,7 +163,7 @@ class Handle:
             A rule, a penalty, or an applier around a rule; None if the group does not decay, or the rule has been
             detached.
         """
-        return self.config.rule_for(optimizer, index) if self._attachments else None
+        return self.config.rule_for(unwrapped(optimizer), index) if self._attachments else None
 
     def __repr__(self) -> str:
         on = ", ".join(

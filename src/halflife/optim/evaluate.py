@@ -43,6 +43,7 @@ class _Member:
     evaluate: Callable[[StepInfo], Any]
     lam: float  # NaN where the rule gives none
     own_lam: bool  # whether the group's own weight_decay is it
+    reads_lam: bool  # whether it says that it reads that
     needs_peak: bool
     needs_momentum: bool
     known_later: bool
@@ -123,7 +124,7 @@ class Evaluator:
                 continue
             info = StepInfo(
                 lr=lr,
-                lam=group.get(INITIAL, math.nan),
+                lam=group.get(INITIAL, math.nan) if member.reads_lam else math.nan,
                 step=step,
                 peak_lr=self._peak(group, lr, index) if member.needs_peak else math.nan,
                 steps_per_epoch=self._steps_per_epoch,
@@ -160,6 +161,7 @@ class Evaluator:
             evaluate=asked.coefficient if isinstance(asked, Penalty) else asked.fraction,
             lam=math.nan if part.explicit_lam is None else part.explicit_lam,
             own_lam=own_lam,
+            reads_lam="lam" in part.needs,
             needs_peak="peak_lr" in part.needs,
             needs_momentum=any(not measures_gradients(each, optimizer) for each in stable),
             known_later=bool(part.needs & {"weight_norm", "net_norm"}),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.optim.apply import HostCopy
+from halflife.optim.frames import level_of_the_user
 from halflife.rules.base import Part, Rule, StepInfo
 from halflife.rules.stable import Stable
 
@@ -140,13 +139,4 @@ class FloorWatch:
         self.floors = {each.group: each for each in found if each is not None}
         if self.floors and not self._said:
             self._said = True
-            warnings.warn(f"{next(iter(self.floors.values()))} (said once)", stacklevel=_level_of_the_user())
-
-
-def _level_of_the_user() -> int:
-    """Return how far above the caller the code is that is neither torch's nor ours: it called ``step``."""
-    level = 1
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(("halflife.", "torch.")):
-        level, frame = level + 1, frame.f_back
-    return level
+            warnings.warn(f"{next(iter(self.floors.values()))} (said once)", stacklevel=level_of_the_user())

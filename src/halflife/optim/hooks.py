@@ -20,8 +20,10 @@ from torch.optim import Optimizer
 from halflife.expressions import spell
 from halflife.optim import refusals
 from halflife.optim.apply import Step, StepCount
+from halflife.optim.arrival import WINDOW, Arrival
 from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, REGISTER, STEP, Config
 from halflife.optim.evaluate import Evaluator
+from halflife.optim.unheard import Unheard
 from halflife.rules.registry import same_law
 
 __all__ = ["Attachment"]
@@ -38,6 +40,8 @@ class Attachment:
         self._config = config
         self._optimizer = weakref.ref(optimizer)
         self._evaluator = Evaluator(config, optimizer)
+        self._arrival = Arrival(optimizer)
+        self._unheard: Unheard | None = None
         self._count = StepCount()
         self._law = spell(config.rule)
         self._remembers = "initial_norm" in config.rule.needs or self._evaluator.moment is not None
@@ -63,7 +67,7 @@ class Attachment:
                 " anew; to go on, attach first and load the state_dict() of the original",
                 stacklevel=4,
             )
-        before = optimizer.register_step_pre_hook(_outside_compile(self._before_step))
+        before = optimizer.register_step_pre_hook(_outside_compile(self._before_step, self._arrival.stop))
         after = optimizer.register_step_post_hook(_outside_compile(self._after_step))
         saved = optimizer.register_state_dict_post_hook(self._after_state_dict)
         # Before the update the rule comes last, so that it sees the gradients as the update will, and no other hook can
@@ -79,13 +83,18 @@ class Attachment:
             optimizer.register_load_state_dict_post_hook(self._after_load_state_dict).remove,
         ]
         self._users = _values(optimizer)
+        self._unheard = Unheard(optimizer, self._law)
 
     def stop(self) -> None:
         """Remove the hooks and everything else that was added to the optimizer."""
         self._settle()
         for remove in self._removers:
             remove()
+        self._arrival.stop()
         optimizer = self._optimizer()
+        if self._unheard is not None:
+            self._unheard.look(optimizer)
+            self._unheard.called()
         if optimizer is None:
             return
         for _, action in self._evaluator.actions:
@@ -158,6 +167,10 @@ class Attachment:
         if current is not None and _is_running(current.call):
             return None  # an optimizer class that overrides step and calls super().step() runs its hooks twice
         self._settle()
+        if self._unheard is not None:
+            self._unheard.called()
+            self._unheard = None
+        self._check_arrival(optimizer)
         refusals.check_not_capturing(optimizer.param_groups[0]["params"])
         new = self.sync_groups(optimizer)
         if new:
@@ -170,6 +183,7 @@ class Attachment:
                 raise
         self._notice_rewriting(optimizer)
         step = Step(optimizer, id(_calling_frame()))
+        step.at_failure = self._arrival.abandon
         try:
             arguments = self._begin(step, optimizer, args, kwargs)
         except BaseException:  # its traceback holds the step
@@ -184,22 +198,28 @@ class Attachment:
         """Let the rule act, or have the closure let it; return the arguments, which hold the step."""
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         waits = callable(closure) and self._evaluator.moment is not None
+        asked: list[Any] = [] if waits else self._evaluate(optimizer)
         if waits:
             step.switch_off()
         else:
-            step.prepare(self._evaluate(optimizer))
+            step.prepare(asked)
         if not callable(closure):
             step.act()
+            self._arrival.begin(optimizer, asked)
             return _Arguments.holding(step, args), kwargs
 
         def wrapped() -> Any:
-            nonlocal waits
+            nonlocal waits, asked
             try:
+                self._arrival.pause()
                 loss = closure()
                 if waits:  # for the gradients that the closure makes
                     waits = False
-                    step.prepare(self._evaluate(optimizer), late=True)
+                    asked = self._evaluate(optimizer)
+                    step.prepare(asked, late=True)
                 step.act()
+                self._arrival.resume()
+                self._arrival.begin(optimizer, asked)
             except BaseException:
                 step.undo()
                 raise
@@ -219,6 +239,7 @@ class Attachment:
         if step is None or step is not self._step():
             return  # of a call inside the step
         self._step = _no_step
+        self._arrival.end()
         self._last = self._next
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._count.add(self._found_inf)
@@ -239,9 +260,24 @@ class Attachment:
         """Return what the last step removed, per group of this optimizer."""
         optimizer = self._optimizer()
         count = 0 if optimizer is None else len(optimizer.param_groups)
+        if self._unheard is not None and optimizer is not None:
+            self._unheard.look(optimizer)
         if self._found_inf is not None and self._found_inf.item() != 0:
             return [0.0] * count
-        return ([float(r) for r in self._last] + [0.0] * count)[:count]
+        removed = ([float(r) for r in self._last] + [0.0] * count)[:count]
+        self._arrival.read(wait=True)
+        undone = self._arrival.undone
+        if undone is not None and undone.group < count:
+            removed[undone.group] *= undone.share
+        return removed
+
+    def _check_arrival(self, optimizer: Optimizer) -> None:
+        """Refuse to go on where what was removed did not stay so."""
+        self._arrival.read(wait=False)
+        undone = self._arrival.undone
+        if undone is not None and undone.group < len(self._last):
+            r = float(self._last[undone.group])
+            refusals.check_undone(self._config.rule, optimizer, undone.group, r, undone.share, WINDOW)
 
     def hand_over_norm(self, norm: Tensor | float) -> bool:
         """Take the norm of all gradients of the coming step; tell whether the rule has a use for it."""
@@ -253,6 +289,8 @@ class Attachment:
     def _after_state_dict(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         """Write into the copies of the groups: a step may be under way, and the groups themselves are its."""
         self.sync_groups(optimizer)
+        if self._unheard is not None:
+            self._unheard.look(optimizer)
         step = self._step()
         for index, (group, copy) in enumerate(zip(optimizer.param_groups, state_dict["param_groups"], strict=True)):
             copy.update({key: group[key] for key in KEYS if key in group})
@@ -292,6 +330,8 @@ class Attachment:
         self._users = None if self._users is None else _values(optimizer)
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._load_memory(optimizer, [()] * len(optimizer.param_groups))
+        if self._unheard is not None:
+            self._unheard.renew(optimizer)
         lost = self._config.rule.needs & self._kept_in_checkpoints()
         if lost and any(group.get(STEP, ELSEWHERE) == ELSEWHERE for group in optimizer.param_groups):
             warnings.warn(
@@ -400,14 +440,22 @@ def _registering_before(hook_id: int, reference: Callable[[], Optimizer | None])
     return register_step_pre_hook
 
 
-def _outside_compile(hook: Callable[..., Any]) -> Callable[..., Any]:
+def _outside_compile(hook: Callable[..., Any], first: Callable[[], None] | None = None) -> Callable[..., Any]:
     """Return the hook such that torch.compile does not trace it: each new value would cost a graph.
+
+    In a compiled step ``first`` is called before it.
 
     The wrapper of ``torch.compiler.disable`` takes as long as a third of a simple rule; outside of a compiled
     step it is not needed.
     """
+
+    def compiled(*arguments: Any) -> Any:
+        if first is not None:
+            first()
+        return hook(*arguments)
+
     # torch leaves this function without types
-    outside = torch.compiler.disable(hook, reason="halflife decides in plain Python")  # type: ignore[no-untyped-call]
+    outside = torch.compiler.disable(compiled, reason="halflife decides in plain Python")  # type: ignore[no-untyped-call]
 
     def either(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():

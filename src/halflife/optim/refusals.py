@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,16 @@ from torch.optim import Optimizer
 from halflife.conversion import convert
 from halflife.errors import UserError
 from halflife.numbers import check_non_negative
+from halflife.optim.frames import level_of_the_user
 from halflife.optim.known import facts_of, family_of
 from halflife.optim.second_moment import measures_gradients
+from halflife.optim.wrappers import inner_optimizers, unwrapped, wrapped_path
 from halflife.rules.appliers import Toward
-from halflife.rules.base import LamRule, Part, Penalty
+from halflife.rules.base import LamRule, Part, Penalty, Rule, StepInfo
 from halflife.rules.basic import Normalized
 from halflife.rules.penalty import L2
 from halflife.rules.stable import Stable
+from halflife.units import half_life
 
 __all__ = [
     "check_fraction",
@@ -38,6 +42,7 @@ __all__ = [
     "check_rule",
     "check_some_decay",
     "check_undivided",
+    "check_undone",
     "check_unit",
     "check_weight_decay",
 ]
@@ -45,6 +50,15 @@ __all__ = [
 # Recursive learning-rate schedulers of torch come back to the peak with a rounding error; this much is no
 # mistake.
 PEAK_TOLERANCE = 1e-6
+
+# What torch's Optimizer.__init__ makes and attach registers in.
+HOOKS = (
+    "_optimizer_step_pre_hooks",
+    "_optimizer_step_post_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
 
 
 def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -> None:
@@ -55,24 +69,50 @@ def check_optimizers(optimizers: Sequence[object], attached: Iterable[object]) -
         attached: Those among them that carry a rule.
 
     Raises:
-        UserError: In each of these cases, and if the sequence is empty.
+        UserError: In each of these cases, if the sequence is empty, if an optimizer steps another one inside it, and if it
+            does not call torch's step hooks.
     """
     if not optimizers:
         raise UserError("attach got an empty sequence of optimizers; give at least one")
     for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            inner = isinstance(getattr(optimizer, "optimizer", None), Optimizer)
-            hint = "; pass the optimizer inside it, its .optimizer" if inner else ""
-            raise UserError(
-                f"attach expected a torch.optim.Optimizer or a sequence of them, got {_name(optimizer)}{hint}"
-            )
-    if len({id(optimizer) for optimizer in optimizers}) < len(optimizers):
+        _check_steps_itself(optimizer)
+    if len({id(unwrapped(optimizer)) for optimizer in optimizers}) < len(optimizers):
         raise UserError("attach got the same optimizer twice in one sequence; give each once")
     for optimizer in attached:
         raise UserError(
             f"a rule is already attached to this {_name(optimizer)}: two would decay its groups twice; "
             "call detach() on the first handle before attaching another"
         )
+
+
+def _check_steps_itself(given: object) -> None:
+    """Refuse what is no optimizer, what only steps another one, and what does not call torch's step hooks."""
+    optimizer = unwrapped(given)
+    inner = inner_optimizers(optimizer)
+    paths = [f"optimizer{wrapped_path(given)}{each.path}" for each in inner if each.path]
+    to = f"[{', '.join(paths)}]" if len(paths) > 1 else "".join(paths)
+    if not isinstance(optimizer, Optimizer):
+        hint = f"; pass the optimizer inside it: halflife.attach({to}, ...)" if paths else ""
+        raise UserError(f"attach expected a torch.optim.Optimizer or a sequence of them, got {_name(optimizer)}{hint}")
+    if inner:
+        named = " and ".join(_name(each.optimizer) for each in inner)
+        it = "it" if len(inner) == 1 else "them"
+        what = f"halflife.attach({to}, ...)" if len(paths) == len(inner) else f"{_name(optimizer)} was made from {it}"
+        raise UserError(
+            f"attach got {_name(optimizer)}, which moves the weights by the step of another optimizer inside it, {named}: a"
+            f" rule on the outer one would act at other times, or be undone; attach to {it}: {what}"
+        )
+    step = vars(optimizer).get("step") or type(optimizer).step
+    if any(name not in vars(optimizer) for name in HOOKS) or ("step" not in vars(optimizer) and not _is_hooked(step)):
+        raise UserError(
+            f"attach needs the step hooks of torch, which this {_name(optimizer)} does not have or does not call: its"
+            " constructor did not call super().__init__(params, defaults), or its step was replaced afterwards; mend"
+            " that, or pass the weight decay to the optimizer itself"
+        )
+
+
+def _is_hooked(step: object) -> bool:
+    return bool(getattr(step, "hooked", False))
 
 
 def check_rule(rule: object, optimizers: Sequence[Optimizer]) -> None:
@@ -204,7 +244,7 @@ def check_own_values(rule: Part, groups: Sequence[tuple[Part, Mapping[str, Any]]
 
 
 def check_unit(part: Part, optimizer: Optimizer, group: Mapping[str, Any], own: float, peak_lr: float) -> None:
-    """Refuse a rule that would take a group's own ``weight_decay`` as a coefficient of another unit.
+    """Refuse a rule that would take a group's own ``weight_decay`` as a coefficient of another unit; warn where none says.
 
     Args:
         part: The part that acts on the group.
@@ -216,32 +256,103 @@ def check_unit(part: Part, optimizer: Optimizer, group: Mapping[str, Any], own: 
     Raises:
         UserError: With the value of the same decay in the rule's unit, where that is known.
     """
+    unit = _unit_of(optimizer, group)
     for each in part.parts():
-        if isinstance(each, LamRule) and each.lam is None and not each.inherits:
-            kind = type(each).__name__
+        kind = type(each).__name__
+        if isinstance(each, LamRule) and each.lam is None and (not each.inherits or unit in OTHER_UNITS):
+            what = OTHER_UNITS.get(unit, "")
             raise UserError(
-                f"{kind} needs a lam: the weight_decay = {own:.6g} of {_name(optimizer)} has another unit;"
+                f"{kind} needs a lam: the weight_decay = {own:.6g} of {_name(optimizer)} has another unit{what};"
                 f" {_in_unit_of(each, optimizer, group, own, peak_lr)}"
             )
+        if isinstance(each, L2) and each.lam is None and unit in OTHER_UNITS:
+            raise UserError(
+                f"L2 needs a lam: the weight_decay = {own:.6g} of {_name(optimizer)} has another"
+                f" unit{OTHER_UNITS[unit]}, and no lam of L2 removes the same; give L2 a lam, or attach a rule"
+            )
+        if not _says_its_unit(each):
+            _warn_of_the_unit(each, optimizer, own, peak_lr)
+
+
+# Units of weight_decay other than 1 / lr, by the setting that chooses them.
+OTHER_UNITS = {
+    "decouple_lr": " (with decouple_lr it is the fraction at the peak lr)",
+    "fixed_decay": " (with fixed_decay it is the fraction itself)",
+}
+
+
+def _unit_of(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
+    """Return the setting that chooses another unit for ``weight_decay``; empty if there is none."""
+    return next((name for name in OTHER_UNITS if group.get(name, vars(optimizer).get(name)) is True), "")
+
+
+def _says_its_unit(part: Part) -> bool:
+    """Return whether a part takes no ``weight_decay`` itself, or says in ``inherits`` that its unit is the same."""
+    kind = type(part)
+    mine = kind.__module__.partition(".")[0] == "halflife" or "inherits" in vars(kind)
+    return mine or "lam" not in part.needs or bool(part.inside())
+
+
+def _warn_of_the_unit(part: Part, optimizer: Optimizer, own: float, peak_lr: float) -> None:
+    """Tell what a rule of the user's own makes of a ``weight_decay``."""
+    try:
+        info = StepInfo(lr=peak_lr, lam=own, peak_lr=peak_lr)
+        r = float(part.fraction(info)) if isinstance(part, Rule) and peak_lr > 0.0 else math.nan
+        told = f": r = {r:.3g} per step at lr = {peak_lr:.6g}, a half-life of {half_life(r):,.0f} steps"
+    except Exception:  # it needs more than is known before the first step, or asks for r outside [0, 1)
+        told = ""
+    name = type(part).__name__
+    warnings.warn(
+        f"{name} takes the weight_decay = {own:.6g} of {_name(optimizer)} as its lam, although {name} does not say that its"
+        f" unit is the same{told if 'nan' not in told else ''}; give {name} a lam of its own, or write inherits = True in the"
+        " class",
+        stacklevel=level_of_the_user(),
+    )
 
 
 def _in_unit_of(rule: LamRule, optimizer: Optimizer, group: Mapping[str, Any], own: float, peak_lr: float) -> str:
     """Say what a group's own decay is under a rule, as far as it can be said."""
-    kind, name, facts = type(rule).__name__, _name(optimizer), facts_of(type(optimizer))
+    kind, name, facts, unit = (
+        type(rule).__name__,
+        _name(optimizer),
+        facts_of(type(optimizer)),
+        _unit_of(optimizer, group),
+    )
+    if unit in OTHER_UNITS:
+        of = "independent" if unit == "decouple_lr" else "constant"
+        return _converted(rule, name, own, peak_lr, from_=of)
     if not facts.native(group) and not facts.momentum:
         return (
             f"the decay of {name} is not known to be lr * weight_decay, so no lam of {kind} can be named for it; give the"
             " rule a lam, or the time scale itself: HalfLife(steps=...)"
         )
+    if facts.native(group):
+        return _converted(rule, name, own, peak_lr, from_="decoupled")
+    momentum = float(group["momentum"]), float(group["dampening"])
+    return _converted(rule, name, own, peak_lr, from_="l2", momentum=momentum)
+
+
+def _converted(
+    rule: LamRule,
+    name: str,
+    own: float,
+    peak_lr: float,
+    *,
+    from_: str,
+    momentum: tuple[float | None, float | None] = (None, None),
+) -> str:
+    """Say which lam removes the same at the peak."""
+    kind = type(rule).__name__
     try:
+        steps = rule.steps if isinstance(rule, Normalized) else None
         lam = convert(
             own,
-            from_="decoupled" if facts.native(group) else "l2",
+            from_=from_,
             to=kind.lower(),
             peak_lr=peak_lr,
-            momentum=None if facts.native(group) else float(group["momentum"]),
-            dampening=None if facts.native(group) else float(group["dampening"]),
-            total_steps=rule.steps if isinstance(rule, Normalized) else None,
+            momentum=momentum[0],
+            dampening=momentum[1],
+            total_steps=steps,
         )
         return f"{own:.6g} of {name} at peak lr {peak_lr:.6g} is {dataclasses.replace(rule, lam=float(f'{lam:.6g}'))!r}"
     except UserError:  # no peak yet, a law of the user's own, or a decay that is too strong for the unit
@@ -370,17 +481,45 @@ def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: in
             f"{rule!r} of parameter group {group} got gradients that are infinite or NaN; expected finite ones: skip the step"
         )
     coefficient = "" if math.isnan(lam) else f", lam = {lam!r}"
+    own = next((each for each in rule.parts() if type(each).__module__.partition(".")[0] != "halflife"), None)
+    told = ""
+    if math.isnan(value) and own is not None:
+        names = ", ".join(sorted(own.needs)) or "none"
+        told = f": a rule is told only the fields of StepInfo that its needs name, here {names}"
     if isinstance(rule, Penalty):
         if not 0.0 <= value < math.inf:
             raise UserError(
                 f"{rule!r} asks for the gradient coefficient {value!r} in parameter group {group} "
-                f"(lr = {lr!r}{coefficient}); expected a finite number >= 0"
+                f"(lr = {lr!r}{coefficient}); expected a finite number >= 0{told}"
             )
     elif not 0.0 <= value < 1.0:
         raise UserError(
             f"{rule!r} asks to remove the fraction r = {value!r} of the weights in parameter group {group} "
-            f"at lr = {lr!r}{coefficient}; expected 0 <= r < 1: lower lam or lr"
+            f"at lr = {lr!r}{coefficient}; expected 0 <= r < 1{told or ': lower lam or lr'}"
         )
+
+
+def check_undone(rule: Part, optimizer: Optimizer, group: int, r: float, share: float, steps: int) -> None:
+    """Refuse to go on with a rule whose work the optimizer undoes.
+
+    Args:
+        rule: The rule.
+        optimizer: The optimizer.
+        group: Number of the group in which it was seen.
+        r: The fraction that the last step removed.
+        share: The share of it that is left.
+        steps: After how many steps.
+
+    Raises:
+        UserError: Always.
+    """
+    left = "nothing of that is left" if share == 0.0 else f"only {share:.0%} of that is left after {steps} steps"
+    raise UserError(
+        f"{rule!r} asked to remove the fraction r = {r:.3g} of the weights in parameter group {group} at each step, but"
+        f" {left}: {_name(optimizer)} writes the weights from values that it keeps elsewhere (a copy from before the step,"
+        " float32 masters, averages); detach() the rule, and attach it to the optimizer that has these values as its"
+        f" parameters, or pass the decay to {_name(optimizer)} itself as its own weight_decay"
+    )
 
 
 def check_law(attached: str, saved: str, what: str) -> None:
