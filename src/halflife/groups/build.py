@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import Any, SupportsFloat
 
@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from halflife.errors import UserError
-from halflife.groups.policies import POLICIES, Use, uses_of
+from halflife.groups.policies import POLICIES, Use, own_settings, uses_of
 from halflife.numbers import check_non_negative
 from halflife.rules import Decoupled, Part, PerGroup
 from halflife.rules.base import check_inside
@@ -48,6 +48,7 @@ class Decision:
         lam: The weight decay that it gets; 0 for none, NaN where its rule reads none and none is given.
         reason: Why, in a few words.
         rule: The rule that its pattern brought, if any.
+        settings: What its group says beside the weight decay: the ``lr`` that the parameter brings itself.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Decision:
     lam: float
     reason: str
     rule: Part | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class Groups(list[dict[str, Any]]):
@@ -78,7 +80,9 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
 
     - ``"matrices"``: the weights that multiply activations (linear, convolution, attention, recurrent, experts,
       routers), told by module type first, by shape next, by name last; not norms, biases, embeddings, scales and
-      time constants, and not what the model itself excludes (``no_weight_decay()``, ``_no_weight_decay``).
+      time constants, and not what the model itself excludes: by ``no_weight_decay()`` (timm),
+      ``no_weight_decay_keywords()`` (Swin), ``_no_weight_decay`` or ``_optim`` on a parameter (Mamba, S4). Where
+      ``_optim`` has a weight decay above 0, that is the value, and where it has an ``lr``, the parameter's group has it.
     - ``"nanogpt"``: every parameter with two or more dimensions, embeddings included.
     - ``"transformers"``: what the Trainer of transformers 5.23 decays: all but LayerNorms and names that look like
       a bias or a norm.
@@ -110,8 +114,8 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
             none.
 
     Returns:
-        One dict per weight decay and rule with ``params``, ``param_names`` and ``weight_decay``; parameters
-        without decay come last.
+        One dict per weight decay, rule and settings that parameters bring themselves, with ``params``,
+        ``param_names`` and ``weight_decay``; parameters without decay come last.
 
     Raises:
         UserError: If the policy is unknown, a pattern matches nothing or claims nothing that an earlier one
@@ -125,11 +129,11 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
         0.1 ['0.weight']
         0.0 ['0.bias', '1.weight', '1.bias']
     """
-    groups: dict[tuple[float, int], dict[str, Any]] = {}
-    rules: dict[tuple[float, int], Part | None] = {}
+    groups: dict[tuple[float, int, str], dict[str, Any]] = {}
+    rules: dict[tuple[float, int, str], Part | None] = {}
     for decision in decide(model, policy, weight_decay):
-        key = (decision.lam, id(decision.rule))
-        fresh: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": decision.lam}
+        key = (decision.lam, id(decision.rule), repr(sorted(decision.settings.items())))
+        fresh: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": decision.lam, **decision.settings}
         if math.isnan(decision.lam):
             fresh |= {"weight_decay": 0.0, "initial_weight_decay": math.nan}
         group = groups.setdefault(key, fresh)
@@ -194,7 +198,13 @@ def _check_policy(name: str) -> None:
 
 def _by_policy(policy: str, parameter: nn.Parameter, uses: Sequence[Use], lam: float) -> Decision:
     decays, reason = POLICIES[policy](parameter, uses)
-    return Decision(uses[0].name, parameter, lam if decays else 0.0, reason)
+    if policy != "matrices":
+        return Decision(uses[0].name, parameter, lam if decays else 0.0, reason)
+    own = own_settings(parameter, uses[0].name)
+    said = own.pop("weight_decay", 0.0)
+    if said and not any(use.declared for use in uses):
+        decays, lam, reason = True, said, f"_optim on it says weight_decay {said:g}"
+    return Decision(uses[0].name, parameter, lam if decays else 0.0, reason, settings=own)
 
 
 class _Pair:
@@ -256,7 +266,7 @@ class _Pair:
         if isinstance(self.answer, str):
             decided = _by_policy(self.answer, parameter, uses, self.lam)
             reason = f"pattern {self.text}: {self.answer}: {decided.reason}"
-            return Decision(decided.name, parameter, decided.lam, reason)
+            return replace(decided, reason=reason)
         return Decision(uses[0].name, parameter, self.lam, f"pattern {self.text}", self.rule)
 
 

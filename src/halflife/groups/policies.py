@@ -2,7 +2,8 @@
 
 A parameter has one kind: ``"matrices"``, what multiplies activations (linear, convolution, attention, recurrent,
 experts, routers); ``"embeddings"``, what is looked up or added (tables, positions, class tokens, codebooks);
-``"norms"``; ``"biases"``; ``"others"`` (scales, gates, time constants of state-space models, temperatures).
+``"norms"``; ``"biases"``; ``"others"`` (scales, gates, time constants of state-space models, temperatures, and every
+matrix that the model itself declares not to decay, see `declared`).
 
 Examples:
     >>> import torch
@@ -18,9 +19,12 @@ Examples:
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -28,8 +32,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from halflife.errors import UserError
+from halflife.numbers import check_non_negative
 
-__all__ = ["KINDS", "POLICIES", "Use", "kind_of", "uses_of"]
+__all__ = ["KINDS", "POLICIES", "Use", "declared", "kind_of", "own_settings", "uses_of"]
 
 KINDS = ("matrices", "embeddings", "norms", "biases", "others")
 
@@ -64,14 +69,14 @@ class Use:
         owner: The module that holds it: beyond lists of parameters, and for a parametrized tensor the module that it
             is a tensor of.
         path: All modules that it is in, from the model itself to the one that holds it.
-        declared: Whether the model itself says that this parameter does not decay.
+        declared: Where the model itself says that this parameter does not decay, in words; empty if it does not.
     """
 
     name: str
     leaf: str
     owner: nn.Module
     path: tuple[nn.Module, ...]
-    declared: bool
+    declared: str
 
 
 def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
@@ -89,15 +94,14 @@ def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
     if not isinstance(model, nn.Module):
         raise UserError(f"expected a model, a torch.nn.Module, got {_described(model)}")
     modules = dict(model.named_modules(remove_duplicate=False))
-    declared = {f"{prefix}.{name}" if prefix else name for prefix, m in modules.items() for name in _declared(m)}
+    said = _Said(modules)
     uses: dict[nn.Parameter, list[Use]] = {}
     for prefix, module in modules.items():
         parts = prefix.split(".") if prefix else []
         path = tuple(modules[".".join(parts[:length])] for length in range(len(parts) + 1))
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{leaf}" if prefix else leaf
-            says = name in declared or getattr(parameter, "_no_weight_decay", False) is True
-            use = Use(name, leaf, module, path, says)
+            use = Use(name, leaf, module, path, said.about(parameter, name, path))
             if isinstance(module, ParametrizationList) and len(path) > 2:
                 # The model calls it conv.parametrizations.weight.original1; it is the weight of conv.
                 use = replace(use, leaf=f"{parts[-1]}.{leaf}", owner=path[-3])
@@ -114,18 +118,179 @@ def _described(value: object) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _declared(module: nn.Module) -> Sequence[str]:
-    """Return the names that a module lists in ``no_weight_decay()``, the convention of timm and Swin."""
-    listing = getattr(module, "no_weight_decay", None)
+# ---- what a model says of its own parameters
+
+EXCLUDED, KEYWORDS = "no_weight_decay", "no_weight_decay_keywords"
+MARK, SETTINGS = "_no_weight_decay", "_optim"
+# What torch puts into names of parameters, so that they are no longer those that the model lists.
+WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
+
+
+def declared(model: nn.Module) -> dict[int, str]:
+    """Find the parameters that a model itself declares not to decay.
+
+    Four conventions are read: ``no_weight_decay()`` of the model or of a module in it, which lists names relative to
+    that module (timm); ``no_weight_decay_keywords()``, which lists parts of names (Swin); an attribute
+    ``_no_weight_decay`` of a parameter (state-space models); and an attribute ``_optim`` of a parameter, a dict with
+    ``weight_decay`` 0 (S4). A list may be any collection or iterator. A name that no parameter has is passed over, as
+    timm does; a method that wants arguments is something else of the same name. A method that raises, or that gives
+    no names, is not followed, and a warning says so.
+
+    Args:
+        model: The model; nothing in it is changed.
+
+    Returns:
+        By ``id(parameter)``, where the model says so, in words.
+
+    Raises:
+        UserError: If it is not a model.
+
+    Examples:
+        >>> class Swin(nn.Linear):
+        ...     def no_weight_decay_keywords(self):
+        ...         return {"wei"}
+        >>> list(declared(Swin(2, 3)).values())
+        ["no_weight_decay_keywords() of Swin lists 'wei'"]
+    """
+    found = {
+        id(parameter): [use.declared for use in uses if use.declared] for parameter, uses in uses_of(model).items()
+    }
+    return {key: reasons[0] for key, reasons in found.items() if reasons}
+
+
+def own_settings(parameter: nn.Parameter, name: str) -> dict[str, Any]:
+    """Read the settings that a parameter brings itself, in an attribute ``_optim`` (the convention of S4).
+
+    Args:
+        parameter: The parameter.
+        name: Its name, for messages.
+
+    Returns:
+        The settings, such as ``{"lr": 0.001, "weight_decay": 0.0}``; empty without any. What is None is left out.
+
+    Raises:
+        UserError: If its ``lr`` or ``weight_decay`` is no number >= 0.
+    """
+    settings = getattr(parameter, SETTINGS, None)
+    if not isinstance(settings, Mapping):
+        return {}
+    own = {key: value for key, value in settings.items() if value is not None and key not in {"params", "param_names"}}
+    for key in {"lr", "weight_decay"} & own.keys():
+        check_non_negative(f"{key} in {SETTINGS} of {name}", own[key])
+    if "weight_decay" in own:
+        own["weight_decay"] = float(own["weight_decay"])
+    return own
+
+
+class _Said:
+    """What the modules of a model say of parameters in them.
+
+    Args:
+        modules: The modules by name.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.keywords: dict[int, list[str]] = {}  # by id of the module
+        self.parameters: dict[int, str] = {}  # by id: a list may hold parameters in place of names
+        self.names: dict[str, str] = {}
+        listed: dict[int, list[object]] = {}
+        for prefix, module in modules.items():
+            kind = type(module).__name__
+            if id(module) not in listed:
+                listed[id(module)] = _listed(module, EXCLUDED)
+                self.keywords[id(module)] = [w for w in _listed(module, KEYWORDS) if w and isinstance(w, str)]
+            for item in listed[id(module)]:
+                reason = f"{EXCLUDED}() of {kind} lists it"
+                if isinstance(item, str):
+                    self.names.setdefault(f"{prefix}.{item}" if prefix else item, reason)
+                else:
+                    self.parameters.setdefault(id(item), reason)
+
+    def about(self, parameter: nn.Parameter, name: str, path: Sequence[nn.Module]) -> str:
+        """Return where the model says that a parameter does not decay, or nothing."""
+        plain = PARAMETRIZED.sub(r"\1", WRAPPERS.sub("", name))
+        reason = self.parameters.get(id(parameter)) or self.names.get(name) or self.names.get(plain)
+        if reason:
+            return reason
+        if _holds(lambda: getattr(parameter, MARK, False)):
+            return f"{MARK} is set on it"
+        if _holds(lambda: getattr(parameter, SETTINGS)["weight_decay"] == 0):
+            return f"{SETTINGS} on it says weight_decay 0"
+        parts = name.split(".")
+        for depth, module in enumerate(path):
+            inside = ".".join(parts[depth:])
+            for word in self.keywords[id(module)]:
+                if word in inside:
+                    return f"{KEYWORDS}() of {type(module).__name__} lists {word!r}"
+        return ""
+
+
+def _listed(module: nn.Module, method: str) -> list[object]:
+    """Return the names, or parameters, that a module lists by a method or an attribute of its own.
+
+    Args:
+        module: The module.
+        method: What the method is called.
+
+    Returns:
+        Names and parameters; none where there is no such method or it is something else.
+    """
+    where = f"{method}() of {type(module).__name__}"
     try:
-        listed = listing() if callable(listing) else ()
-    except TypeError:  # a method that wants arguments is something else of the same name
-        return ()
-    return tuple(name for name in listed if isinstance(name, str)) if isinstance(listed, set | list | tuple) else ()
+        value = getattr(module, method, None)
+        if isinstance(value, nn.Module):
+            return []
+        if callable(value):
+            if _wants_arguments(value):
+                return []
+            value = value()
+            value = value if not isinstance(value, Iterable) or isinstance(value, str) else list(value)
+        elif not isinstance(value, Collection):  # an attribute that is a flag, or nothing
+            return []
+    except Exception as error:  # whatever a user's method raises
+        text = f": {error}" if str(error) else ""
+        _warn(
+            f"{where} raised {type(error).__name__}{text}; what it excludes from weight decay is not known: correct it"
+        )
+        return []
+    if value is None:
+        return []
+    items = [value] if isinstance(value, str) else list(value) if isinstance(value, Collection) else [value]
+    wrong = next((item for item in items if not isinstance(item, str | nn.Parameter)), None)
+    if wrong is not None:
+        _warn(
+            f"{where} gave {_described(wrong)} where the name of a parameter was expected; it was passed over: correct it"
+        )
+    return [item for item in items if isinstance(item, str | nn.Parameter)]
+
+
+def _holds(test: Callable[[], object]) -> bool:
+    """Return whether a test of what a user wrote is true; False where it cannot be done."""
+    try:
+        return bool(test())
+    except Exception:  # no such attribute, or of a type that cannot be compared
+        return False
+
+
+def _wants_arguments(method: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(method).bind()
+    except TypeError:
+        return True
+    except ValueError:  # a builtin without a signature
+        return False
+    return False
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
 
 
 def kind_of(parameter: nn.Parameter, uses: Sequence[Use]) -> tuple[str, str]:
     """Tell what a parameter is, and from what that is seen. A tied weight is a matrix if any of its uses is.
+
+    A matrix that the model declares not to decay is of the kind ``"others"``.
 
     Args:
         parameter: The parameter; its dtype and shape are looked at, never its values.
@@ -138,7 +303,12 @@ def kind_of(parameter: nn.Parameter, uses: Sequence[Use]) -> tuple[str, str]:
     kind, reason = next((answer for answer in answers if answer[0] == "matrices"), answers[0])
     if kind == "matrices" and len(uses) > 1:
         reason = f"{reason} (tied: {', '.join(use.name for use in uses)})"
-    return kind, reason
+    excluded = _excluded(uses)
+    return ("others", f"{reason}, but {excluded}") if kind == "matrices" and excluded else (kind, reason)
+
+
+def _excluded(uses: Sequence[Use]) -> str:
+    return next((use.declared for use in uses if use.declared), "")
 
 
 def _kind_at(parameter: nn.Parameter, use: Use) -> tuple[str, str]:
@@ -195,9 +365,10 @@ def _kind_of_class(words: Sequence[str]) -> str | None:
 
 
 def _matrices(parameter: nn.Parameter, uses: Sequence[Use]) -> tuple[bool, str]:
+    excluded = _excluded(uses)
+    if excluded:
+        return False, f"the model says that it does not decay: {excluded}"
     kind, reason = kind_of(parameter, uses)
-    if any(use.declared for use in uses):
-        return False, "the model says that it does not decay (no_weight_decay)"
     return kind == "matrices", reason
 
 
