@@ -142,7 +142,14 @@ TORCH = [
     # ASGD's own lambd = 1e-4 shrinks by lr * lambd; its step size has fallen by 5e-5 of itself after 12 steps.
     as_decoupled("ASGD", torch_optimizer("ASGD"), notes=("at weight_decay 0 the weights shrink by r = 5e-06",)),
     Case("Rprop", without_weight_decay("Rprop"), "none", native=None, fraction=0.0, notes=("have no weight_decay",)),
-    Case("LBFGS", without_weight_decay("LBFGS"), "not probed", native=None, notes=("argument: 'closure'",)),
+    Case(
+        "LBFGS",
+        without_weight_decay("LBFGS"),
+        "none",
+        native=None,
+        fraction=0.0,
+        notes=("it needs a closure, and was",),
+    ),
     Case("SparseAdam", without_weight_decay("SparseAdam"), "not probed", native=None, notes=("dense gradients",)),
 ]
 OTHERS = [
@@ -214,7 +221,8 @@ def law_of(index: int) -> Law:
     return identify(CASES[index].make)
 
 
-SLOW = {"Kron"}  # it draws, and takes ten times as long as any other
+# Kron draws, and takes ten times as long as any other; the others of torchao are quantized as AdamW8bit is.
+SLOW = {"Kron", "torchao-AdamW4bit", "torchao-AdamWFp8", "torchao-Adam8bit"}
 
 
 @pytest.mark.parametrize(
@@ -397,4 +405,53 @@ def test_a_class_gets_its_settings_by_name() -> None:
     assert identify(torch.optim.SGD).pathway == "l2"
     assert identify(functools.partial(torch.optim.SGD, momentum=0.9)).equivalent_to is None
     assert identify(torch.optim.AdamW).name == "decoupled"
-    assert identify(torch.optim.LBFGS).pathway == "not probed"
+    law = identify(torch.optim.LBFGS)
+    assert law.pathway == "not probed"
+    assert law.notes[0] == (
+        "LBFGS cannot be made with params, lr and weight_decay alone (got an unexpected keyword argument 'weight_decay'); "
+        "pass a function that makes it: lambda params, lr, weight_decay: LBFGS(params, ...)"
+    )
+
+
+class Sharp(torch.optim.Optimizer):
+    """Steps an inner optimizer with the gradients of a place nearby, for which it needs a closure."""
+
+    def __init__(self, params: Any, base: Any, rho: float = 0.05, **settings: Any) -> None:
+        super().__init__(params, {"rho": rho, **settings})
+        self.base = base(self.param_groups, **settings)
+        self.param_groups = self.base.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        assert closure is not None, "this optimizer requires a closure"
+        held = [parameter for group in self.param_groups for parameter in group["params"]]
+        norm = torch.stack([parameter.grad.norm() for parameter in held]).norm()
+        before = [parameter.clone() for parameter in held]
+        for parameter in held:
+            parameter.add_(parameter.grad, alpha=0.05 / float(norm))
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for parameter, weights in zip(held, before, strict=True):
+            parameter.copy_(weights)
+        self.base.step()
+
+
+@pytest.mark.parametrize(
+    ("base", "settings", "pathway", "coefficient"),
+    [
+        ("SGD", {}, "l2", 1.0),
+        ("SGD", {"momentum": 0.8, "nesterov": True}, "l2", 1.8),
+        ("AdamW", {}, "decoupled", 1.0),
+        ("Adam", {}, "l2-preconditioned", None),
+    ],
+)
+def test_an_optimizer_that_needs_a_closure_gets_one(base: str, settings: Any, pathway: str, coefficient: Any) -> None:
+    inner = getattr(torch.optim, base)
+    law = identify(lambda params, lr, lam: Sharp(params, inner, lr=lr, weight_decay=lam, **settings))
+    assert (law.pathway, law.coefficient) == (pathway, coefficient)
+    assert law.native
+    assert (
+        law.notes[-1]
+        == "it needs a closure, and was stepped with one that gives the same gradients wherever the weights are"
+    )

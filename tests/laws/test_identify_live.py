@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 import halflife
 from halflife.errors import UserError
 from halflife.laws import Law
-from halflife.laws.live import laws_of
+from halflife.laws.live import laws_of, probe_of
 from halflife.rules import (
     L2,
     Cautious,
@@ -100,7 +100,11 @@ def test_one_law_per_group_at_its_own_settings() -> None:
             lambda g: of("pytorch_optimizer", "AdaBelief", fixed_decay=True)(g, LR, WD),
             ("decoupled", 0.0, 0.0, 1.0, "constant"),
         ),
-        (lambda g: of("torchao.optim", "AdamW8bit")(g, LR, WD), ("decoupled", 1.0, 0.0, 1.0, "decoupled")),
+        pytest.param(
+            lambda g: of("torchao.optim", "AdamW8bit")(g, LR, WD),
+            ("decoupled", 1.0, 0.0, 1.0, "decoupled"),
+            marks=[pytest.mark.slow],
+        ),
     ],
 )
 def test_foreign_optimizers(make: Any, expected: tuple[Any, ...]) -> None:
@@ -152,35 +156,59 @@ def test_what_is_not_none() -> None:
     asgd, sparse = torch.optim.ASGD(groups(model()), LR), torch.optim.SparseAdam(list(model().parameters()), LR)
     law = laws_of(asgd)[1]
     assert law.pathway == "other"
-    assert law.notes[0].startswith("without any gradient and at weight_decay 0 the weights shrink by r = 2e-07")
-    assert {each.pathway for each in laws_of(sparse)} == {"not probed"}
-    assert "dense gradients" in laws_of(sparse)[0].notes[0]
+    shrinks = "(without any gradient and at weight_decay 0 the weights shrink by r = 2e-07)"
+    assert law.notes[0] == f"a step at lr = 0.002 removes 2e-07 of it, by a law that is not known {shrinks}"
+    assert {each.pathway for each in laws_of(sparse)} == {"none"}  # it is stepped with gradients of rows
     frozen = [{"params": [torch.nn.Parameter(torch.ones(2), requires_grad=False)], "weight_decay": 0.0}]
     law = laws_of(torch.optim.AdamW([*groups(model()), *frozen], LR))[2]
     assert (law.pathway, law.notes) == ("not probed", ("the group has no parameter that requires a gradient",))
     lbfgs = torch.optim.LBFGS(list(model().parameters()))
-    assert laws_of(lbfgs)[0].pathway == "not probed"
+    assert laws_of(lbfgs)[0].pathway == "none"  # it is stepped with a closure
 
 
-def test_what_cannot_be_copied_is_not_probed() -> None:
-    class Locked(torch.optim.AdamW):
+def test_what_cannot_be_copied_matters_where_a_step_uses_it() -> None:
+    class Idle(torch.optim.AdamW):
         def __init__(self, *args: Any, **how: Any) -> None:
             super().__init__(*args, **how)
             self.handle = (number for number in range(3))
 
-    laws = laws_of(Locked(groups(model()), LR))
+    class Using(Idle):
+        def step(self, closure: Any = None) -> Any:
+            next(self.handle)
+            return super().step(closure)
+
+    assert [law.pathway for law in laws_of(Idle(groups(model()), LR))] == ["decoupled", "none"]
+    optimizer = Using(groups(model()), LR)
+    laws = laws_of(optimizer)
     assert [law.pathway for law in laws] == ["not probed"] * 2
-    assert laws[0].notes[0].startswith("its handle cannot be copied: TypeError")
+    assert laws[0].notes[0] == "its step uses handle, a generator, which cannot be copied; pass in_place=True"
+    assert next(optimizer.handle) == 0
 
 
-def test_what_a_copy_leaves_out_is_said() -> None:
+def test_a_hook_that_a_copy_must_not_call_is_not_passed_over() -> None:
+    def changes(*args: Any) -> None:
+        """Could do anything."""
+
     optimizer = torch.optim.AdamW(groups(model()), LR)
-    optimizer.register_step_pre_hook(lambda *args: None)
-    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
-    assert laws_of(optimizer)[0].notes == (
-        "its step was replaced on the instance; the step of its class was probed",
-        "it has step hooks, which were not called",
-    )
+    optimizer.register_step_pre_hook(changes)
+    for law in laws_of(optimizer):
+        assert law.pathway == "not probed"
+        assert law.notes[0].startswith("it has step hooks that are not of halflife (")
+        assert law.notes[0].endswith("changes), which a copy must not call; pass in_place=True")
+    assert [probed.laws[0].pathway for probed in probe_of([optimizer], in_place=True)] == ["decoupled"]
+
+
+def test_a_step_that_was_replaced_on_the_instance_is_the_one_that_is_probed() -> None:
+    optimizer = torch.optim.AdamW(groups(model()), LR)
+
+    @torch.no_grad()
+    def twice(closure: Any = None) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1 - 2 * group["lr"] * group["weight_decay"]).sub_(parameter.grad, alpha=group["lr"])
+
+    optimizer.step = twice  # type: ignore[method-assign]
+    assert laws_of(optimizer)[0].coefficient == pytest.approx(2.0, rel=1e-6)
 
 
 def test_parameters_that_differ_in_what_is_written_on_them() -> None:
@@ -197,6 +225,36 @@ def test_parameters_that_differ_in_what_is_written_on_them() -> None:
     two.no_decay = True  # type: ignore[attr-defined]
     law = laws_of(Marked([one, two], lr=0.1, weight_decay=0.1))[0]
     assert {kind: each.pathway for kind, each in law.by_shape.items()} == {"matrix": "decoupled", "matrix 2": "none"}
+
+
+class Seldom(Optimizer):
+    """Plain steps, and a decay by an attribute at one of every so many calls."""
+
+    def __init__(self, params: Any, every: int, phase: int) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.every, self.phase, self.calls, self.amount = every, phase, 0, 0.2
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        due = self.calls % self.every == self.phase
+        self.calls += 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if due:
+                    parameter.mul_(1.0 - group["lr"] * self.amount)
+                parameter.sub_(parameter.grad, alpha=group["lr"])
+
+
+@pytest.mark.parametrize(("every", "phase"), [(2, 0), (3, 2), (5, 3)])
+def test_a_decay_of_every_nth_call_has_its_law(every: int, phase: int) -> None:
+    net = torch.nn.Linear(3, 2)
+    (probed,) = probe_of([Seldom(net.parameters(), every, phase)])
+    for parameter in net.parameters():
+        found = probed.found[id(parameter)]
+        assert (found.law.pathway, found.law.every, found.seen.every, found.lam) == ("decoupled", every, every, 0.2)
+        assert found.law.coefficient == pytest.approx(1.0, rel=1e-6)
+        assert found.law.lr_exponent == 1.0
+        assert found.seen.r == pytest.approx(0.02, rel=1e-6)
 
 
 class Accelerated(Optimizer):
@@ -279,7 +337,10 @@ def test_attached_rules(rule: Any, how: dict[str, Any], expected: tuple[Any, ...
     assert law.notes[0].startswith(f"the rule {type(inner).__name__} of halflife is attached")
 
 
-@pytest.mark.parametrize(("rule", "how", "expected", "fraction"), RULES, ids=[f"{i}" for i in range(len(RULES))])
+@pytest.mark.parametrize(
+    ("rule", "how", "expected", "fraction"),
+    [pytest.param(*row, id=f"{i}", marks=[pytest.mark.slow] if i % 3 else []) for i, row in enumerate(RULES)],
+)
 def test_attached_rules_before_the_first_step(
     rule: Any, how: dict[str, Any], expected: tuple[Any, ...], fraction: float | None
 ) -> None:
@@ -311,7 +372,17 @@ def test_one_rule_over_two_optimizers() -> None:
 # ---- nothing of the user's is touched
 
 
-@pytest.mark.parametrize("rule", [None, Decoupled(0.3), Stable(5e-4), Cautious(Decoupled(0.3)), Sphere()])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        pytest.param(Decoupled(0.3), marks=pytest.mark.slow),
+        Stable(5e-4),
+        pytest.param(Cautious(Decoupled(0.3)), marks=pytest.mark.slow),
+        pytest.param(Sphere(), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_the_optimizer_stays_as_it_is(rule: Any) -> None:
     def run(probe: bool) -> tuple[Any, list[torch.Tensor]]:
         net = model()

@@ -103,6 +103,23 @@ def test_claims_are_compared() -> None:
         assert row.claim.agrees(identify(row.make)) is agrees, name
 
 
+def test_what_was_audited_elsewhere_is_on_the_page() -> None:
+    assert tool().live_section() in TEXT
+    assert tool().torch_optimizer_section() in TEXT
+    assert tool().audited_disagreements() in TEXT
+    for entry in tool().audited_entries():
+        assert "halflife" not in entry["reproducer"]
+        assert TEXT.count(f"(#{entry['key']})") >= 1
+
+
+def test_cells_of_live_objects() -> None:
+    assert tool().kept_text([0.99] * 12) == "0.886 (0.99)"
+    assert tool().kept_text([1.0, 1.0, 1.0, 0.99] * 3) == "0.970 (1, 1, 1, 0.99, 1, 1, ...)"
+    assert tool().kept_text([0.99, [0.5, 0.75]] + [1.0] * 10) == "0.495 to 0.742 (0.99, varied, 1, 1, 1, 1, ...)"
+    assert tool().by_kind({"matrix": "a", "bias": "b", "norm": "b"}) == "matrix: a; bias, norm: b"
+    assert tool().by_kind({"matrix": "a", "bias": "a"}) == "a"
+
+
 @pytest.mark.slow
 def test_the_whole_page_is_what_the_tool_writes() -> None:
     assert tool().without_date(tool().page("today")) == tool().without_date(TEXT)

@@ -309,7 +309,7 @@ def test_shapes_that_differ(kind: type[Toy], decaying: set[str]) -> None:
         expected = AS_ADAMW if shape in decaying else ("none", (None, None), None)
         assert summary(each) == expected, shape
     assert summary(law) == summary(law.by_shape["matrix"])
-    assert law.notes[0].startswith("differs by shape: matrix: ")
+    assert law.notes[0].startswith("differs by shape: matrix")
 
 
 def test_captured_is_not_native() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 
 import halflife
 from halflife.errors import UserError
-from halflife.laws import Law, laws_of
+from halflife.laws import Law, identify, laws_of
 from halflife.laws.slots import kinds_in
 from halflife.rules import (
     L2,
@@ -53,6 +55,8 @@ class Lion(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
                 mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
                 self.decay(parameter, group)
                 parameter.sub_((0.9 * mean + 0.1 * parameter.grad).sign(), alpha=self.speed(group))
@@ -91,12 +95,17 @@ LAWS: list[tuple[type[Optimizer], Settings, tuple[Any, ...], float | None]] = [
     (torch.optim.Adadelta, {}, PRECONDITIONED, None),
 ]
 IDS = ["-".join([kind.__name__, *how]) for kind, how, *_ in LAWS]
+FAST = {"SGD-momentum", "AdamW", "Adam", "Adadelta"}  # one of each law, and the one whose steps are the smallest
+EACH_LAW = [
+    pytest.param(*law, id=name, marks=[] if name in FAST else [pytest.mark.slow])
+    for name, law in zip(IDS, LAWS, strict=True)
+]
 
 
 # ---- small learning rates and weight decays
 
 
-@pytest.mark.parametrize(("kind", "how", "expected", "share"), LAWS, ids=IDS)
+@pytest.mark.parametrize(("kind", "how", "expected", "share"), EACH_LAW)
 def test_the_law_does_not_depend_on_how_small_the_settings_are(
     kind: Any, how: Settings, expected: tuple[Any, ...], share: float | None
 ) -> None:
@@ -131,8 +140,15 @@ RULES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+# Each rule on one of the two; on the other one it is slow.
+RULES_ON = [
+    pytest.param(rule, make, id=f"{rule!r}-{make.__name__}", marks=[] if (index + number) % 2 else [pytest.mark.slow])
+    for index, rule in enumerate(RULES)
+    for number, make in enumerate((torch.optim.SGD, torch.optim.AdamW))
+]
+
+
+@pytest.mark.parametrize(("rule", "make"), RULES_ON)
 def test_attached_rules_at_any_learning_rate(rule: Any, make: Any) -> None:
     """As at lr = 1e-3, and with the fraction that the rule then really removes."""
     how = {"momentum": 0.9} if make is torch.optim.SGD else {}
@@ -227,8 +243,8 @@ def test_a_law_of_another_kind_at_the_weight_decay_of_now_is_seen() -> None:
                 super().decay(parameter, group)
 
     (law,) = laws_of(Thrifty([weight(3, 2)], lr=1e-3, weight_decay=1e-6))
-    assert law.pathway == "other"
-    assert "as they are now, r is 0, but the law gives 1e-09 there" in law.notes[0]
+    assert law.pathway == "none"
+    assert law.notes == ("a step leaves every bit of it as it is",)
 
 
 def test_what_the_attached_rule_refuses_is_the_reason() -> None:
@@ -261,6 +277,7 @@ def test_what_rounding_hides_is_not_probed() -> None:
         halflife.assert_decay(model, optimizer, {"*": "none"})
 
 
+@pytest.mark.slow
 def test_float32_alone_sees_small_rules_too() -> None:
     """8-bit states compute in float32, where a step of 1e-7 shows nothing."""
     make = of("torchao.optim", "AdamW8bit")
@@ -272,12 +289,91 @@ def test_float32_alone_sees_small_rules_too() -> None:
         assert law.fraction == pytest.approx(r, rel=0.02)
 
 
+def adamw(lr: Any = None, lam: Any = None) -> Any:
+    """Return what makes an AdamW and writes other settings into its group."""
+
+    def make(params: Any, given_lr: float, given_lam: float) -> Optimizer:
+        optimizer = torch.optim.AdamW(params, given_lr, weight_decay=given_lam)
+        group = optimizer.param_groups[0]
+        group["lr"] = group["lr"] if lr is None else lr(given_lr) if callable(lr) else lr
+        group["weight_decay"] = group["weight_decay"] if lam is None else lam(given_lam) if callable(lam) else lam
+        return optimizer
+
+    return make
+
+
+WHATEVER = ", whatever is given"
+ODD: list[tuple[str, Any, str, str]] = [
+    ("lr-tiny", adamw(lr=lambda lr: 1e-12 * lr), "decoupled", "1e-12 times the one given"),
+    ("lr-tinier", adamw(lr=lambda lr: 1e-300 * lr), "decoupled", "1e-300 times the one given"),
+    ("lr-denormal", adamw(lr=lambda lr: 1e-322 * lr), "not probed", "the one given, too small to be measured"),
+    ("lr-huge", adamw(lr=lambda lr: 1e12 * lr), "decoupled", "1e+12 times the one given"),
+    ("lr-fixed", adamw(lr=1e-3), "decoupled", "0.02 times the one given"),
+    ("lr-fixed-tiny", adamw(lr=1e-12), "not probed", f"lr of its group is 1e-12{WHATEVER}, too small to be measured"),
+    ("lr-zero", adamw(lr=0.0), "not probed", f"lr of its group is 0{WHATEVER}, with which nothing moves"),
+    ("lr-negative", adamw(lr=lambda lr: -lr), "decoupled", "r is negative: the weights grow"),
+    ("lr-nan", adamw(lr=float("nan")), "not probed", "lr of its group is nan; expected one finite number"),
+    ("lr-inf", adamw(lr=float("inf")), "not probed", "lr of its group is inf; expected one finite number"),
+    (
+        "lr-none",
+        adamw(lr=lambda lr: None),
+        "not probed",
+        "lr of group 0 is None, with which it cannot step; make it a float",
+    ),
+    ("lr-decimal", adamw(lr=Decimal), "not probed", "expected one finite number"),
+    ("lr-numpy", adamw(lr=np.float32), "decoupled", ""),
+    ("lam-tiny", adamw(lam=lambda lam: 1e-12 * lam), "decoupled", ""),
+    ("lam-tinier", adamw(lam=lambda lam: 1e-300 * lam), "decoupled", ""),
+    ("lam-denormal", adamw(lam=lambda lam: 1e-322 * lam), "not probed", "weight_decay of its group is 0.0"),
+    ("lam-fixed", adamw(lam=0.1), "not probed", f"weight_decay of its group is 0.1{WHATEVER}; pass the one given on"),
+    ("lam-zero", adamw(lam=0.0), "not probed", f"weight_decay of its group is 0.0{WHATEVER}; pass the one given on"),
+    ("lam-negative", adamw(lam=lambda lam: -lam), "decoupled", "r is negative: the weights grow"),
+    ("lam-nan", adamw(lam=float("nan")), "not probed", "weight_decay of its group is nan; expected one finite number"),
+    ("lam-inf", adamw(lam=float("inf")), "not probed", "weight_decay of its group is inf; expected one finite number"),
+    ("lam-decimal", adamw(lam=Decimal), "not probed", "with which it cannot step; make it a float (TypeError"),
+    ("lam-text", adamw(lam=str), "not probed", "with which it cannot step; make it a float (TypeError"),
+    ("lam-fraction", adamw(lam=Fraction), "decoupled", ""),
+    ("lam-numpy", adamw(lam=np.float32), "decoupled", ""),
+    ("lam-tensor", adamw(lam=lambda lam: torch.tensor(lam, dtype=torch.float32)), "decoupled", ""),
+    ("lam-tensor-64", adamw(lam=lambda lam: torch.tensor([lam], dtype=torch.float64)), "decoupled", ""),
+    ("lam-rounded", adamw(lam=lambda lam: int(50.0 * lam)), "other", "r is not linear in weight_decay"),
+]
+
+
+@pytest.mark.parametrize(("make", "pathway", "note"), [row[1:] for row in ODD], ids=[row[0] for row in ODD])
+def test_functions_that_make_odd_settings(make: Any, pathway: str, note: str) -> None:
+    law = identify(make)
+    assert law.pathway == pathway, law
+    assert not note or any(note in each for each in law.notes), law
+    if pathway == "decoupled":
+        assert (law.lr_exponent, law.peak_lr_exponent) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize(("lr", "lam"), [(1e-300, 1e-6), (1e10, 1e-40), (1e-3, 1e-300), (-0.1, 0.1)])
+def test_the_smallest_and_largest_settings(make: Any, lr: float, lam: float) -> None:
+    optimizer = make([weight(5, 4, dtype=torch.float64)], lr=1e-3, weight_decay=lam)
+    optimizer.param_groups[0]["lr"] = lr
+    (law,) = laws_of(optimizer)
+    assert summary(law) == (DECOUPLED if make is torch.optim.AdamW else l2(1.0, "decoupled")), law
+
+
+def test_a_weight_decay_that_no_number_scales_is_not_probed() -> None:
+    law = identify(lambda params, lr, weight_decay: torch.optim.AdamW(params, lr, weight_decay=weight_decay * 1e-321))
+    assert law.pathway == "not probed"
+    assert law.notes == (
+        "weight_decay of its group is far below the one given, too small to be measured; pass that on",
+    )
+    (law,) = laws_of(torch.optim.AdamW([weight(5, 4)], 1e-3, weight_decay=5e-324))
+    assert "none" not in law.pathway or "every bit" in law.notes[0]
+
+
 # ---- parameters with few elements
 
 SHAPES = [(), (1,), (1, 1), (2,), (3, 1), (5, 4)]
 
 
-@pytest.mark.parametrize(("kind", "how", "expected", "share"), LAWS, ids=IDS)
+@pytest.mark.parametrize(("kind", "how", "expected", "share"), EACH_LAW)
 def test_shapes_with_few_elements(kind: Any, how: Settings, expected: tuple[Any, ...], share: float | None) -> None:
     rates = itertools.cycle([1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
     mixes: list[list[tuple[int, ...]]] = [*([shape] for shape in SHAPES), SHAPES, [(), (5, 4)]]
@@ -347,29 +443,75 @@ def test_weight_decays_that_are_no_floats(lam: Any) -> None:
     assert law.fraction == pytest.approx(1e-3 * float(lam), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("weight_decay", float("nan")), ("weight_decay", torch.ones(2)), ("weight_decay", "0.1")]
-)
+@pytest.mark.parametrize(("key", "value"), [("weight_decay", float("nan")), ("weight_decay", "0.1")])
 def test_what_is_no_number_is_not_probed(key: str, value: Any) -> None:
     optimizer = Lion([weight(3, 2)], lr=1e-3, weight_decay=0.1)
     optimizer.param_groups[0][key] = value
     (law,) = laws_of(optimizer)
     assert law.pathway == "not probed"
-    assert law.notes == (f"{key} of group 0 is {value!r}; expected one finite number",)
+    assert law.notes[0] == f"{key} of group 0 is {value!r}; expected one finite number"
 
 
-def test_an_optimizer_that_chooses_its_learning_rate_is_not_probed() -> None:
-    class Relative(Lion):
-        def decay(self, parameter: Tensor, group: Settings) -> None:
-            parameter.mul_(1.0 - (group["lr"] or 1e-2) * group["weight_decay"])
+def test_a_weight_decay_for_each_column() -> None:
+    """It can be stepped, and no one number says what it does."""
+    optimizer = Lion([weight(3, 2)], lr=1e-3, weight_decay=0.1)
+    optimizer.param_groups[0]["weight_decay"] = torch.tensor([0.1, 0.3])
+    assert laws_of(optimizer)[0].pathway in {"other", "not probed"}
 
-        def speed(self, group: Settings) -> float:
-            return float(group["lr"] or 1e-2)
 
-    (law,) = laws_of(Relative([weight(3, 2)], lr=None, weight_decay=0.1))  # type: ignore[arg-type]
-    assert law.pathway == "not probed"
-    assert law.notes[0].startswith("its parameter groups have no lr, so that how the decay depends on the learning")
+class Relative(Lion):
+    """Chooses its learning rate by itself where it is given none, as Adafactor does."""
+
+    def decay(self, parameter: Tensor, group: Settings) -> None:
+        parameter.mul_(1.0 - self.speed(group) * group["weight_decay"])
+
+    def speed(self, group: Settings) -> float:
+        return float(group.get("lr") or 1e-2)
+
+
+class BySize(Relative):
+    """Its steps are in proportion to the weights."""
+
+    def decay(self, parameter: Tensor, group: Settings) -> None:
+        size = float(parameter.norm()) / parameter.numel() ** 0.5
+        parameter.mul_(1.0 - max(1e-3, size) * self.speed(group) * group["weight_decay"])
+
+
+class WithoutRate(Relative):
+    def __init__(self, params: Any, weight_decay: float) -> None:
+        Optimizer.__init__(self, params, {"weight_decay": weight_decay})
+
+
+NO_NUMBER: Any = None
+NO_LR = "its parameter groups have no lr, which could tell how r changes in a run"
+
+
+@pytest.mark.parametrize("make", [lambda p, lam: Relative(p, NO_NUMBER, lam), WithoutRate], ids=["None", "no-key"])
+def test_without_a_learning_rate_the_fraction_is_told(make: Any) -> None:
+    (law,) = laws_of(make([weight(3, 2)], 0.1))
+    assert (law.pathway, law.native) == ("other", True)
+    assert law.fraction == pytest.approx(1e-3)
+    assert law.notes[0] == f"it shrinks the weights by r = 0.001 in its first steps; {NO_LR}"
+    law = identify(lambda params, lr, weight_decay: make(params, weight_decay))
+    assert law.notes[0] == f"it shrinks the weights by r = 0.0002 in its first steps; {NO_LR}"
+    assert laws_of(make([weight(3, 2)], 0.0))[0].pathway == "none"
     assert summary(laws_of(Relative([weight(3, 2)], lr=1e-3, weight_decay=0.1))[0]) == DECOUPLED
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params, lam: BySize(params, NO_NUMBER, lam),
+        lambda params, lam: of("pytorch_optimizer", "AdaFactor")(params, NO_NUMBER, lam),
+        lambda params, lam: of("transformers", "Adafactor")(params, NO_NUMBER, lam),
+    ],
+    ids=["own", "pytorch_optimizer", "transformers"],
+)
+def test_without_a_learning_rate_a_fraction_that_depends_on_the_weights_is_none(make: Any) -> None:
+    law = identify(lambda params, lr, weight_decay: make(params, weight_decay))
+    assert law.pathway in {"other", "not probed"}
+    assert law.fraction is None
+    assert not any("TypeError" in note for note in law.notes), law
 
 
 def test_lazy_parameters_have_no_shape_yet() -> None:

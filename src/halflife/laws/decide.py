@@ -16,10 +16,12 @@ from halflife.laws.exponents import with_exponents
 from halflife.laws.law import Law, NotProbedError
 from halflife.laws.pairs import NOISE, UNIFORM, Pairs, Reading, fit, listed
 from halflife.laws.probe import BASE, WARMUPS, Bench, Condition
+from halflife.laws.scaling import LEAST
 
 __all__ = ["NO_EFFECT", "decide"]
 
 NO_EFFECT = "its weight_decay has no effect"
+CLOSURE = "it needs a closure, and was stepped with one that gives the same gradients wherever the weights are"
 UNSEEN = 1e-11  # of the size of the weights: an update below it hides a decay of a thousandth of the update
 MEMORY = 1e-4  # of the effect of one step, what a later step must show for a memory
 OWN = 1e-2  # largest relative difference between r at the optimizer's own settings and what the law gives there
@@ -28,6 +30,10 @@ STRONG = replace(BASE, lam=50.0)
 AT_REST = Condition(lam=0.0, gradient=0.0, warmup="none", steps=(1.0, 1.0, 1.0))
 GRADIENT = Condition(gradient=10.0)
 AT_START = Condition(at_start=True, steps=(1.0, 1.0, 1.0, 1.0))
+SIZES = (0.01, 0.1, 10.0, 100.0)  # of the weights, where those of a usual size show no effect
+PULL = 0.05  # of a penalty, what must be missing at the weights that a run begins with
+STEADY = 0.02  # largest relative spread of that over steps
+PULLED = "it depends on the weights that a run begins with: from those themselves it takes {:.3g} times as much"
 KEEPS_START = (
     "it takes nothing from the weights that a run begins with: it decays towards them, or spares those that are large"
 )
@@ -55,7 +61,10 @@ def decide(bench: Bench, index: int) -> Law:
         law = _law(pairs)
         if law.pathway not in {"none", "not probed"}:
             law = replace(law, native=_is_native(pairs))
-    return _at_own_settings(pairs, _without_gradient(pairs, law))
+    law = _at_own_settings(pairs, _without_gradient(pairs, law))
+    if bench.needs_closure:
+        law = replace(law, notes=(*law.notes, CLOSURE))
+    return law
 
 
 def _law(pairs: Pairs) -> Law:
@@ -71,6 +80,8 @@ def _law(pairs: Pairs) -> Law:
     start = next((step for step in STEPS if readings[step].form == "masked"), 0)
     first = readings[start]
     memory = pairs.memory(first, start)
+    if not pairs.slot.attached and (reason := _towards_start(pairs, first, readings, penalty, memory)):
+        return _other(reason)
     one_number = first.form in {"before", "after"} or (first.form == "masked" and penalty is None)
     if one_number and memory <= MEMORY:
         return _no_memory(pairs, first, start, readings, is_l2=penalty is not None)
@@ -84,10 +95,41 @@ def _law(pairs: Pairs) -> Law:
     return _other("the optimizer's state remembers it, but it is not part of the gradient")
 
 
+def _towards_start(
+    pairs: Pairs, first: Reading, readings: dict[int, Reading], penalty: float | None, memory: float
+) -> str | None:
+    """Return how the decay depends on the weights that a run begins with, or None."""
+    steps = range(len(AT_START.steps))
+    if memory <= MEMORY:
+        there = [pairs.reading(AT_START, step) for step in steps]
+        differs = all(each.form in {"before", "after"} and not pairs.close(each.r, first.r) for each in there)
+        # What changes with steps or gradients anyway is another there because of these.
+        if first.form in {"before", "after"} and differs and _changes(pairs, first, readings) is None:
+            return PULLED.format(there[-1].r / first.r)
+        return None
+    if penalty is None:
+        return None
+    shares = []
+    for step in steps:
+        outside = pairs.added(AT_START, penalty, step)
+        size = outside.square().sum().item()
+        shares.append((outside * pairs.difference(AT_START, step)).sum().item() / size if size > 0.0 else 1.0)
+    # The same share at every step: a memory of gradients from before the penalty changes from step to step.
+    steady = max(shares) - min(shares) <= STEADY * max(map(abs, shares))
+    return PULLED.format(shares[-1]) if steady and all(abs(share - 1.0) > PULL for share in shares) else None
+
+
 def _no_effect(pairs: Pairs) -> Law:
     """Tell no effect from an effect that only a large weight decay or a long run shows, and from one lost in rounding."""
     if pairs.slot.attached:
         return Law(pathway="none", fraction=0.0)
+    if 0.0 < abs(pairs.slot.lam) < LEAST:
+        return Law(
+            pathway="not probed",
+            notes=(
+                f"weight_decay = {pairs.slot.lam:.4g} is too small to be computed with; make it 0, or at least {LEAST:g}",
+            ),
+        )
     moved = max(_relative_change(*pairs.weights(BASE.without_decay, step)) for step in STEPS)
     if moved == 0.0:
         return Law(pathway="not probed", notes=("the optimizer does not move this parameter at all",))
@@ -100,8 +142,12 @@ def _no_effect(pairs: Pairs) -> Law:
             ),
         )
     if pairs.same(STRONG) and pairs.same(Condition(lam=50.0, warmup="free")):
+        sizes = [size for size in SIZES if not pairs.same(Condition(lam=50.0, steps=(size, size)))]
+        if sizes:
+            return _other(f"it acts on weights of some sizes only: on those {sizes[0]:g} times as large as usual ones")
         return Law(pathway="none", fraction=0.0, notes=(NO_EFFECT,))
-    if pairs.equals_penalty(STRONG) or pairs.equals_penalty(STRONG, -1.0):
+    shows = any(pairs.reading(STRONG, step).form != "nothing" for step in STEPS)
+    if shows and (pairs.equals_penalty(STRONG) or pairs.equals_penalty(STRONG, -1.0)):
         return _penalty(pairs, Reading("nothing"), 1.0)
     return _other("its weight_decay has an effect, but none within a few steps at a usual value")
 
@@ -271,7 +317,11 @@ def _at_own_settings(pairs: Pairs, law: Law) -> Law:
                 f"at lr = {lr:.4g} and weight_decay = {lam:.4g}, as they are now, {found} there "
                 f"({law.describe()}, found at lr = {slot.lr:.4g} and weight_decay = {slot.lam:.4g})"
             )
-    return law if law.fraction is None else replace(law, fraction=law.fraction * by_lr / slot.lam_factor)
+    if law.fraction is None:
+        return law
+    fraction = law.fraction * by_lr / slot.lam_factor
+    grows = ("r is negative: the weights grow",) if fraction < 0.0 else ()
+    return replace(law, fraction=fraction, notes=(*law.notes, *grows))
 
 
 def _contradiction(pairs: Pairs, law: Law, condition: Condition, share: float, unit: float) -> str | None:
@@ -298,7 +348,10 @@ def _contradiction(pairs: Pairs, law: Law, condition: Condition, share: float, u
 
 
 def _power(ratio: float, exponent: float | None) -> float:
-    return 1.0 if exponent is None else float(ratio**exponent)
+    try:
+        return 1.0 if exponent is None else float(ratio**exponent)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
 
 
 def _is_native(pairs: Pairs) -> bool:

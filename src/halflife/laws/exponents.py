@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from halflife.laws.law import RULE_EXPONENTS, Law
 from halflife.laws.pairs import Pairs, Reading
-from halflife.laws.probe import Condition
+from halflife.laws.probe import NO_RATE, Condition, NoRateError
+from halflife.laws.scaling import LEAST
 
 __all__ = ["with_exponents"]
 
@@ -34,8 +35,13 @@ def with_exponents(pairs: Pairs, law: Law, first: Reading) -> Law:
         first: The fraction at the plain condition.
 
     Returns:
-        The law; ``"other"`` where r is not a power of the learning rate or not linear in the weight decay.
+        The law; ``"other"`` where r is not a power of the learning rate or not linear in the weight decay, and where the
+        groups have no learning rate.
     """
+    try:
+        pairs.reading(Condition(lr=0.5))
+    except NoRateError:
+        return _without_rate(pairs, law, first)
     # Where r is not quite linear in the weight decay, the exponents are not quite right: measure them at a small one.
     found = _exponents(pairs, first, 1.0)
     clean = not isinstance(found, str) and all(2.0 * each == round(2.0 * each) for each in found)
@@ -57,6 +63,17 @@ def with_exponents(pairs: Pairs, law: Law, first: Reading) -> Law:
         notes += [bend] if bend else []
     name = law.name or next((n for n, ab in RULE_EXPONENTS.items() if ab == (a, b) and coefficient == 1.0), None)
     return replace(law, lr_exponent=a, peak_lr_exponent=b, coefficient=coefficient, name=name, notes=tuple(notes))
+
+
+def _without_rate(pairs: Pairs, law: Law, first: Reading) -> Law:
+    """Return what can be told where the optimizer chooses its learning rate: the fraction of its first steps."""
+    entry = (
+        "lam * w is added to the gradient"
+        if law.pathway == "l2" and not law.equivalent_to
+        else "it shrinks the weights"
+    )
+    note = f"{entry} by r = {{r:.4g}} in its first steps; {NO_RATE}, which could tell how r changes in a run"
+    return Law(pathway="other", fraction=first.r, notes=(note.format(r=first.r), *law.notes))
 
 
 def _exponents(pairs: Pairs, first: Reading, lam: float) -> tuple[float, float] | str:
@@ -89,7 +106,7 @@ def _slope(pairs: Pairs, first: Reading) -> tuple[float, str]:
 
 def _coefficient(pairs: Pairs, per_lam: float, a: float, b: float) -> float:
     """Return c, with the peak that makes it 1 if there is one."""
-    found = [per_lam / (pairs.slot.lr**a * peak**b) for peak in pairs.slot.peaks]
+    found = [per_lam / (pairs.slot.lr**a * peak**b) for peak in pairs.slot.peaks if peak >= LEAST or b == 0.0]
     rounded = [_nearby(each, pairs.tolerance * min(1.0, abs(each))) for each in found]
     return 1.0 if 1.0 in rounded else rounded[0]
 

@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.laws.copies import is_number, number
 from halflife.laws.decide import NO_EFFECT, decide
 from halflife.laws.isolation import Draws
-from halflife.laws.law import Law, NotProbedError
+from halflife.laws.law import Law, NotProbedError, described_by_shape
 from halflife.laws.probe import Bench, Build, Condition, Instance, guarded
+from halflife.laws.scaling import lam_factor, lr_factor
 from halflife.laws.slots import Slot
 
 __all__ = ["identify", "joined"]
@@ -25,6 +27,7 @@ __all__ = ["identify", "joined"]
 SHAPES = {"matrix": (8, 6), "vector": (7,), "convolution": (4, 2, 3, 3)}
 NO_KEY = "its groups have no weight_decay"
 LR = 0.05
+LEAST_LAM = 1e-9  # shows no effect even with a decay
 LAM = {torch.float64: 0.02, torch.float32: 0.1}  # so that r is a few thousand times the rounding error
 
 MakeOptimizer = Callable[[list[torch.nn.Parameter], float, float], Optimizer]
@@ -100,7 +103,20 @@ def _by_name(make_optimizer: MakeOptimizer | type[Optimizer]) -> MakeOptimizer:
     if not (isinstance(inner, type) and issubclass(inner, Optimizer)):
         return make_optimizer
     make: Any = make_optimizer
-    return lambda params, lr, weight_decay: make(params, lr=lr, weight_decay=weight_decay)
+
+    def by_name(params: list[torch.nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+        try:
+            inspect.signature(make).bind(params, lr=lr, weight_decay=weight_decay)
+        except TypeError as error:
+            name = inner.__name__
+            raise NotProbedError(
+                f"{name} cannot be made with params, lr and weight_decay alone ({error}); pass a function that makes it: "
+                f"lambda params, lr, weight_decay: {name}(params, ...)"
+            ) from error
+        made: Optimizer = make(params, lr=lr, weight_decay=weight_decay)
+        return made
+
+    return by_name
 
 
 def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedError]:
@@ -122,27 +138,82 @@ def _laws(make: MakeOptimizer, dtype: torch.dtype) -> dict[str, Law | NotProbedE
 
 def _laws_together(make: MakeOptimizer, kinds: Sequence[str], dtype: torch.dtype) -> dict[str, Law]:
     device, slots, notes = torch.device("cpu"), [], dict[str, tuple[str, ...]]()
-    build = _builder(make, LAM[dtype])
     with guarded(device, dtype):
         weights = [torch.zeros(SHAPES[kind], dtype=dtype, device=device) for kind in kinds]
-        # Twice, if it draws: what it draws makes no difference here.
-        trial = Draws(device).repeatable(lambda: build(Condition(), weights), lambda one, other: True)
-        places = {id(p): i for i, group in enumerate(trial.target.param_groups) for p in group["params"]}
-        for kind, (parameter,) in zip(kinds, trial.parameters, strict=True):
-            index = places[id(parameter)]
-            group = trial.target.param_groups[index]
-            lr, said = float(group.get("lr", LR)), []
-            if abs(lr / LR - 1.0) > 1e-6:
-                said.append(f"lr means the learning rate in the group, which is {lr / LR:.4g} times the one given")
+
+        def groups_at(given: _Given) -> list[tuple[int, dict[str, Any]]]:
+            build = _builder(make, given)
+            # Twice, if it draws: what it draws makes no difference here.
+            trial = Draws(device).repeatable(lambda: build(Condition(), weights), lambda one, other: True)
+            groups = {id(p): each for each in enumerate(trial.target.param_groups) for p in each[1]["params"]}
+            return [groups[id(parameter)] for (parameter,) in trial.parameters]
+
+        given = _Given(LR, LAM[dtype])
+        plain, doubled = groups_at(given), groups_at(_Given(2.0 * given.lr, 2.0 * given.lam))
+        given = given.measurable(plain[0][1])
+        deaf = {}
+        for kind, (index, group), (_, once), (_, twice) in zip(kinds, groups_at(given), plain, doubled, strict=True):
+            lr, said = _rate(group), []
+            if lr == 0.0 or lr_factor(abs(lr)) != 1.0:
+                how = (
+                    f"{lr:.4g}, whatever is given"
+                    if _rate(once) == _rate(twice)
+                    else f"{lr / given.lr:.4g} times the one given"
+                )
+                size = "0" if lr == 0.0 else "small" if abs(lr) < 1.0 else "large"
+                raise NotProbedError(
+                    f"lr of its group is {how}, {'with which nothing moves' if size == '0' else f'too {size} to be measured'}; "
+                    "pass the one given on"
+                )
+            if abs(lr / given.lr - 1.0) > 1e-6:
+                said.append(
+                    f"lr means the learning rate in the group, which is {lr / given.lr:.4g} times the one given"
+                )
+            lams = [each.get("weight_decay") for each in (once, twice)]
             if "weight_decay" not in group:
                 said.append(NO_KEY)
+            elif all(map(is_number, lams)) and number(lams[0]) in {0.0, number(lams[1])}:
+                deaf[kind] = f"weight_decay of its group is {lams[0]!r}, whatever is given; pass the one given on"
+            elif 0.0 < abs(number(group["weight_decay"])) < LEAST_LAM:
+                deaf[kind] = (
+                    "weight_decay of its group is far below the one given, too small to be measured; pass that on"
+                )
             notes[kind] = tuple(said)
-            slots.append(Slot(index, kind, SHAPES[kind], lr=lr, lam=LAM[dtype], peaks=(lr, LR)))
-    bench = Bench(build, slots, device, dtype, from_factory=True)
+            given.rates[index] = lr
+            slots.append(Slot(index, kind, SHAPES[kind], lr=lr, lam=given.lam, peaks=(lr, given.lr)))
+    bench = Bench(_builder(make, given), slots, device, dtype, from_factory=True)
     laws = {kind: decide(bench, index) for index, kind in enumerate(kinds)}
+    for kind, reason in deaf.items():
+        if NO_EFFECT in laws[kind].notes:
+            laws[kind] = Law(pathway="not probed", notes=(reason,))
     return {
         kind: replace(law, notes=(*_without(NO_EFFECT, law, notes[kind]), *notes[kind])) for kind, law in laws.items()
     }
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the function is given, and the learning rates of the groups that it makes of it."""
+
+    lr: float
+    lam: float
+    rates: dict[int, float] = field(default_factory=dict)
+
+    def measurable(self, group: Mapping[str, Any]) -> _Given:
+        """Return what to give so that the settings of a group can be measured, if they are in proportion to it."""
+        lr, lam = abs(_rate(group)), abs(number(group.get("weight_decay")))
+        return _Given(self.lr * (lr_factor(lr) if lr > 0.0 else 1.0), self.lam * lam_factor(lam, torch.float64))
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """Return the learning rate of a group; the one given where the optimizer chooses its own."""
+    for key in ("lr", "weight_decay"):
+        value = group.get(key)
+        if (key == "lr" and value is not None and not is_number(value)) or (
+            isinstance(value, float) and not math.isfinite(value)
+        ):
+            raise NotProbedError(f"{key} of its group is {value!r}; expected one finite number")
+    return LR if group.get("lr") is None else float(group["lr"])
 
 
 def _without(note: str, law: Law, others: Sequence[str]) -> tuple[str, ...]:
@@ -150,14 +221,14 @@ def _without(note: str, law: Law, others: Sequence[str]) -> tuple[str, ...]:
     return tuple(each for each in law.notes if each != note or NO_KEY not in others)
 
 
-def _builder(make: MakeOptimizer, lam: float) -> Build:
+def _builder(make: MakeOptimizer, given: _Given) -> Build:
     def build(condition: Condition, weights: Sequence[Tensor]) -> Instance:
         parameters = [torch.nn.Parameter(weight.clone()) for weight in weights]
         others = []
         if condition.mixed:
             other = torch.float32 if weights[0].dtype == torch.float64 else torch.float64
             others = [torch.nn.Parameter(torch.zeros_like(weights[0], dtype=other))]
-        optimizer: Any = make([*parameters, *others], LR * condition.peak_lr, lam * condition.lam)
+        optimizer: Any = make([*parameters, *others], given.lr * condition.peak_lr, given.lam * condition.lam)
         if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
             raise UserError(f"make_optimizer must return an optimizer, got {optimizer!r}")
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -166,6 +237,11 @@ def _builder(make: MakeOptimizer, lam: float) -> Build:
                 "make_optimizer must build its optimizer over the parameters that it is given; "
                 "some of them are in none of its groups"
             )
+        if condition.peak_lr != 1.0:  # a function may make a learning rate that does not follow the one given
+            for index, rate in given.rates.items():
+                group, wanted = optimizer.param_groups[index], rate * condition.peak_lr
+                if group.get("lr") is not None and abs(float(group["lr"]) / wanted - 1.0) > 1e-6:
+                    group["lr"] = group["lr"] * (wanted / float(group["lr"]))
         return Instance([optimizer], optimizer, [[parameter] for parameter in parameters], others)
 
     return build
@@ -186,7 +262,7 @@ def joined(laws: Mapping[str, Law | NotProbedError], notes: Sequence[str] = ()) 
     first = next(iter(found.values()))
     said = [*first.notes, *notes, *(f"a {kind} is refused: {reason}" for kind, reason in refused.items())]
     if any(_differ(first, law) for law in found.values()):
-        said.insert(0, "differs by shape: " + "; ".join(f"{kind}: {law.describe()}" for kind, law in found.items()))
+        said.insert(0, "differs by shape: " + described_by_shape(found))
         return replace(first, notes=tuple(said), by_shape=found)
     return replace(first, notes=tuple(said))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from halflife.laws.law import NotProbedError
 
@@ -52,7 +53,11 @@ def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import would take a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_Defaults(device, dtype))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a step of others may have set it
+        if len(sys._current_frames()) == 1 and torch.get_default_device() == device:
+            torch.set_default_dtype(dtype)  # nobody is beside: a mode would take half of the time
+        else:
+            stack.enter_context(_Defaults(device, dtype))
         yield
 
 
@@ -188,11 +193,12 @@ class Draws:
         """
         before, alone = self._states(), len(sys._current_frames()) == 1
         if not self._needed and not alone:
-            result = run()
+            with _Watch() as watch:
+                result = run()
             # If the generators have moved, this run or another thread has drawn from them.
             if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
                 return result
-            if same(result, run()):
+            if not watch.drew and same(result, run()):
                 return result
             self._needed = True  # and all that was drawn is given back: if another thread draws, the answer says so
         self._seeding = True
@@ -225,6 +231,20 @@ class Draws:
             self._device.set_rng_state(on_device)
         if numpy_state is not None:
             sys.modules["numpy.random"].set_state(numpy_state)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices whether this thread draws from the generator that all share."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drew = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        has_its_own = any(isinstance(each, torch.Generator) for each in (*args, *kwargs.values()))
+        self.drew |= torch.Tag.nondeterministic_seeded in func.tags and not has_its_own
+        return func(*args, **kwargs)
 
 
 def _equal(one: Any, other: Any) -> bool:

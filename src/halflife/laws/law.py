@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-__all__ = ["PATHWAYS", "RULE_EXPONENTS", "Law", "NotProbedError"]
+__all__ = ["PATHWAYS", "RULE_EXPONENTS", "Law", "NotProbedError", "described_by_shape", "ordinal"]
 
 PATHWAYS = ("decoupled", "l2", "l2-preconditioned", "cautious", "none", "other", "not probed")
 
@@ -43,6 +43,7 @@ class Law:
         name: The rule of `halflife.rules` that it equals, in lower case, such as ``"decoupled"``; None if none.
         fraction: ``r`` at the probed learning rate and weight decay; for ``"l2"`` through momentum the fraction per
             step that is reached after the momentum's lag.
+        every: It acts at every n-th call of ``step()``, as under accumulation; ``fraction`` is that of a call that acts.
         notes: What the other fields do not say, as sentences.
         by_shape: ``"matrix"``, ``"vector"``, ``"convolution"`` and so on, each with its law; only where they differ,
             else empty. The other fields are then those of the first shape.
@@ -63,13 +64,14 @@ class Law:
     equivalent_to: str | None = None
     name: str | None = None
     fraction: float | None = None
+    every: int = 1
     notes: tuple[str, ...] = ()
     by_shape: Mapping[str, Law] = field(default_factory=lambda: MappingProxyType({}))
 
     def describe(self) -> str:
         """Return the law as one line for a table."""
         if self.by_shape:
-            return "; ".join(f"{shape}: {law.describe()}" for shape, law in self.by_shape.items())
+            return described_by_shape(self.by_shape)
         text = self.pathway
         match self.pathway:
             case "decoupled":
@@ -87,7 +89,8 @@ class Law:
                 text += ": nothing decays"
             case _ if self.notes:
                 text += f": {self.notes[0]}"
-        return text + (" (native)" if self.native else "")
+        text += " (native)" if self.native else ""
+        return text if self.every == 1 else f"{text}, at every {ordinal(self.every)} call"
 
     def formula(self) -> str:
         """Return ``r`` as a formula, such as ``lr^2 / peak_lr * lam``; ``"?"`` if there is none."""
@@ -106,3 +109,17 @@ class Law:
         top = " * ".join(factors) or ("1" if below else "")
         quotient = " / ".join([top, *below])
         return f"{quotient} * lam" if quotient else "lam"
+
+
+def described_by_shape(laws: Mapping[str, Law]) -> str:
+    """Return the laws of several shapes as one line; those that have the same stand together."""
+    alike: dict[str, list[str]] = {}
+    for shape, law in laws.items():
+        alike.setdefault(law.describe(), []).append(shape)
+    return "; ".join(f"{', '.join(shapes)}: {text}" for text, shapes in alike.items())
+
+
+def ordinal(number: int) -> str:
+    """Return ``"2nd"`` for 2."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number // 10 % 10 != 1 else "th"
+    return f"{number}{ending}"

@@ -1,10 +1,16 @@
-"""``laws_of``: the laws of an optimizer that exists already, found on small copies of it."""
+"""``probe_of``: what is known of each weight of an optimizer that exists: what a step does to it, and by which law.
+
+Two experiments. The optimizer as it is, or a faithful copy of it, is stepped: that is the truth about each weight
+(`halflife.laws.seen`). Small twins of it, whose settings are varied, find the law (`halflife.laws.decide`). Where the
+two disagree, the first one is right: twins are made anew that look more like the weights in question, and where these
+disagree, too, there is no law to name, and what was seen is told.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,18 +32,24 @@ from halflife.laws.copies import (
 )
 from halflife.laws.decide import decide
 from halflife.laws.factory import joined
+from halflife.laws.in_place import restored_places, unrestorable
 from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
+from halflife.laws.levers import Lever, find_levers
 from halflife.laws.probe import Bench, Condition, Instance, guarded
-from halflife.laws.scaling import DEFAULT_LR, Scale, base_rate, lam_factor, lr_factor, strengthened
-from halflife.laws.slots import Slot, enough_of, kinds_in, small_shape
+from halflife.laws.reduced import Reduced, is_of_torch, reduced
+from halflife.laws.scaling import DEFAULT_LR, LEAST, Scale, base_rate, lam_factor, lr_factor, strengthened
+from halflife.laws.seen import Found, Probed, Seen, look
+from halflife.laws.slots import KINDS, Slot, enough_of, kinds_in, look_of, settings_of, small_shape
+from halflife.laws.stages import CopyStage, Member, RealStage, cut
+from halflife.laws.walk import shared_places, unfaithful
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.rules.base import Part, Penalty
 from halflife.rules.registry import law_name
 
-__all__ = ["DEFAULT_LR", "PEAK_KEYS", "laws_of"]
+__all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "laws_of", "probe_of"]
 
 PEAK_KEYS = (PEAK, "max_lr", "initial_lr", "peak_lr")
 # Rules whose effect is not a fraction of the weight: what they do instead.
@@ -46,18 +58,18 @@ SAYS = {
     "NormTarget": ": it holds the norm of each tensor",
     "Toward": ": it shrinks the distance to a reference, by the fraction given here",
 }
+SIZE = 2**21  # elements of an optimizer that are stepped as they are; of larger ones, members that stand for others
+TENSORS = 1024  # parameters of an optimizer that are stepped as they are
+PART = 2**18  # elements of a member that stands for others, at most
+TWIN = 2**14  # elements of a twin that is to look like the weight, at most
+FEW = 64  # twins of real shape that are made together, at most
+TRIES = 24  # kinds of weights for which a law is looked for again
+CLOSE = 2e-2  # largest relative difference between the fraction that was seen and that of the law
+NO_GRADIENT = "it requires no gradient"
 
 
 def laws_of(optimizer: Optimizer) -> list[Law]:
     """Find the law of each parameter group of an optimizer, at the group's own settings.
-
-    A copy of the optimizer is stepped: its parameters are small throw-away ones with as many dimensions as the real
-    ones, its state is empty, its hooks are left out. Where a rule of halflife is attached, the same rule is attached
-    to the copy, at the same step of its schedule. The optimizer itself, its parameters, gradients and state are not
-    touched, and neither are random numbers and default dtype of other threads (see `halflife.identify`).
-
-    A learning rate or weight decay that is too small to be measured is measured at the peak, or at larger values of
-    both, and scaled back; then the optimizer's own settings are tried, as far as rounding shows what they do.
 
     Args:
         optimizer: The optimizer; accelerate's wrapper is looked through.
@@ -77,16 +89,547 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
     """
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"laws_of needs a torch optimizer, got {type(optimizer).__name__}")
-    optimizer = unwrapped(optimizer)
-    for index, group in enumerate(optimizer.param_groups):
-        if any(isinstance(parameter, UninitializedParameter) for parameter in group["params"]):
-            raise UserError(
-                f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model first"
+    (probed,) = probe_of([optimizer])
+    return probed.laws
+
+
+def probe_of(optimizers: Sequence[Any], *, in_place: bool = False) -> list[Probed]:
+    """Find out what each optimizer does to each of its weights, and by which law.
+
+    Copies of the optimizer are stepped, and small twins of it: their hooks are left out. Where a rule of halflife is
+    attached, the same rule is attached to them, at the same step of its schedule. The optimizer itself, its parameters,
+    gradients and state are not touched, and neither are random numbers and default dtype of other threads (see
+    `halflife.identify`).
+
+    Copies have the real shapes up to `SIZE` elements in all. Of a larger optimizer, the largest and the smallest
+    parameter of each kind are stepped, up to their first `PART` elements, and stand for the others.
+
+    A learning rate or weight decay that is too small to be measured is measured at the peak, or at larger values of
+    both, and scaled back; then the optimizer's own settings are tried, as far as rounding shows what they do.
+
+    Args:
+        optimizers: The optimizers; accelerate's wrapper is looked through. What has ``param_groups`` and ``step`` will do.
+        in_place: Step the optimizers themselves, with gradients of zeros, and put parameters, gradients, state, groups,
+            attributes and random state back, checked to the bit. For optimizers of which no copy can be faithful.
+
+    Returns:
+        One record per optimizer.
+
+    Raises:
+        UserError: If a parameter has no shape yet.
+    """
+    return [_Probe(unwrapped(optimizer), in_place).answer() for optimizer in optimizers]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A parameter that is probed for all that are treated alike.
+
+    Args:
+        parameter: The parameter.
+        group: The number of its group.
+        kind: What its twin is called.
+        shape: The shape of the twin.
+        calls: Of ``step()`` that are one step of the twin.
+        exact: Whether there is one twin, even if it has few elements.
+    """
+
+    parameter: Tensor
+    group: int
+    kind: str
+    shape: tuple[int, ...]
+    calls: int = 1
+    exact: bool = False  # one twin, even if it has few elements
+
+
+class _Probe:
+    """Both experiments on one optimizer, and what follows from them."""
+
+    def __init__(self, optimizer: Any, in_place: bool) -> None:
+        self.optimizer, self.in_place = optimizer, in_place
+        self.handle = handle_of(optimizer)
+        self.broken = _broken_settings(optimizer)
+        self.moved: set[int] = set()
+        self.levers: dict[int, list[Lever]] = {}
+        self.benches: dict[Hashable, Bench] = {}
+        self.places: dict[int, tuple[Tensor, int]] = {}
+        for index, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if isinstance(parameter, UninitializedParameter):
+                    raise UserError(
+                        f"a parameter of group {index} has no shape yet (a lazy module); run a batch through the model first"
+                    )
+                self.places.setdefault(id(parameter), (parameter, index))
+        self.settings = [
+            (settings_of(group), id(self._part(index))) for index, group in enumerate(optimizer.param_groups)
+        ]
+
+    def _part(self, index: int) -> Part | None:
+        return None if self.handle is None else self.handle.rule_for(self.optimizer, index)
+
+    def answer(self) -> Probed:
+        """Return what is known of each parameter, and the law of each group."""
+        with restored_places([] if is_of_torch(self.optimizer) else shared_places([self.optimizer])):
+            return self._answer()
+
+    def _answer(self) -> Probed:
+        seen = self._seen()
+        laws = self._laws()
+        found: dict[int, Found] = {}
+        doubtful: list[tuple[Tensor, int, Law, Seen]] = []
+        for key, (parameter, index) in self.places.items():
+            law, what = laws[key], seen[key]
+            agreed = self._agreed(law, what, index)
+            # A multiple of a number that it does not follow: another number may be the one.
+            by_another = agreed is not None and law.native is False and law.coefficient not in {None, 1.0}
+            if agreed is None or (by_another and self.handle is None):
+                doubtful.append((parameter, index, law, what))
+            else:
+                found[key] = Found(law=agreed, lam=self._lam(agreed, index), seen=_as_told(what, agreed))
+        found |= self._second_look(doubtful)
+        found = {key: self._consistent(each, self.places[key][1]) for key, each in found.items()}
+        notes = [f"{what} cannot be put back" for what in unrestorable([self.optimizer])] if self.in_place else []
+        return Probed(laws=self._by_group(found), found=found, moved=frozenset(self.moved), notes=tuple(notes))
+
+    # ---- what a step does
+
+    def _seen(self) -> dict[int, Seen]:
+        """Return what the next calls of ``step()`` do to each parameter."""
+        reason = self._cannot_be_stepped()
+        if reason:
+            return dict.fromkeys(self.places, Seen(form="not probed", reason=reason))
+        chosen, stands_for = self._chosen()
+        if not chosen and not self.broken:
+            return {key: _unseen(parameter) for key, (parameter, _) in self.places.items()}
+        rates = self._base_rates()
+        factors = [1.0 if math.isnan(rate) else lr_factor(rate) for rate in rates]
+        rates, raised = [rate * factor for rate, factor in zip(rates, factors, strict=True)], max(factors, default=1.0)
+        try:
+            answers = dict(zip(chosen, self._looked_at(chosen, rates, raised), strict=True)) if chosen else {}
+        except (NotProbedError, UserError) as error:
+            return dict.fromkeys(self.places, Seen(form="not probed", reason=str(error)))
+        return {
+            key: Seen(form="not probed", reason=self.broken[index])
+            if index in self.broken
+            else self._stood_for(key, stands_for.get(key, ()), answers)
+            for key, (_, index) in self.places.items()
+        }
+
+    def _looked_at(self, chosen: Sequence[int], rates: Sequence[float], raised: float) -> list[Seen]:
+        """Step some parameters, and return what was seen of each."""
+        members = [self._member(key) for key in chosen]
+        device = members[0].start.device
+        if self.in_place:
+            return look(RealStage(self.optimizer, members, rates, raised=raised, device=device))
+        small = self._small(chosen)
+        members = [
+            replace(each, parameter=small.parameters.get(id(each.parameter), each.parameter)) for each in members
+        ]
+        members = [replace(each, group=small.groups[each.group]) for each in members]
+        rates = [rates[index] for index in small.groups]
+        stage = CopyStage(small.optimizer, members, rates, raised=raised, device=device)
+        try:
+            return look(stage)
+        except NotProbedError:
+            if all(member.start.shape == member.parameter.shape for member in members):
+                raise
+        finally:
+            self.moved |= stage.moved
+        # Its state fits to whole weights only: what was seen is what it does without that state.
+        return look(CopyStage(small.optimizer, members, rates, raised=raised, device=device, state="flags"))
+
+    def _small(self, keys: Sequence[int]) -> Reduced:
+        """Return the optimizer with some of its parameters only, where there are many others."""
+        if self.handle is not None or len(keys) * 4 > len(self.places):
+            return Reduced(self.optimizer, {}, {index: index for index in range(len(self.optimizer.param_groups))})
+        return reduced(self.optimizer, [self.places[key][0] for key in keys])
+
+    def _cannot_be_stepped(self) -> str:
+        """Return why no copy of the optimizer tells the truth; empty if one does."""
+        if self.in_place:
+            return ""
+        hooks = self._foreign_hooks()
+        if hooks:
+            return (
+                f"it has step hooks that are not of halflife ({', '.join(hooks)}), which a copy must not call; pass "
+                "in_place=True"
             )
+        return unfaithful([self.optimizer]) or ""
+
+    def _foreign_hooks(self) -> list[str]:
+        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+        hooks = [hook for name in names for hook in vars(self.optimizer).get(name, {}).values()]
+        others = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("halflife.")]
+        return sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others})
+
+    def _chosen(self) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+        """Return which parameters are stepped, and for the others which of these stand for them."""
+        usable = {
+            key: (parameter, index)
+            for key, (parameter, index) in self.places.items()
+            if (parameter.is_floating_point() or parameter.is_complex()) and index not in self.broken
+        }
+        size = sum(parameter.numel() for parameter, _ in usable.values())
+        if self.in_place or (size <= SIZE and len(usable) <= TENSORS and not self._somewhere_else(usable)):
+            return list(usable), {}
+        kinds: dict[Hashable, list[int]] = {}
+        for key, (parameter, index) in usable.items():
+            kinds.setdefault((self.settings[index], self._kind(parameter)), []).append(key)
+        chosen: dict[int, None] = {}
+        stands_for: dict[int, tuple[int, ...]] = {}
+        for keys in kinds.values():
+            sizes = {key: usable[key][0].numel() for key in keys}
+            both = (max(keys, key=sizes.__getitem__), min(keys, key=sizes.__getitem__))
+            chosen |= dict.fromkeys(both)
+            for key in keys:
+                stands_for[key] = tuple(dict.fromkeys(both))
+        return list(chosen), {key: both for key, both in stands_for.items() if key not in chosen}
+
+    @staticmethod
+    def _somewhere_else(usable: Mapping[int, tuple[Tensor, int]]) -> bool:
+        """Return whether parameters have no values of their own here, so that alike ones need not all be stepped."""
+        return any(parameter.device.type == "meta" for parameter, _ in usable.values()) and len(usable) > 64
+
+    @staticmethod
+    def _kind(parameter: Tensor) -> Hashable:
+        return look_of(parameter), parameter.requires_grad, parameter.grad is None
+
+    def _member(self, key: int) -> Member:
+        parameter, index = self.places[key]
+        start = parameter.detach()
+        if not self.in_place and (parameter.numel() > PART or len(self.places) > TENSORS):
+            start = cut(start, PART)
+        readable = type(start) in {Tensor, torch.nn.Parameter} and start.layout == torch.strided
+        readable = readable and start.device.type != "meta"
+        kind = (self.settings[index], self._kind(parameter))
+        if readable and _says_something(start):
+            return Member(parameter, index, start.clone(), None, kind)
+        return Member(parameter, index, _drawn(start), start.clone() if readable else None, kind)
+
+    def _own_rates(self) -> list[float]:
+        rates = [number(group.get("lr")) for group in self.optimizer.param_groups]
+        return [rate if abs(rate) >= LEAST else 0.0 for rate in rates]
+
+    def _base_rates(self) -> list[float]:
+        """Return the learning rate at which to look at each group: its own, or that of the peak; NaN where it has none."""
+        return [
+            math.nan if group.get("lr") is None else base_rate(lr, peaks_in(self.optimizer, group, PEAK_KEYS))
+            for group, lr in zip(self.optimizer.param_groups, self._own_rates(), strict=True)
+        ]
+
+    def _stood_for(self, key: int, both: tuple[int, ...], answers: Mapping[int, Seen]) -> Seen:
+        """Return what was seen of a parameter, or of the members that stand for it."""
+        parameter = self.places[key][0]
+        if key in answers:
+            return answers[key]
+        if not both:
+            return _unseen(parameter)
+        if len({(answers[each].form, answers[each].every) for each in both}) > 1:
+            return Seen(
+                form="not probed",
+                reason="the largest and the smallest parameter of its kind are treated differently, and it was too much to "
+                "step all; give explain fewer parameters, or pass in_place=True",
+            )
+        nearest = min(both, key=lambda each: abs(self.places[each][0].numel() - parameter.numel()))
+        return replace(answers[nearest], of=self.places[nearest][0])
+
+    # ---- by which law
+
+    def _laws(self) -> dict[int, Law]:
+        """Return the law of each parameter: one is probed for all that are treated alike."""
+        alike: dict[Hashable, list[int]] = {}
+        kinds: dict[int, str] = {}
+        for group in self.optimizer.param_groups:
+            kinds |= dict(zip(map(id, group["params"]), kinds_in(group), strict=True))
+        for key, (parameter, index) in self.places.items():
+            if parameter.requires_grad or parameter.grad is not None:
+                alike.setdefault((self.settings[index], look_of(parameter)), []).append(key)
+        first = [keys[0] for keys in alike.values()]
+        small = self._small(first)
+        samples = []
+        for key in first:
+            parameter, index = self.places[key]
+            twin = small.parameters.get(key, parameter)
+            samples.append(Sample(twin, small.groups[index], kinds[key] or "frozen", small_shape(parameter)))
+        probed = _laws_of_samples(small.optimizer, samples)
+        found: dict[int, Law] = {}
+        for keys, law in zip(alike.values(), probed, strict=True):
+            origin = self.places[keys[0]][1]
+            for key in keys:
+                found[key] = self._moved(law, origin, self.places[key][1])
+        nothing = Law(pathway="not probed", notes=(NO_GRADIENT,))
+        return {key: found.get(key, nothing) for key in self.places}
+
+    def _moved(self, law: Law, origin: int, index: int) -> Law:
+        """Return the law of one group for another that has the same settings, rates and sizes apart."""
+        if origin == index or law.fraction is None or law.pathway == "none":
+            return law
+        ratios = []
+        for each in (origin, index):
+            group = self.optimizer.param_groups[each]
+            peaks = peaks_in(self.optimizer, group, PEAK_KEYS)
+            lr = number(group.get("lr")) or base_rate(0.0, peaks)
+            lam = number(group.get("weight_decay")) or 1.0
+            ratios.append((lr, next(iter(peaks), lr), lam))
+        (lr, peak, lam), (own_lr, own_peak, own_lam) = ratios
+        a, b = law.lr_exponent or 0.0, law.peak_lr_exponent or 0.0
+        fraction = law.fraction * (own_lr / lr) ** a * (own_peak / peak) ** b * (own_lam / lam)
+        return replace(law, fraction=fraction)
+
+    def _lam(self, law: Law, index: int) -> float | None:
+        """Return the number that the law's formula holds with."""
+        group, part = self.optimizer.param_groups[index], self._part(index)
+        if part is not None:
+            if part.explicit_lam is not None:
+                return part.explicit_lam
+            own = group.get(INITIAL, group.get("weight_decay"))
+            return None if own is None or "lam" not in part.needs else number(own)
+        return number(group["weight_decay"]) if "weight_decay" in group else None
+
+    # ---- where the two disagree
+
+    def _agreed(self, law: Law, seen: Seen, index: int) -> Law | None:
+        """Return the law, if what was seen is what it says; None if it is not."""
+        if seen.form == "not probed":
+            reasons = (*law.notes, seen.reason) if law.pathway == "not probed" else (seen.reason,)
+            return Law(pathway="not probed", notes=tuple(dict.fromkeys(reasons)))
+        if self._part(index) is not None:
+            return law  # of halflife's own: it is asked for what it does
+        if law.pathway == "not probed":
+            hidden = seen.form == "still" and bool(law.notes) and "lost in rounding" in law.notes[0]
+            return law if hidden or (seen.form == "still" and law.notes == (NO_GRADIENT,)) else None
+        r = self._said(law, seen, index)
+        group = self.optimizer.param_groups[index]
+        size = abs(number(group.get("lr")) * number(group.get("weight_decay"))) if r is None else r
+        if 0.0 < size < seen.floor and abs(seen.r or 0.0) < seen.floor and law.pathway != "other":
+            return law  # what was seen is rounding
+        match law.pathway, seen.form:
+            case "none", "still":
+                return law
+            case "none", "varied" if seen.moving:
+                what = "it moves without a gradient, as a momentum or a mean makes it, which hides what may decay"
+                return Law(pathway="not probed", notes=(f"{what}; probe the optimizer before it is trained",))
+            case "l2-preconditioned", "still" if seen.moving:
+                return law  # the sign of a momentum hides it
+            case "other", "still" if seen.moving:
+                return Law(pathway="not probed", notes=(f"momentum hides what it may do ({law.notes[0]})",))
+            case "cautious", "still" | "masked" | "shrinks":
+                return law
+            case "l2", "shrinks" if seen.grows and law.equivalent_to is None and self._is_first(law, seen, index):
+                return law
+            case "decoupled" | "l2", "shrinks":
+                if r is None or (seen.r is not None and abs(seen.r - r) <= CLOSE * abs(r)):
+                    return law if seen.every == law.every else None
+            case "l2", "varied":
+                return law if seen.moving else None
+            case "l2-preconditioned", "shrinks" | "varied" | "masked":
+                return law
+            case "other", "shrinks" if not seen.moving:
+                return None  # what is that clean may have a law
+            case "other", "shrinks" | "varied" | "masked":
+                now = seen.r if seen.lr == self._own_rates()[index] else None
+                return replace(law, fraction=now if law.fraction is None else law.fraction)
+        return None
+
+    def _consistent(self, found: Found, index: int) -> Found:
+        """Leave out the number of a law where the fraction is not what the formula gives with it."""
+        law, lam = found.law, found.lam
+        if law.pathway != "decoupled" or law.name not in {"decoupled", None} or law.fraction is None or lam is None:
+            return found
+        lr = self._own_rates()[index]
+        if law.coefficient is None or (law.lr_exponent, law.peak_lr_exponent) != (1.0, 0.0) or lr <= 0.0:
+            return found
+        expected = law.coefficient * lam * lr
+        if abs(law.fraction - expected) <= CLOSE * abs(expected) or self._part(index) is not None:
+            return found
+        return replace(found, law=replace(law, coefficient=None, name=None), lam=None)
+
+    def _is_first(self, law: Law, seen: Seen, index: int) -> bool:
+        """Return whether ``lr * lam`` was removed at first: a momentum begins with the whole gradient, not a dampened one."""
+        lam = self._lam(law, index)
+        return bool(lam) and abs((seen.r or 0.0) - abs(lam or 0.0) * seen.lr) <= CLOSE * abs(lam or 0.0) * seen.lr
+
+    def _said(self, law: Law, seen: Seen, index: int) -> float | None:
+        """Return the fraction that a law says for the first call that was seen; None where it says none."""
+        if law.pathway == "l2" and law.equivalent_to is None:
+            lam = self._lam(law, index)
+            if law.coefficient is None or not lam or (law.lr_exponent, law.peak_lr_exponent) != (1.0, 0.0):
+                return None
+            return law.coefficient * lam * seen.lr
+        if law.fraction is None or law.lr_exponent is None:
+            return law.fraction
+        lr = self._own_rates()[index]
+        if lr in {0.0, seen.lr}:
+            return law.fraction
+        return float(
+            law.fraction * (seen.lr / lr) ** (law.lr_exponent + (law.peak_lr_exponent or 0.0) * (lr_factor(lr) > 1.0))
+        )
+
+    def _second_look(self, doubtful: Sequence[tuple[Tensor, int, Law, Seen]]) -> dict[int, Found]:
+        """Look again for a law, with twins that look like the weights, where the first was not what was seen."""
+        alike: dict[Hashable, list[tuple[Tensor, int, Law, Seen]]] = {}
+        for parameter, index, law, seen in doubtful:
+            ratio = f"{(seen.r or 0.0) / (seen.lr or 1.0):.3g}"
+            key = (self.settings[index], look_of(parameter), law.describe(), seen.form, seen.every, ratio)
+            alike.setdefault(key, []).append((parameter, index, law, seen))
+        found: dict[int, Found] = {}
+        for number_of_try, members in enumerate(alike.values()):
+            parameter, index, first, seen = members[0]
+            twins: Law | None = None
+            lam, reason = None, ""
+            if number_of_try < TRIES and seen.form != "still":
+                twins, lam, reason = self._like(parameter, index, seen.every)
+            for parameter, index, first, seen in members:
+                agreed = None if twins is None else self._agreed(twins, seen, index)
+                told = agreed if agreed is not None else self._agreed(first, seen, index)
+                own = lam if agreed is not None else None if told is None else self._lam(told, index)
+                if told is None:
+                    told = self._as_seen(first, seen, index, reason)
+                found[id(parameter)] = Found(law=told, lam=own, seen=_as_told(seen, told))
+        return found
+
+    def _as_seen(self, law: Law, seen: Seen, index: int, reason: str) -> Law:
+        """Return what was seen as a law, where none of a known form says it."""
+        if seen.form == "still":
+            return Law(pathway="none", fraction=0.0, notes=("a step leaves every bit of it as it is",))
+        now = seen.r if math.isnan(seen.lr) or seen.lr == self._own_rates()[index] else None
+        told = law.pathway in {"not probed", "other"} and law.notes
+        why = reason or (law.notes[0] if told else f"twins of it would have {law.describe()}")
+        if law.pathway == "other" and not any("at weight_decay 0 the weights shrink" in note for note in law.notes):
+            return replace(law, fraction=now, every=seen.every, notes=(*law.notes, *([reason] if reason else [])))
+        if seen.form == "shrinks":
+            at = "" if math.isnan(seen.lr) else f" at lr = {seen.lr:.4g}"
+            note = f"a step{at} removes {seen.r:.4g} of it, by a law that is not known ({why})"
+            return Law(pathway="other", fraction=now, every=seen.every, notes=(note,))
+        return Law(pathway="other", every=seen.every, notes=(seen.reason, why))
+
+    def _like(self, parameter: Tensor, index: int, calls: int) -> tuple[Law | None, float | None, str]:
+        """Return the law of twins that have a weight's own shape, with the number in it; or why there is none."""
+        samples = self._twins_like(parameter, index, calls)
+        place = next(number for number, sample in enumerate(samples) if sample.parameter is parameter)
+        dtype = torch.float64
+        try:
+            copies = Copies(self.optimizer, dtype, Scale(), samples)
+            levers = [lever for lever in self._levers(copies, samples, calls) if index in lever.groups]
+            if levers and not all(lever.scalable for lever in levers):
+                fixed = next(lever.path for lever in levers if not lever.scalable)
+                return None, None, f"{fixed} decides, to which the decay is not proportional"
+            scale = Scale(lr_factor(copies.slots[place].lr))
+            known = levers or None  # where nothing was found, what is called weight_decay is multiplied
+            copies = Copies(self.optimizer, dtype, scale, samples, known)
+            scale = replace(scale, lam=lam_factor(copies.fractions_asked()[place], dtype))
+            copies = Copies(self.optimizer, dtype, scale, samples, known)
+            key = (calls, len(samples), scale, tuple(lever.path for lever in levers))
+            bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=calls)
+            if len(samples) > 1:
+                bench = self.benches.setdefault(key, bench)
+            law = replace(copies.named(decide(bench, place), place), every=calls)
+        except (NotProbedError, UserError) as error:
+            return None, None, str(error)
+        lam = levers[0].value if len(levers) == 1 else self._lam(law, index)
+        if len(levers) > 1:  # no one number
+            paths = " and ".join(lever.path for lever in levers)
+            return replace(law, coefficient=None, name=None, notes=(*law.notes, f"{paths} decide together")), None, ""
+        if len(levers) == 1 and not levers[0].path.startswith("group['weight_decay']"):
+            law = replace(law, notes=(*law.notes, f"its coefficient is {levers[0].path}"))
+        return law, lam, ""
+
+    def _levers(self, copies: Copies, samples: Sequence[Sample], calls: int) -> list[Lever]:
+        """Return the levers of twins; of twins of all parameters, they are looked for once."""
+        if self.handle is not None:
+            return []  # the rule of halflife decides, and its numbers are the user's
+        if len(samples) == 1:
+            return copies.find_levers()
+        if calls not in self.levers:
+            self.levers[calls] = copies.find_levers()
+        return self.levers[calls]
+
+    def _twins_like(self, parameter: Tensor, index: int, calls: int) -> list[Sample]:
+        """Return samples of real shape: of all parameters, where these are not too large, else of one."""
+        stepped = [each for each in self.places.values() if each[0].requires_grad or each[0].grad is not None]
+        if sum(each.numel() for each, _ in stepped) > TWIN or len(stepped) > FEW:
+            shape = tuple(cut(torch.empty(parameter.shape, device="meta"), TWIN).shape)
+            return [Sample(parameter, index, KINDS.get(parameter.ndim, "tensor"), shape, calls, exact=True)]
+        if not any(each is parameter for each, _ in stepped):
+            stepped.append((parameter, index))
+        return [
+            Sample(each, place, KINDS.get(each.ndim, "tensor"), tuple(each.shape), calls, exact=True)
+            for each, place in stepped
+        ]
+
+    # ---- groups
+
+    def _by_group(self, found: Mapping[int, Found]) -> list[Law]:
+        """Return one law per group, with one for each shape where they differ."""
+        laws = []
+        for index, group in enumerate(self.optimizer.param_groups):
+            by_kind: dict[str, Law] = {}
+            for parameter, kind in zip(group["params"], kinds_in(group), strict=True):
+                law = found[id(parameter)].law
+                if self.places[id(parameter)][1] == index and kind:
+                    differs = kind in by_kind and by_kind[kind].describe() != law.describe()
+                    by_kind.setdefault(f"{kind} (others)" if differs else kind, law)
+            laws.append(
+                joined(by_kind)
+                if by_kind
+                else Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",))
+            )
+        return laws
+
+
+def _unseen(parameter: Tensor) -> Seen:
+    """Return what is known of a parameter that no step can move: one without elements, or of integers."""
+    if parameter.numel() == 0:
+        return Seen(form="still", reason="it has no elements")
+    return Seen(form="not probed", reason="it holds integers, which no gradient moves")
+
+
+def _broken_settings(optimizer: Any) -> dict[int, str]:
+    """Return what is wrong with a group's learning rate or weight decay, by its number, where no step could be right."""
+    found: dict[int, str] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for key in ("lr", "weight_decay"):
+            value = group.get(key)
+            if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
+                found.setdefault(index, f"{key} of group {index} is {value!r}; expected one finite number")
+    return found
+
+
+def _as_told(seen: Seen, law: Law) -> Seen:
+    """Return what was seen as the law tells it, where a step without gradient could not show it."""
+    if seen.form != "still" or law.pathway in {"none", "not probed"}:
+        return seen
+    if law.pathway in {"decoupled", "l2"} and law.fraction is not None:
+        return replace(seen, form="shrinks", r=None, reason="too small to be seen, or acting with gradients only")
+    return replace(seen, form="masked" if law.pathway == "cautious" else "varied", reason="it acts with gradients")
+
+
+def _says_something(weight: Tensor) -> bool:
+    """Return whether a fraction can be read from weights: they are finite, mostly not 0, and not all of one size."""
+    if weight.numel() == 0:
+        return True
+    if not bool(weight.isfinite().all()) or int(weight.count_nonzero()) * 2 <= weight.numel():
+        return False
+    sizes = weight.abs()
+    return weight.numel() == 1 or bool(sizes.min() < 0.99 * sizes.max())
+
+
+def _drawn(weight: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    dtype = weight.dtype if not weight.is_complex() else torch.complex64
+    drawn = torch.randn(
+        tuple(weight.shape), generator=generator, dtype=torch.complex64 if weight.is_complex() else torch.float32
+    )
+    return (drawn + 0.5 * drawn.sgn()).to(device, dtype)
+
+
+def _laws_of_samples(optimizer: Any, samples: Sequence[Sample]) -> list[Law]:
+    """Return the law of each sample, from twins in float64, or in float32 where that is refused."""
     reasons: list[Exception] = []
     for dtype in (torch.float64, torch.float32):
         try:
-            laws = _laws(optimizer, dtype)
+            laws = _laws(optimizer, dtype, samples)
         except (NotProbedError, UserError) as error:  # the attached rule refuses what the next step would refuse
             reasons.append(error)
             continue
@@ -94,74 +637,65 @@ def laws_of(optimizer: Optimizer) -> list[Law]:
             note = f"measured in float32; in float64: {reasons[0]}"
             laws = [replace(law, notes=(*law.notes, note)) for law in laws]
         return laws
-    return [Law(pathway="not probed", notes=(str(reasons[0]),)) for _ in optimizer.param_groups]
+    return [Law(pathway="not probed", notes=(str(reasons[0]),)) for _ in samples]
 
 
-def _laws(optimizer: Optimizer, dtype: torch.dtype) -> list[Law]:
-    laws = [
-        Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",))
-        for _ in optimizer.param_groups
-    ]
-    for scale, groups in _groups_by_scale(optimizer, dtype).items():
-        copies = _Copies(optimizer, dtype, scale)
-        bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False)
-        for index in groups:
-            found = {slot.kind: decide(bench, n) for n, slot in enumerate(copies.slots) if slot.group == index}
-            if found:
-                laws[index] = copies.named(joined(found), index)
-    return laws
+def _laws(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample]) -> list[Law]:
+    found: dict[int, Law] = {}
+    for scale, numbers in _by_scale(optimizer, dtype, samples).items():
+        copies = Copies(optimizer, dtype, scale, samples)
+        bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=samples[0].calls)
+        for index in numbers:
+            found[index] = copies.named(decide(bench, index), index)
+    return [found[index] for index in range(len(samples))]
 
 
-def _groups_by_scale(optimizer: Optimizer, dtype: torch.dtype) -> dict[Scale, list[int]]:
-    """Return which groups are probed together: those that need the same factors."""
+def _by_scale(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample]) -> dict[Scale, list[int]]:
+    """Return which samples are probed together: those that need the same factors."""
     found: dict[Scale, list[int]] = {}
-    plain = _Copies(optimizer, dtype, Scale())
+    plain = Copies(optimizer, dtype, Scale(), samples)
     by_lr: dict[float, list[int]] = {}
-    for index in range(len(optimizer.param_groups)):
-        rates = {slot.lr for slot in plain.slots if slot.group == index}
-        if rates:
-            by_lr.setdefault(lr_factor(rates.pop()), []).append(index)
+    for index, slot in enumerate(plain.slots):
+        by_lr.setdefault(lr_factor(slot.lr), []).append(index)
     for factor, indices in by_lr.items():
-        copies = plain if factor == 1.0 else _Copies(optimizer, dtype, Scale(factor))
+        copies = plain if factor == 1.0 else Copies(optimizer, dtype, Scale(factor), samples)
         asked = copies.fractions_asked()
         for index in indices:
             found.setdefault(Scale(factor, lam_factor(asked[index], dtype)), []).append(index)
     return found
 
 
-class _Copies:
+class Copies:
     """Makes copies of an optimizer, and of those that share a rule with it, at settings that can be measured."""
 
-    def __init__(self, optimizer: Optimizer, dtype: torch.dtype, scale: Scale) -> None:
-        self.target, self.dtype, self.scale = optimizer, dtype, scale
+    def __init__(
+        self,
+        optimizer: Any,
+        dtype: torch.dtype,
+        scale: Scale,
+        samples: Sequence[Sample],
+        levers: Sequence[Lever] | None = None,
+    ) -> None:
+        self.target, self.dtype, self.scale, self.levers = optimizer, dtype, scale, levers
+        self.calls = samples[0].calls if samples else 1
         self.handle: Handle | None = handle_of(optimizer)
         self.optimizers = self.handle.optimizers if self.handle else (optimizer,)
         self.offset = self.handle.config.first_group(optimizer) if self.handle else 0
         self.steps_taken = _steps_taken(optimizer) if self.handle else 0
-        self.chosen: list[Tensor] = []
-        self.slots: list[Slot] = []
-        for slot, parameter in self._representatives():
-            self.slots.append(slot)
-            self.chosen.append(parameter)
+        self.chosen = [sample.parameter for sample in samples]
+        self.slots = [self._slot(sample) for sample in samples]
         device = self.chosen[0].device if self.chosen else torch.device("cpu")
         self.device = device if device.type != "meta" else torch.device("cpu")
 
-    def _representatives(self) -> Iterator[tuple[Slot, Tensor]]:
-        """Yield one parameter for all that look alike in a group, and its slot."""
-        for index, group in enumerate(self.target.param_groups):
-            seen = {""}
-            for kind, parameter in zip(kinds_in(group), group["params"], strict=True):
-                if kind not in seen:
-                    seen.add(kind)
-                    yield self._slot(index, kind, small_shape(parameter)), parameter
-
-    def _slot(self, index: int, kind: str, shape: tuple[int, ...]) -> Slot:
+    def _slot(self, sample: Sample) -> Slot:
+        index, kind, shape = sample.group, sample.kind, sample.shape
         group = self.target.param_groups[index]
         for key in ("lr", "weight_decay"):
             value = group.get(key)
             if value is not None and not is_number(value) and not isinstance(value, bool):
                 raise NotProbedError(f"{key} of group {index} is {value!r}; expected one finite number")
         peaks, lr = peaks_in(self.target, group, PEAK_KEYS), number(group.get("lr"))
+        lr = lr if abs(lr) >= LEAST else 0.0
         lam, matters, attached = number(group.get("weight_decay")), True, self.acts_on(group)
         rule = self.rule_of(index)
         if attached and rule is not None:
@@ -169,8 +703,10 @@ class _Copies:
             lam = number(group.get(INITIAL, lam)) if rule.explicit_lam is None else rule.explicit_lam
             lam = 0.0 if math.isnan(lam) else lam  # NaN: param_groups was told none, because the rule reads none
             peaks = [*([self.handle.config.numbers.get("peak_lr", 0.0)] if self.handle else []), *peaks]
-        peaks = [peak for peak in peaks if peak > 0.0]
+        peaks = [peak for peak in peaks if peak >= LEAST]
         rate = base_rate(lr, peaks) * self.scale.lr
+        if self.levers:
+            lam = next((lever.value for lever in self.levers if index in lever.groups), 0.0)
         return Slot(
             group=index,
             kind=kind,
@@ -180,7 +716,7 @@ class _Copies:
             peaks=tuple(peak * self.scale.lr for peak in peaks) or (rate,),
             attached=attached,
             depends_on_lam=matters and lam != 0.0,
-            count=enough_of(shape),
+            count=1 if sample.exact else enough_of(shape),
             own_lr=None if lr == rate else lr,
             lr_factor=self.scale.lr,
             lam_factor=self.scale.lam,
@@ -195,10 +731,8 @@ class _Copies:
         return None if self.handle is None else self.handle.rule_for(self.target, index)
 
     def fractions_asked(self) -> list[float]:
-        """Return about what a step removes from each group: what the attached rule asks for, else ``lr * lam``."""
-        asked = [0.0 for _ in self.target.param_groups]
-        for slot in self.slots:
-            asked[slot.group] = slot.lr * slot.lam
+        """Return about what a step removes from each sample: what the attached rule asks for, else ``lr * lam``."""
+        asked = [slot.lr * slot.lam for slot in self.slots]
         if self.handle is None or not self.slots:
             return asked
         weights = [torch.zeros((slot.count, *slot.shape), dtype=self.dtype, device=self.device) for slot in self.slots]
@@ -214,16 +748,41 @@ class _Copies:
 
         with guarded(self.device, self.dtype):
             removed = Draws(self.device).repeatable(step, lambda one, other: one == other)
-        for index, group in enumerate(self.target.param_groups):
-            if self.acts_on(group) and not isinstance(self.rule_of(index), Penalty):
-                asked[index] = removed[self.offset + index]
+        for index, slot in enumerate(self.slots):
+            group = self.target.param_groups[slot.group]
+            if self.acts_on(group) and not isinstance(self.rule_of(slot.group), Penalty):
+                asked[index] = removed[self.offset + slot.group]
         return asked
 
+    def find_levers(self) -> list[Lever]:
+        """Return the numbers of the optimizer that are the coefficient of the decay of a sample."""
+        starts = [
+            _drawn(torch.empty((slot.count, *slot.shape), dtype=self.dtype, device="meta")) for slot in self.slots
+        ]
+        starts = [each.to(self.device) if each.shape[0] > 1 else each[0].to(self.device) for each in starts]
+        draws = Draws(self.device)
+
+        def step(optimizer: Any, index: int) -> None:
+            draws.seed(index)
+            optimizer.step()
+
+        def make(size: float) -> Any:
+            return self.build(Condition(), [start * size for start in starts]).target
+
+        def search() -> list[Lever]:
+            return find_levers(make, step, self.calls)
+
+        with guarded(self.device, self.dtype):
+            levers = draws.repeatable(search, lambda one, other: one == other)
+        groups = {slot.group for slot in self.slots}
+        return [lever for lever in levers if lever.groups & groups]
+
     def named(self, law: Law, index: int) -> Law:
-        """Say which rule is attached, and what could not be copied."""
+        """Say which rule is attached to a sample, and what could not be copied."""
+        slot = self.slots[index]
+        index = slot.group
         group, notes = self.target.param_groups[index], [*law.notes, *left_out(self.target)]
-        slot = next(slot for slot in self.slots if slot.group == index)
-        if slot.own_lr == 0.0:
+        if slot.own_lr == 0.0 and group.get("lr") is not None:
             notes.append(f"the learning rate is 0 now: probed at {slot.lr:.4g}")
         elif law.pathway == "other" and (slot.own_lr is not None or slot.lam_factor != 1.0):
             notes.append(f"probed at lr = {slot.lr:.4g} and weight_decay = {slot.lam:.4g}, which can be measured")
@@ -255,10 +814,13 @@ class _Copies:
             for group in made.param_groups:
                 if group.get("lr") is not None:
                     group["lr"] = group["lr"] * self.scale.lr
-                if group.get("weight_decay") is not None:  # as a plain number: one of NumPy may have few digits
+                if isinstance(group.get("weight_decay"), bool):  # a flag that somebody set is a 1
                     group["weight_decay"] = number(group["weight_decay"])
             scale_peaks(made, self.scale.lr * condition.peak_lr)
-            if self.handle is None:
+            if self.levers is not None:
+                for lever in self.levers:
+                    lever.multiply(made, self.scale.lam * condition.lam)
+            elif self.handle is None:
                 scale_decay(made, self.scale.lam * condition.lam)
         for slot in self.slots:
             group = target.param_groups[slot.group]

@@ -88,6 +88,11 @@ class Pairs:
             worst = max(worst, _size(difference))
         return worst / max(_size(self.difference(BASE, step)), 1e-300)
 
+    def added(self, condition: Condition, multiple: float, step: int = 0) -> Tensor:
+        """Return what ``lam * w``, added to the gradient from outside, does to the weight."""
+        outside = replace(condition.without_decay, penalty=condition.lam * multiple)
+        return self.weights(outside, step)[1] - self.weights(condition.without_decay, step)[1]
+
     def equals_penalty(self, condition: Condition, multiple: float = 1.0) -> bool:
         """Return whether ``lam * w`` added to the gradient from outside gives the same trajectory."""
         outside = replace(condition.without_decay, penalty=condition.lam * multiple)

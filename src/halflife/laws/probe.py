@@ -11,23 +11,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.laws.copies import check_written
 from halflife.laws.isolation import Draws, isolated
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import Slot
 
-__all__ = ["BASE", "WARMUPS", "Bench", "Build", "Condition", "Instance", "guarded"]
+__all__ = ["BASE", "NO_RATE", "WARMUPS", "Bench", "Build", "Condition", "Instance", "NoRateError", "guarded"]
 
 # Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
 WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
 SETTLE = 4  # steps before the probe at which the learning rate changes: ASGD follows it one step late
 SPEED = 0.02  # of the prescribed way that the weights take in a "moved" warm-up
+
+
+NO_RATE = "its parameter groups have no lr"
+
+
+class NoRateError(NotProbedError):
+    """The groups have no learning rate that could be changed: the optimizer chooses one by itself."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +99,31 @@ class Instance:
     others: Sequence[Tensor] = ()
 
     def scale_lr(self, factor: float) -> None:
-        """Multiply the learning rate of every group, as a scheduler does."""
-        for group in self.target.param_groups:
+        """Multiply the learning rate of every group, as a scheduler does.
+
+        Raises:
+            NoRateError: If a group has none.
+            NotProbedError: If the optimizer makes its groups anew at each access, so that the number is lost.
+        """
+        for index, group in enumerate(self.target.param_groups):
             if group.get("lr") is None:
-                raise NotProbedError(
-                    "its parameter groups have no lr, so that how the decay depends on the learning rate cannot be "
-                    "measured; give lr a number"
+                raise NoRateError(
+                    f"{NO_RATE}, so that how the decay depends on the learning rate cannot be measured; give lr a number"
                 )
             group["lr"] = group["lr"] * factor
+            check_written(self.target, index, "lr", group["lr"])
 
     def write_weight_decay(self, slots: Sequence[Slot], factor: float) -> None:
-        """Write ``weight_decay`` into the groups, as a schedule of a user would."""
+        """Write ``weight_decay`` into the groups, as a schedule of a user would.
+
+        Raises:
+            NotProbedError: If the optimizer makes its groups anew at each access, so that the number is lost.
+        """
         for slot in slots:
             group = self.target.param_groups[slot.group]
             if "weight_decay" in group:
                 group["weight_decay"] = slot.lam * factor
+                check_written(self.target, slot.group, "weight_decay", group["weight_decay"])
 
 
 Build = Callable[[Condition, Sequence[Tensor]], Instance]  # over these weights, one tensor per slot
@@ -120,13 +140,23 @@ class Bench:
         dtype: Their precision.
         from_factory: Whether ``build`` constructs optimizers anew: then a factor of the peak is a factor of the
             learning rate that they start with, and parameters can be added.
+        calls: Of ``step()`` that make one step, for an optimizer that acts at every so many calls.
     """
 
     def __init__(
-        self, build: Build, slots: Sequence[Slot], device: torch.device, dtype: torch.dtype, *, from_factory: bool
+        self,
+        build: Build,
+        slots: Sequence[Slot],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        from_factory: bool,
+        calls: int = 1,
     ) -> None:
+        self.calls = calls
         self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
         self.from_factory = from_factory
+        self.needs_closure = False
         self._tracks: dict[Condition, Track] = {}
         self._draws = Draws(device)
         generator = torch.Generator().manual_seed(7)
@@ -166,13 +196,33 @@ class Bench:
         return self._tracks[condition]
 
     def _run(self, condition: Condition) -> Track:
+        try:
+            return self._attempt(condition)
+        except Exception as error:
+            if self.needs_closure or "closure" not in str(error).lower():
+                raise
+            self.needs_closure = True
+            return self._attempt(condition)
+
+    def _attempt(self, condition: Condition) -> Track:
         self._draws.seed(0)
         instance = self.build(condition, [start * float(condition.at_start) for start in self._starts])
+        try:
+            return self._track(instance, condition)
+        except (NotProbedError, UserError):
+            raise
+        except Exception as error:
+            odd = _odd_setting(instance.target)
+            if odd is None:
+                raise
+            raise NotProbedError(f"{odd}, with which it cannot step; make it a float ({_told(error)})") from error
+
+    def _track(self, instance: Instance, condition: Condition) -> Track:
         for optimizer in instance.optimizers:
             _enter_training_mode(optimizer)
             for group in optimizer.param_groups:
-                if isinstance(group.get("lr"), Tensor):  # one in float32 would cut 1 - lr * lam to seven digits
-                    group["lr"] = group["lr"].detach().to(self.dtype)
+                for key in ("lr", "weight_decay"):
+                    group.update({key: _all_digits(group[key], self.dtype)} if key in group else {})
         self._warm_up(instance, condition)
         if condition.written is not None:
             instance.write_weight_decay(self.slots, condition.written)
@@ -230,17 +280,38 @@ class Bench:
         if condition.warmup in {"moved", "free"}:
             # With a direction that stays, so that methods that find their learning rate themselves find one.
             gradients = [now + always for now, always in zip(gradients, self._gradients[0], strict=True)]
+        given = [(parameter, torch.full_like(parameter, 0.1)) for parameter in instance.others]
         for slot, parameters, gradient in zip(self.slots, instance.parameters, gradients, strict=True):
             for parameter, piece in zip(parameters, slot.pieces(gradient), strict=True):
                 value = piece * condition.gradient
                 if condition.penalty != 0.0:
                     value = value + condition.penalty * slot.lam * parameter.detach()
-                parameter.grad = value
-        for parameter in instance.others:
-            parameter.grad = torch.full_like(parameter, 0.1)
+                given.append((parameter, value))
+
+        def closure() -> Tensor:
+            """Give the gradients again, the same ones wherever the weights are."""
+            for parameter, value in given:
+                parameter.grad = value.clone()
+            return torch.zeros((), device=self.device)
+
+        closure()
         for number, optimizer in enumerate(instance.optimizers):
             self._draws.seed(1000 * (number + 1) + index)
-            optimizer.step()
+            step: Callable[..., object] = optimizer.step
+            self._call(instance, partial(step, *[closure] if self.needs_closure else []))
+
+    def _call(self, instance: Instance, step: Callable[[], object]) -> None:
+        """Make the calls of one step. Each begins at the same weights: a decay in any of them finds these."""
+        if self.calls == 1:
+            step()
+            return
+        before = self._read(instance)
+        moved = [torch.zeros_like(each) for each in before]
+        for _ in range(self.calls):
+            self._place(instance, before)
+            step()
+            moved = [way + after - start for way, after, start in zip(moved, self._read(instance), before, strict=True)]
+        self._place(instance, [start + way for start, way in zip(before, moved, strict=True)])
 
 
 @contextmanager
@@ -261,8 +332,28 @@ def guarded(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         except (NotProbedError, UserError):
             raise
         except Exception as error:
-            first_line = (str(error).strip().splitlines() or ["no message"])[0]
-            raise NotProbedError(f"{type(error).__name__}: {first_line}") from error
+            raise NotProbedError(_told(error)) from error
+
+
+def _told(error: Exception) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+
+
+def _odd_setting(optimizer: Optimizer) -> str | None:
+    """Return a learning rate or weight decay that is no float, as a sentence; None if there is none."""
+    for index, group in enumerate(optimizer.param_groups):
+        for key in ("lr", "weight_decay"):
+            if key in group and (isinstance(group[key], bool) or not isinstance(group[key], int | float)):
+                return f"{key} of group {index} is {group[key]!r}"
+    return None
+
+
+def _all_digits(value: Any, dtype: torch.dtype) -> Any:
+    """Return a setting with the digits of the probe: one in float32 would cut 1 - lr * lam to seven."""
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype)
+    return float(value) if type(value).__module__ == "numpy" and isinstance(value, Real) else value
 
 
 def _same_tracks(one: Track, other: Track) -> bool:

@@ -18,10 +18,12 @@ from halflife.rules.base import Applier, Rule
 from halflife.rules.penalty import L2
 from halflife.rules.wrappers import PerGroup, Scheduled
 
-__all__ = ["DEFAULT_LR", "Scale", "base_rate", "lam_factor", "lr_factor", "strengthened"]
+__all__ = ["DEFAULT_LR", "LEAST", "Scale", "base_rate", "lam_factor", "lr_factor", "strengthened"]
 
 DEFAULT_LR = 1e-3  # for an optimizer whose learning rate is 0 everywhere
 SMALLEST_LR = 1e-4  # a smaller update is lost in the rounding of the weight
+LARGEST_LR = 1e3  # in the update of a larger one, a decay is lost
+LEAST = 1e-290  # a smaller number cannot be scaled to a usual one; it counts as 0
 FAR_BELOW = 1e-3  # a learning rate below this share of the peak is replaced by the peak
 # The smallest fraction of a step that can be measured, and the one that a smaller one is scaled to. Not to a larger
 # one: 20 times the weight decay is measured too.
@@ -49,9 +51,12 @@ def base_rate(lr: float, peaks: Sequence[float]) -> float:
         peaks: What may be the largest one, the likeliest first.
 
     Returns:
-        A number > 0.
+        A number > 0; a learning rate below 0 as it is.
     """
-    peak = max(lr, next(iter(peaks), 0.0)) or DEFAULT_LR
+    if lr < 0.0:
+        return lr
+    peak = max(lr, next(iter(peaks), 0.0))
+    peak = peak if peak >= LEAST else DEFAULT_LR
     return peak if lr < FAR_BELOW * peak or (lr < SMALLEST_LR <= peak) else lr
 
 
@@ -64,7 +69,7 @@ def lr_factor(rate: float) -> float:
     Returns:
         A power of 2.
     """
-    return 1.0 if rate >= SMALLEST_LR else _power_of_two(DEFAULT_LR / rate)
+    return 1.0 if SMALLEST_LR <= abs(rate) <= LARGEST_LR else _power_of_two(DEFAULT_LR, abs(rate))
 
 
 def lam_factor(r: float, dtype: torch.dtype) -> float:
@@ -78,11 +83,12 @@ def lam_factor(r: float, dtype: torch.dtype) -> float:
         A power of 2; 1 if nothing is removed.
     """
     smallest, wanted = SMALLEST_R[dtype]
-    return 1.0 if r >= smallest or r <= 0.0 else _power_of_two(wanted / r)
+    return 1.0 if abs(r) >= smallest or r == 0.0 else _power_of_two(wanted, abs(r))
 
 
-def _power_of_two(least: float) -> float:
-    return 2.0 ** min(1000, math.ceil(math.log2(least)))
+def _power_of_two(wanted: float, number: float) -> float:
+    """Return the least power of 2 that takes a number to a wanted one; their quotient may be more than a float holds."""
+    return 2.0 ** max(-1000, min(1000, math.ceil(math.log2(wanted) - math.log2(number))))
 
 
 def strengthened(rule: Any, factor: float) -> Any:

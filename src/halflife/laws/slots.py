@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Slot", "enough_of", "kinds_in", "plain_attributes", "small_shape"]
+__all__ = ["Slot", "enough_of", "kinds_in", "look_of", "plain_attributes", "settings_of", "small_shape"]
 
 SIZES = (8, 6, 3, 2)  # of throw-away parameters, by dimension; those that stand for smaller ones have their shape
 KINDS = {0: "scalar", 1: "vector", 2: "matrix", 4: "convolution"}
@@ -78,10 +78,39 @@ def plain_attributes(parameter: Tensor) -> tuple[tuple[str, Any], ...]:
         parameter: A parameter.
 
     Returns:
-        Names and values, as far as they are plain values.
+        Names and values, as far as they are plain values, or containers of these.
     """
     found = vars(parameter) if hasattr(parameter, "__dict__") else {}
-    return tuple(sorted((name, value) for name, value in found.items() if isinstance(value, bool | int | float | str)))
+    return tuple(sorted((name, value) for name, value in found.items() if _is_plain(value)))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, (*value, *value.values())))
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def look_of(parameter: Tensor) -> Hashable:
+    """Return what a step can tell a parameter by, its size and its identity apart."""
+    return small_shape(parameter), repr(plain_attributes(parameter)), parameter.dtype
+
+
+def settings_of(group: Mapping[str, Any]) -> Hashable:
+    """Return what a step can tell a group by, besides its learning rate and the size of its weight decay."""
+    return tuple(
+        (key, repr(_told(key, value))) for key, value in group.items() if key != "params" and "name" not in key
+    )
+
+
+def _told(key: str, value: Any) -> Any:
+    """Return what is told of one setting of a group."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "" if "lr" in key else value != 0 if "weight_decay" in key else value
+    if isinstance(value, Tensor):
+        return "" if "lr" in key else (tuple(value.shape), value.dtype)
+    return value if _is_plain(value) else id(value)
 
 
 def kinds_in(group: Mapping[str, Any]) -> list[str]:
@@ -100,9 +129,9 @@ def kinds_in(group: Mapping[str, Any]) -> list[str]:
         if not parameter.requires_grad:
             kinds.append("")
             continue
-        key = (small_shape(parameter), plain_attributes(parameter))
+        key = look_of(parameter)
         if key not in names:
-            number = 1 + sum(1 for shape, _ in names if len(shape) == parameter.ndim)
+            number = 1 + sum(1 for shape, *_ in names if len(shape) == parameter.ndim)
             kind = KINDS.get(parameter.ndim, f"{parameter.ndim}-d")
             names[key] = kind if number == 1 else f"{kind} {number}"
         kinds.append(names[key])

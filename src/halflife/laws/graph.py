@@ -1,0 +1,101 @@
+"""Which objects an optimizer leads to."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halflife.laws.copier import attributes_of, is_of_library, is_wrapper, slots_of
+
+__all__ = ["children", "reachable", "real_tensors"]
+
+MANY = 1_000_000  # objects
+_LEAVES = (int, float, complex, str, bytes, bool, type, enum.Enum, types.ModuleType, types.CodeType, torch.dtype)
+
+
+def children(value: Any) -> Iterator[Any]:
+    """Yield what an object leads to by itself: items, attributes, slots, closures, weak references.
+
+    Not its class, the globals of its code, or modules.
+
+    Args:
+        value: The object.
+
+    Yields:
+        The objects that it leads to.
+    """
+    kind = type(value)
+    if issubclass(kind, dict):
+        yield from list(dict.keys(value))
+        yield from list(dict.values(value))
+    elif issubclass(kind, list | tuple | set | frozenset | deque):
+        yield from list(value)
+    elif issubclass(kind, types.FunctionType):
+        if not is_of_library(value):
+            yield from (value.__closure__, value.__defaults__, value.__kwdefaults__)
+    elif issubclass(kind, types.CellType):
+        try:
+            yield value.cell_contents
+        except ValueError:  # an empty one
+            return
+    elif issubclass(kind, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif issubclass(kind, types.BuiltinFunctionType):
+        yield value.__self__
+    elif issubclass(kind, functools.partial):
+        yield from (value.func, value.args, value.keywords)
+    elif issubclass(kind, weakref.ref):
+        yield value()
+    elif issubclass(kind, types.MappingProxyType):
+        yield dict(value)
+    elif issubclass(kind, Tensor):
+        if value.is_leaf:
+            yield value.grad
+        if is_wrapper(value):
+            yield from (getattr(value, name) for name in value.__tensor_flatten__()[0])
+    yield from list(attributes_of(value).values())
+    for _, each in slots_of(value):
+        yield each
+
+
+def reachable(roots: Iterable[Any], *, limit: int = MANY, without: type | tuple[type, ...] = ()) -> list[Any]:
+    """Return all objects that some objects lead to, themselves included; no numbers, strings, classes and modules.
+
+    Args:
+        roots: Where to begin.
+        limit: How many objects at most.
+        without: Classes whose instances are left out, with what only they lead to.
+
+    Returns:
+        The objects, each once.
+    """
+    found: dict[int, Any] = {}
+    waiting = list(roots)
+    while waiting and len(found) < limit:
+        value = waiting.pop()
+        if value is None or id(value) in found or issubclass(type(value), _LEAVES) or issubclass(type(value), without):
+            continue
+        found[id(value)] = value
+        waiting += children(value)
+    return list(found.values())
+
+
+def real_tensors(optimizers: Iterable[Any], model: torch.nn.Module | None = None) -> list[Tensor]:
+    """Return the tensors that belong to the user: parameters, gradients, state, all that attributes lead to.
+
+    Args:
+        optimizers: The optimizers.
+        model: The model, where it is known.
+
+    Returns:
+        The tensors, each once.
+    """
+    return [each for each in reachable([*optimizers, model]) if issubclass(type(each), Tensor)]

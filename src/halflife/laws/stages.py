@@ -1,0 +1,530 @@
+"""Where an optimizer is stepped as it is: on faithful copies of it, or in place, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from halflife.laws.copier import Copier, is_like_an_optimizer
+from halflife.laws.copies import number, scale_peaks, small_parameter
+from halflife.laws.graph import real_tensors
+from halflife.laws.guard import read_only
+from halflife.laws.in_place import restored
+from halflife.laws.isolation import Draws
+from halflife.laws.law import NotProbedError
+from halflife.laws.probe import guarded
+from halflife.laws.reduced import is_of_torch
+
+__all__ = ["CopyStage", "Member", "RealStage", "Run", "Stage"]
+
+SMALL = 2**12  # elements of a weight that is looked at over many calls
+FEW = 2**16  # elements of weights that are looked at over many calls as they are
+LARGE = 2**22  # elements that are stepped in place as often as smaller ones are
+READ = 2**18  # elements of a weight that are read, about
+NEAR = 0.1  # relative distance up to which a tensor counts as a copy of the weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an optimizer from its present state.
+
+    Args:
+        calls: Of ``step()``.
+        scale: What the start weights, and every copy of them that the optimizer keeps, are multiplied by.
+        wide: Whether weights and state are float64.
+        gradient: ``"zeros"``; ``"none"``; ``"random"``; ``"rows"``: random, and zero in every other row.
+        factor: Of every learning rate.
+        nudged: Whether the weights are doubled after the first call; a copy of them that the optimizer keeps is not.
+    """
+
+    calls: int
+    scale: float = 1.0
+    wide: bool = False
+    gradient: Literal["zeros", "none", "random", "rows"] = "zeros"
+    factor: float = 1.0
+    nudged: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A parameter that is stepped, from which weights.
+
+    Args:
+        parameter: The real one.
+        group: The number of its group.
+        start: Its weights at the start, maybe a part of them.
+        origin: The real weights, where the start is not these: what is equal to them is a copy of the weights.
+        kind: Members of one kind are treated alike as far as settings tell.
+    """
+
+    parameter: Tensor
+    group: int
+    start: Tensor
+    origin: Tensor | None
+    kind: Hashable
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the next step finds a gradient: torch asks for it, and not for ``requires_grad``."""
+        return self.parameter.requires_grad or self.parameter.grad is not None
+
+
+class Stage(Protocol):
+    """Steps an optimizer from chosen weights as often as it is asked to; every run begins at the same state.
+
+    Attributes:
+        rates: The learning rate of each member's group.
+        fresh: Whether the optimizer remembers nothing of earlier gradients.
+        can_be_wide: Whether runs in float64 are possible.
+        starts_at_zero: Whether some of the real weights are 0, so that other weights stand for them.
+        zeros_are_weights: Whether what is 0 in the optimizer, as the weights are, counts as a copy of them.
+        is_large: Whether it is so large that each call counts: a large optimizer that is stepped in place.
+    """
+
+    rates: list[float]
+    fresh: bool
+    can_be_wide: bool
+    starts_at_zero: bool
+    zeros_are_weights: bool
+    is_large: bool
+
+    def run(self, run: Run) -> list[list[Tensor]]:
+        """Return the weights of all members before the first call, and after each."""
+
+    def only(self, indices: Sequence[int]) -> tuple[Stage, list[int]]:
+        """Return a smaller stage for some members, and which of its members stands for each of them."""
+
+    def eps(self, index: int) -> float:
+        """Return the rounding error of a member's own precision; 0 if it is float64."""
+
+
+class _Stepper:
+    """What both stages have in common: gradients, calls, what is read."""
+
+    def __init__(self, members: Sequence[Member], rates: Sequence[float], raised: float, device: torch.device) -> None:
+        self.members, self.device = list(members), device
+        self.group_rates, self.raised = list(rates), raised
+        self.rates = [rates[member.group] for member in members]
+        self.starts_at_zero = any(each.origin is not None and not bool(each.origin.any()) for each in self.members)
+        self.draws = Draws(device)
+        self.needs_closure = self.needs_rows = False
+        self.zeros_are_weights = self.is_large = False
+
+    def eps(self, index: int) -> float:
+        """Return the rounding error of a member's own precision; 0 if it is float64."""
+        dtype = self.members[index].start.dtype
+        return 0.0 if dtype in {torch.float64, torch.complex128} else torch.finfo(dtype).eps
+
+    def gradients(self, run: Run, weights: Sequence[Tensor], call: int) -> list[Tensor | None]:
+        """Return the gradient of each member at one call."""
+        generator = torch.Generator().manual_seed(11 + call)
+        found: list[Tensor | None] = []
+        for member, weight in zip(self.members, weights, strict=True):
+            if run.gradient == "none" or not member.has_gradient:
+                found.append(None)
+                continue
+            if run.gradient == "zeros":
+                found.append(self.as_it_comes(torch.zeros_like(weight, requires_grad=False)))
+                continue
+            drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight.device, weight.dtype)
+            if run.gradient == "rows" and drawn.ndim > 0:
+                drawn[1::2] = 0.0
+            found.append(self.as_it_comes(drawn))
+        return found
+
+    def as_it_comes(self, gradient: Tensor) -> Tensor:
+        """Return a gradient as the optimizer wants it: of rows, if it takes no others."""
+        if not self.needs_rows or gradient.ndim == 0:
+            return gradient
+        return torch.sparse_coo_tensor(torch.arange(gradient.shape[0], device=gradient.device)[None], gradient)
+
+    def set_rates(self, optimizer: Any, run: Run) -> None:
+        """Give each group the learning rate that it is looked at."""
+        scale_peaks(optimizer, self.raised * run.factor)
+        for group, rate in zip(optimizer.param_groups, self.group_rates, strict=False):
+            if group.get("lr") is None:
+                continue
+            if isinstance(group["lr"], Tensor):
+                dtype = torch.float64 if run.wide else group["lr"].dtype
+                if rate != number(group["lr"]) or run.factor != 1.0 or run.wide:
+                    group["lr"] = torch.full_like(group["lr"], rate * run.factor, dtype=dtype)
+            elif rate != number(group["lr"]) or run.factor != 1.0:
+                group["lr"] = rate * run.factor
+        if run.factor == 1.0:
+            return
+        known = set(map(id, optimizer.param_groups))
+        for group in (group for inner in _inside(optimizer) for group in inner.param_groups):
+            if id(group) not in known and group.get("lr") is not None:
+                known.add(id(group))
+                group["lr"] = group["lr"] * run.factor
+
+    def calls(self, optimizer: Any, parameters: Sequence[Tensor], run: Run, track: list[list[Tensor]]) -> None:
+        """Call ``step()`` as often as a run says, and add the weights after each call to its track."""
+        for index in range(run.calls):
+            self.draws.seed(1000 + index)
+            self.call(optimizer, parameters, self.gradients(run, parameters, index))
+            track.append(_read(parameters))
+            if run.nudged and index == 0:
+                with torch.no_grad():
+                    for parameter in parameters:
+                        parameter.mul_(2.0)
+
+    def call(self, optimizer: Any, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Call ``step()`` once, with a closure if it wants one."""
+
+        def give() -> Tensor:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                held = parameter.grad
+                if gradient is None or held is None or held.is_sparse or held.dtype != gradient.dtype:
+                    parameter.grad = None if gradient is None else gradient.clone()
+                else:
+                    held.detach().copy_(gradient)  # in place: it may be a view of one flat buffer
+            return torch.zeros((), device=self.device)
+
+        give()
+        if self.needs_closure:
+            optimizer.step(give)
+        else:
+            optimizer.step()
+
+    def stepped(self, once: Callable[[], list[list[Tensor]]], dtype: torch.dtype) -> list[list[Tensor]]:
+        """Run once; where the step refuses to go without a closure, with one."""
+        with guarded(self.device, dtype):
+            try:
+                return self.draws.repeatable(once, _same)
+            except Exception as error:
+                if self.needs_closure or self.needs_rows or isinstance(error, NotProbedError):
+                    raise
+                first = error
+            what = "needs_rows" if "sparse" in str(first) or "dense" in str(first) else "needs_closure"
+            setattr(self, what, True)
+            try:
+                return self.draws.repeatable(once, _same)
+            except Exception:
+                setattr(self, what, False)
+                raise first from None
+
+
+class CopyStage(_Stepper):
+    """Faithful copies of an optimizer, a new one for each run.
+
+    Args:
+        optimizer: The optimizer; it is not touched.
+        members: What is stepped; its other parameters are left out of the groups.
+        rates: The learning rate that each group gets; its own, or one that can be measured.
+        raised: By what the peaks are multiplied.
+        device: Where the copies are.
+        state: Which state they begin with: the real one, or only the flags in it.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        members: Sequence[Member],
+        rates: Sequence[float],
+        *,
+        raised: float,
+        device: torch.device,
+        state: Literal["real", "flags"] = "real",
+    ) -> None:
+        super().__init__(members, rates, raised, device)
+        self.optimizer, self.state = optimizer, state
+        self.can_be_wide = all(not member.start.is_complex() for member in self.members) and any(
+            member.start.dtype != torch.float64 for member in self.members
+        )
+        self.protected = real_tensors([optimizer])
+        self.guard = read_only(self.protected)
+        held = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        others = [each for each in self.protected if isinstance(each, torch.nn.Parameter) and id(each) not in held]
+        self.outside = {id(each): each for each in others}
+        self.moved: set[int] = set()
+        parameters = [member.parameter for member in self.members]
+        self.fresh = state == "flags" or not _remembers(optimizer, parameters)
+
+    def run(self, run: Run) -> list[list[Tensor]]:
+        """Return the weights of all members before the first call, and after each."""
+        dtype = torch.float64 if run.wide else torch.get_default_dtype()
+        return self.stepped(lambda: self._once(run), dtype)
+
+    def _once(self, run: Run) -> list[list[Tensor]]:
+        self.draws.seed(0)
+        parameters: list[Tensor] = []
+        memo: dict[int, Any] = {}
+        for member in self.members:
+            start = member.start * run.scale
+            stand_in = small_parameter(member.parameter, start.double() if run.wide else start)
+            memo[id(member.parameter)] = stand_in
+            parameters.append(stand_in)
+        copier = Copier(memo, state=self.state)
+        optimizer = copier.copy(self.optimizer)
+        _cut_state(optimizer, self.members, parameters)
+        mine = set(map(id, parameters))
+        others = [each for each in copier.memo.values() if isinstance(each, Tensor) and id(each) not in mine]
+        with self.guard:
+            _link(others, self, run, _owners(optimizer, parameters))
+        if run.wide:
+            for each in others:
+                if each.is_floating_point() and each.ndim > 0 and each.device.type != "meta":
+                    each.data = each.data.double()
+        self.set_rates(optimizer, run)
+        _enter_training_mode(optimizer)
+        track = [_read(parameters)]
+        # Torch's own steps write to parameters and state alone, and every operation costs as much again under a guard.
+        is_safe = is_of_torch(optimizer) and not set(map(id, self.protected)) & set(map(id, others))
+        with nullcontext() if is_safe else self.guard:
+            self.calls(optimizer, parameters, run, track)
+        if run.gradient == "zeros" and not run.wide:
+            self.moved |= {key for key, real in self.outside.items() if _has_moved(real, copier.memo.get(key))}
+        return track
+
+    def only(self, indices: Sequence[int]) -> tuple[CopyStage, list[int]]:
+        """Return a smaller stage for some members, and which of its members stands for each of them."""
+        if sum(member.start.numel() for member in self.members) <= FEW and len(self.members) <= 64:
+            return self, list(indices)
+        smallest: dict[Hashable, Member] = {}
+        for index in indices:
+            member = self.members[index]
+            held = smallest.setdefault(member.kind, member)
+            if 0 < member.start.numel() < held.start.numel():
+                smallest[member.kind] = member
+        chosen = [_cut_member(member) for member in smallest.values()]
+        kinds = {kind: place for place, kind in enumerate(smallest)}
+        smaller = CopyStage(
+            self.optimizer, chosen, self.group_rates, raised=self.raised, device=self.device, state=self.state
+        )
+        smaller.fresh, smaller.needs_closure, smaller.needs_rows = self.fresh, self.needs_closure, self.needs_rows
+        smaller.zeros_are_weights = self.zeros_are_weights
+        return smaller, [kinds[self.members[index].kind] for index in indices]
+
+
+class RealStage(_Stepper):
+    """The optimizer itself: stepped in place, and put back to the bit after each run.
+
+    Args:
+        optimizer: The optimizer.
+        members: All its parameters.
+        rates: The learning rate that each group gets; its own, or one that can be measured.
+        raised: By what the peaks are multiplied.
+        device: Where the parameters are.
+    """
+
+    can_be_wide = False
+
+    def __init__(
+        self,
+        optimizer: Any,
+        members: Sequence[Member],
+        rates: Sequence[float],
+        *,
+        raised: float,
+        device: torch.device,
+    ) -> None:
+        super().__init__(members, rates, raised, device)
+        self.optimizer = optimizer
+        self.is_large = sum(member.start.numel() for member in self.members) > LARGE
+        self.fresh = not _remembers(optimizer, [member.parameter for member in self.members])
+
+    def run(self, run: Run) -> list[list[Tensor]]:
+        """Return the weights of all members before the first call, and after each."""
+        return self.stepped(lambda: self._once(run), torch.get_default_dtype())
+
+    def _once(self, run: Run) -> list[list[Tensor]]:
+        parameters = [member.parameter for member in self.members]
+        with restored([self.optimizer]):
+            self.draws.seed(0)
+            with torch.no_grad():
+                owners = _owners(self.optimizer, parameters)
+                _link(_tensors_in(self.optimizer, set(map(id, parameters))), self, run, owners)
+                for member in self.members:
+                    member.parameter.copy_(member.start * run.scale)
+            self.set_rates(self.optimizer, run)
+            track = [_read(parameters)]
+            self.calls(self.optimizer, parameters, run, track)
+        return track
+
+    def only(self, indices: Sequence[int]) -> tuple[RealStage, list[int]]:
+        """Return the stage itself: the optimizer is stepped whole."""
+        return self, list(indices)
+
+
+def cut(weight: Tensor, limit: int) -> Tensor:
+    """Return the first rows of a weight, and of a row the first elements, at most ``limit`` elements."""
+    for dim in range(weight.ndim):
+        if weight.numel() > limit:
+            weight = weight.narrow(dim, 0, max(1, weight.shape[dim] * limit // weight.numel()))
+    return weight
+
+
+def _has_moved(real: Tensor, copy: Any) -> bool:
+    if not isinstance(copy, Tensor) or copy is real or copy.shape != real.shape or copy.device != real.device:
+        return False
+    return copy.dtype == real.dtype and real.device.type != "meta" and not torch.equal(copy, real)
+
+
+def _cut_state(optimizer: Any, members: Sequence[Member], parameters: Sequence[Tensor]) -> None:
+    """Leave of each tensor in the state that is as large as a weight the part that is left of the weight."""
+    state = vars(optimizer).get("state") if hasattr(optimizer, "__dict__") else None
+    if not isinstance(state, dict):
+        return
+    for member, parameter in zip(members, parameters, strict=True):
+        if member.start.shape == member.parameter.shape or not isinstance(state.get(parameter), dict):
+            continue
+        for key, value in state[parameter].items():
+            if isinstance(value, Tensor) and value.shape == member.parameter.shape:
+                part = value[tuple(slice(size) for size in member.start.shape)]
+                state[parameter][key] = part.clone()
+
+
+def _cut_member(member: Member) -> Member:
+    origin = None if member.origin is None else cut(member.origin, SMALL)
+    return replace(member, start=cut(member.start, SMALL), origin=origin)
+
+
+def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return the weights; of large ones elements from everywhere."""
+    found = []
+    for parameter in parameters:
+        weight = parameter.detach()
+        step = weight.numel() // READ
+        if step > 1 and weight.ndim > 0:
+            weight = weight.reshape(weight.shape[0], -1)
+            # Whole rows, so that rows without gradient are rows here, too: an odd step has rows of both kinds.
+            weight = weight[:: step | 1] if weight.shape[0] > 64 * step else weight[:, :: step | 1]
+        found.append(weight.clone())
+    return found
+
+
+def _same(one: list[list[Tensor]], other: list[list[Tensor]]) -> bool:
+    return all(torch.equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def _link(tensors: Sequence[Tensor], stage: _Stepper, run: Run, owners: Mapping[int, int]) -> None:
+    """Give each tensor that is a copy of some weights what these begin with: float32 masters, slow weights, references.
+
+    Args:
+        tensors: Those of the optimizer.
+        stage: What is stepped.
+        run: How the weights begin.
+        owners: By the id of a tensor in the state, the number of the member that it belongs to.
+    """
+    members = stage.members
+    if run.scale == 1.0 and not any(member.origin is not None for member in members):
+        return
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, member in enumerate(members):
+        by_shape.setdefault(tuple(member.start.shape), []).append(index)
+    with torch.no_grad():
+        for tensor in tensors:
+            if not tensor.is_floating_point() or tensor.device.type == "meta":
+                continue
+            alike = by_shape.get(tuple(tensor.shape), [])
+            for index in [owners[id(tensor)]] if id(tensor) in owners else alike:
+                member = members[index]
+                real = member.start if member.origin is None else member.origin
+                if real.shape != tensor.shape or not _near(tensor, real, zeros=stage.zeros_are_weights):
+                    continue
+                if member.origin is None:
+                    tensor.data.mul_(run.scale)
+                else:
+                    tensor.data.copy_(member.start * run.scale)
+                if index in alike:  # the next tensor that is equal to several is that of the next
+                    alike.remove(index)
+                    alike.append(index)
+                break
+
+
+def _owners(optimizer: Any, parameters: Sequence[Tensor]) -> dict[int, int]:
+    """Return, by the id of each tensor in the state of an optimizer, the number of the parameter that it belongs to."""
+    state = vars(optimizer).get("state") if hasattr(optimizer, "__dict__") else None
+    found: dict[int, int] = {}
+    if isinstance(state, Mapping):
+        for index, parameter in enumerate(parameters):
+            values = state.get(parameter)
+            if isinstance(values, Mapping):
+                found.update((id(value), index) for value in values.values() if isinstance(value, Tensor))
+    return found
+
+
+def _near(tensor: Tensor, weight: Tensor, *, zeros: bool = False) -> bool:
+    """Return whether a tensor is about a weight, or both are 0; of large ones, elements from everywhere are compared."""
+    step = max(1, weight.numel() // READ) | 1
+    wide = weight.to(tensor.device).reshape(-1)[::step].double()
+    size = wide.norm()
+    if size == 0:
+        return zeros and not bool(tensor.any())
+    return bool((tensor.reshape(-1)[::step].double() - wide).norm() <= NEAR * size)
+
+
+def _remembers(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
+    """Return whether an optimizer holds a tensor as large as a parameter that is neither 0 nor a copy of it."""
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for parameter in parameters:
+        by_shape.setdefault(tuple(parameter.shape), []).append(parameter.detach())
+    for tensor in _tensors_in(optimizer, set(map(id, parameters))):
+        alike = by_shape.get(tuple(tensor.shape), [])
+        if (
+            not alike
+            or not tensor.is_floating_point()
+            or tensor.device.type == "meta"
+            or type(tensor) not in {Tensor, torch.nn.Parameter}
+        ):
+            continue
+        if not bool(tensor.any()):
+            continue
+        if not any(_near(tensor, each) for each in alike if each.device == tensor.device):
+            return True
+    return False
+
+
+def _inside(optimizer: Any) -> list[Any]:
+    """Return the optimizers that an optimizer has in its attributes, alone or in lists, tuples and dicts."""
+    values = list(vars(optimizer).values()) if hasattr(optimizer, "__dict__") else []
+    for value in list(values):
+        if isinstance(value, list | tuple):
+            values += value
+        elif isinstance(value, Mapping):
+            values += value.values()
+    return [value for value in values if is_like_an_optimizer(value)]
+
+
+def _tensors_in(optimizer: Any, without: set[int]) -> list[Tensor]:
+    """Return the tensors in an optimizer's state and attributes, inner optimizers included."""
+    found: list[Tensor] = []
+    seen: set[int] = set(without)
+
+    def visit(value: Any, depth: int) -> None:
+        if id(value) in seen or depth > 6:
+            return
+        if isinstance(value, Tensor):
+            seen.add(id(value))
+            found.append(value)
+        elif isinstance(value, Mapping):
+            seen.add(id(value))
+            for each in list(value.values()):
+                visit(each, depth + 1)
+        elif isinstance(value, list | tuple | set):
+            seen.add(id(value))
+            for each in value:
+                visit(each, depth + 1)
+        elif is_like_an_optimizer(value):
+            seen.add(id(value))
+            for each in list(vars(value).values()):
+                visit(each, depth + 1)
+
+    visit(optimizer, 0)
+    return found
+
+
+def _enter_training_mode(optimizer: Any) -> None:
+    """Schedule-free optimizers step in training mode only."""
+    train = getattr(optimizer, "train", None)
+    if callable(train):
+        try:
+            train()
+        except TypeError:
+            return
