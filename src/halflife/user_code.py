@@ -11,14 +11,24 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from halflife.errors import UserError
 
-__all__ = ["hidden_arguments", "import_file", "one_sentence", "raise_on_exit"]
+__all__ = [
+    "hidden_arguments",
+    "import_file",
+    "leave",
+    "one_sentence",
+    "raise_on_exit",
+    "shown_path",
+    "without_bytecode",
+]
+
+_exit_at_once = os._exit  # as it is before `raise_on_exit`
 
 
 class _LeftError(BaseException):
@@ -54,11 +64,36 @@ def raise_on_exit() -> Callable[[], None]:
     return restore
 
 
+def leave(code: int) -> NoReturn:
+    """End this process now, whatever a user's code has planned for its end; what was printed is written first."""
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(Exception):  # closed, or nobody reads it
+            if stream is not None:
+                stream.flush()
+    _exit_at_once(code)
+
+
 @contextlib.contextmanager
-def hidden_arguments(place: str) -> Iterator[None]:
-    """Hide halflife's own arguments from a user's code that reads the command line."""
+def without_bytecode() -> Iterator[None]:
+    """Write no ``__pycache__`` into the folders of a user's code, here and in the processes that it starts."""
+    before, inherited = sys.dont_write_bytecode, os.environ.get("PYTHONDONTWRITEBYTECODE")
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
+        if inherited is None:
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        else:
+            os.environ["PYTHONDONTWRITEBYTECODE"] = inherited
+
+
+@contextlib.contextmanager
+def hidden_arguments(place: str, arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Hide halflife's own arguments from a user's code that reads the command line; it reads its own, if any."""
     before = sys.argv
-    sys.argv = [place]
+    sys.argv = [place, *arguments]
     try:
         yield
     finally:
@@ -93,9 +128,9 @@ def one_sentence(subject: str, path: Path | None, end: str, *, runner: str = __f
         ]
         theirs = [frame for frame in frames if path is not None and _same(frame.filename, path)]
         last = (theirs or frames)[-1] if frames else None
-        where = f" ({_shown(last.filename)}, line {last.lineno})" if last else ""
+        where = f" ({shown_path(last.filename)}, line {last.lineno})" if last else ""
         if isinstance(error, SyntaxError) and error.filename:
-            where = f" ({_shown(error.filename)}, line {error.lineno})"
+            where = f" ({shown_path(error.filename)}, line {error.lineno})"
         raise UserError(f"{subject} {_what_happened(error)}{where}{end}") from error
     finally:
         restore()
@@ -118,7 +153,8 @@ def _same(filename: str, path: Path) -> bool:
     return os.path.realpath(filename) == os.path.realpath(path)
 
 
-def _shown(filename: str) -> str:
+def shown_path(filename: str) -> str:
+    """Return a path as it is read best: from the current folder, where it lies below it."""
     relative = os.path.relpath(filename)
     return filename if relative.startswith("..") else relative
 

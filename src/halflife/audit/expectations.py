@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from halflife.audit.explanation import Explanation, explain
-from halflife.audit.rows import Row
+from halflife.audit.rows import Row, times_in_words
 from halflife.errors import UserError
 from halflife.groups.policies import KINDS
 from halflife.rules.registry import law_names
@@ -63,11 +64,12 @@ class Expected:
         return self.law if self.lam is None else f"{self.law}:{self.lam:g}"
 
     def holds_for(self, row: Row) -> bool:
-        """Return whether a parameter decays as expected; False where that could not be probed."""
+        """Return whether a parameter decays as expected, by all that its optimizers remove; False where one is not known."""
         if self.law == "none":
             return row.decays is False
-        law, group = row.law, row.group
-        if not row.decays or law is None or group is None:
+        law = row.law
+        # What is removed twice per iteration is no law that a name says, and what was not probed fulfils nothing.
+        if law is None or row.effect.removals != 1 or any(holder.decays is None for holder in row.effect.holders):
             return False
         # A decay without a name, such as a decoupled one that is applied twice, is not known by its pathway either.
         names = {law.name, law.equivalent_to if law.name else None}
@@ -75,39 +77,68 @@ class Expected:
             names |= {law.pathway}
         if self.law not in names:
             return False
-        lam = row.half_life if law.name == "half-life" else group.lam
+        lam = row.half_life if law.name == "half-life" else row.lam
         return self.lam is None or (lam is not None and abs(lam - self.lam) <= TOLERANCE * self.lam)
 
 
 def _description(row: Row) -> str:
     """Return in a few words how a parameter decays."""
-    if row.decays is None or row.law is None or not row.decays:
+    if not row.decays or row.law is None:
         return row.why if row.decays is None else f"none ({row.why})"
-    if row.law.name is None or row.group is None:
-        return row.law.describe()
-    lam = row.half_life if row.law.name == "half-life" else row.group.lam
-    return row.law.name if lam is None else f"{row.law.name}:{lam:.6g}"
+    if row.effect.removals > 1:
+        by = "" if len(row.effect.acting) == 1 else f" by {len(row.effect.acting)} optimizers"
+        together = "" if row.r is None else f", {row.r:.4g} together"
+        return f"a decay that is removed {times_in_words(row.effect.removals)} per iteration{by}{together}"
+    if any(holder.decays is None for holder in row.effect.holders):
+        return f"{_law_in_words(row)}, and another optimizer that was not probed"
+    return _law_in_words(row)
+
+
+def _law_in_words(row: Row) -> str:
+    assert row.law is not None
+    if row.law.name is None:
+        return row.law.describe() if row.law.pathway != "not probed" else row.why
+    lam = row.half_life if row.law.name == "half-life" else row.lam
+    text = row.law.name if lam is None else f"{row.law.name}:{lam:.6g}"
+    return ", ".join([text, *row.effect.notes])
 
 
 def rows_by_key(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
-    """Return the trainable parameters of each key: the first key that matches a parameter has it."""
-    trainable = [row for row in rows if row.parameter.requires_grad]
-    left, chosen = trainable, []
+    """Return the parameters of each key: the first key that matches a parameter has it.
+
+    Frozen parameters that no step moves are left out, unless a pattern matches no others.
+
+    Raises:
+        UserError: If a key matches nothing, or only what earlier keys match.
+    """
+    left = [row for row in rows if not _stays(row)]
+    still = [row for row in rows if _stays(row)]
+    everything, chosen = list(left), []
     for key in keys:
         matching = [row for row in left if _matches(key, row)]
-        if not matching and any(_matches(key, row) for row in trainable):
+        if not matching and any(_matches(key, row) for row in everything):
             raise UserError(f"{key!r} matches only parameters that earlier keys match: put it first, or remove it")
+        if not matching and key not in KINDS and key not in EVERYTHING:
+            matching = [row for row in still if _matches(key, row)]
+            taken = set(map(id, matching))
+            still = [row for row in still if id(row) not in taken]
         if not matching and key not in KINDS:
+            example = next(iter(everything or still), None)
             raise UserError(
-                f"{key!r} matches no trainable parameter; expected one of {', '.join(KINDS)}, everything, or a "
-                f"pattern over names such as {trainable[0].name!r}"
-                if trainable
+                f"{key!r} matches no trainable parameter; expected one of "
+                f"{', '.join(KINDS)}, everything, or a pattern over names such as {example.name!r}"
+                if example
                 else "nothing is trainable"
             )
         taken = set(map(id, matching))
         left = [row for row in left if id(row) not in taken]
         chosen.append(matching)
     return chosen
+
+
+def _stays(row: Row) -> bool:
+    """Return whether a parameter is frozen and, as far as is known, not decayed by a step either."""
+    return row.is_frozen and not row.decays
 
 
 def _matches(key: str, row: Row) -> bool:
@@ -128,22 +159,32 @@ def mismatch(rows: Sequence[Row], expected: Expected, what: str) -> str | None:
     return f"{what}: expected {expected}, but {len(wrong)} of {len(rows)} differ. {listed}{more}"
 
 
-def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], expected: Mapping[str, str]) -> None:
+def assert_decay(
+    model: nn.Module | Iterable[Any] | None,
+    optimizer: Optimizer | Iterable[Any],
+    expected: Mapping[str, str],
+    *,
+    in_place: bool = False,
+) -> None:
     """Fail if the decay that is applied is not the one that is expected; for tests and CI.
 
     Keys are the kinds ``"matrices"``, ``"embeddings"``, ``"norms"``, ``"biases"``, ``"others"``, shell patterns over
     parameter names, or ``"*"`` for everything. The first key that matches a parameter decides for it, so ``"*"``
-    stands last and means the rest. What no key matches is not checked. Frozen parameters are left out.
+    stands last and means the rest. What no key matches is not checked. Frozen parameters that a step does not decay
+    are left out, unless a pattern matches no others: ``"backbone.*": "none"`` is then about them. Those that a step
+    decays although they are frozen are checked as all others.
 
     Values are ``"LAW:LAM"`` with a law's name as `halflife.identify` gives it and its coefficient, compared to a
-    relative 1e-3 (for ``"half-life"`` a number of steps); a law alone, which takes any coefficient; or ``"none"``.
-    Where the decay could not be probed, every expectation fails, ``"none"`` included. A decoupled decay that is
-    applied twice fails ``"decoupled"``.
+    relative 1e-3 (for ``"half-life"`` a number of calls of ``step()``); a law alone, which takes any coefficient; or
+    ``"none"``. The coefficient is the one that was seen to act, whatever the group says. Where the decay could not be
+    probed, every expectation fails, ``"none"`` included. A decay that is removed twice per iteration, by two
+    optimizers or by one, fails every law. One that acts at every n-th call fulfils its law.
 
     Args:
-        model: The model.
-        optimizer: The optimizer, or all those that train the model.
+        model: The model, or several, as in `explain`; None if there is only the optimizer: keys are then patterns.
+        optimizer: The optimizer, or all those that train the model, as in `explain`.
         expected: What should hold, such as ``{"matrices": "decoupled:0.1", "*": "none"}``.
+        in_place: Step the real optimizer, and put everything back; see `explain`.
 
     Raises:
         AssertionError: If it does not hold; the message names the first parameters, with what was found.
@@ -160,7 +201,11 @@ def assert_decay(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], e
     wanted = {key: Expected.parse(value) for key, value in expected.items()}
     if not wanted:
         raise UserError('nothing is expected; give at least one key, such as {"matrices": "decoupled:0.1"}')
-    chosen = rows_by_key(explain(model, optimizer).parameters, list(wanted))
+    if model is None and (kinds := [key for key in wanted if key in KINDS]):
+        raise UserError(
+            f"without the model parameters have no kinds such as {kinds[0]!r}; give the model, or use patterns"
+        )
+    chosen = rows_by_key(explain(model, optimizer, in_place=in_place).parameters, list(wanted))
     pairs = zip(wanted.items(), chosen, strict=True)
     failures = [wrong for (key, value), rows in pairs if (wrong := mismatch(rows, value, key)) is not None]
     if failures:
@@ -225,10 +270,10 @@ def check(
 
 def _mismatch_of_all(rows: Sequence[Row], expected: Expected) -> str | None:
     """Compare everything that decays, or could not be probed, with one expectation."""
-    trainable = [row for row in rows if row.parameter.requires_grad]
+    moving = [row for row in rows if not _stays(row)]
     if expected.law == "none":
-        return mismatch(trainable, expected, "all parameters")
-    acting = [row for row in trainable if row.decays is not False]
+        return mismatch(moving, expected, "all parameters")
+    acting = [row for row in moving if row.decays is not False]
     if not acting:
         return f"all parameters that decay: expected {expected}, but nothing decays"
     return mismatch(acting, expected, "all parameters that decay")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
-import torch
 from torch.optim import Optimizer
 
-from halflife.audit.precision import is_compensated, smallest_effective_fraction
-from halflife.audit.rows import Group, Row
+from halflife.audit.precision import lost_in_precision
+from halflife.audit.rows import Group, Holder, Row, tolerance_of
+from halflife.audit.text import in_common, without_numbers
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import LAW
 from halflife.rules.base import Rule, StepInfo
-from halflife.units import half_life, kept
 
 __all__ = ["Finding", "findings_of"]
-
-TOLERANCE = 1e-3  # relative; probing is more exact
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ def findings_of(
     optimizers: Sequence[Optimizer],
     *,
     total_steps: float | None = None,
+    in_place: bool = False,
 ) -> list[Finding]:
     """Look for everything that this module knows.
 
@@ -53,22 +52,30 @@ def findings_of(
         groups: The groups.
         optimizers: The optimizers, with any wrapper taken off.
         total_steps: The length of the run in optimizer steps, where it is known.
+        in_place: Whether the real optimizers were stepped, with their hooks.
 
     Returns:
         The warnings, the worst first.
     """
+    members: defaultdict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        for group in row.effect.groups:
+            members[id(group)].append(row)
     found = [
-        *_one_per_optimizer("not-probed", _not_probed(groups)),
+        *_not_probed(groups, members),
         *_lost_rule(groups, optimizers),
-        *_one_per_optimizer("ignored", _ignored(groups)),
+        *_one_per_optimizer("ignored", _ignored(groups, members)),
+        *_without_setting(rows),
+        *_other_setting(rows),
         *_one_per_optimizer("coefficient", _other_coefficient(groups)),
         *_one_per_optimizer("two-mechanisms", _two_mechanisms(groups)),
         *_in_two_groups(rows),
+        *_frozen_but_updated(rows),
         *_in_one_only(rows),
         *_lost_in_precision(rows, optimizers),
         *_unusual_kinds(rows),
         *_beyond_the_run(rows, total_steps),
-        *_foreign_hooks(optimizers),
+        *(() if in_place else _foreign_hooks(optimizers)),
     ]
     return list(dict.fromkeys(found))
 
@@ -78,8 +85,8 @@ def _names(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def _listed(rows: Sequence[Row]) -> str:
-    names = [row.name for row in rows]
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+    names = ", ".join(row.name for row in rows[:3])
+    return f"{names} and {len(rows) - 3} more" if len(rows) > 3 else names
 
 
 def _counted(rows: Sequence[Row], what: str = "parameter") -> str:
@@ -90,24 +97,59 @@ def _verb(rows: Sequence[Row], one: str, several: str) -> str:
     return one if len(rows) == 1 else several
 
 
+def _place(groups: Sequence[Group]) -> str:
+    """Return where something is true: groups of one optimizer."""
+    numbers = ", ".join(str(group.index) for group in groups[:3])
+    more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+    place = f"group{'s' if len(groups) > 1 else ''} {numbers}{more} of optimizer {groups[0].optimizer}"
+    return f"{place} ({groups[0].optimizer_name})"
+
+
 def _one_per_optimizer(code: str, found: Iterable[tuple[Group, str]]) -> Iterator[Finding]:
-    """Yield one warning for all groups of an optimizer of which the same is true; ``{place}`` in it is where."""
-    alike: dict[tuple[int, str], list[Group]] = {}
+    """Yield one warning for all groups of an optimizer of which the same is true, whatever the numbers in it.
+
+    ``{place}`` in the text is where.
+    """
+    alike: dict[tuple[int, str], list[tuple[Group, str]]] = {}
     for group, text in found:
-        alike.setdefault((group.optimizer, text), []).append(group)
-    for (optimizer, text), groups in alike.items():
-        numbers = ", ".join(str(group.index) for group in groups[:3])
-        more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
-        place = f"group{'s' if len(groups) > 1 else ''} {numbers}{more} of optimizer {optimizer}"
-        yield Finding(code, text.replace("{place}", f"{place} ({groups[0].optimizer_name})"))
+        alike.setdefault((group.optimizer, without_numbers(text)), []).append((group, text))
+    for several in alike.values():
+        place = _place([group for group, _ in several])
+        yield Finding(code, in_common([text for _, text in several]).replace("{place}", place))
 
 
-def _not_probed(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
+def _not_probed(groups: Sequence[Group], members: Mapping[int, Sequence[Row]]) -> Iterator[Finding]:
+    """Yield one warning per optimizer and reason: of whole groups, or of the parameters in them that it concerns."""
+    whole: dict[tuple[int, str], list[Group]] = {}
+    parts: dict[tuple[int, str], list[tuple[Group, Row]]] = {}
     for group in groups:
-        for law in (group.law, *group.law.by_shape.values()):
-            if law.pathway == "not probed" and group.settings["params"]:
-                reason = law.notes[0] if law.notes else "no reason given"
-                yield group, f"whether anything decays in {{place}} is not known: it was not probed ({reason})"
+        mine = members.get(id(group), [])
+        unknown = [(row, why) for row in mine if row.effect.unknown and (why := _unknown_in(row, group)) is not None]
+        trainable = sum(not row.is_frozen for row in mine) if unknown else 0
+        reasons = {why for _, why in unknown}
+        if len(reasons) == 1 and len(unknown) >= trainable > 0:
+            whole.setdefault((group.optimizer, reasons.pop()), []).append(group)
+        else:
+            for row, why in unknown:
+                parts.setdefault((group.optimizer, why), []).append((group, row))
+    for (_, why), several in whole.items():
+        about = tuple(dict.fromkeys(row.name for group in several for row in members[id(group)]))
+        text = f"whether anything decays in {_place(several)} is not known: it was not probed ({why})"
+        yield Finding("not-probed", text, about)
+    for (_, why), pairs in parts.items():
+        rows = list(dict.fromkeys(row for _, row in pairs))
+        place = _place(list(dict.fromkeys(group for group, _ in pairs)))
+        text = f"whether {_counted(rows)} in {place} {_verb(rows, 'decays', 'decay')} is not known: {_listed(rows)} "
+        yield Finding("not-probed", f"{text}{_verb(rows, 'was', 'were')} not probed ({why})", _names(rows))
+
+
+def _unknown_in(row: Row, group: Group) -> str | None:
+    """Return why it is not known what the optimizer of a group does to a parameter; None if it is known."""
+    for holder in row.effect.unknown:
+        if holder.group.optimizer == group.optimizer:
+            notes = holder.law.notes
+            return holder.found.seen.reason or (notes[0] if notes else "no reason given")
+    return None
 
 
 def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
@@ -120,9 +162,10 @@ def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iter
             )
 
 
-def _ignored(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
+def _ignored(groups: Sequence[Group], members: Mapping[int, Sequence[Row]]) -> Iterator[tuple[Group, str]]:
     for group in groups:
-        if group.law.pathway == "none" and group.rule is None and group.weight_decay:
+        trainable = [row for row in members.get(id(group), ()) if not row.is_frozen]
+        if trainable and all(row.decays is False for row in trainable) and group.rule is None and group.weight_decay:
             yield (
                 group,
                 f"weight_decay = {group.weight_decay:g} of {{place}} has no effect: probing shows that the optimizer "
@@ -130,8 +173,42 @@ def _ignored(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             )
 
 
-def _tolerance(group: Group) -> float:
-    return 0.05 if any("float32" in note for note in group.law.notes) else TOLERANCE
+def _without_setting(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Yield one warning per optimizer for what decays in groups that say 0."""
+    found: dict[int, list[tuple[Holder, Row]]] = {}
+    for row in rows:
+        for holder in row.effect.without_setting:
+            found.setdefault(holder.group.optimizer, []).append((holder, row))
+    for pairs in found.values():
+        decaying, name = [row for _, row in pairs], pairs[0][0].group.optimizer_name
+        groups = list(dict.fromkeys(holder.group for holder, _ in pairs))
+        fractions = [holder.r_peak for holder, _ in pairs if holder.r_peak is not None]
+        by = f", by r = {max(fractions):.4g}" if fractions else ""
+        yield Finding(
+            "decay-without-setting",
+            f"weight_decay is 0 in {_place(groups)}, yet a step shrinks {_listed(decaying)}{by}: {name} reads its decay "
+            "elsewhere, such as in another group or in an attribute; set it there",
+            _names(decaying),
+        )
+
+
+def _other_setting(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Yield one warning per optimizer for groups whose weight_decay is not the one that their weights decay by."""
+    found: dict[int, list[tuple[Holder, Row]]] = {}
+    for row in rows:
+        for holder in row.effect.with_other_setting:
+            found.setdefault(holder.group.optimizer, []).append((holder, row))
+    for pairs in found.values():
+        groups = list(dict.fromkeys(holder.group for holder, _ in pairs))
+        text = in_common([f"weight_decay = {h.group.weight_decay:g} but by that of {h.lam:.4g}" for h, _ in pairs])
+        says, _, seen = text.partition(" but ")
+        decaying = [row for _, row in pairs]
+        yield Finding(
+            "other-setting",
+            f"{says} of {_place(groups)} is not what acts: {_listed(decaying)} {_verb(decaying, 'decays', 'decay')} {seen}, "
+            f"which {groups[0].optimizer_name} reads elsewhere; set it there",
+            _names(decaying),
+        )
 
 
 def _other_coefficient(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
@@ -141,7 +218,8 @@ def _other_coefficient(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             group.rule is None
             and group.law.pathway == "decoupled"
             and c is not None
-            and abs(c - 1.0) > _tolerance(group)
+            and group.weight_decay is not None
+            and abs(c - 1.0) > tolerance_of(group.law)
         ):
             yield (
                 group,
@@ -155,7 +233,7 @@ def _two_mechanisms(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
         meant, r = _fraction_of_rule(group), group.law.fraction
         if meant is None or (r is None and group.law.pathway != "other"):
             continue
-        if r is None or abs(r - meant) > _tolerance(group) * max(meant, r):
+        if r is None or abs(r - meant) > tolerance_of(group.law) * max(meant, r):
             found = group.law.describe() if r is None else f"r = {r:.4g}"
             yield (
                 group,
@@ -165,18 +243,40 @@ def _two_mechanisms(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
 
 
 def _in_two_groups(rows: Sequence[Row]) -> Iterator[Finding]:
-    shared = [row for row in rows if len(row.groups) > 1]
+    shared = [row for row in rows if row.effect.places > 1 and (row.decays or not row.is_frozen)]
     if shared:
-        both = [
-            row for row in shared if sum(group.law.pathway not in {"none", "not probed"} for group in row.groups) > 1
-        ]
+        both = [row for row in shared if row.effect.removals > 1]
         effect = f", and {len(both)} of them {_verb(both, 'decays', 'decay')} in each" if both else ""
         yield Finding(
             "in-two-groups",
-            f"{_counted(shared)} {_verb(shared, 'stands', 'stand')} in two groups or optimizers, which both update "
-            f"{_verb(shared, 'it', 'them')}{effect}: {_listed(shared)}; "
-            "give each parameter to one",
+            f"{_counted(shared)} {_verb(shared, 'stands', 'stand')} in two groups or optimizers, or twice in one, and "
+            f"{_verb(shared, 'is', 'are')} updated by each{effect}: {_listed(shared)}; give each parameter to one group of one "
+            "optimizer",
             _names(shared),
+        )
+
+
+def _frozen_but_updated(rows: Sequence[Row]) -> Iterator[Finding]:
+    found = [row for row in rows if row.is_frozen and row.groups and row.parameter.grad is not None]
+    if found:
+        decaying, them = sum(bool(row.decays) for row in found), _verb(found, "it", "them")
+        effect = f"updates and decays {them}" if decaying == len(found) else f"updates {them}"
+        effect += f", and decays {decaying} of them" if 0 < decaying < len(found) else ""
+        yield Finding(
+            "frozen-but-updated",
+            f"{_counted(found, 'frozen parameter')} still {_verb(found, 'has a gradient', 'have gradients')}, so a step "
+            f"{effect}: {_listed(found)}; torch asks for the gradient, not for requires_grad: set .grad = None, as "
+            "zero_grad(set_to_none=True) does",
+            _names(found),
+        )
+    alone = [row for row in rows if row.is_frozen and row.parameter.grad is None and row.decays]
+    if alone:
+        yield Finding(
+            "frozen-but-updated",
+            f"{_counted(alone, 'frozen parameter')} {_verb(alone, 'decays', 'decay')} although "
+            f"{_verb(alone, 'it has', 'they have')} no gradient: {_listed(alone)}; take {_verb(alone, 'it', 'them')} out of "
+            "the optimizer",
+            _names(alone),
         )
 
 
@@ -210,24 +310,8 @@ def _in_one_only(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
-    lost: dict[torch.dtype, list[Row]] = {}
-    for row in rows:
-        r, dtype = row.largest_r, row.parameter.dtype
-        floating = dtype.is_floating_point or dtype.is_complex
-        if not r or not row.group or not floating or r > smallest_effective_fraction(dtype):
-            continue
-        if not is_compensated(optimizers[row.group.optimizer], row):
-            lost.setdefault(dtype, []).append(row)
-    for dtype, found in lost.items():
-        r = max(row.largest_r or 0.0 for row in found)
-        name = str(dtype).removeprefix("torch.")
-        yield Finding(
-            "lost-in-precision",
-            f"r = {r:.3g} changes no weight of {_counted(found, f'{name} parameter')}: rounding to {name} loses every "
-            f"fraction up to {smallest_effective_fraction(dtype):.3g}; keep float32 master weights, or use an optimizer "
-            f"with stochastic rounding or compensated sums: {_listed(found)}",
-            _names(found),
-        )
+    for text, found in lost_in_precision(rows, optimizers):
+        yield Finding("lost-in-precision", text, _names(found))
 
 
 ADVICE: dict[str, str] = {
@@ -239,8 +323,16 @@ ADVICE: dict[str, str] = {
 
 
 def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
+    against = [row for row in rows if row.declared and row.decays]
+    if against:
+        yield Finding(
+            "decay-on-declared",
+            f"decay acts on {_counted(against)} that the model itself declares not to decay: {_listed(against)} "
+            f"({against[0].declared}); build groups with halflife.param_groups",
+            _names(against),
+        )
     for kind, advice in ADVICE.items():
-        found = [row for row in rows if row.kind == kind and row.decays]
+        found = [row for row in rows if row.kind == kind and row.decays and not row.declared]
         if found:
             word = kind if kind != "others" else "scales, gates or time constants"
             yield Finding(
@@ -249,8 +341,8 @@ def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
                 "with halflife.param_groups",
                 _names(found),
             )
-    matrices = [row for row in rows if row.kind == "matrices" and row.groups and row.parameter.requires_grad]
-    spared = [row for row in matrices if row.decays is False]
+    matrices = [row for row in rows if row.kind == "matrices" and row.groups and not row.is_frozen]
+    spared = [row for row in matrices if row.decays is False and not row.declared]
     if any(row.decays for row in rows) and spared:
         yield Finding(
             "matrix-without-decay",
@@ -265,16 +357,15 @@ def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
 def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[Finding]:
     if total_steps is None:
         return
-    slow = [row for row in rows if row.half_life and 0.0 < (row.largest_r or 0.0) < 1.0]
-    slow = [row for row in slow if half_life(row.largest_r or 0.0) > total_steps]
+    slow = [row for row in rows if row.effect.half_life_peak is not None and row.effect.half_life_peak > total_steps]
     if slow:
-        fractions = [row.largest_r or 0.0 for row in slow]
-        shortest, longest = half_life(max(fractions)), half_life(min(fractions))
+        lives = [row.effect.half_life_peak or 0.0 for row in slow]
+        shortest, longest = min(lives), max(lives)
         several = f" to {longest:,.0f}" if f"{shortest:,.0f}" != f"{longest:,.0f}" else ""
         yield Finding(
             "half-life-beyond-run",
             f"the half-life of {shortest:,.0f}{several} steps is longer than the run of {total_steps:,.0f}: an untouched "
-            f"weight of {_listed(slow)} would keep {kept(max(fractions), total_steps):.0%} of its size or more",
+            f"weight of {_listed(slow)} would keep {0.5 ** (total_steps / shortest):.0%} of its size or more",
             _names(slow),
         )
 
@@ -282,12 +373,13 @@ def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[
 def _foreign_hooks(optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
     """Name step hooks of others: they may shrink weights, and the copy that is probed has none of them."""
     for number, optimizer in enumerate(optimizers):
-        hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
-        others = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("halflife.")]
+        kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # some subclasses have no such attributes
+        hooks = [hook for kind in kinds for hook in (getattr(optimizer, kind, None) or {}).values()]
+        others = [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("halflife.")]
         if others:
             names = ", ".join(sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others}))
             yield Finding(
                 "hooks-not-probed",
                 f"optimizer {number} ({type(optimizer).__name__}) has step hooks that are not of halflife ({names}); "
-                "what they do to weights was not probed",
+                "what they do to weights was not probed: explain it with in_place=True",
             )

@@ -1,179 +1,256 @@
 """``audit``: the explanation of an optimizer that a user's own code builds, and what is expected of it.
 
-The target is ``path/to/train.py:make_optimizer`` or ``package.module:function``; it is called without arguments.
+The target is ``path/to/train.py:make_optimizer`` or ``package.module:function``; its arguments are given by name.
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
+import contextlib
+import dataclasses
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, GeneratorType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from halflife.audit.arguments import attribute_of, call_with, module_of, needed, parse_pairs, value_of
 from halflife.audit.expectations import Check, check, parse_expectation
 from halflife.audit.explanation import Explanation, explain
+from halflife.audit.found import Found, choose, search
+from halflife.audit.schedule import schedule_sentences
+from halflife.audit.trainer import give_trainer
 from halflife.errors import UserError
-from halflife.user_code import hidden_arguments, import_file, one_sentence
+from halflife.user_code import hidden_arguments, one_sentence, shown_path, without_bytecode
 
-__all__ = ["audit", "load"]
+__all__ = ["Audit", "audit", "audit_found", "load"]
 
 FORMS = (
-    "an optimizer, a list of them, (model, optimizer), (model, [optimizers]), or a Lightning module; "
-    "configure_optimizers forms are fine"
+    "an optimizer, or something that has optimizers and models in it: a tuple, a list, a dict, an object with such "
+    "attributes, a Lightning module, what its configure_optimizers returns"
 )
+SLOW_IMPORT = 10.0  # seconds
 
 
-def audit(target: str, expected: Sequence[str] = ()) -> tuple[Explanation, list[Check]]:
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        table: The explanation.
+        checks: One check for each expectation.
+        found: What was audited.
+        schedule: What the schedulers do to the decay over the run, in sentences.
+    """
+
+    table: Explanation
+    checks: list[Check]
+    found: Found
+    schedule: tuple[str, ...] = ()
+
+
+def audit(
+    target: str,
+    expected: Sequence[str] = (),
+    *,
+    given: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    total_steps: float | None = None,
+) -> Audit:
     """Build what a target builds, explain it, and compare it with what is expected.
 
     Args:
         target: ``path/to/file.py:function`` or ``package.module:function``; see `load`.
         expected: Such as ``"decoupled:0.1"`` (for every group that decays) or ``"matrices=decoupled:0.1"``.
+        given: The function's arguments, as ``NAME=VALUE``.
+        arguments: What ``sys.argv`` holds behind the name of the file.
+        total_steps: The length of the run; see `halflife.explain`.
 
     Returns:
-        The explanation, and one check for each expectation.
+        The explanation, one check for each expectation, and what was found.
 
     Raises:
         UserError: If the target cannot be loaded or explained, or an expectation cannot be read.
     """
     wanted = [parse_expectation(text) for text in expected]  # a typing mistake is told before the user's code runs
-    model, optimizers = load(target)
+    found = load(target, given=given, arguments=arguments, total_steps=total_steps)
     with one_sentence(f"the optimizer of {target}", None, " while its decay was probed; correct it", runner=__file__):
-        table = explain(model, optimizers)
-    return table, check(table, wanted, has_model=model is not None)
+        return audit_found(found, wanted, total_steps=total_steps)
 
 
-def load(target: str) -> tuple[nn.Module | None, list[Optimizer]]:
-    """Run a user's function and find the model and the optimizers in what it returns.
-
-    A file is imported under its own name, with its folder first on ``sys.path``, as ``python file.py`` does, and with
-    ``sys.argv`` that names it alone; its ``__name__`` is not ``"__main__"``. A module is imported with the current
-    folder on ``sys.path``, as ``python -m`` does.
+def audit_found(
+    found: Found, wanted: Sequence[Any], *, total_steps: float | None = None, in_place: bool = False
+) -> Audit:
+    """Explain what was found, and compare it with what is expected.
 
     Args:
-        target: ``path/to/file.py:function`` or ``package.module:function``. The function is called without
-            arguments; an optimizer or a model that exists already is taken as it is.
+        found: Models and optimizers.
+        wanted: Expectations, as `parse_expectation` reads them.
+        total_steps: The length of the run.
+        in_place: Whether the optimizers themselves may be stepped.
 
     Returns:
-        The model, None if there is none in it, and the optimizers.
+        The explanation, one check for each expectation, and what was found.
+    """
+    table = explain(found.model, found.optimizers, total_steps=total_steps, in_place=in_place)
+    checks = check(table, wanted, has_model=found.model is not None)
+    return Audit(table, checks, found, tuple(schedule_sentences(found, table, total_steps)))
+
+
+def load(
+    target: str,
+    *,
+    given: Sequence[str] = (),
+    arguments: Sequence[str] = (),
+    total_steps: float | None = None,
+) -> Found:
+    """Run a user's function and find the models and the optimizers in what it returns.
+
+    A file is imported under its own name, with its folder first on ``sys.path``, as ``python file.py`` does; its
+    ``__name__`` is not ``"__main__"``. A module is imported with the current folder on ``sys.path``, as ``python -m``
+    does. ``sys.argv`` names the place alone, and ``arguments`` behind it.
+
+    Args:
+        target: ``path/to/file.py:function`` or ``package.module:function``. An optimizer or a model that exists already
+            is taken as it is.
+        given: The function's arguments, as ``NAME=VALUE``; see `halflife.audit.arguments.value_of`.
+        arguments: What ``sys.argv`` holds behind the name of the place.
+        total_steps: The length of the run, for what asks a Lightning trainer for it.
+
+    Returns:
+        The models and optimizers, and what is left out.
 
     Raises:
-        UserError: If the target is not there, needs arguments, raises, or returns something else.
-    """
+        UserError: If the target is not there, lacks arguments, raises, or returns something else.
+    """  # noqa: DOC501 - SystemExit becomes a UserError
+    texts = parse_pairs(given)
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
+        run = f", or run the whole script up to its first step: halflife audit {target} --run" if not colon else ""
         raise UserError(
             f"the target is {target!r}, expected path/to/file.py:function or package.module:function; "
-            "name the function that builds the optimizer"
+            f"name the function that builds the optimizer{run}"
         )
     is_file = place.endswith(".py") or os.sep in place
     path = Path(place)
     if is_file and not path.is_file():
         raise UserError(f"there is no file {place}; give the path of the file that builds the optimizer")
     with (
-        hidden_arguments(place),
+        hidden_arguments(place, arguments),
+        without_bytecode(),
         one_sentence(target, path if is_file else None, "; correct it, or name another function", runner=__file__),
     ):
-        module = _imported(path) if is_file else _import_module(place)
-        value = _attribute(module, name, place)
-        if callable(value) and not isinstance(value, nn.Module | Optimizer):
-            _check_arguments(value, target)
-            value = value()
-        found = _found_in(value)
-    if found is None:
-        raise UserError(f"{target} gave {_described(value)}; expected {FORMS}")
+        try:
+            with _slow(place, path if is_file else None):
+                module = module_of(place)
+            named = value = attribute_of(module, name, place)
+            arguments_given = {key: value_of(text, key) for key, text in texts.items()}
+            value = _made(value, module, name, arguments_given, target, total_steps)
+        except SystemExit as error:
+            if error.code != 2:
+                raise
+            raise UserError(
+                f"{target} ended with exit code 2, as scripts do that get wrong arguments (what it said stands above): "
+                f"pass its own arguments after --, as in `halflife audit {target} -- --data DIR`"
+            ) from None
+        things = search([*_named_parts(named, value), *arguments_given.items()])
+    found = choose(things, alive=True)
+    if not found.optimizers:
+        unread = f" ({'; '.join(things.unread)})" if things.unread else ""
+        raise UserError(f"{target} gave {_described(value, things.models)}{unread}; expected {FORMS}")
     return found
 
 
-def _imported(path: Path) -> ModuleType:
-    # A file may have the name of a module that is in use already (test.py, random.py): that one stays.
-    return import_file(path, path.stem if path.stem not in sys.modules else f"_audited_{path.stem}")
-
-
-def _import_module(name: str) -> ModuleType:
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+def _made(value: Any, module: Any, name: str, given: Mapping[str, Any], target: str, total_steps: float | None) -> Any:
+    """Call what was named, if it is to be called; a Lightning module is asked for its optimizers."""
+    if isinstance(value, nn.Module | Optimizer) or not callable(value):
+        if given:
+            raise UserError(f"{target} is an object and takes no arguments; leave --with away")
+    else:
+        owner: Any = module
+        for part in name.split(".")[:-1]:
+            owner = getattr(owner, part)
+        is_method = isinstance(owner, type) and inspect.isfunction(
+            inspect.getattr_static(owner, name.rpartition(".")[2])
+        )
+        give_trainer(given.get("self"), total_steps)
+        value = call_with(
+            value, owner if is_method else None, given, target, lambda made: give_trainer(made, total_steps)
+        )
+    configure = getattr(value, "configure_optimizers", None)
+    if isinstance(value, nn.Module) and callable(configure) and not search([("", value)]).optimizers:
+        missing = needed(configure)
+        if missing:
             raise UserError(
-                f"there is no module {error.name}; give package.module:function as Python would import it from here, "
-                "or path/to/file.py:function"
-            ) from None
-        raise
-
-
-def _attribute(module: ModuleType, name: str, place: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        if not hasattr(value, part):
-            functions = [key for key, each in vars(module).items() if inspect.isfunction(each) and key[0] != "_"]
-            there = f"; there are {', '.join(functions[:8])}" if functions else ""
-            raise UserError(f"{place} has no {name}{there}: name the function that builds the optimizer")
-        value = getattr(value, part)
+                f"configure_optimizers of {type(value).__name__} needs {', '.join(missing)}: name it as "
+                f"{target}.configure_optimizers, and give its arguments with --with"
+            )
+        give_trainer(value, total_steps)
+        return value, configure()
     return value
 
 
-def _check_arguments(function: Any, target: str) -> None:
+def _named_parts(function: Any, value: Any) -> list[tuple[str, Any]]:
+    """Return the parts of a tuple with the names that the function's ``return G, D, opt_G`` has for them."""
+    if type(value) is not tuple or not inspect.isfunction(function):
+        return [("", value)]
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
-        return
-    needed = [
-        name
-        for name, parameter in signature.parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, SyntaxError, TypeError):
+        return [("", value)]
+    returned = [
+        node.value.elts for node in ast.walk(tree) if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple)
     ]
-    if needed:
-        raise UserError(
-            f"{target} needs arguments ({', '.join(needed)}); write a function without arguments that calls it, "
-            "and name that one"
+    names = [[each.id if isinstance(each, ast.Name) else "" for each in elements] for elements in returned]
+    fitting = [each for each in names if len(each) == len(value)]
+    return list(zip(fitting[-1], value, strict=True)) if fitting else [("", value)]
+
+
+@contextlib.contextmanager
+def _slow(place: str, path: Path | None) -> Iterator[None]:
+    """Say so when an import takes long: some files train when they are imported."""
+    over, main = threading.Event(), threading.get_ident()
+
+    def wait() -> None:
+        if over.wait(SLOW_IMPORT):
+            return
+        where, frame = "", sys._current_frames().get(main)
+        while frame is not None:
+            each: FrameType = frame
+            if path is not None and each.f_code.co_filename == str(path.absolute()):
+                where = f" (it is at line {each.f_lineno} of {shown_path(str(path))})"
+                break
+            frame = each.f_back
+        print(
+            f"{place} is still being imported after {SLOW_IMPORT:g} s{where}: if it trains when it is imported, stop "
+            f"this and use `halflife audit --run {place}`, which ends at the first step",
+            file=sys.stderr,
+            flush=True,
         )
 
-
-def _found_in(value: Any) -> tuple[nn.Module | None, list[Optimizer]] | None:
-    """Return the model and the optimizers in a value; None if there is no optimizer in it."""
-    configure = getattr(value, "configure_optimizers", None)
-    if isinstance(value, nn.Module):
-        optimizers = _optimizers_in(configure()) if callable(configure) else None
-        return (value, optimizers) if optimizers else None
-    if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1:
-        first, second = value[:2]
-        for model, rest in ((first, second), (second, first)):
-            if isinstance(model, nn.Module):
-                optimizers = _optimizers_in(rest)
-                return (model, optimizers) if optimizers else None
-    model = value.get("model") if isinstance(value, Mapping) else None
-    optimizers = _optimizers_in(value)
-    return (model if isinstance(model, nn.Module) else None, optimizers) if optimizers else None
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
-def _optimizers_in(value: Any) -> list[Optimizer]:
-    """Return the optimizers in any form that Lightning's ``configure_optimizers`` may answer with."""
-    if isinstance(value, Optimizer):
-        return [value]
-    if isinstance(value, Mapping):
-        return _optimizers_in(value.get("optimizer"))
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        # ([optimizers], [schedulers]) has no optimizer in its second part, so that nothing is found there.
-        return [optimizer for each in value for optimizer in _optimizers_in(each)]
-    return []
-
-
-def _described(value: Any) -> str:
+def _described(value: Any, models: Sequence[tuple[str, nn.Module]]) -> str:
     if isinstance(value, nn.Module):
         return f"the model {type(value).__name__} without an optimizer"
     if isinstance(value, type):
         return f"the class {value.__name__}, which nobody has called"
+    if isinstance(value, GeneratorType):
+        return "a generator"
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {', '.join(type(each).__name__ for each in value) or 'nothing'}"
-    return "None" if value is None else f"an object of type {type(value).__name__}"
+    if value is None:
+        return "None"
+    return f"an object of type {type(value).__name__}{' with a model and no optimizer' if models else ''}"

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from halflife.cli.audit import audit_command
+from halflife.cli.audit import AuditCommand, audit_command
 from halflife.cli.export import export_command
 from halflife.cli.selfcheck import selfcheck_command
 from halflife.cli.study import StoppedError, report_command, study_app
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(study_app, name="study")
-app.command("audit")(audit_command)
+app.command("audit", cls=AuditCommand)(audit_command)
 app.command("selfcheck")(selfcheck_command)
 app.command("report")(report_command)
 app.command("export")(export_command)
