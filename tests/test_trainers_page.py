@@ -18,6 +18,7 @@ ENTRIES: list[dict[str, Any]] = tomllib.loads((FOLDER / "disagreements.toml").re
     "disagreement"
 ]
 ROWS: list[dict[str, Any]] = [row for audit in FINDINGS["audits"] for row in audit["rows"]]
+LIVE: list[dict[str, Any]] = [row for row in ROWS if "kept" in row]  # on the page on optimizers
 GROUPS: list[dict[str, Any]] = [group for row in ROWS for group in row["groups"]]
 
 
@@ -66,3 +67,46 @@ def test_a_verdict_is_known_and_each_disagreement_has_its_row() -> None:
 def test_enough_trainers_were_audited_without_failures() -> None:
     assert len({row["package"] for row in ROWS if row["groups"]}) >= 12
     assert [audit["case"] for audit in FINDINGS["audits"] if audit["failed"]] == []
+
+
+def test_the_finding_is_in_sight() -> None:
+    """Two columns fit on a telephone, and the second has the finding."""
+    page = (ROOT / "docs" / "trainers.md").read_text(encoding="utf-8")
+    heads = [line for line in page.splitlines() if line.startswith("| trainer")]
+    assert len(heads) == 5
+    assert {head.count("|") for head in heads} == {4}
+    assert {head.split("|")[2].strip() for head in heads} == {"finding"}
+
+
+# ---- wrappers, and optimizers that want more than a step
+
+
+def shares(row: dict[str, Any], kind: str) -> list[float]:
+    """What each call kept, where it kept the same of every weight."""
+    return [each for each in row["kept"][kind] if not isinstance(each, list)]
+
+
+def test_what_explain_says_of_live_objects_is_what_their_steps_did() -> None:
+    assert len(LIVE) > 20
+    assert [row["trainer"] for row in LIVE if False in row["agrees"].values()] == []
+    assert [row["trainer"] for row in LIVE if row["said"].get("crashed")] == []
+    assert [row["trainer"] for row in LIVE if not row["untouched"]] == []
+
+
+def test_most_live_objects_were_probed() -> None:
+    probed = [row for row in LIVE if True in row["agrees"].values()]
+    assert len(probed) >= 0.7 * len(LIVE)
+
+
+def test_what_the_calls_of_wrappers_keep() -> None:
+    """By hand: the steps of AdamW with r = 0.01 that a wrapper lets through."""
+    wrapping = {"pytorch_optimizer SAM", "sam-pytorch SAM", "Lightning Fabric setup()", "fastai OptimWrapper"}
+    for row in LIVE:
+        if row["trainer"] in wrapping or row["trainer"] == "torch ZeroRedundancyOptimizer":
+            assert shares(row, "matrix") == pytest.approx([0.99] * 12, rel=1e-5), row["trainer"]
+    accumulated = [row for row in LIVE if "gradient_accumulation_steps=4" in row["configuration"]]
+    assert [shares(row, "matrix") for row in accumulated] == [pytest.approx([1.0, 1.0, 1.0, 0.99] * 3, rel=1e-5)]
+    timm = [row for row in LIVE if row["trainer"] == "timm Lookahead"]
+    # At the sixth call half of the way back: the slow weights are those before the first step of the cycle.
+    cycle = [0.99] * 5 + [0.99 * (1 + 0.99**6) / 2 / 0.99**6]
+    assert shares(timm[0], "matrix")[6:] == pytest.approx(cycle, rel=1e-5)

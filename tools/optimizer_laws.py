@@ -3,7 +3,9 @@
     python tools/optimizer_laws.py write    probe all of them and write the page (about a minute)
     python tools/optimizer_laws.py check    fail if the page is not what `write` would write today, the date aside
 
-The packages of the dev extra must be installed. A disagreement between what an optimizer's documentation says and what
+The packages of the dev extra must be installed. Wrappers, and packages that cannot stand beside them, are audited by
+`tools/trainers/audit.py --only optimizers optimizers_hf optimizers_vision` in environments of their own; its findings are
+read from results/trainers.json. A disagreement between what an optimizer's documentation says and what
 it does is listed only with a reproducer that does not use halflife; the reproducers are run with the page by the tests.
 """
 
@@ -16,9 +18,12 @@ import importlib
 import importlib.metadata
 import inspect
 import io
+import json
 import logging
+import math
 import os
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,7 +34,10 @@ import torch
 
 from halflife.laws import Law, identify
 
-PAGE = Path(__file__).parents[1] / "docs" / "optimizers.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "optimizers.md"
+FINDINGS = ROOT / "results" / "trainers.json"
+DISAGREEMENTS = ROOT / "tools" / "trainers" / "disagreements.toml"
 PACKAGES = {
     "torch": "torch",
     "optimi": "torch-optimi",
@@ -342,6 +350,10 @@ each of them: it says how the decay enters, `r = c * lam * lr^a * peak_lr^b` whe
 
 It is written by `python tools/optimizer_laws.py write`. {date}, with {versions}.
 
+Wrappers (Lookahead, SAM, accelerate, Fabric, fastai and others) and what wants a closure, `train()`, names or a process group
+have [a table of their own](#wrappers-and-optimizers-that-want-more-than-a-step), and so has
+[torch-optimizer](#torch-optimizer).
+
 How to read the tables:
 
 - **law**: `decoupled`, the weight itself shrinks; `l2`, `lam * w` is added to the gradient and only multiplied and averaged;
@@ -514,6 +526,106 @@ for weight_decay in (0.1, 0.5):
 ]
 
 
+# ---- what tools/trainers/audit.py found in environments of its own
+
+Entry = dict[str, Any]
+
+
+@functools.cache
+def audited() -> tuple[Entry, ...]:
+    """The rows of the families of this page."""
+    audits = json.loads(FINDINGS.read_text(encoding="utf-8"))["audits"]
+    return tuple(row for audit in audits if audit["family"].startswith("optimizers") for row in audit["rows"])
+
+
+def audited_entries() -> list[Entry]:
+    """The disagreements of this page that were reproduced there."""
+    entries = tomllib.loads(DISAGREEMENTS.read_text(encoding="utf-8"))["disagreement"]
+    return [entry for entry in entries if entry.get("page") == "optimizers"]
+
+
+def links() -> dict[str, str]:
+    """Where a verdict leads."""
+    return {entry["key"]: f"[{entry['title']}](#{entry['key']})" for entry in audited_entries()}
+
+
+def by_kind(texts: dict[str, str]) -> str:
+    """One text where all kinds of parameters have the same; else the kinds that share one together."""
+    kinds: dict[str, list[str]] = {}
+    for kind, text in texts.items():
+        kinds.setdefault(text, []).append(kind)
+    return next(iter(kinds)) if len(kinds) == 1 else "; ".join(f"{', '.join(who)}: {t}" for t, who in kinds.items())
+
+
+def said_text(entry: Entry) -> str:
+    """What `explain` says of one parameter."""
+    if entry["decays"] is None:
+        return entry["why"].replace("|", "/").replace("`", "'")
+    text = entry["describe"].removesuffix(" (native)") if entry["decays"] else f"none: {entry['why']}"
+    return text.replace("|", "/").replace("`", "'")
+
+
+def kept_text(calls: list[float | list[float]]) -> str:
+    """The share that twelve calls keep, and in brackets what the first of them keep."""
+    pairs = [each if isinstance(each, list) else [each, each] for each in calls]
+    low, high = (f"{math.prod(pair[end] for pair in pairs):.3f}" for end in (0, 1))
+    shares = ["varied" if isinstance(each, list) else f"{each:.4g}" for each in calls]
+    first = shares[0] if len(set(shares)) == 1 else ", ".join(shares[:6]) + ", ..."
+    return f"{low if low == high else f'{low} to {high}'} ({first})"
+
+
+def live_row(row: Entry) -> str:
+    """One line of the table of live objects."""
+    if "refused" in row["said"]:
+        said = f"refused: {row['said']['refused']}".replace("|", "/")
+    else:
+        said = by_kind({kind: said_text(row["said"][kind]) for kind in row["kept"]})
+        if "in_place" in row["said"]:
+            said = f"{row['said']['in_place']}. With `in_place=True`: {said}".replace("|", "/")
+    kept = by_kind({kind: kept_text(calls) for kind, calls in row["kept"].items()})
+    verdict = links().get(row["verdict"], row["verdict"])
+    name = f"{row['trainer']} {row['version'].split('+')[0]}"
+    return f"| {name} | {row['configuration']} | {said} | {kept} | {verdict} |"
+
+
+LIVE = """## Wrappers, and optimizers that want more than a step
+
+These cannot be built from parameters, lr and weight decay alone: they hold another optimizer, or want a closure, `train()`,
+names or a process group. Each was made as its documentation shows, in an environment of its own
+(`python tools/trainers/audit.py --only optimizers optimizers_hf optimizers_vision`), and given to `halflife.explain` as it is.
+The last but one column does not use halflife: the share of each weight that twelve real calls of `step()` keep when every
+gradient is zero, and in brackets what the first six calls keep. Twelve steps of AdamW with r = 0.01 keep 0.886.
+
+| optimizer | made with | `explain` says | twelve calls keep | documentation |
+| --- | --- | --- | --- | --- |"""
+
+
+def live_section() -> str:
+    """The table of live objects."""
+    return "\n".join([LIVE, *(live_row(row) for row in audited() if "said" in row)])
+
+
+def torch_optimizer_section() -> str:
+    """The table of torch-optimizer, which `identify` probed in an environment of its own."""
+    rows = [row for row in audited() if "line" in row]
+    wrong = [entry for entry in audited_entries() if entry["key"].startswith("torch-optimizer")]
+    linked = " and ".join(f"[{entry['trainer']}](#{entry['key']})" for entry in wrong)
+    text = f"{len(rows)} optimizers of version {rows[0]['version']}, in an environment of its own. Documentation and"
+    text += f" behaviour disagree for {linked}."
+    return "\n".join(["## torch-optimizer", "", text, "", *HEAD, *(row["line"] for row in rows)])
+
+
+def audited_disagreements() -> str:
+    """One section per disagreement that was found in another environment."""
+    text = ["## More disagreements", "", "Each was run in the environment of its package; none uses halflife."]
+    for entry in audited_entries():
+        text += ["", f'<a id="{entry["key"]}"></a>', "", f"### {entry['trainer']}: {entry['title']}", ""]
+        for quote in {quote["text"]: quote for quote in entry["quotes"]}.values():
+            text += [f"> {quote['text']}", "> ", f"> (`{quote['file']}`)", ""]
+        text += [entry["behaviour"].strip(), "", "```text", entry["reproducer"].strip(), "```"]
+    return "\n".join(text)
+
+
 def page(today: str) -> str:
     """The whole page."""
     parts = [INTRO.format(date=f"{DATE}{today}", versions=versions()).strip(), disagreement_section()]
@@ -526,6 +638,7 @@ def page(today: str) -> str:
                 [f"## {section}", "", *([count, ""] if count else []), *HEAD, *(table_row(*each) for each in rows)]
             )
         )
+    parts += [live_section(), torch_optimizer_section(), audited_disagreements()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,7 +2,7 @@
 
     python tools/trainers/audit.py                      everything; about 10 GB of environments, made once
     python tools/trainers/audit.py --folder DIR         where the environments are kept (default: a temporary folder)
-    python tools/trainers/audit.py --only vision peft   some families or cases; the other findings stay as they are
+    python tools/trainers/audit.py --only vision peft   some families, cases or disagreements; what else was found stays
     python tools/trainers/audit.py --pip-args "..."     more arguments for pip, for example an index with CPU builds
 
 It needs Python 3.11.5 or newer (the pins were made with 3.11.7) and the package registry. Every audit is a process of
@@ -43,6 +43,9 @@ FAMILIES = {
     "vision": "vision",
     "text": "text",
     "science": "science",
+    "optimizers": "optimizers",
+    "optimizers_hf": "huggingface",
+    "optimizers_vision": "vision",
 }
 
 
@@ -145,6 +148,11 @@ def confirmed(entry: dict[str, Any], pythons: dict[str, Path]) -> dict[str, Any]
     return {"key": entry["key"], "reproduced": code == 0, "quotes_missing": missing, "printed": printed[-600:]}
 
 
+def environments(entry: dict[str, Any]) -> set[str]:
+    """The environments that a disagreement needs."""
+    return {entry["environment"], *(quote.get("environment", entry["environment"]) for quote in entry["quotes"])}
+
+
 def rounded(value: Any) -> Any:
     """Numbers with six digits, so that a repetition gives the same file."""
     if isinstance(value, float):
@@ -158,7 +166,9 @@ def main() -> None:
     """Make environments, run audits and reproducers, write the findings and the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "halflife-trainers")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="families or cases")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="NAME", help="families, cases or keys of disagreements"
+    )
     parser.add_argument("--pip-args", default="", help="more arguments for pip")
     options = parser.parse_args()
     if sys.version_info < OLDEST:
@@ -167,9 +177,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     disagreements = tomllib.loads((HERE / "disagreements.toml").read_text(encoding="utf-8"))["disagreement"]
     chosen = [(f, c) for f in FAMILIES for c in cases(f) if not options.only or {f, c} & set(options.only)]
-    if not chosen:
+    doubted = [entry for entry in disagreements if not options.only or entry["key"] in options.only]
+    if not chosen and not doubted:
         sys.exit(f"Nothing is called {' '.join(options.only)}; the families are {', '.join(FAMILIES)}.")
-    needed = {FAMILIES[family] for family, _ in chosen} if options.only else set(FAMILIES.values())
+    needed = {FAMILIES[family] for family, _ in chosen} | {name for entry in doubted for name in environments(entry)}
     pythons: dict[str, Path] = {}
     for name in sorted(needed):
         try:
@@ -186,12 +197,12 @@ def main() -> None:
             reason = f"the environment {FAMILIES[family]} could not be made"
             results[family, case] = {"family": family, "case": case, "failed": reason, "rows": []}
     checks = {entry["key"]: entry for entry in old.get("disagreements", [])}
-    for entry in disagreements:
-        wanted = {entry["environment"], *(q.get("environment", entry["environment"]) for q in entry["quotes"])}
-        if wanted <= set(pythons):
+    for entry in doubted:
+        if environments(entry) <= set(pythons):
             checks[entry["key"]] = confirmed(entry, pythons)
     findings = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        # Of the last run of everything.
+        "date": old.get("date") or datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "torch": TORCH.partition("==")[2],
         "python": ".".join(map(str, sys.version_info[:3])),
         "audits": [results[f, c] for f in FAMILIES for c in cases(f) if (f, c) in results],

@@ -6,6 +6,7 @@ python tools/trainers/page.py check    fail if the page is not what would be wri
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 import tomllib
@@ -71,45 +72,78 @@ def merged(groups: list[Row]) -> list[list[Row]]:
     return list(found.values())
 
 
+def kinds(groups: list[Row]) -> str:
+    """The kinds of parameters in some groups, in words."""
+    found = dict.fromkeys(kind for group in groups for kind in group["counts"])
+    return ", ".join("others" if kind == "other" else kind for kind in found)
+
+
+def short(groups: list[Row]) -> str:
+    """The law of groups that share one, and the half-life; the list below the table has it in full."""
+    pathway, words = pathway_of(groups[0])
+    shown = {"decoupled", "cautious", "not probed"}
+    text = words.replace(": ", ", ", 1) if pathway in shown else pathway
+    life = groups[0]["half_life"]
+    return text + (f"; half-life {life:,.0f} steps" if life else "")
+
+
+def split(row: Row) -> tuple[list[list[Row]], list[Row]]:
+    """The groups that decay, those with the same law together, and the groups that do not."""
+    decaying = [g for g in row["groups"] if pathway_of(g)[0] != "none"]
+    return merged(decaying), [g for g in row["groups"] if pathway_of(g)[0] == "none"]
+
+
+def does(row: Row) -> str:
+    """What one step does with weight decay, for a cell of the table."""
+    parts, rest = split(row)
+    if not parts:
+        return "nothing decays"
+    lines = []
+    for groups in parts:
+        who = "" if len(parts) == 1 and not rest else f"{kinds(groups)}: "
+        lines.append(f"{who}{short(groups)}")
+    if rest:
+        lines.append(f"not {kinds(rest)}")
+    return "<br>".join(lines)
+
+
 def line(row: Row, links: dict[str, str]) -> str:
     """One line of the table."""
-    decaying = [g for g in row["groups"] if pathway_of(g)[0] != "none"]
-    rest = [g for g in row["groups"] if pathway_of(g)[0] == "none"]
-    parts = merged(decaying)
     rates = dict.fromkeys(number(g["lr"]) for g in row["groups"])
-    values = dict.fromkeys(number(g["weight_decay"]) for g in decaying) or {"0": None}
-    lives = []
-    for groups in parts:
-        life = groups[0]["half_life"]
-        lives.append(f"{life:,.0f}" if life else "-")
-    several = len(parts) > 1
-    laws = [f"({i}) " * several + pathway_of(groups[0])[1] for i, groups in enumerate(parts, 1)]
-    what = [f"({i}) " * several + counts(groups) for i, groups in enumerate(parts, 1)]
-    if len(set(laws)) > 1 and len({law.split(") ", 1)[-1] for law in laws}) == 1:
-        laws = [laws[0].split(") ", 1)[-1]]
+    values = dict.fromkeys(number(g["weight_decay"]) for g in row["groups"] if pathway_of(g)[0] != "none")
+    settings = f"{row['optimizer']}, lr {' and '.join(rates)}, lam {' and '.join(values or {'0': None})}"
     cells = [
-        f"{row['trainer']} ({row['version']})",
-        row["configuration"],
-        row["optimizer"],
-        ", ".join(rates),
-        ", ".join(values),
-        "; ".join(what) or "nothing",
-        counts(rest) if rest else "-",
-        "; ".join(laws) or "none",
-        "; ".join(lives) or "-",
-        links.get(row["verdict"], row["verdict"]),
+        f"**{row['trainer']}** {row['version']}<br>{row['configuration']}<br>{settings}",
+        f"**{links[row['verdict']]}**" if row["verdict"] in links else row["verdict"],
+        does(row),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
+def plain_rows(audits: list[Row], families: tuple[str, ...]) -> list[Row]:
+    """The rows of some families, without the choices that have tables of their own."""
+    rows = [row for audit in audits if audit["family"] in families for row in audit["rows"]]
+    return [row for row in rows if not row["option"] and "groups" in row]
+
+
 def table(audits: list[Row], families: tuple[str, ...], links: dict[str, str]) -> list[str]:
     """The table of some families."""
-    head = "| trainer | configuration | optimizer | lr | lam | decays | does not | law | half-life, steps | documentation |"
-    lines = [head, "|" + " --- |" * 10]
-    for audit in audits:
-        if audit["family"] in families:
-            lines += [line(row, links) for row in audit["rows"] if not row["option"] and "groups" in row]
-    return lines
+    # The finding is the second column: narrow screens show two.
+    lines = ["| trainer, what was asked for, and the optimizer | finding | what a step does |", "|" + " --- |" * 3]
+    return lines + [line(row, links) for row in plain_rows(audits, families)]
+
+
+def details(audits: list[Row], families: tuple[str, ...]) -> list[str]:
+    """The laws in full and what is in the groups, folded away below the table."""
+    items = []
+    for row in plain_rows(audits, families):
+        parts, rest = split(row)
+        texts = [f"{counts(groups)}: {pathway_of(groups[0])[1]}" for groups in parts]
+        texts += [f"{counts(rest)}: {pathway_of(rest[0])[1]}"] if rest else []
+        head = f"{row['trainer']}, {row['configuration']}"
+        items.append(f"<li>{html.escape(head, quote=False)}: {html.escape('; '.join(texts), quote=False)}</li>")
+    title = "Tensors (and elements) in the groups of each, and the law in full"
+    return [f"<details><summary>{title}</summary>", "<ul>", *items, "</ul>", "</details>"]
 
 
 def choices(rows: list[Row]) -> list[str]:
@@ -247,8 +281,8 @@ def page(findings: Row, entries: list[Row]) -> str:
         " `model.policy.optimizer`, ...) for a small model that is built from a configuration, without weights. From"
         " this object the page says, per parameter group,",
         "",
-        "- which parameters are in it: matrices, embeddings, norms (gains and biases of normalizations), biases, other;"
-        " tensors, and elements in parentheses;",
+        "- which parameters are in it: matrices, embeddings, norms (gains and biases of normalizations), biases, others;"
+        " the list that unfolds below each table counts tensors, and elements in parentheses;",
         "- by which law they decay: `halflife.laws.live.laws_of` on that object. `r` is the fraction of a weight"
         " that one step removes;",
         "- the half-life of an untouched weight in steps at this learning rate, where a fraction describes the decay."
@@ -273,7 +307,7 @@ def page(findings: Row, entries: list[Row]) -> str:
         " parameter.",
     ]
     for title, families in SECTIONS.items():
-        text += ["", f"## {title}", "", *table(audits, families, links)]
+        text += ["", f"## {title}", "", *table(audits, families, links), "", *details(audits, families)]
     option = {audit["family"]: [row for row in audit["rows"] if row["option"]] for audit in audits}
     timm = [row for audit in audits if audit["case"] == "timm" for row in audit["rows"] if row["option"]]
     text += ["", "## Every `optim=` of transformers with `weight_decay=0.1`", ""]
@@ -300,7 +334,9 @@ def written() -> str:
     """The page as the committed findings give it."""
     findings = json.loads((ROOT / "results" / "trainers.json").read_text(encoding="utf-8"))
     entries = tomllib.loads((HERE / "disagreements.toml").read_text(encoding="utf-8"))["disagreement"]
-    return page(findings, entries)
+    # The families of docs/optimizers.md are written by ../optimizer_laws.py.
+    findings["audits"] = [a for a in findings["audits"] if not a["family"].startswith("optimizers")]
+    return page(findings, [entry for entry in entries if "page" not in entry])
 
 
 if __name__ == "__main__":
