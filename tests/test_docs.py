@@ -131,6 +131,8 @@ def check(command: Command) -> None:
         path.append(words.pop(0))
     options = {o: p for p in node.params for o in [*p.opts, *p.secondary_opts]} | {"--help": None}
     positional = []
+    if "--" in words:  # the rest is for the user's own script
+        del words[words.index("--") :]
     while words:
         word = words.pop(0)
         if word.startswith("-") and not word[1:2].isdigit():

@@ -272,7 +272,8 @@ def test_decoupling_is_exact_where_its_assumptions_hold() -> None:
 def test_how_the_data_are_cut_into_batches_does_not_matter(sizes: list[int], seed: int) -> None:
     cut, whole = mlp_problem(tuple(sizes), seed=seed), mlp_problem((sum(sizes),), seed=seed)
     for probe in (probes.noise_scale, probes.gradient_norm, probes.mean_loss, _noise, _jacobian, _hessian, _alignment):
-        assert probe(cut) == pytest.approx(probe(whole), rel=1e-7, abs=1e-12)
+        # Two equal gradients have no covariance: the alignment is NaN then, of both.
+        assert probe(cut) == pytest.approx(probe(whole), rel=1e-7, abs=1e-12, nan_ok=True)
 
 
 def _noise(problem: Problem) -> float:
