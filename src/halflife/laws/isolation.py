@@ -194,7 +194,12 @@ class Draws:
         before, alone = self._states(), len(sys._current_frames()) == 1
         if not self._needed and not alone:
             with _Watch() as watch:
-                result = run()
+                try:
+                    result = run()
+                except BaseException:
+                    if watch.drew:
+                        self._restore(before)
+                    raise
             # If the generators have moved, this run or another thread has drawn from them.
             if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
                 return result
