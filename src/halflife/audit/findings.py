@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from halflife.audit.precision import lost_in_precision
 from halflife.audit.rows import Group, Holder, Row, tolerance_of
 from halflife.audit.text import in_common, without_numbers
+from halflife.laws.live import foreign_hooks
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import LAW
 from halflife.rules.base import Rule, StepInfo
@@ -373,11 +374,8 @@ def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[
 def _foreign_hooks(optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
     """Name step hooks of others: they may shrink weights, and the copy that is probed has none of them."""
     for number, optimizer in enumerate(optimizers):
-        kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # some subclasses have no such attributes
-        hooks = [hook for kind in kinds for hook in (getattr(optimizer, kind, None) or {}).values()]
-        others = [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("halflife.")]
-        if others:
-            names = ", ".join(sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others}))
+        names = ", ".join(foreign_hooks(optimizer))
+        if names:
             yield Finding(
                 "hooks-not-probed",
                 f"optimizer {number} ({type(optimizer).__name__}) has step hooks that are not of halflife ({names}); "

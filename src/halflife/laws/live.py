@@ -49,7 +49,7 @@ from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.rules.base import Part, Penalty
 from halflife.rules.registry import law_name
 
-__all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "laws_of", "probe_of"]
+__all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "foreign_hooks", "laws_of", "probe_of"]
 
 PEAK_KEYS = (PEAK, "max_lr", "initial_lr", "peak_lr")
 # Rules whose effect is not a fraction of the weight: what they do instead.
@@ -119,6 +119,14 @@ def probe_of(optimizers: Sequence[Any], *, in_place: bool = False) -> list[Probe
         UserError: If a parameter has no shape yet.
     """
     return [_Probe(unwrapped(optimizer), in_place).answer() for optimizer in optimizers]
+
+
+def foreign_hooks(optimizer: Any) -> list[str]:
+    """Return the names of the step hooks of an optimizer that are not of halflife; some subclasses have no place for any."""
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    hooks = [hook for kind in kinds for hook in (getattr(optimizer, kind, None) or {}).values()]
+    others = [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("halflife.")]
+    return sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others})
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,19 +256,13 @@ class _Probe:
         """Return why no copy of the optimizer tells the truth; empty if one does."""
         if self.in_place:
             return ""
-        hooks = self._foreign_hooks()
+        hooks = foreign_hooks(self.optimizer)
         if hooks:
             return (
                 f"it has step hooks that are not of halflife ({', '.join(hooks)}), which a copy must not call; pass "
                 "in_place=True"
             )
         return unfaithful([self.optimizer]) or ""
-
-    def _foreign_hooks(self) -> list[str]:
-        names = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-        hooks = [hook for name in names for hook in vars(self.optimizer).get(name, {}).values()]
-        others = [hook for hook in hooks if not getattr(hook, "__module__", "").startswith("halflife.")]
-        return sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others})
 
     def _chosen(self) -> tuple[list[int], dict[int, tuple[int, ...]]]:
         """Return which parameters are stepped, and for the others which of these stand for them."""

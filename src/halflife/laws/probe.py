@@ -25,7 +25,18 @@ from halflife.laws.isolation import Draws, isolated
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import Slot
 
-__all__ = ["BASE", "NO_RATE", "WARMUPS", "Bench", "Build", "Condition", "Instance", "NoRateError", "guarded"]
+__all__ = [
+    "BASE",
+    "NO_RATE",
+    "WARMUPS",
+    "Bench",
+    "Build",
+    "Condition",
+    "Instance",
+    "NoRateError",
+    "enter_training_mode",
+    "guarded",
+]
 
 # Steps of the warm-ups. 12, because RAdam is plain momentum in its first five steps.
 WARMUPS = {"none": 0, "held": 12, "longer": 21, "moved": 21, "free": 60}
@@ -219,7 +230,7 @@ class Bench:
 
     def _track(self, instance: Instance, condition: Condition) -> Track:
         for optimizer in instance.optimizers:
-            _enter_training_mode(optimizer)
+            enter_training_mode(optimizer)
             for group in optimizer.param_groups:
                 for key in ("lr", "weight_decay"):
                     group.update({key: _all_digits(group[key], self.dtype)} if key in group else {})
@@ -378,7 +389,7 @@ def _centered(weight: Tensor) -> Tensor:
     return rows.reshape(weight.shape)
 
 
-def _enter_training_mode(optimizer: Optimizer) -> None:
+def enter_training_mode(optimizer: Optimizer) -> None:
     """Schedule-free optimizers step in training mode only."""
     train = getattr(optimizer, "train", None)
     if callable(train):

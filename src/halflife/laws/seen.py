@@ -69,11 +69,6 @@ class Seen:
     moving: bool = False
     floor: float = 0.0
 
-    @property
-    def acts(self) -> bool | None:
-        """Whether a step changes the weight for its own sake; None where that is not known."""
-        return None if self.form == "not probed" else self.form != "still"
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Found:

@@ -17,7 +17,7 @@ from halflife.laws.guard import read_only
 from halflife.laws.in_place import restored
 from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
-from halflife.laws.probe import guarded
+from halflife.laws.probe import enter_training_mode, guarded
 from halflife.laws.reduced import is_of_torch
 
 __all__ = ["CopyStage", "Member", "RealStage", "Run", "Stage"]
@@ -272,7 +272,7 @@ class CopyStage(_Stepper):
                 if each.is_floating_point() and each.ndim > 0 and each.device.type != "meta":
                     each.data = each.data.double()
         self.set_rates(optimizer, run)
-        _enter_training_mode(optimizer)
+        enter_training_mode(optimizer)
         track = [_read(parameters)]
         # Torch's own steps write to parameters and state alone, and every operation costs as much again under a guard.
         is_safe = is_of_torch(optimizer) and not set(map(id, self.protected)) & set(map(id, others))
@@ -518,13 +518,3 @@ def _tensors_in(optimizer: Any, without: set[int]) -> list[Tensor]:
 
     visit(optimizer, 0)
     return found
-
-
-def _enter_training_mode(optimizer: Any) -> None:
-    """Schedule-free optimizers step in training mode only."""
-    train = getattr(optimizer, "train", None)
-    if callable(train):
-        try:
-            train()
-        except TypeError:
-            return
