@@ -67,14 +67,22 @@ def test_shapes_do_not_differ_in_the_last_digits() -> None:
 # ---- any law c * lam * lr^a * peak^b is recovered
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    c=st.floats(0.2, 3.0),
-    a=st.floats(-0.5, 2.0),
-    b=st.floats(-1.5, 1.0),
-    position=st.sampled_from(["before", "after"]),
-)
-def test_any_power_law_is_recovered(c: float, a: float, b: float, position: str) -> None:
+@pytest.mark.parametrize("examples", [10, pytest.param(40, marks=[pytest.mark.slow])])
+def test_any_power_law_is_recovered(examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
+    @given(
+        c=st.floats(0.2, 3.0),
+        a=st.floats(-0.5, 2.0),
+        b=st.floats(-1.5, 1.0),
+        position=st.sampled_from(["before", "after"]),
+    )
+    def check(c: float, a: float, b: float, position: str) -> None:
+        recovered(c, a, b, position)
+
+    check()
+
+
+def recovered(c: float, a: float, b: float, position: str) -> None:
     class Placed(Toy):
         def decay(self, parameter: Tensor, update: Tensor, group: dict[str, Any]) -> None:
             if position == "before":
@@ -351,7 +359,9 @@ def test_a_decay_of_its_own_is_not_none() -> None:
 def test_a_decay_that_starts_late_is_not_none() -> None:
     law = law_of(AfterWarmup)
     assert law.pathway == "other"
-    assert law.notes == ("its weight_decay has an effect, but none within a few steps at a usual value",)
+    assert law.notes == (
+        "its weight_decay has an effect, but none in the few steps after the first 12 at a usual value",
+    )
 
 
 def test_cautious() -> None:
@@ -371,7 +381,7 @@ def test_cautious_at_the_boundary() -> None:
 def test_a_mask_by_the_raw_gradient_is_not_cautious() -> None:
     law = law_of(Cautious, by="gradient")
     assert law.pathway == "other"
-    assert "not on those where update * w >= 0" in str(law.notes)
+    assert "which are chosen otherwise than by update * w >= 0" in str(law.notes)
 
 
 def test_dependence_on_sizes() -> None:

@@ -24,13 +24,18 @@ from halflife.laws.law import NotProbedError
 from halflife.optim.config import ATTRIBUTES
 
 __all__ = [
+    "APART",
     "LIMIT",
     "Absent",
     "Copier",
     "address_of",
+    "at_the_start",
     "attributes_of",
+    "copies_in",
+    "flags_of",
     "is_absent",
     "is_like_an_optimizer",
+    "is_near",
     "is_of_library",
     "is_wrapper",
     "slots_of",
@@ -41,11 +46,13 @@ __all__ = [
 LIMIT = 2**24  # bytes of tensors that are cloned, beside this many times the bytes of the stand-ins:
 TIMES = 8  # two moments, masters and slow weights in float32 are 8 times the bytes of bfloat16
 MANY = 300_000  # objects; what leads to more is not copied
+APART = 0.5  # relative distance from the weights up to which a tensor in the state is a copy of them
+SOME = 2**16  # elements of a tensor that are compared with the weights, about
 
 # What no copy has. GradScaler leaves `grad_scale` and `found_inf` there during a step.
 NOT_COPIED = frozenset({"grad_scale", "found_inf", *ATTRIBUTES})
 
-State = Literal["real", "flags", "none"]
+State = Literal["real", "start", "flags", "none"]
 _STATE = "state of a parameter"
 Path = tuple[Any, ...]  # (parent path, what leads on), () is the optimizer
 
@@ -199,8 +206,9 @@ class Copier:
         memo: By the id of each real parameter, its stand-in. A parameter that has none is left out of the groups. What
             is copied is added: the memo must live as long as the copies.
         more: By the same id, further stand-ins, which stand in the groups beside the first.
-        state: Which state the copies have. ``"real"``: all of it. ``"flags"``: the truth values, strings and Nones in
-            it, no numbers and tensors. ``"none"``: none.
+        state: Which state the copies have. ``"real"``: all of it. ``"start"``: all of it, but of tensors as large as
+            their parameter only copies of the weights say something, and are those of the stand-in; the others are 0.
+            ``"flags"``: the truth values, strings and Nones in it, no numbers and tensors. ``"none"``: none.
         hooks: Whether step hooks are copied.
         limit: How many bytes of tensors that are no parameters are cloned; None: 16 MiB and 8 times the bytes of the
             stand-ins. What is beyond stands in the copy itself: step under `halflife.laws.guard.read_only`, which
@@ -458,31 +466,19 @@ class Copier:
             made.default_factory = value.default_factory
         if self.state == "none":
             return made
+        copies = copies_in(value) if self.state == "start" else frozenset()
         for key, each in list(value.items()):
             if self._is_left_out(key):
                 continue
-            copied = self._flags(each) if self.state == "flags" else self._attribute(each, (path, _STATE))
+            copied = flags_of(each) if self.state == "flags" else self._attribute(each, (path, _STATE))
             if copied is None and self.state == "flags":
                 continue
-            made[self._copied(key, path)] = copied
+            stand_in = self._copied(key, path)
+            begins = self.state == "start" and isinstance(key, Tensor)
+            made[stand_in] = at_the_start(copied, key, stand_in, copies) if begins else copied
             for other in self.more.get(id(key), ()):
-                made[other] = _cloned(copied)
+                made[other] = at_the_start(copied, key, other, copies) if begins else _cloned(copied)
         return made
-
-    def _flags(self, value: Any) -> Any:
-        """Return the flags in a state: truth values, strings, and dictionaries of them; None if there are none.
-
-        A None says something only beside flags: alone it stands for a tensor that is still to come, and many optimizers
-        begin where the state of a parameter is empty.
-        """
-        if type(value) in {bool, str}:
-            return value
-        if not isinstance(value, dict):
-            return None
-        flags = {key: self._flags(each) for key, each in value.items() if type(key) is str}
-        if all(each is None for each in flags.values()):
-            return None
-        return {key: each for key, each in flags.items() if each is not None or value[key] is None}
 
     # Containers
 
@@ -968,6 +964,83 @@ def address_of(tensor: Tensor) -> int | None:
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def is_near(tensor: Tensor, weight: Tensor, distance: float, *, most: int) -> bool:
+    """Return whether a tensor is about a weight; neither is 0.
+
+    Args:
+        tensor: A tensor.
+        weight: Weights of the same shape.
+        distance: Up to which relative distance it counts as a copy of the weights.
+        most: How many elements, from everywhere, are compared at most, about.
+    """
+    step = max(1, weight.numel() // most) | 1
+    wide = weight.detach().to(tensor.device).reshape(-1)[::step].double()
+    size = wide.norm()
+    return bool(size > 0 and (tensor.detach().reshape(-1)[::step].double() - wide).norm() <= distance * size)
+
+
+def flags_of(value: Any) -> Any:
+    """Return the flags in a state: truth values, strings, and dictionaries of them; None if there are none.
+
+    A None says something only beside flags: alone it stands for a tensor that is still to come, and many optimizers
+    begin where the state of a parameter is empty.
+    """
+    if type(value) in {bool, str}:
+        return value
+    if not isinstance(value, dict):
+        return None
+    flags = {key: flags_of(each) for key, each in value.items() if type(key) is str}
+    if all(each is None for each in flags.values()):
+        return None
+    return {key: each for key, each in flags.items() if each is not None or value[key] is None}
+
+
+def copies_in(state: Mapping[Any, Any]) -> frozenset[str]:
+    """Return the names under which a state keeps copies of the weights: slow ones, averages, float32 masters.
+
+    Args:
+        state: The state of an optimizer, by parameter. What is told is told of all parameters together: one that is near
+            0 moves far, for its size, in a few steps.
+    """
+    sums: dict[str, list[float]] = {}
+    for weight, entries in state.items():
+        if not isinstance(weight, Tensor) or not isinstance(entries, dict) or weight.device.type == "meta":
+            continue
+        for name, value in entries.items():
+            if not _is_as_large(value, weight) or not value.is_floating_point() or value.device.type == "meta":
+                continue
+            step = max(1, weight.numel() // SOME) | 1
+            wide = weight.detach().reshape(-1)[::step].double()
+            far = (value.detach().to(weight.device).reshape(-1)[::step].double() - wide).square().sum()
+            held = sums.setdefault(name, [0.0, 0.0])
+            held[0], held[1] = held[0] + float(far), held[1] + float(wide.square().sum())
+    return frozenset(name for name, (far, size) in sums.items() if size > 0.0 and far <= APART**2 * size)
+
+
+def at_the_start(value: Any, weight: Tensor, stand_in: Tensor, copies: frozenset[str], name: str = "") -> Any:
+    """Return the state of a parameter as it is before the first gradient: no moments, and copies of the weights.
+
+    Args:
+        value: The state, or one entry of it.
+        weight: The weights that it belongs to.
+        stand_in: The weights of the new state.
+        copies: The names of what are copies of the weights.
+        name: That of the entry.
+    """
+    if isinstance(value, dict):
+        return {key: at_the_start(each, weight, stand_in, copies, key) for key, each in value.items()}
+    if not _is_as_large(value, weight):
+        return _cloned(value)
+    dtype = torch.promote_types(value.dtype, stand_in.dtype) if value.is_floating_point() else value.dtype
+    dtype = stand_in.dtype if value.dtype == weight.dtype else dtype
+    made = torch.zeros(stand_in.shape, dtype=dtype, device=stand_in.device)
+    return made.copy_(stand_in.detach()) if name in copies else made
+
+
+def _is_as_large(value: Any, weight: Tensor) -> bool:
+    return isinstance(value, Tensor) and type(value) in _SIMPLE and value.shape == weight.shape and value.ndim > 0
 
 
 def _cloned(value: Any) -> Any:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.laws.copier import LIMIT, Copier
+from halflife.laws.graph import with_inner
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import plain_attributes
 from halflife.optim.config import MARK
 from halflife.optim.wrappers import unwrapped
 
 __all__ = [
+    "StartState",
     "check_written",
+    "has_state",
     "is_number",
     "left_out",
     "number",
@@ -27,8 +30,18 @@ __all__ = [
     "scale_peaks",
     "small_copy",
     "small_parameter",
+    "train_modules",
     "unwrapped",
+    "written",
 ]
+
+
+StartState = Literal["flags", "start"]  # of a copy: empty but for flags, or as it was when the optimizer was made
+
+
+def has_state(optimizer: Any) -> bool:
+    """Return whether an optimizer, or one inside it, remembers anything by parameter."""
+    return any(bool(getattr(each, "state", None)) for each in with_inner([optimizer]))
 
 
 def left_out(optimizer: Optimizer) -> list[str]:
@@ -76,8 +89,9 @@ def small_copy(
     more: Mapping[int, list[Tensor]],
     device: torch.device,
     dtype: torch.dtype,
+    state: StartState = "flags",
 ) -> Optimizer:
-    """Copy an optimizer with throw-away parameters, empty state but for flags, and no hooks.
+    """Copy an optimizer with throw-away parameters, a state from before the first step, and no hooks.
 
     Args:
         optimizer: The optimizer to copy.
@@ -86,6 +100,7 @@ def small_copy(
         more: By the same id, further small parameters that step beside the one in ``memo``.
         device: Where the throw-away parameters are.
         dtype: Their precision.
+        state: ``"flags"``: empty but for flags. ``"start"``: whole, for an optimizer that fills it when it is made.
 
     Returns:
         The copy.
@@ -97,8 +112,20 @@ def small_copy(
     def empty(_: Tensor) -> Tensor:
         return torch.nn.Parameter(torch.zeros((), dtype=dtype, device=device))
 
-    made: Optimizer = Copier(memo, more=more, state="flags", limit=LIMIT, empty=empty).copy(optimizer)
+    made: Optimizer = Copier(memo, more=more, state=state, limit=LIMIT, empty=empty).copy(optimizer)
+    train_modules(memo)
     return made
+
+
+def train_modules(memo: Mapping[int, Any]) -> None:
+    """Put the copies of modules in training mode: the next step of a run is one, whatever mode its model is in now.
+
+    Args:
+        memo: The copies, by the ids of what they are copies of; what stands for itself is left as it is.
+    """
+    for key, made in memo.items():
+        if isinstance(made, torch.nn.Module) and id(made) != key:
+            made.training = True
 
 
 def scale_peaks(optimizer: Optimizer, factor: float) -> None:
@@ -197,6 +224,25 @@ def _numbers(optimizer: Optimizer, word: str) -> Iterator[tuple[dict[str, Any], 
         for key, value in list(place.items()):
             if word in key.lower() and is_number(value):
                 yield place, key, value
+
+
+def written(value: Any) -> str:
+    """Return a setting as text that is the same in every process, without addresses.
+
+    Args:
+        value: The setting.
+
+    Returns:
+        Such as ``"None"``, ``"'0.1'"``, ``"a lambda"``, ``"the function schedule"``, ``"an object of type Ramp"``.
+    """
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    name = getattr(value, "__qualname__", None)
+    if isinstance(name, str) and callable(value):
+        name = name.rpartition("<locals>.")[2]
+        return "a lambda" if name == "<lambda>" else f"the function {name}"
+    return f"an object of type {type(value).__name__}"
 
 
 def is_number(value: Any) -> bool:

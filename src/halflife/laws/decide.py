@@ -18,10 +18,14 @@ from halflife.laws.pairs import NOISE, UNIFORM, Pairs, Reading, fit, listed
 from halflife.laws.probe import BASE, WARMUPS, Bench, Condition
 from halflife.laws.scaling import LEAST
 
-__all__ = ["NO_EFFECT", "decide"]
+__all__ = ["CHANGES", "LATE", "NO_EFFECT", "SHRINKS", "decide"]
 
 NO_EFFECT = "its weight_decay has no effect"
+SHRINKS = "without any gradient and at weight_decay 0 the weights shrink"
+CHANGES = "without any gradient and at weight_decay 0 the weights change"
+LATE = f"its weight_decay has an effect, but none in the few steps after the first {WARMUPS['held']} at a usual value"
 CLOSURE = "it needs a closure, and was stepped with one that gives the same gradients wherever the weights are"
+ROUNDED = 8.0  # rounding errors of the weights, below which a step without gradient changes nothing
 UNSEEN = 1e-11  # of the size of the weights: an update below it hides a decay of a thousandth of the update
 MEMORY = 1e-4  # of the effect of one step, what a later step must show for a memory
 OWN = 1e-2  # largest relative difference between r at the optimizer's own settings and what the law gives there
@@ -149,7 +153,7 @@ def _no_effect(pairs: Pairs) -> Law:
     shows = any(pairs.reading(STRONG, step).form != "nothing" for step in STEPS)
     if shows and (pairs.equals_penalty(STRONG) or pairs.equals_penalty(STRONG, -1.0)):
         return _penalty(pairs, Reading("nothing"), 1.0)
-    return _other("its weight_decay has an effect, but none within a few steps at a usual value")
+    return _other(LATE)
 
 
 def _penalty(pairs: Pairs, first: Reading, multiple: float) -> Law:
@@ -239,7 +243,7 @@ def _not_cautious(pairs: Pairs, first: Reading, step: int) -> str | None:
     assert first.active is not None
     if torch.equal((before - after) * before >= 0, first.active):
         return None
-    return "it acts on some elements only, but not on those where update * w >= 0"
+    return "it acts on some elements only, which are chosen otherwise than by update * w >= 0"
 
 
 def _exceptions(pairs: Pairs, first: Reading) -> list[str]:
@@ -263,7 +267,9 @@ def _exceptions(pairs: Pairs, first: Reading) -> list[str]:
 
 def _at_rest(pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weights before and after a step at weight decay 0 and without any gradient."""
-    steps = [pairs.weights(AT_REST, step) for step in range(len(AT_REST.steps))]
+    # Live ones that filled their state before the first step have copies of the weights there: those of this step.
+    condition = replace(AT_REST, at_start=not pairs.bench.from_factory)
+    steps = [pairs.weights(condition, step) for step in range(len(condition.steps))]
     return max(steps, key=lambda held: (held[1] - held[0]).abs().max().item())
 
 
@@ -284,12 +290,11 @@ def _without_gradient(pairs: Pairs, law: Law) -> Law:
         if law.pathway == "none":  # then nothing proves it
             raise
         return replace(law, notes=(*law.notes, f"without any gradient: {error}"))
-    if torch.equal(before, after):
-        return law
+    if (after - before).abs().max() <= ROUNDED * torch.finfo(before.dtype).eps * before.abs().max():
+        return law  # some put the weights together anew at each step
     r, miss = fit(after - before, before)
-    what = f"shrink by r = {r:.4g}" if miss <= UNIFORM and r > 0 else "change"
-    what += f" at lr = {pairs.slot.lr:.4g}" if pairs.slot.own_lr is not None else ""
-    note = f"without any gradient and at weight_decay 0 the weights {what}"
+    what = f"{SHRINKS} by r = {r:.4g}" if miss <= UNIFORM and r > 0 else CHANGES
+    note = what + (f" at lr = {pairs.slot.lr:.4g}" if pairs.slot.own_lr is not None else "")
     if law.pathway in {"none", "not probed"}:
         return replace(law, pathway="other", fraction=None, notes=(note, *law.notes))
     return replace(law, notes=(*law.notes, note))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.laws.copies import is_number, number
+from halflife.laws.copies import is_number, number, written
 from halflife.laws.decide import NO_EFFECT, decide
 from halflife.laws.isolation import Draws
 from halflife.laws.law import Law, NotProbedError, described_by_shape
@@ -212,7 +212,7 @@ def _rate(group: Mapping[str, Any]) -> float:
         if (key == "lr" and value is not None and not is_number(value)) or (
             isinstance(value, float) and not math.isfinite(value)
         ):
-            raise NotProbedError(f"{key} of its group is {value!r}; expected one finite number")
+            raise NotProbedError(f"{key} of its group is {written(value)}; expected one finite number")
     return LR if group.get("lr") is None else float(group["lr"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import gc
 import types
 import weakref
 from collections import deque
@@ -13,12 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halflife.laws.copier import attributes_of, is_of_library, is_wrapper, slots_of
+from halflife.laws.copier import attributes_of, is_like_an_optimizer, is_of_library, is_wrapper, slots_of
 
-__all__ = ["children", "reachable", "real_tensors"]
+__all__ = ["children", "reachable", "real_tensors", "with_inner"]
 
 MANY = 1_000_000  # objects
 _LEAVES = (int, float, complex, str, bytes, bool, type, enum.Enum, types.ModuleType, types.CodeType, torch.dtype)
+
+
+@functools.lru_cache
+def _cached() -> None:
+    """Stand for the class of functions whose results are kept, which Python does not name."""
 
 
 def children(value: Any) -> Iterator[Any]:
@@ -52,6 +58,8 @@ def children(value: Any) -> Iterator[Any]:
         yield value.__self__
     elif issubclass(kind, functools.partial):
         yield from (value.func, value.args, value.keywords)
+    elif kind is type(_cached):
+        yield from gc.get_referents(value)  # the function, and what was kept of earlier calls
     elif issubclass(kind, weakref.ref):
         yield value()
     elif issubclass(kind, types.MappingProxyType):
@@ -61,6 +69,8 @@ def children(value: Any) -> Iterator[Any]:
             yield value.grad
         if is_wrapper(value):
             yield from (getattr(value, name) for name in value.__tensor_flatten__()[0])
+    elif kind.__module__ == "numpy" and getattr(getattr(value, "dtype", None), "hasobject", False):
+        yield value.tolist()
     yield from list(attributes_of(value).values())
     for _, each in slots_of(value):
         yield each
@@ -86,6 +96,28 @@ def reachable(roots: Iterable[Any], *, limit: int = MANY, without: type | tuple[
         found[id(value)] = value
         waiting += children(value)
     return list(found.values())
+
+
+def with_inner(optimizers: Iterable[Any]) -> Iterator[Any]:
+    """Yield optimizers, and those that stand in their attributes, alone or in lists, tuples and dicts; each once.
+
+    Args:
+        optimizers: Where to begin.
+
+    Yields:
+        The optimizers, the outer ones first.
+    """
+    seen: dict[int, Any] = {}
+    waiting = deque(optimizers)
+    while waiting:
+        each = waiting.popleft()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        yield each
+        for value in attributes_of(each).values():
+            inside = children(value) if isinstance(value, list | tuple | dict) else ()
+            waiting += [one for one in (value, *inside) if is_like_an_optimizer(one)]
 
 
 def real_tensors(optimizers: Iterable[Any], model: torch.nn.Module | None = None) -> list[Tensor]:

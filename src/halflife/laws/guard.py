@@ -46,6 +46,14 @@ class read_only(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alone = world_size() == 1
         self._before = [picture(each) for each in self._tensors]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return that torch need not wrap the method below: compiled functions run uncompiled where copies step.
+
+        The wrapper takes longer than all that is done here.
+        """
+        return False
+
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         moved = [
@@ -62,7 +70,7 @@ class read_only(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = kwargs or {}  # no more than is needed: each operation of each step comes here
         written = self._written.get(func)
         if written is None:
             written = self._written[func] = _written_by(func)
@@ -80,7 +88,7 @@ class read_only(TorchDispatchMode):  # type: ignore[no-untyped-call]
                         f"its step writes into a real tensor ({func.__name__}), which no copy leads to; "
                         "pass in_place=True"
                     )
-        if types and any(each not in _SIMPLE for each in types):
+        if types and not _SIMPLE.issuperset(types):
             return NotImplemented  # tensors made of others: what is done to those comes here again
         return func(*args, **kwargs)
 

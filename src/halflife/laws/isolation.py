@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from halflife.laws.law import NotProbedError
 
-__all__ = ["Draws", "isolated"]
+__all__ = ["Draws", "global_hooks", "is_own", "isolated"]
 
 Result = TypeVar("Result")
 
@@ -27,13 +28,13 @@ ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -> Iterator[None]:
     """Run the body on throw-away parameters: afterwards everything global is as it was.
 
-    Inside, in this thread alone: warnings are silent, gradients are on, tensors are made in the dtype and on the
-    device of the probe unless the code says otherwise (a float32 constant inside a step would cut digits off), and
-    step hooks that are registered for all optimizers are not called. Other threads keep their default dtype, their
-    warnings and their hooks.
+    Inside, in this thread alone: warnings are silent, nothing is printed, gradients are on, tensors are made in the dtype
+    and on the device of the probe unless the code says otherwise (a float32 constant inside a step would cut digits
+    off), and step hooks that are registered for all optimizers are not called. Other threads keep their default dtype,
+    their warnings and their hooks. While there are none, nothing is logged.
 
     What is left: functions that torch has compiled run uncompiled in all threads meanwhile, if torch's compiler is
     loaded at all, and a second thread that probes waits for the first.
@@ -41,6 +42,7 @@ def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     Args:
         device: Where the throw-away parameters are.
         dtype: Their precision.
+        hooks: Whether step hooks that others registered for all optimizers are called.
 
     Yields:
         Nothing.
@@ -48,17 +50,62 @@ def isolated(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(_silence())
-        stack.enter_context(_without_global_hooks())
+        stack.enter_context(_without_global_hooks(own_only=hooks))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import would take a second
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a step of others may have set it
-        if len(sys._current_frames()) == 1 and torch.get_default_device() == device:
+        stack.enter_context(_quiet())
+        alone = len(sys._current_frames()) == 1
+        if alone:  # else the log of other threads would be lost
+            stack.enter_context(_without_log())
+        if alone and torch.get_default_device() == device:
             torch.set_default_dtype(dtype)  # nobody is beside: a mode would take half of the time
         else:
             stack.enter_context(_Defaults(device, dtype))
         yield
+
+
+class _Elsewhere:
+    """A stream that takes what other threads write, and loses what this one does.
+
+    Args:
+        stream: The stream.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        """Write what another thread writes."""
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let nothing be printed: a probe takes hundreds of steps, which the user did not ask for."""
+    before = sys.stdout, sys.stderr
+    made = tuple(None if stream is None else _Elsewhere(stream) for stream in before)
+    sys.stdout, sys.stderr = cast(Any, made)
+    try:
+        yield
+    finally:
+        if (sys.stdout, sys.stderr) == made:
+            sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Defaults(TorchFunctionMode):
@@ -125,17 +172,29 @@ def _silence() -> Iterator[None]:
             filters.remove(ignore)
 
 
+def global_hooks() -> list[dict[Any, Callable[..., Any]]]:
+    """Return the step hooks that are registered for all optimizers, as torch keeps them."""
+    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+    return [getattr(torch_optimizer, name, {}) for name in names]
+
+
+def is_own(hook: Callable[..., Any]) -> bool:
+    """Return whether a hook is one of halflife."""
+    return (getattr(hook, "__module__", "") or "").startswith("halflife.")
+
+
 @contextmanager
-def _without_global_hooks() -> Iterator[None]:
-    """Let the step hooks of all optimizers pass over the steps of this thread."""
+def _without_global_hooks(*, own_only: bool) -> Iterator[None]:
+    """Let the step hooks of all optimizers, or halflife's own alone, pass over the steps of this thread."""
     thread, replaced = threading.get_ident(), []
 
     def only_elsewhere(hook: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: None if threading.get_ident() == thread else hook(*args)
 
-    for name in ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks"):
-        hooks: dict[Any, Any] = getattr(torch_optimizer, name, {})
+    for hooks in global_hooks():
         for key, hook in list(hooks.items()):
+            if own_only and not is_own(hook):
+                continue
             hooks[key] = only_elsewhere(hook)  # no key comes or goes: other threads may be iterating
             replaced.append((hooks, key, hook, hooks[key]))
     try:
@@ -193,17 +252,23 @@ class Draws:
         """
         before, alone = self._states(), len(sys._current_frames()) == 1
         if not self._needed and not alone:
-            with _Watch() as watch:
+            try:
+                result, error = run(), None
+            except BaseException as raised:
+                error = raised
+            # If the generators have moved, this run or another thread has drawn from them.
+            if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
+                if error is not None:
+                    raise error
+                return result
+            with _Watch() as watch:  # it doubles the time of a step: only where it is needed
                 try:
-                    result = run()
+                    again = run()
                 except BaseException:
                     if watch.drew:
                         self._restore(before)
                     raise
-            # If the generators have moved, this run or another thread has drawn from them.
-            if all(_equal(one, other) for one, other in zip(before, self._states(), strict=True)):
-                return result
-            if not watch.drew and same(result, run()):
+            if error is None and not watch.drew and same(result, again):
                 return result
             self._needed = True  # and all that was drawn is given back: if another thread draws, the answer says so
         self._seeding = True
@@ -245,6 +310,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.drew = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return that torch need not wrap the method below: compiled functions run uncompiled meanwhile."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         has_its_own = any(isinstance(each, torch.Generator) for each in (*args, *kwargs.values()))
@@ -256,6 +326,6 @@ def _equal(one: Any, other: Any) -> bool:
     """Return whether two states of a generator are equal."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
-    if isinstance(one, tuple):
+    if isinstance(one, tuple) and any(hasattr(each, "all") for each in one):  # NumPy's; Python's has 625 numbers
         return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))
     return bool((one == other).all()) if hasattr(one, "all") else bool(one == other)

@@ -553,7 +553,8 @@ def _numbers(optimizer: Optimizer, seen: set[int]) -> Iterator[tuple[bool, str, 
             value = getattr(optimizer, name, None)
             for rest, text in _within(value, (("attr", name),), f".{name}", seen, DEPTH):
                 yield False, f"self{text[0]}", rest, f"self{text[1]}"
-    for position, state in enumerate(optimizer.state.values()):
+    states = getattr(optimizer, "state", None)  # what only steps another optimizer may have none
+    for position, state in enumerate(states.values() if isinstance(states, Mapping) else ()):
         for key, value in state.items() if isinstance(state, dict) else ():
             place = (("attr", "state"), ("nth", position), ("item", key))
             for rest, text in _within(value, place, f"[{key!r}]", seen, 1):

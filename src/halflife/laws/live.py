@@ -9,7 +9,8 @@ disagree, too, there is no law to name, and what was seen is told.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.laws.copies import (
+    StartState,
+    has_state,
     is_number,
     left_out,
     number,
@@ -29,24 +32,28 @@ from halflife.laws.copies import (
     small_copy,
     small_parameter,
     unwrapped,
+    written,
 )
-from halflife.laws.decide import decide
+from halflife.laws.decide import CHANGES, LATE, SHRINKS, decide
 from halflife.laws.factory import joined
+from halflife.laws.graph import real_tensors
+from halflife.laws.guard import read_only
 from halflife.laws.in_place import restored_places, unrestorable
-from halflife.laws.isolation import Draws
+from halflife.laws.isolation import Draws, global_hooks, is_own
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
 from halflife.laws.levers import Lever, find_levers
 from halflife.laws.probe import Bench, Condition, Instance, guarded
 from halflife.laws.reduced import Reduced, is_of_torch, reduced
 from halflife.laws.scaling import DEFAULT_LR, LEAST, Scale, base_rate, lam_factor, lr_factor, strengthened
-from halflife.laws.seen import Found, Probed, Seen, look
+from halflife.laws.seen import Found, Mark, Probed, Seen, glance, look
 from halflife.laws.slots import KINDS, Slot, enough_of, kinds_in, look_of, settings_of, small_shape
-from halflife.laws.stages import CopyStage, Member, RealStage, cut
+from halflife.laws.stages import CopyStage, Member, RealStage, State, cut
 from halflife.laws.walk import shared_places, unfaithful
 from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
-from halflife.rules.base import Part, Penalty
+from halflife.optim.norms import local
+from halflife.rules.base import Part, Penalty, Rule
 from halflife.rules.registry import law_name
 
 __all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "foreign_hooks", "laws_of", "probe_of"]
@@ -60,12 +67,26 @@ SAYS = {
 }
 SIZE = 2**21  # elements of an optimizer that are stepped as they are; of larger ones, members that stand for others
 TENSORS = 1024  # parameters of an optimizer that are stepped as they are
+SAMPLE = 2**18  # elements of a weight that are looked at before it is stepped, about
 PART = 2**18  # elements of a member that stands for others, at most
+PARTS = 2**19  # elements of all members of an optimizer of somebody else's that is larger than SIZE
+# Elements of a large optimizer of somebody else's that are stepped once, to see which weights it treats alike.
+GLANCE = 2**23
 TWIN = 2**14  # elements of a twin that is to look like the weight, at most
 FEW = 64  # twins of real shape that are made together, at most
 TRIES = 24  # kinds of weights for which a law is looked for again
 CLOSE = 2e-2  # largest relative difference between the fraction that was seen and that of the law
+LEAST_PART = 16  # elements of a parameter that are stepped, at least
+REMEMBERED = "what it remembers of earlier steps moves it, and nothing decays"
+SMALLEST = 1e-12  # floor of what is seen, above which rounding may hide what twins in float64 show
+BY_PARAMETER = "it differs by parameter"
 NO_GRADIENT = "it requires no gradient"
+DIFFERS = (
+    "the optimizer treats it otherwise when all of its elements are stepped, or beside all other parameters, and that is"
+    " too much to step often; give explain a smaller model, or pass in_place=True"
+)
+
+_Stages = Callable[[State], CopyStage]  # makes the stage that begins with a state
 
 
 def laws_of(optimizer: Optimizer) -> list[Law]:
@@ -122,10 +143,10 @@ def probe_of(optimizers: Sequence[Any], *, in_place: bool = False) -> list[Probe
 
 
 def foreign_hooks(optimizer: Any) -> list[str]:
-    """Return the names of the step hooks of an optimizer that are not of halflife; some subclasses have no place for any."""
-    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    hooks = [hook for kind in kinds for hook in (getattr(optimizer, kind, None) or {}).values()]
-    others = [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("halflife.")]
+    """Return the names of the step hooks that act on an optimizer, its own and those of all, without halflife's."""
+    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # some subclasses have no place for any
+    own = [getattr(optimizer, kind, None) or {} for kind in kinds]
+    others = [hook for hooks in (*own, *global_hooks()) for hook in hooks.values() if not is_own(hook)]
     return sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others})
 
 
@@ -157,7 +178,16 @@ class _Probe:
         self.optimizer, self.in_place = optimizer, in_place
         self.handle = handle_of(optimizer)
         self.broken = _broken_settings(optimizer)
+        self.unreachable = ""  # why no copy of it would leave the real weights as they are
+        # Twins of somebody else's optimizer may reach what belongs to the user.
+        self.guard = nullcontext() if is_of_torch(optimizer) else read_only(real_tensors([optimizer]))
         self.moved: set[int] = set()
+        self.own_decay: dict[int, float] | None = None  # by parameter, under a rule
+        self.asked: dict[int, float] = {}  # by group: what an attached rule asks for
+        self.marks: dict[int, Mark] = {}  # by parameter: what one step of all of them does, where they are many
+        self.marks_of: State = "real"  # the state that the step began with
+        self.twin_state: StartState = "flags"
+        self.at_the_start: dict[int, Seen] | None = None
         self.levers: dict[int, list[Lever]] = {}
         self.benches: dict[Hashable, Bench] = {}
         self.places: dict[int, tuple[Tensor, int]] = {}
@@ -181,13 +211,22 @@ class _Probe:
             return self._answer()
 
     def _answer(self) -> Probed:
+        self.unreachable = "" if is_of_torch(self.optimizer) else unfaithful([self.optimizer]) or ""
         seen = self._seen()
-        laws = self._laws()
+        with self.guard:
+            laws = self._laws()
         found: dict[int, Found] = {}
         doubtful: list[tuple[Tensor, int, Law, Seen]] = []
         for key, (parameter, index) in self.places.items():
             law, what = laws[key], seen[key]
+            beside = self._beside_a_rule(what, law, key)
+            if beside is not None:
+                found[key] = beside
+                continue
             agreed = self._agreed(law, what, index)
+            if agreed is None or (agreed.pathway == "not probed" and law.pathway != "not probed"):
+                what = self._from_the_start(law, what, key, index)
+                agreed = self._agreed(law, what, index)
             # A multiple of a number that it does not follow: another number may be the one.
             by_another = agreed is not None and law.native is False and law.coefficient not in {None, 1.0}
             if agreed is None or (by_another and self.handle is None):
@@ -201,19 +240,19 @@ class _Probe:
 
     # ---- what a step does
 
-    def _seen(self) -> dict[int, Seen]:
-        """Return what the next calls of ``step()`` do to each parameter."""
+    def _seen(self, state: State = "real") -> dict[int, Seen]:
+        """Return what the next calls of ``step()`` do to each parameter, from the real state or that of the start."""
         reason = self._cannot_be_stepped()
         if reason:
             return dict.fromkeys(self.places, Seen(form="not probed", reason=reason))
-        chosen, stands_for = self._chosen()
-        if not chosen and not self.broken:
-            return {key: _unseen(parameter) for key, (parameter, _) in self.places.items()}
         rates = self._base_rates()
         factors = [1.0 if math.isnan(rate) else lr_factor(rate) for rate in rates]
         rates, raised = [rate * factor for rate, factor in zip(rates, factors, strict=True)], max(factors, default=1.0)
+        chosen, stands_for = self._chosen(rates, raised, state)
+        if not chosen and not self.broken:
+            return {key: _unseen(parameter) for key, (parameter, _) in self.places.items()}
         try:
-            answers = dict(zip(chosen, self._looked_at(chosen, rates, raised), strict=True)) if chosen else {}
+            answers = dict(zip(chosen, self._looked_at(chosen, rates, raised, state), strict=True)) if chosen else {}
         except (NotProbedError, UserError) as error:
             return dict.fromkeys(self.places, Seen(form="not probed", reason=str(error)))
         return {
@@ -223,28 +262,133 @@ class _Probe:
             for key, (_, index) in self.places.items()
         }
 
-    def _looked_at(self, chosen: Sequence[int], rates: Sequence[float], raised: float) -> list[Seen]:
+    def _from_the_start(self, law: Law, seen: Seen, key: int, index: int) -> Seen:
+        """Return what a step does to a parameter without what the optimizer remembers, where that explains more."""
+        moves = seen.form not in {"still", "not probed"} or seen.moving
+        if not moves or self._part(index) is not None:
+            return seen
+        if self.at_the_start is None:
+            self.at_the_start = self._seen_at_the_start()
+        first = self.at_the_start.get(key)
+        if first is None or first.form == "not probed":
+            return replace(seen, remembered=seen.form != "shrinks")
+        if seen.form == first.form == "shrinks" and abs((seen.r or 0.0) - (first.r or 0.0)) <= CLOSE * abs(
+            first.r or 0.0
+        ):
+            return seen
+        if first.form == "still":
+            return replace(first, reason=first.reason or REMEMBERED)
+        agreed = self._agreed(law, first, index)
+        return replace(first if agreed is not None or seen.form == "varied" else seen, remembered=not first.nearer)
+
+    def _seen_at_the_start(self) -> dict[int, Seen]:
+        """Return what a step does to each parameter without what the optimizer remembers; nothing if that is unknown."""
+        states: tuple[State, ...] = ("flags", "start")
+        for state in states:
+            seen = self._seen(state)
+            if any(each.form != "not probed" for each in seen.values()):
+                return seen
+        return {}
+
+    def _looked_at(self, chosen: Sequence[int], rates: Sequence[float], raised: float, state: State) -> list[Seen]:
         """Step some parameters, and return what was seen of each."""
-        members = [self._member(key) for key in chosen]
-        device = members[0].start.device
         if self.in_place:
-            return look(RealStage(self.optimizer, members, rates, raised=raised, device=device))
-        small = self._small(chosen)
-        members = [
-            replace(each, parameter=small.parameters.get(id(each.parameter), each.parameter)) for each in members
-        ]
-        members = [replace(each, group=small.groups[each.group]) for each in members]
-        rates = [rates[index] for index in small.groups]
-        stage = CopyStage(small.optimizer, members, rates, raised=raised, device=device)
+            members = [self._member(key, None) for key in chosen]
+            device = members[0].start.device
+            with RealStage(self.optimizer, members, rates, raised=raised, device=device, state=state) as real:
+                return _look(real)
+        limit = self._limit(chosen)
+        whole: Collection[int] = ()
+        if not self.marks:
+            stages = self._stages(chosen, rates, raised, limit)
+        else:
+            stages, whole = self._like_the_whole(chosen, rates, raised, limit)
         try:
-            return look(stage)
+            answers = _look(stages(state))
         except NotProbedError:
-            if all(member.start.shape == member.parameter.shape for member in members):
+            if limit is None or state != "real":
                 raise
-        finally:
-            self.moved |= stage.moved
-        # Its state fits to whole weights only: what was seen is what it does without that state.
-        return look(CopyStage(small.optimizer, members, rates, raised=raised, device=device, state="flags"))
+            if self.marks and sum(self.places[key][0].numel() for key in chosen) <= GLANCE:
+                return _look(self._stages(chosen, rates, raised, None)("real"))
+            # Its state fits to whole weights only: what was seen is what it does without that state.
+            answers = _look(stages("flags"))
+        return [
+            Seen(form="not probed", reason=DIFFERS) if key in whole else seen
+            for key, seen in zip(chosen, answers, strict=True)
+        ]
+
+    def _like_the_whole(
+        self, chosen: Sequence[int], rates: Sequence[float], raised: float, limit: int | None
+    ) -> tuple[_Stages, Collection[int]]:
+        """Return stages on which parts are treated as the whole weights are, and those that are on none."""
+        stages = self._stages(chosen, rates, raised, limit)
+        differing = self._differing(chosen, stages)
+        small = {key for key in differing if self.places[key][0].numel() <= GLANCE // len(differing)}
+        if small:  # their size may decide
+            stages = self._stages(chosen, rates, raised, limit, whole=small)
+            differing = self._differing(chosen, stages)
+        return stages, differing
+
+    def _differing(self, keys: Sequence[int], stages: _Stages) -> set[int]:
+        """Return which parameters are treated otherwise than they are when all are stepped."""
+        try:
+            marks = glance(stages(self.marks_of))
+        except NotProbedError:
+            return set()
+        return {
+            key
+            for key, mark in zip(keys, marks, strict=True)
+            if key in self.marks and not mark.is_like(self.marks[key])
+        }
+
+    def _limit(self, keys: Sequence[int]) -> int | None:
+        """Return how many elements of each parameter are stepped; None for all."""
+        sizes = [self.places[key][0].numel() for key in keys]
+        if sum(sizes) <= SIZE and len(self.places) <= TENSORS:
+            return None
+        return PART if is_of_torch(self.optimizer) else min(PART, _share(sizes, PARTS))
+
+    def _stages(
+        self,
+        keys: Sequence[int],
+        rates: Sequence[float],
+        raised: float,
+        limit: int | None,
+        whole: Collection[int] = (),
+        without_decay: Collection[int] = (),
+    ) -> _Stages:
+        """Return what makes copies of the optimizer over some parameters, or over the first elements of each."""
+        small = self._small(keys)
+        members = []
+        for key in keys:
+            made = self._member(key, None if key in whole else limit)
+            parameter = small.parameters.get(key, made.parameter)
+            members.append(replace(made, parameter=parameter, group=small.groups[made.group]))
+        kept = [rates[index] for index in small.groups]
+        off = [place for index, place in small.groups.items() if index in without_decay]
+        device = members[0].start.device
+
+        def make(state: State) -> CopyStage:
+            stage = CopyStage(
+                small.optimizer, members, kept, raised=raised, device=device, state=state, moved=self.moved
+            )
+            stage.without_decay = off
+            return stage
+
+        return make
+
+    def _glance(self, keys: Sequence[int], rates: Sequence[float], raised: float, state: State) -> None:
+        """Step all parameters once, of a large optimizer that is not torch's: it may treat any of them otherwise."""
+        sizes = [self.places[key][0].numel() for key in keys]
+        limit = None if sum(sizes) <= GLANCE else _share(sizes, GLANCE)
+        stages = self._stages(keys, rates, raised, limit)
+        self.marks = {}
+        for self.marks_of in (state,) if limit is None or state != "real" else ("real", "flags"):
+            try:
+                self.marks = dict(zip(keys, glance(stages(self.marks_of)), strict=True))
+            except NotProbedError:
+                continue
+            return
 
     def _small(self, keys: Sequence[int]) -> Reduced:
         """Return the optimizer with some of its parameters only, where there are many others."""
@@ -262,9 +406,11 @@ class _Probe:
                 f"it has step hooks that are not of halflife ({', '.join(hooks)}), which a copy must not call; pass "
                 "in_place=True"
             )
-        return unfaithful([self.optimizer]) or ""
+        return self.unreachable
 
-    def _chosen(self) -> tuple[list[int], dict[int, tuple[int, ...]]]:
+    def _chosen(
+        self, rates: Sequence[float], raised: float, state: State
+    ) -> tuple[list[int], dict[int, tuple[int, ...]]]:
         """Return which parameters are stepped, and for the others which of these stand for them."""
         usable = {
             key: (parameter, index)
@@ -272,11 +418,17 @@ class _Probe:
             if (parameter.is_floating_point() or parameter.is_complex()) and index not in self.broken
         }
         size = sum(parameter.numel() for parameter, _ in usable.values())
-        if self.in_place or (size <= SIZE and len(usable) <= TENSORS and not self._somewhere_else(usable)):
+        is_small = size <= SIZE and len(usable) <= TENSORS
+        if self.in_place or (is_small and not self._somewhere_else(usable)):
             return list(usable), {}
+        if not is_of_torch(self.optimizer):
+            self._glance(list(usable), rates, raised, state)
+            if len(usable) <= TENSORS:
+                return list(usable), {}
         kinds: dict[Hashable, list[int]] = {}
         for key, (parameter, index) in usable.items():
-            kinds.setdefault((self.settings[index], self._kind(parameter)), []).append(key)
+            mark = self.marks[key].rounded() if key in self.marks else None
+            kinds.setdefault((self.settings[index], self._kind(parameter), mark), []).append(key)
         chosen: dict[int, None] = {}
         stands_for: dict[int, tuple[int, ...]] = {}
         for keys in kinds.values():
@@ -296,17 +448,18 @@ class _Probe:
     def _kind(parameter: Tensor) -> Hashable:
         return look_of(parameter), parameter.requires_grad, parameter.grad is None
 
-    def _member(self, key: int) -> Member:
+    def _member(self, key: int, limit: int | None) -> Member:
+        """Return what is stepped of a parameter: all of it, or its first elements."""
         parameter, index = self.places[key]
-        start = parameter.detach()
-        if not self.in_place and (parameter.numel() > PART or len(self.places) > TENSORS):
-            start = cut(start, PART)
+        whole = local(parameter.detach()) if self.in_place else parameter.detach()
+        start = whole if limit is None else cut(whole, limit)
         readable = type(start) in {Tensor, torch.nn.Parameter} and start.layout == torch.strided
         readable = readable and start.device.type != "meta"
         kind = (self.settings[index], self._kind(parameter))
         if readable and _says_something(start):
-            return Member(parameter, index, start.clone(), None, kind)
-        return Member(parameter, index, _drawn(start), start.clone() if readable else None, kind)
+            return Member(parameter, index, start if self.in_place else start.clone(), None, kind)
+        origin = start if self.in_place else start.clone()
+        return Member(parameter, index, _drawn(start), origin if readable else None, kind)
 
     def _own_rates(self) -> list[float]:
         rates = [number(group.get("lr")) for group in self.optimizer.param_groups]
@@ -339,6 +492,10 @@ class _Probe:
 
     def _laws(self) -> dict[int, Law]:
         """Return the law of each parameter: one is probed for all that are treated alike."""
+        if self.unreachable:  # twins would reach the real weights
+            return dict.fromkeys(
+                self.places, Law(pathway="not probed", notes=(self.unreachable.removesuffix("; pass in_place=True"),))
+            )
         alike: dict[Hashable, list[int]] = {}
         kinds: dict[int, str] = {}
         for group in self.optimizer.param_groups:
@@ -353,7 +510,7 @@ class _Probe:
             parameter, index = self.places[key]
             twin = small.parameters.get(key, parameter)
             samples.append(Sample(twin, small.groups[index], kinds[key] or "frozen", small_shape(parameter)))
-        probed = _laws_of_samples(small.optimizer, samples)
+        probed, self.twin_state = _laws_of_samples(small.optimizer, samples)
         found: dict[int, Law] = {}
         for keys, law in zip(alike.values(), probed, strict=True):
             origin = self.places[keys[0]][1]
@@ -408,11 +565,10 @@ class _Probe:
         match law.pathway, seen.form:
             case "none", "still":
                 return law
-            case "none", "varied" if seen.moving:
-                what = "it moves without a gradient, as a momentum or a mean makes it, which hides what may decay"
-                return Law(pathway="not probed", notes=(f"{what}; probe the optimizer before it is trained",))
             case "l2-preconditioned", "still" if seen.moving:
                 return law  # the sign of a momentum hides it
+            case "other", "varied" | "masked" if _shows_none(law):
+                return None
             case "other", "still" if seen.moving:
                 return Law(pathway="not probed", notes=(f"momentum hides what it may do ({law.notes[0]})",))
             case "cautious", "still" | "masked" | "shrinks":
@@ -432,6 +588,51 @@ class _Probe:
                 now = seen.r if seen.lr == self._own_rates()[index] else None
                 return replace(law, fraction=now if law.fraction is None else law.fraction)
         return None
+
+    def _beside_a_rule(self, seen: Seen, law: Law, key: int) -> Found | None:
+        """Return what is known of a parameter that an optimizer decays by itself beside a rule; None if it does not.
+
+        Copies are stepped without the rule, the optimizer itself with it.
+        """
+        index = self.places[key][1]
+        part, now = self._part(index), seen.lr == self._own_rates()[index] or math.isnan(seen.lr)
+        if not isinstance(part, Rule) or not part.needs <= {"lam"} or type(part).__name__ in SAYS or not now:
+            return None  # what depends on gradients or norms is not known beforehand
+        if seen.form != "shrinks" or seen.moving or seen.grows or not seen.r or abs(seen.r) < seen.floor:
+            return None
+        asked = self._asked(index)
+        if self.in_place:
+            total = seen.r
+            own = (total - asked) / (1.0 - asked) if asked != 1.0 else math.nan
+        else:
+            own = self._own_decay().get(key, 0.0)
+            total = asked + own * (1.0 - asked)
+        if not abs(own) > max(CLOSE * abs(asked), seen.floor):  # NaN too
+            return None
+        note = f"the rule removes {asked:.4g}, and {type(self.optimizer).__name__} {own:.4g} by itself"
+        told = Law(pathway="other", fraction=total, notes=(note, *law.notes[:1]))
+        return Found(law=told, lam=None, seen=replace(seen, r=total))
+
+    def _own_decay(self) -> dict[int, float]:
+        """Return which fraction a step removes of each parameter under a rule, its own weight_decay switched off."""
+        if self.own_decay is None:
+            keys = [key for key, (_, index) in self.places.items() if self._part(index) is not None]
+            self.own_decay = dict.fromkeys(keys, 0.0)
+            under = {self.places[key][1] for key in keys}
+            stages = self._stages(keys, self._base_rates(), 1.0, self._limit(keys), without_decay=under)
+            with suppress(NotProbedError):
+                marks = glance(stages("real"))
+                self.own_decay |= {key: mark.r for key, mark in zip(keys, marks, strict=True) if mark.form == "shrinks"}
+        return self.own_decay
+
+    def _asked(self, index: int) -> float:
+        """Return the fraction that the attached rule asks for in a group."""
+        if index not in self.asked:
+            parameter = self.optimizer.param_groups[index]["params"][0]
+            sample = Sample(parameter, index, KINDS.get(parameter.ndim, "tensor"), small_shape(parameter))
+            with self.guard:
+                self.asked[index] = Copies(self.optimizer, torch.float64, Scale(), [sample]).fractions_asked()[0]
+        return self.asked[index]
 
     def _consistent(self, found: Found, index: int) -> Found:
         """Leave out the number of a law where the fraction is not what the formula gives with it."""
@@ -479,25 +680,38 @@ class _Probe:
             parameter, index, first, seen = members[0]
             twins: Law | None = None
             lam, reason = None, ""
-            if number_of_try < TRIES and seen.form != "still":
-                twins, lam, reason = self._like(parameter, index, seen.every)
-            for parameter, index, first, seen in members:
+            if number_of_try < TRIES and seen.form != "still" and not self.unreachable:
+                with self.guard:
+                    twins, lam, reason = self._like(parameter, index, seen.every)
+            for parameter, index, first, what in members:
+                seen = what
                 agreed = None if twins is None else self._agreed(twins, seen, index)
                 told = agreed if agreed is not None else self._agreed(first, seen, index)
                 own = lam if agreed is not None else None if told is None else self._lam(told, index)
                 if told is None:
                     told = self._as_seen(first, seen, index, reason)
-                found[id(parameter)] = Found(law=told, lam=own, seen=_as_told(seen, told))
+                unknown = told.pathway == "not probed" and seen.form != "still"
+                shown = Seen(form="not probed", reason=told.notes[0], of=seen.of) if unknown else _as_told(seen, told)
+                found[id(parameter)] = Found(law=told, lam=own, seen=shown)
         return found
 
     def _as_seen(self, law: Law, seen: Seen, index: int, reason: str) -> Law:
         """Return what was seen as a law, where none of a known form says it."""
+        if seen.form == "still" and LATE in law.notes and seen.floor > SMALLEST:
+            return Law(pathway="not probed", notes=(f"{LATE}, and its precision hides a small one",))
         if seen.form == "still":
             return Law(pathway="none", fraction=0.0, notes=("a step leaves every bit of it as it is",))
+        says_zero = number(self.optimizer.param_groups[index].get("weight_decay")) == 0.0
+        unproven = _shows_none(law) or (law.pathway == "not probed" and says_zero)
+        if unproven and (seen.remembered or (seen.form == "varied" and not seen.nearer)):
+            what = seen.reason or f"a call removes {seen.r:.4g} of it"
+            instead = "; pass the optimizer as it is before its first step" if self.at_the_start == {} else ""
+            note = f"{what}, and whether that is a decay or what the optimizer remembers is not known{instead}"
+            return Law(pathway="not probed", notes=(note,))
         now = seen.r if math.isnan(seen.lr) or seen.lr == self._own_rates()[index] else None
         told = law.pathway in {"not probed", "other"} and law.notes
         why = reason or (law.notes[0] if told else f"twins of it would have {law.describe()}")
-        if law.pathway == "other" and not any("at weight_decay 0 the weights shrink" in note for note in law.notes):
+        if law.pathway == "other" and not any(SHRINKS in note for note in law.notes):
             return replace(law, fraction=now, every=seen.every, notes=(*law.notes, *([reason] if reason else [])))
         if seen.form == "shrinks":
             at = "" if math.isnan(seen.lr) else f" at lr = {seen.lr:.4g}"
@@ -511,16 +725,16 @@ class _Probe:
         place = next(number for number, sample in enumerate(samples) if sample.parameter is parameter)
         dtype = torch.float64
         try:
-            copies = Copies(self.optimizer, dtype, Scale(), samples)
+            copies = Copies(self.optimizer, dtype, Scale(), samples, state=self.twin_state)
             levers = [lever for lever in self._levers(copies, samples, calls) if index in lever.groups]
             if levers and not all(lever.scalable for lever in levers):
                 fixed = next(lever.path for lever in levers if not lever.scalable)
                 return None, None, f"{fixed} decides, to which the decay is not proportional"
             scale = Scale(lr_factor(copies.slots[place].lr))
             known = levers or None  # where nothing was found, what is called weight_decay is multiplied
-            copies = Copies(self.optimizer, dtype, scale, samples, known)
+            copies = Copies(self.optimizer, dtype, scale, samples, known, self.twin_state)
             scale = replace(scale, lam=lam_factor(copies.fractions_asked()[place], dtype))
-            copies = Copies(self.optimizer, dtype, scale, samples, known)
+            copies = Copies(self.optimizer, dtype, scale, samples, known, self.twin_state)
             key = (calls, len(samples), scale, tuple(lever.path for lever in levers))
             bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=calls)
             if len(samples) > 1:
@@ -568,15 +782,43 @@ class _Probe:
             by_kind: dict[str, Law] = {}
             for parameter, kind in zip(group["params"], kinds_in(group), strict=True):
                 law = found[id(parameter)].law
-                if self.places[id(parameter)][1] == index and kind:
-                    differs = kind in by_kind and by_kind[kind].describe() != law.describe()
-                    by_kind.setdefault(f"{kind} (others)" if differs else kind, law)
+                if self.places[id(parameter)][1] == index and kind and (parameter.numel() or len(group["params"]) == 1):
+                    others = f"{kind} (others)"
+                    if kind not in by_kind or by_kind[kind].describe() == law.describe():
+                        by_kind.setdefault(kind, law)
+                    elif others not in by_kind or by_kind[others].describe() == law.describe():
+                        by_kind.setdefault(others, law)
+                    else:
+                        by_kind[others] = Law(pathway="other", notes=(BY_PARAMETER,))
             laws.append(
                 joined(by_kind)
                 if by_kind
                 else Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",))
             )
         return laws
+
+
+def _share(sizes: Sequence[int], total: int) -> int:
+    """Return the limit at which weights of these sizes, larger ones cut to it, have so many elements in all."""
+    for count, size in enumerate(sorted(sizes)):
+        limit = total // (len(sizes) - count)
+        if size > limit:
+            return max(limit, LEAST_PART)
+        total -= size
+    return max(sizes)
+
+
+def _shows_none(law: Law) -> bool:
+    """Return whether twins showed no decay, though a step without gradient may move them."""
+    return law.pathway == "none" or (law.pathway == "other" and bool(law.notes) and law.notes[0].startswith(CHANGES))
+
+
+def _look(stage: CopyStage | RealStage) -> list[Seen]:
+    """Look at what a step does; from the state of the start, which nothing may remember."""
+    seen = look(stage)
+    if stage.state != "real" and not stage.fresh:
+        raise NotProbedError("it remembers gradients in places that are not its state")
+    return seen
 
 
 def _unseen(parameter: Tensor) -> Seen:
@@ -593,7 +835,7 @@ def _broken_settings(optimizer: Any) -> dict[int, str]:
         for key in ("lr", "weight_decay"):
             value = group.get(key)
             if isinstance(value, str) or (isinstance(value, float) and not math.isfinite(value)):
-                found.setdefault(index, f"{key} of group {index} is {value!r}; expected one finite number")
+                found.setdefault(index, f"{key} of group {index} is {written(value)}; expected one finite number")
     return found
 
 
@@ -610,6 +852,10 @@ def _says_something(weight: Tensor) -> bool:
     """Return whether a fraction can be read from weights: they are finite, mostly not 0, and not all of one size."""
     if weight.numel() == 0:
         return True
+    if weight.element_size() == 1:  # torch tests and counts no numbers of 8 bits
+        weight = weight.float()
+    if weight.numel() > 2 * SAMPLE:
+        weight = weight.reshape(-1)[:: (weight.numel() // SAMPLE) | 1]
     if not bool(weight.isfinite().all()) or int(weight.count_nonzero()) * 2 <= weight.numel():
         return False
     sizes = weight.abs()
@@ -626,41 +872,49 @@ def _drawn(weight: Tensor) -> Tensor:
     return (drawn + 0.5 * drawn.sgn()).to(device, dtype)
 
 
-def _laws_of_samples(optimizer: Any, samples: Sequence[Sample]) -> list[Law]:
-    """Return the law of each sample, from twins in float64, or in float32 where that is refused."""
+def _laws_of_samples(optimizer: Any, samples: Sequence[Sample]) -> tuple[list[Law], StartState]:
+    """Return the law of each sample, and the state of the twins that showed it.
+
+    The twins are in float64, or in float32 where that is refused. Their state is empty, or, where it was filled when the
+    optimizer was made and is missed, that of the start.
+    """
+    states: tuple[StartState, ...] = ("flags", "start") if has_state(optimizer) else ("flags",)
     reasons: list[Exception] = []
     for dtype in (torch.float64, torch.float32):
-        try:
-            laws = _laws(optimizer, dtype, samples)
-        except (NotProbedError, UserError) as error:  # the attached rule refuses what the next step would refuse
-            reasons.append(error)
-            continue
-        if dtype == torch.float32:
-            note = f"measured in float32; in float64: {reasons[0]}"
-            laws = [replace(law, notes=(*law.notes, note)) for law in laws]
-        return laws
-    return [Law(pathway="not probed", notes=(str(reasons[0]),)) for _ in samples]
+        for state in states:
+            try:
+                laws = _laws(optimizer, dtype, samples, state)
+            except (NotProbedError, UserError) as error:  # the attached rule refuses what the next step would refuse
+                reasons.append(error)
+                continue
+            if dtype == torch.float32:
+                note = f"measured in float32; in float64: {reasons[0]}"
+                laws = [replace(law, notes=(*law.notes, note)) for law in laws]
+            return laws, state
+    return [Law(pathway="not probed", notes=(str(reasons[0]),)) for _ in samples], "flags"
 
 
-def _laws(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample]) -> list[Law]:
+def _laws(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample], state: StartState) -> list[Law]:
     found: dict[int, Law] = {}
-    for scale, numbers in _by_scale(optimizer, dtype, samples).items():
-        copies = Copies(optimizer, dtype, scale, samples)
+    for scale, numbers in _by_scale(optimizer, dtype, samples, state).items():
+        copies = Copies(optimizer, dtype, scale, samples, state=state)
         bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=samples[0].calls)
         for index in numbers:
             found[index] = copies.named(decide(bench, index), index)
     return [found[index] for index in range(len(samples))]
 
 
-def _by_scale(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample]) -> dict[Scale, list[int]]:
+def _by_scale(
+    optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample], state: StartState
+) -> dict[Scale, list[int]]:
     """Return which samples are probed together: those that need the same factors."""
     found: dict[Scale, list[int]] = {}
-    plain = Copies(optimizer, dtype, Scale(), samples)
+    plain = Copies(optimizer, dtype, Scale(), samples, state=state)
     by_lr: dict[float, list[int]] = {}
     for index, slot in enumerate(plain.slots):
         by_lr.setdefault(lr_factor(slot.lr), []).append(index)
     for factor, indices in by_lr.items():
-        copies = plain if factor == 1.0 else Copies(optimizer, dtype, Scale(factor), samples)
+        copies = plain if factor == 1.0 else Copies(optimizer, dtype, Scale(factor), samples, state=state)
         asked = copies.fractions_asked()
         for index in indices:
             found.setdefault(Scale(factor, lam_factor(asked[index], dtype)), []).append(index)
@@ -677,8 +931,9 @@ class Copies:
         scale: Scale,
         samples: Sequence[Sample],
         levers: Sequence[Lever] | None = None,
+        state: StartState = "flags",
     ) -> None:
-        self.target, self.dtype, self.scale, self.levers = optimizer, dtype, scale, levers
+        self.target, self.dtype, self.scale, self.levers, self.state = optimizer, dtype, scale, levers, state
         self.calls = samples[0].calls if samples else 1
         self.handle: Handle | None = handle_of(optimizer)
         self.optimizers = self.handle.optimizers if self.handle else (optimizer,)
@@ -695,7 +950,7 @@ class Copies:
         for key in ("lr", "weight_decay"):
             value = group.get(key)
             if value is not None and not is_number(value) and not isinstance(value, bool):
-                raise NotProbedError(f"{key} of group {index} is {value!r}; expected one finite number")
+                raise NotProbedError(f"{key} of group {index} is {written(value)}; expected one finite number")
         peaks, lr = peaks_in(self.target, group, PEAK_KEYS), number(group.get("lr"))
         lr = lr if abs(lr) >= LEAST else 0.0
         lam, matters, attached = number(group.get("weight_decay")), True, self.acts_on(group)
@@ -810,7 +1065,9 @@ class Copies:
         ]
         memo: dict[int, Any] = {id(real): small[0] for real, small in zip(self.chosen, parameters, strict=True)}
         more = {id(real): small[1:] for real, small in zip(self.chosen, parameters, strict=True)}
-        copies = [small_copy(optimizer, memo, more, self.device, self.dtype) for optimizer in self.optimizers]
+        copies = [
+            small_copy(optimizer, memo, more, self.device, self.dtype, self.state) for optimizer in self.optimizers
+        ]
         target = copies[[optimizer is self.target for optimizer in self.optimizers].index(True)]
         for made in copies:
             for group in made.param_groups:
@@ -857,6 +1114,7 @@ class Copies:
         handle = attach(copies, rule, select=config.select, allow_other_law=True, **numbers)
         for attachment in handle._attachments:
             attachment._count = _FixedCount(self.steps_taken)
+            attachment.weights_are_placed()
 
 
 class _FixedCount(StepCount):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
-from halflife.laws.copies import check_written
+from halflife.laws.copies import check_written, written
 from halflife.laws.isolation import Draws, isolated
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import Slot
@@ -224,9 +224,24 @@ class Bench:
             raise
         except Exception as error:
             odd = _odd_setting(instance.target)
-            if odd is None:
+            if odd is None or not self._would_step_with_floats(condition):
                 raise
             raise NotProbedError(f"{odd}, with which it cannot step; make it a float ({_told(error)})") from error
+
+    def _would_step_with_floats(self, condition: Condition) -> bool:
+        """Return whether the odd settings are why it cannot step: as floats, they let it step, or they are no numbers."""
+        instance = self.build(condition, [start * float(condition.at_start) for start in self._starts])
+        for group in instance.target.param_groups:
+            for key in ("lr", "weight_decay"):
+                try:
+                    group.update({key: float(group[key])} if key in group else {})
+                except (TypeError, ValueError):
+                    return True
+        try:
+            self._track(instance, condition)
+        except Exception:
+            return False
+        return True
 
     def _track(self, instance: Instance, condition: Condition) -> Track:
         for optimizer in instance.optimizers:
@@ -326,29 +341,38 @@ class Bench:
 
 
 @contextmanager
-def guarded(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def guarded(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -> Iterator[None]:
     """Run throw-away optimizers in isolation.
 
     Args:
         device: Where their parameters are.
         dtype: Their precision.
+        hooks: Whether step hooks that others registered for all optimizers are called.
 
     Raises:
         NotProbedError: Instead of whatever a foreign optimizer raises.
         UserError: If what makes the optimizer is wrong.
     """
-    with isolated(device, dtype):
+    with isolated(device, dtype, hooks=hooks):
         try:
             yield
         except (NotProbedError, UserError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a step that ends the process ends the probe
             raise NotProbedError(_told(error)) from error
 
 
-def _told(error: Exception) -> str:
-    """Return the kind of an error and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+def _told(error: BaseException) -> str:
+    """Return the kind of an error and the first line of what it says, and what to do where it wants more than it gets."""
+    text = str(error).strip()
+    if isinstance(error, NotImplementedError) and not text:
+        return "its class implements no step(); explain what it leaves the step to, as an optimizer inside it"
+    told = f"{type(error).__name__}: {(text.splitlines() or ['no message'])[0]}"
+    if isinstance(error, TypeError) and "step() missing" in text and "required" in text:
+        return (
+            f"{told}; it is called with none: bind them, as in optimizer.step = functools.partial(optimizer.step, ...)"
+        )
+    return told
 
 
 def _odd_setting(optimizer: Optimizer) -> str | None:
@@ -356,7 +380,7 @@ def _odd_setting(optimizer: Optimizer) -> str | None:
     for index, group in enumerate(optimizer.param_groups):
         for key in ("lr", "weight_decay"):
             if key in group and (isinstance(group[key], bool) or not isinstance(group[key], int | float)):
-                return f"{key} of group {index} is {group[key]!r}"
+                return f"{key} of group {index} is {written(group[key])}"
     return None
 
 

@@ -42,10 +42,10 @@ def reduced(optimizer: Any, kept: Iterable[Tensor]) -> Reduced:
     """
     memo: dict[int, Any] = {}
     for parameter in kept:
-        nothing = torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
-        memo[id(parameter)] = made = small_parameter(parameter, nothing, clone=False)
+        weight, gradient = (torch.zeros((), dtype=parameter.dtype, device=parameter.device) for _ in range(2))
+        memo[id(parameter)] = made = small_parameter(parameter, weight.expand(parameter.shape), clone=False)
         if parameter.grad is not None:
-            made.grad = nothing
+            made.grad = gradient.expand(parameter.shape)  # with memory of its own: the two are no views of each other
     parameters = dict(memo)
     made = Copier(memo).copy(optimizer)
     groups = list(range(len(made.param_groups)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import nan
+from math import nan, prod
 
 import torch
 from torch import Tensor
@@ -21,17 +21,26 @@ from torch import Tensor
 from halflife.laws.law import Law, NotProbedError
 from halflife.laws.stages import Run, Stage
 
-__all__ = ["Found", "Probed", "Seen", "look"]
+__all__ = ["FOLLOWS", "Found", "Mark", "Probed", "Seen", "glance", "look"]
 
 CALLS = 4  # that every weight is looked at
 LONG = 64  # calls that weights are looked at which do not move at every call
 RAISED = 2.0**7  # by what learning rates are multiplied where a small decay would be lost in rounding
 UNIFORM = 2e-3  # largest relative spread of a fraction that counts as one number
 SURE = 64  # rounding errors that a fraction must have to be read in the weights' own precision
+STEADY = 1.25  # largest ratio of what many calls remove, and what it would be by the first
 SAME = 1e-2  # largest relative difference of two readings of one fraction
 INVISIBLE = 1e-13  # a smaller fraction is rounding, even in float64
 MORE = 16  # calls over which a fraction is read that one call rounds, and what is pulled is looked at
 ROUGH = 1e-4  # rounding errors of sixteen bits are larger
+AT_ONCE = "what a call removes changes: all at the first, nothing at later ones"
+BROKEN = (
+    "its weights become infinite or NaN in a step with a gradient of zeros, as where it divides by the gradient, or its "
+    "eps is 0 in their precision"
+)
+SEVERAL = 6  # elements that are not all moved towards 0 by chance
+FOLLOWS = "it is averaged with copies of it that the optimizer keeps, which follow it"
+FROM_THE_SECOND = "from the second call on"
 BY_SIZE = "what a call removes depends on the size of the weights"
 OTHER_PRECISION = "in the precision of the weights it does not act"
 VISIBLE = 2.0**-5  # the fraction that a smaller one is raised to, so that the weights' own precision shows it
@@ -55,6 +64,9 @@ class Seen:
         grows: Whether a later call removes more than the first, as momentum makes it.
         moving: Whether momentum moves it without any gradient: then standing still proves nothing.
         floor: A smaller fraction would not have been seen.
+        calls: Over how many calls it was looked at.
+        remembered: Whether it is not known to happen without what the optimizer remembers of earlier steps.
+        nearer: Whether each element that moves is moved towards 0 by the first call that acts.
     """
 
     form: str
@@ -68,6 +80,9 @@ class Seen:
     grows: bool = False
     moving: bool = False
     floor: float = 0.0
+    calls: int = CALLS
+    remembered: bool = False
+    nearer: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,12 +118,34 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """What one call does to a parameter: by this one sees whether others are treated as it is.
+
+    Attributes:
+        form: ``"still"``, ``"shrinks"``, ``"masked"`` or ``"varied"``.
+        r: The fraction that it removes, if it shrinks; else 0.
+    """
+
+    form: str
+    r: float = 0.0
+
+    def is_like(self, other: Mark) -> bool:
+        """Return whether two marks are the same but for rounding."""
+        return self.form == other.form and abs(self.r - other.r) <= 2 * SAME * abs(other.r)
+
+    def rounded(self) -> tuple[str, str]:
+        """Return the same for those that are alike, but for a few that are at the edge of two."""
+        return self.form, f"{self.r:.1e}"
+
+
+@dataclass(frozen=True)
 class _Change:
     """What one call did to one weight."""
 
-    form: str  # "still", "shrinks", "masked", "varied"
+    form: str  # "still", "shrinks", "masked", "varied", "broken": it is no longer finite
     r: float = 0.0
     sure: bool = True  # whether rounding leaves enough digits of r
+    nearer: bool = False  # whether each element that moves is moved towards 0
 
 
 def look(stage: Stage) -> list[Seen]:
@@ -123,42 +160,79 @@ def look(stage: Stage) -> list[Seen]:
     Raises:
         NotProbedError: If it cannot be stepped; the message says why, and what to pass instead.
     """
-    found = [_summary(changes) for changes in _calls(stage, Run(calls=CALLS))]
+    track = stage.run(Run(calls=CALLS))
+    found = [_summary(changes) for changes in _changes(track)]
     if stage.starts_at_zero and any(each.form == "varied" or "changes" in each.reason for each in found):
         # It may keep copies of weights that are 0, which nothing tells from a momentum that is 0.
         stage.zeros_are_weights = True
-        linked = [_summary(changes) for changes in _calls(stage, Run(calls=CALLS))]
+        again = stage.run(Run(calls=CALLS))
+        linked = [_summary(changes) for changes in _changes(again)]
         stage.zeros_are_weights = _is_clearer(found, linked)
-        found = linked if stage.zeros_are_weights else found
+        track, found = (again, linked) if stage.zeros_are_weights else (track, found)
     if not stage.fresh:
-        halves = _halves(stage, Run(calls=CALLS))
+        half = stage.run(Run(calls=CALLS, scale=0.5))
+        halves = _differences(track, half)
         found = [_without_momentum(direct, half) for direct, half in zip(found, halves, strict=True)]
-        found = _by_size(stage, found)
+        found = _by_size(stage, found, half)
     if stage.can_be_wide:
         found = _with_more_digits(stage, found)
     if not stage.can_be_wide:
         found = _over_some_calls(stage, found)
     found = _over_many_calls(stage, found)
+    found = _goes_on(stage, found)
     found = _too_small(stage, found)
     found = _with_gradients(stage, found)
     found = _towards_others(stage, found)
     found = _idle_rows(stage, found)
     found = _no_gradient(stage, found)
+    if not stage.starts_at_zero:  # else a copy of the weights that is 0 may have been written over others
+        found = [replace(each, form="shrinks", r=1.0, reason="") if each.reason == AT_ONCE else each for each in found]
     floors = [INVISIBLE if stage.can_be_wide else max(INVISIBLE, 4.0 * stage.eps(index)) for index in range(len(found))]
     return [replace(each, lr=lr, floor=floor) for each, lr, floor in zip(found, stage.rates, floors, strict=True)]
 
 
+def glance(stage: Stage) -> list[Mark]:
+    """Step an optimizer as little as shows which of its parameters are treated alike.
+
+    Args:
+        stage: Faithful copies of the optimizer.
+
+    Returns:
+        One mark per member of the stage.
+
+    Raises:
+        NotProbedError: If it cannot be stepped.
+    """
+    found = [Mark("still")] * len(stage.rates)
+    for run in (Run(calls=1, wide=stage.can_be_wide), Run(calls=1, wide=stage.can_be_wide, gradient="random")):
+        changes = (_calls if stage.fresh and run.gradient == "zeros" else _halves)(stage, run)
+        for index, (change,) in enumerate(changes):
+            if found[index].form == "still":
+                found[index] = Mark(change.form, change.r if change.form == "shrinks" else 0.0)
+        if all(mark.form != "still" for mark in found):
+            break
+    return found
+
+
 def _calls(stage: Stage, run: Run, *, whole: bool = False) -> list[list[_Change]]:
     """Return what each call did to each member, or what all calls did as a whole."""
-    track = stage.run(run)
+    return _changes(stage.run(run), whole=whole)
+
+
+def _changes(track: list[list[Tensor]], *, whole: bool = False) -> list[list[_Change]]:
+    """Return what each call of a run did to each member."""
     track = [track[0], track[-1]] if whole else track
-    return [[_change(before, after) for before, after in pairwise(held)] for held in _columns(track)]
+    return _not_all_broken([[_change(before, after) for before, after in pairwise(held)] for held in _columns(track)])
 
 
 def _halves(stage: Stage, run: Run, *, whole: bool = False) -> list[list[_Change]]:
     """Return what each call did to the difference of two runs, one of which begins at half the weights."""
-    tracks = stage.run(run), stage.run(replace(run, scale=0.5 * run.scale))
-    full, half = ([track[0], track[-1]] if whole else track for track in tracks)
+    return _differences(stage.run(run), stage.run(replace(run, scale=0.5 * run.scale)), whole=whole)
+
+
+def _differences(full: list[list[Tensor]], half: list[list[Tensor]], *, whole: bool = False) -> list[list[_Change]]:
+    """Return what each call did to the difference of a run and one that begins at half the weights."""
+    full, half = ([track[0], track[-1]] if whole else track for track in (full, half))
     found = []
     for one, other in zip(_columns(full), _columns(half), strict=True):
         # Not the difference of the rounded weights: it has lost the digits that both share.
@@ -167,6 +241,13 @@ def _halves(stage: Stage, run: Run, *, whole: bool = False) -> list[list[_Change
             for a, b in zip(one, other, strict=True)
         ]
         found.append([_change(a, b, noise=2.0 * max(n, m)) for (a, n), (b, m) in pairwise(pairs)])
+    return _not_all_broken(found)
+
+
+def _not_all_broken(found: list[list[_Change]]) -> list[list[_Change]]:
+    """Refuse an optimizer of which no weight stays finite; where only some do not, the others are told."""
+    if found and all(any(change.form == "broken" for change in made) for made in found):
+        raise NotProbedError(BROKEN)
     return found
 
 
@@ -185,11 +266,15 @@ def _change(before: Tensor, after: Tensor, noise: float | None = None) -> _Chang
     wide = torch.complex128 if before.is_complex() else torch.float64
     weight, moved = before.to(wide), after.to(wide) - before.to(wide)
     if not bool(moved.isfinite().all()):
-        raise NotProbedError("its weights become infinite or NaN in a step without gradient")
+        return _Change("broken", sure=False)
     if _size(moved) <= 2.0 * noise:
         return _Change("still")  # or within rounding, which another precision shows
     form, r = _fitted(moved, weight, noise)
-    return _Change(form, r, sure=abs(r) * _size(weight) >= SURE * noise)
+    inwards = -(moved * weight.conj()).real
+    nearer = bool((inwards >= -2.0 * noise * weight.abs()).all()) and int((inwards > 0.0).sum()) >= SEVERAL
+    return _Change(
+        form, r, sure=abs(r) * _size(weight) >= SURE * noise, nearer=nearer or (form == "shrinks" and r > 0.0)
+    )
 
 
 def _fitted(moved: Tensor, weight: Tensor, noise: float) -> tuple[str, float]:
@@ -197,7 +282,8 @@ def _fitted(moved: Tensor, weight: Tensor, noise: float) -> tuple[str, float]:
     if _size(moved + r * weight) <= UNIFORM * _size(moved) + noise:
         return "shrinks", r
     active = moved.abs() > 0.05 * _size(moved) * weight.abs() / _size(weight)
-    if 0 < int(active.sum()) < active.numel() and _size(moved * ~active) <= UNIFORM * _size(moved) + noise:
+    # Of one element everything is a fraction.
+    if 1 < int(active.sum()) < active.numel() and _size(moved * ~active) <= UNIFORM * _size(moved) + noise:
         r = _fraction(moved * active, weight * active)
         if _size(moved + r * weight * active) <= UNIFORM * _size(moved) + noise:
             return "masked", r
@@ -210,14 +296,20 @@ def _fraction(moved: Tensor, weight: Tensor) -> float:
 
 
 def _size(tensor: Tensor) -> float:
+    if tensor.element_size() == 1:  # torch has no maximum of numbers of 8 bits
+        tensor = tensor.float()
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
 def _summary(changes: Sequence[_Change]) -> Seen:
     """Say in one word what several calls did."""
+    if any(change.form == "broken" for change in changes):
+        return Seen(form="not probed", reason=BROKEN)
     acting = [index for index, change in enumerate(changes) if change.form != "still"]
     if not acting:
         return Seen(form="still")
+    if acting == [0] and changes[0].form == "shrinks" and abs(changes[0].r - 1.0) <= SAME and len(changes) > 1:
+        return Seen(form="varied", reason=AT_ONCE)
     steps = {b - a for a, b in pairwise(acting)}
     every = steps.pop() if len(steps) == 1 else 0
     if acting == list(range(len(changes))):
@@ -225,28 +317,28 @@ def _summary(changes: Sequence[_Change]) -> Seen:
     first = changes[acting[0]]
     forms = {changes[index].form for index in acting}
     rates = [changes[index].r for index in acting]
+    nearer = first.nearer  # a momentum may carry elements beyond 0 later
     listed = ", ".join(f"{change.r:.4g}" for change in changes[:CALLS])
-    if forms <= {"shrinks"} and every and acting[0] < every:
+    is_late = every == 1 and acting[0] == 1 and len(acting) >= CALLS - 1  # the first call only fills its state
+    if forms <= {"shrinks"} and every and (acting[0] < every or is_late):
         if all(abs(r - rates[0]) <= max(SAME * abs(rates[0]), 0.0 if first.sure else abs(rates[0])) for r in rates):
-            return Seen(form="shrinks", r=rates[0], every=every)
+            return Seen(form="shrinks", r=rates[0], every=every, reason=FROM_THE_SECOND if is_late else "")
         if every == 1 and all(abs(b) >= abs(a) for a, b in pairwise(rates)):
             return Seen(form="shrinks", r=rates[0], grows=True, reason=f"the calls remove {listed}")
     if forms <= {"shrinks", "masked"} and "masked" in forms and every:
         return Seen(form="masked", r=None, every=every, reason=f"it removes {abs(rates[0]):.4g} of some elements only")
     if forms <= {"shrinks"}:
         if acting[0] >= CALLS:
-            return Seen(
-                form="varied", reason=f"nothing in the first {acting[0]} calls, {rates[0]:.4g} of it at the next"
-            )
-        return Seen(form="varied", reason=f"what a call removes changes: {listed}")
-    return Seen(
-        form="varied", every=max(every, 1), reason="it moves without a gradient, by no single fraction of the weight"
-    )
+            reason = f"nothing in the first {acting[0]} calls, {rates[0]:.4g} of it at the next"
+            return Seen(form="varied", reason=reason, nearer=nearer)
+        return Seen(form="varied", reason=f"what a call removes changes: {listed}", nearer=nearer)
+    reason = "it moves without a gradient, by no single fraction of the weight"
+    return Seen(form="varied", every=max(every, 1), reason=reason, nearer=nearer)
 
 
 def _without_momentum(direct: Seen, halves: Sequence[_Change]) -> Seen:
     """Choose between what a weight did and what the difference of two runs did: momentum moves the first only."""
-    if direct.form == "still":
+    if direct.form in {"still", "not probed"}:
         return direct
     half = _summary(halves)
     alike = direct.form == half.form and abs((direct.r or 0.0) - (half.r or 0.0)) <= SAME * abs(half.r or 0.0)
@@ -274,14 +366,15 @@ def _over_some_calls(stage: Stage, found: list[Seen]) -> list[Seen]:
     return found
 
 
-def _by_size(stage: Stage, found: list[Seen]) -> list[Seen]:
+def _by_size(stage: Stage, found: list[Seen], half: list[list[Tensor]]) -> list[Seen]:
     """Find fractions that depend on the size of the weights: the difference of two sizes does not show these."""
     if not any(each.form == "shrinks" and each.moving for each in found):
         return found
-    smaller = _halves(stage, Run(calls=1, scale=0.5))
+    smaller = _differences(half[:2], stage.run(Run(calls=1, scale=0.25)))
     for index, ((change,), each) in enumerate(zip(smaller, found, strict=True)):
         r = each.r or 0.0
-        if each.form == "shrinks" and change.sure and abs(change.r - r) > 2 * SAME * abs(r):
+        broken = change.form == "broken"
+        if each.form == "shrinks" and not broken and change.sure and abs(change.r - r) > 2 * SAME * abs(r):
             found[index] = Seen(form="varied", moving=True, reason=BY_SIZE)
     return found
 
@@ -306,6 +399,9 @@ def _with_more_digits(stage: Stage, found: list[Seen]) -> list[Seen]:
     result, hidden = [], []
     for index, (own, exact) in enumerate(pairs):
         eps, r = stage.eps(index), own.r or 0.0
+        if "not probed" in {own.form, exact.form}:
+            result.append(own)
+            continue
         if own.form == "shrinks" and abs(r) >= SURE * eps:
             agree = exact.form == "shrinks" and abs((exact.r or 0.0) - r) <= SAME * abs(r) + 2 * eps
             result.append(replace(exact, moving=own.moving) if agree else own)
@@ -353,12 +449,42 @@ def _over_many_calls(stage: Stage, found: list[Seen]) -> list[Seen]:
     except NotProbedError:
         return found
     for index, place in zip(waiting, places, strict=True):
+        found[index] = replace(found[index], calls=run.calls)
         if found[index].form == "still" and all(change.form == "still" for change in changes[place][1:]):
             continue  # as above
         each = _summary(changes[place])
         # Where less was stepped, what acts at once on what stood still before is another optimizer.
         if each.form != "still" and (smaller is stage or each.every > CALLS):
-            found[index] = replace(each, moving=found[index].moving)
+            found[index] = replace(each, moving=found[index].moving, calls=run.calls)
+    return found
+
+
+def _goes_on(stage: Stage, found: list[Seen]) -> list[Seen]:
+    """Look whether what the first calls removed is what later ones remove, about: code of others may count its calls."""
+    steady = [
+        index for index, each in enumerate(found) if each.form == "shrinks" and each.every == 1 and not each.grows
+    ]
+    if stage.is_of_torch or stage.is_large or not steady:
+        return found
+    smaller, places = stage.only(steady)
+    try:
+        changes = (_calls if stage.fresh else _halves)(smaller, Run(calls=LONG, wide=stage.can_be_wide))
+    except NotProbedError:
+        return found
+    for index, place in zip(steady, places, strict=True):
+        r, made = found[index].r or 0.0, changes[place]
+        if (
+            not 0.0 < r < 1.0
+            or found[index].reason == FROM_THE_SECOND
+            or made[0].form != "shrinks"
+            or abs(made[0].r - r) > 2 * SAME * r
+        ):
+            continue  # where less was stepped, another thing happens
+        lost = 1.0 - prod(1.0 - change.r for change in made)
+        expected = 1.0 - (1.0 - r) ** LONG
+        if not expected / STEADY <= lost <= expected * STEADY:
+            reason = f"a call removes {r:.4g} at first, but {LONG} calls remove {lost:.4g}, and not {expected:.4g}"
+            found[index] = replace(found[index], form="varied", r=None, reason=reason)
     return found
 
 
@@ -426,6 +552,7 @@ def _towards_others(stage: Stage, found: list[Seen]) -> list[Seen]:
         columns = _columns(stage.run(Run(calls=MORE, nudged=True, wide=stage.can_be_wide)))
     except NotProbedError:
         return found
+    pulled = []
     for index in still:
         _, first, *later = columns[index]
         if first.numel() == 0:
@@ -434,6 +561,16 @@ def _towards_others(stage: Stage, found: list[Seen]) -> list[Seen]:
         moves = sum(_size(after - before) > noise for before, after in pairwise([2.0 * first, *later]))
         written_back = any(_size(after - first) <= noise for after in later)  # from a copy that it keeps
         if moves >= 3 and not written_back:  # slow weights pull now and then, and come along
+            pulled.append(index)
+    if pulled:  # decay towards weights from before is one towards weights that stay where they are
+        try:
+            stage.run(Run(calls=CALLS, gradient="random", watched=True, wide=stage.can_be_wide))
+        except NotProbedError:
+            stage.copies_follow = [False] * len(found)
+    for index in pulled:
+        if stage.copies_follow[index]:
+            found[index] = replace(found[index], reason=FOLLOWS)
+        else:
             found[index] = replace(
                 found[index], form="varied", reason="it is pulled towards weights that the optimizer keeps"
             )

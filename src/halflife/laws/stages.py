@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -10,23 +10,37 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from halflife.laws.copier import Copier, is_like_an_optimizer
-from halflife.laws.copies import number, scale_peaks, small_parameter
-from halflife.laws.graph import real_tensors
+from halflife.laws.copier import (
+    APART,
+    Copier,
+    at_the_start,
+    attributes_of,
+    copies_in,
+    flags_of,
+    is_like_an_optimizer,
+    is_near,
+    storage_key,
+)
+from halflife.laws.copies import number, scale_peaks, small_parameter, train_modules
+from halflife.laws.graph import real_tensors, with_inner
 from halflife.laws.guard import read_only
-from halflife.laws.in_place import restored
-from halflife.laws.isolation import Draws
+from halflife.laws.in_place import Snapshot
+from halflife.laws.isolation import Draws, global_hooks
 from halflife.laws.law import NotProbedError
 from halflife.laws.probe import enter_training_mode, guarded
 from halflife.laws.reduced import is_of_torch
+from halflife.optim.norms import is_distributed, local
 
-__all__ = ["CopyStage", "Member", "RealStage", "Run", "Stage"]
+__all__ = ["CopyStage", "Member", "RealStage", "Run", "Stage", "State"]
 
 SMALL = 2**12  # elements of a weight that is looked at over many calls
 FEW = 2**16  # elements of weights that are looked at over many calls as they are
 LARGE = 2**22  # elements that are stepped in place as often as smaller ones are
 READ = 2**18  # elements of a weight that are read, about
 NEAR = 0.1  # relative distance up to which a tensor counts as a copy of the weights
+
+
+State = Literal["real", "start", "flags"]  # of a stage: as it is, as when the optimizer was made, empty but for flags
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,8 @@ class Run:
         gradient: ``"zeros"``; ``"none"``; ``"random"``; ``"rows"``: random, and zero in every other row.
         factor: Of every learning rate.
         nudged: Whether the weights are doubled after the first call; a copy of them that the optimizer keeps is not.
+        watched: Whether it is looked at what becomes of the copies of the weights that the optimizer keeps, or makes in a
+            first call without gradient.
     """
 
     calls: int
@@ -48,6 +64,7 @@ class Run:
     gradient: Literal["zeros", "none", "random", "rows"] = "zeros"
     factor: float = 1.0
     nudged: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +100,10 @@ class Stage(Protocol):
         can_be_wide: Whether runs in float64 are possible.
         starts_at_zero: Whether some of the real weights are 0, so that other weights stand for them.
         zeros_are_weights: Whether what is 0 in the optimizer, as the weights are, counts as a copy of them.
+        is_of_torch: Whether its class and its step are torch's own.
         is_large: Whether it is so large that each call counts: a large optimizer that is stepped in place.
+        copies_follow: By member, whether it keeps copies of the weights that all moved with them in the last run that
+            asked.
     """
 
     rates: list[float]
@@ -91,7 +111,9 @@ class Stage(Protocol):
     can_be_wide: bool
     starts_at_zero: bool
     zeros_are_weights: bool
+    is_of_torch: bool
     is_large: bool
+    copies_follow: list[bool]
 
     def run(self, run: Run) -> list[list[Tensor]]:
         """Return the weights of all members before the first call, and after each."""
@@ -114,28 +136,33 @@ class _Stepper:
         self.draws = Draws(device)
         self.needs_closure = self.needs_rows = False
         self.zeros_are_weights = self.is_large = False
+        self.without_decay: Sequence[int] = ()  # groups whose weight_decay is switched off
+        self.calls_hooks = False  # a copy must not call what is registered for all optimizers
+        self.copies_follow = [False] * len(self.members)
 
     def eps(self, index: int) -> float:
         """Return the rounding error of a member's own precision; 0 if it is float64."""
         dtype = self.members[index].start.dtype
         return 0.0 if dtype in {torch.float64, torch.complex128} else torch.finfo(dtype).eps
 
-    def gradients(self, run: Run, weights: Sequence[Tensor], call: int) -> list[Tensor | None]:
-        """Return the gradient of each member at one call."""
+    def gradients(self, run: Run, weights: Sequence[Tensor], call: int) -> Iterator[Tensor | None]:
+        """Yield the gradient of each member at one call."""
         generator = torch.Generator().manual_seed(11 + call)
-        found: list[Tensor | None] = []
         for member, weight in zip(self.members, weights, strict=True):
             if run.gradient == "none" or not member.has_gradient:
-                found.append(None)
+                yield None
                 continue
-            if run.gradient == "zeros":
-                found.append(self.as_it_comes(torch.zeros_like(weight, requires_grad=False)))
+            if run.gradient == "zeros" and not is_distributed(weight):
+                zero = torch.zeros((), dtype=weight.dtype, device=weight.device).expand(weight.shape)
+                yield self.as_it_comes(zero)
                 continue
-            drawn = torch.randn(weight.shape, generator=generator, dtype=torch.float32).to(weight.device, weight.dtype)
-            if run.gradient == "rows" and drawn.ndim > 0:
-                drawn[1::2] = 0.0
-            found.append(self.as_it_comes(drawn))
-        return found
+            made = torch.zeros_like(weight, requires_grad=False)
+            if run.gradient != "zeros":
+                part = local(made)
+                part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float32))
+                if run.gradient == "rows" and part.ndim > 0:
+                    part[1::2] = 0.0
+            yield self.as_it_comes(made)
 
     def as_it_comes(self, gradient: Tensor) -> Tensor:
         """Return a gradient as the optimizer wants it: of rows, if it takes no others."""
@@ -144,8 +171,11 @@ class _Stepper:
         return torch.sparse_coo_tensor(torch.arange(gradient.shape[0], device=gradient.device)[None], gradient)
 
     def set_rates(self, optimizer: Any, run: Run) -> None:
-        """Give each group the learning rate that it is looked at."""
+        """Give each group the settings that it is looked at."""
         scale_peaks(optimizer, self.raised * run.factor)
+        for index in self.without_decay:
+            if "weight_decay" in optimizer.param_groups[index]:
+                optimizer.param_groups[index]["weight_decay"] = 0.0
         for group, rate in zip(optimizer.param_groups, self.group_rates, strict=False):
             if group.get("lr") is None:
                 continue
@@ -158,34 +188,46 @@ class _Stepper:
         if run.factor == 1.0:
             return
         known = set(map(id, optimizer.param_groups))
-        for group in (group for inner in _inside(optimizer) for group in inner.param_groups):
+        for group in (group for inner in with_inner([optimizer]) for group in inner.param_groups):
             if id(group) not in known and group.get("lr") is not None:
                 known.add(id(group))
                 group["lr"] = group["lr"] * run.factor
 
     def calls(self, optimizer: Any, parameters: Sequence[Tensor], run: Run, track: list[list[Tensor]]) -> None:
         """Call ``step()`` as often as a run says, and add the weights after each call to its track."""
+        kept: list[list[tuple[Tensor, Tensor]]] = []
         for index in range(run.calls):
             self.draws.seed(1000 + index)
-            self.call(optimizer, parameters, self.gradients(run, parameters, index))
+            self.call(
+                optimizer, parameters, replace(run, gradient="zeros") if run.watched and index == 0 else run, index
+            )
             track.append(_read(parameters))
+            if run.watched and index == 0:  # some are made by the first call
+                kept = [_kept_copies(optimizer, parameter, parameters) for parameter in parameters]
             if run.nudged and index == 0:
                 with torch.no_grad():
                     for parameter in parameters:
                         parameter.mul_(2.0)
+        if run.watched:
+            self.copies_follow = [
+                bool(each) and all(not torch.equal(now, before) for now, before in each) for each in kept
+            ]
 
-    def call(self, optimizer: Any, parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
-        """Call ``step()`` once, with a closure if it wants one."""
+    def call(self, optimizer: Any, parameters: Sequence[Tensor], run: Run, index: int) -> None:
+        """Call ``step()`` once, with a closure if it wants one, after a ``zero_grad()`` that is not torch's."""
 
         def give() -> Tensor:
-            for parameter, gradient in zip(parameters, gradients, strict=True):
+            # Made anew each time: a step may write into them.
+            for parameter, gradient in zip(parameters, self.gradients(run, parameters, index), strict=True):
                 held = parameter.grad
-                if gradient is None or held is None or held.is_sparse or held.dtype != gradient.dtype:
-                    parameter.grad = None if gradient is None else gradient.clone()
+                if gradient is None or held is None or not _can_hold(held, gradient):
+                    parameter.grad = None if gradient is None else _with_memory(gradient)
                 else:
                     held.detach().copy_(gradient)  # in place: it may be a view of one flat buffer
             return torch.zeros((), device=self.device)
 
+        if has_own_zero_grad(optimizer):  # part of each iteration: it may decay there
+            optimizer.zero_grad()
         give()
         if self.needs_closure:
             optimizer.step(give)
@@ -194,7 +236,7 @@ class _Stepper:
 
     def stepped(self, once: Callable[[], list[list[Tensor]]], dtype: torch.dtype) -> list[list[Tensor]]:
         """Run once; where the step refuses to go without a closure, with one."""
-        with guarded(self.device, dtype):
+        with guarded(self.device, dtype, hooks=self.calls_hooks):
             try:
                 return self.draws.repeatable(once, _same)
             except Exception as error:
@@ -210,6 +252,13 @@ class _Stepper:
                 raise first from None
 
 
+def has_own_zero_grad(optimizer: Any) -> bool:
+    """Return whether an optimizer has a ``zero_grad`` of its own, which may do more than torch's."""
+    own = vars(optimizer).get("zero_grad") if hasattr(optimizer, "__dict__") else None
+    found = getattr(own or getattr(type(optimizer), "zero_grad", None), "__module__", "torch.optim") or ""
+    return not found.startswith("torch.")
+
+
 class CopyStage(_Stepper):
     """Faithful copies of an optimizer, a new one for each run.
 
@@ -219,7 +268,9 @@ class CopyStage(_Stepper):
         rates: The learning rate that each group gets; its own, or one that can be measured.
         raised: By what the peaks are multiplied.
         device: Where the copies are.
-        state: Which state they begin with: the real one, or only the flags in it.
+        state: Which state they begin with: the real one; that of the start (``"start"``), or only the flags in it: then
+            copies of the weights in attributes are those of the start, too.
+        moved: Takes the ids of parameters that a step moves, although they are in none of its groups.
     """
 
     def __init__(
@@ -230,10 +281,11 @@ class CopyStage(_Stepper):
         *,
         raised: float,
         device: torch.device,
-        state: Literal["real", "flags"] = "real",
+        state: State = "real",
+        moved: set[int] | None = None,
     ) -> None:
         super().__init__(members, rates, raised, device)
-        self.optimizer, self.state = optimizer, state
+        self.optimizer, self.state, self.is_of_torch = optimizer, state, is_of_torch(optimizer)
         self.can_be_wide = all(not member.start.is_complex() for member in self.members) and any(
             member.start.dtype != torch.float64 for member in self.members
         )
@@ -242,9 +294,9 @@ class CopyStage(_Stepper):
         held = {id(each) for group in optimizer.param_groups for each in group["params"]}
         others = [each for each in self.protected if isinstance(each, torch.nn.Parameter) and id(each) not in held]
         self.outside = {id(each): each for each in others}
-        self.moved: set[int] = set()
+        self.moved: set[int] = set() if moved is None else moved
         parameters = [member.parameter for member in self.members]
-        self.fresh = state == "flags" or not _remembers(optimizer, parameters)
+        self.fresh = state != "real" or not _remembers(optimizer, parameters)
 
     def run(self, run: Run) -> list[list[Tensor]]:
         """Return the weights of all members before the first call, and after each."""
@@ -256,17 +308,22 @@ class CopyStage(_Stepper):
         parameters: list[Tensor] = []
         memo: dict[int, Any] = {}
         for member in self.members:
-            start = member.start * run.scale
+            start = scaled(member.start, run.scale)
             stand_in = small_parameter(member.parameter, start.double() if run.wide else start)
             memo[id(member.parameter)] = stand_in
             parameters.append(stand_in)
         copier = Copier(memo, state=self.state)
         optimizer = copier.copy(self.optimizer)
+        train_modules(copier.memo)
         _cut_state(optimizer, self.members, parameters)
         mine = set(map(id, parameters))
         others = [each for each in copier.memo.values() if isinstance(each, Tensor) and id(each) not in mine]
         with self.guard:
+            if self.state != "real":
+                _settle(others, self.members)
             _link(others, self, run, _owners(optimizer, parameters))
+            if self.state != "real":
+                self.fresh = self.fresh and not _remembers(optimizer, parameters)
         if run.wide:
             for each in others:
                 if each.is_floating_point() and each.ndim > 0 and each.device.type != "meta":
@@ -305,12 +362,15 @@ class CopyStage(_Stepper):
 class RealStage(_Stepper):
     """The optimizer itself: stepped in place, and put back to the bit after each run.
 
+    It is run within a ``with`` statement: what is put back is recorded once, where that begins.
+
     Args:
         optimizer: The optimizer.
         members: All its parameters.
         rates: The learning rate that each group gets; its own, or one that can be measured.
         raised: By what the peaks are multiplied.
         device: Where the parameters are.
+        state: Which state it begins with, as for copies.
     """
 
     can_be_wide = False
@@ -323,28 +383,61 @@ class RealStage(_Stepper):
         *,
         raised: float,
         device: torch.device,
+        state: State = "real",
     ) -> None:
         super().__init__(members, rates, raised, device)
-        self.optimizer = optimizer
+        self.optimizer, self.calls_hooks, self.state = optimizer, True, state
+        self.is_of_torch = is_of_torch(optimizer)
+        self._snapshot: Snapshot | None = None
         self.is_large = sum(member.start.numel() for member in self.members) > LARGE
-        self.fresh = not _remembers(optimizer, [member.parameter for member in self.members])
+        parameters = [member.parameter for member in self.members]
+        self.fresh = state != "real" or not _remembers(optimizer, parameters)
 
     def run(self, run: Run) -> list[list[Tensor]]:
         """Return the weights of all members before the first call, and after each."""
         return self.stepped(lambda: self._once(run), torch.get_default_dtype())
 
+    def __enter__(self) -> RealStage:
+        self._snapshot = Snapshot([self.optimizer], global_hooks())
+        # The weights at the start are those in the snapshot, so that there is one copy of them.
+        self.members = [
+            replace(each, start=self._recorded(each.start, each), origin=self._recorded(each.origin, each))
+            for each in self.members
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._snapshot = None  # each run has put back what it changed
+
+    def _recorded(self, weight: Any, member: Member) -> Any:
+        """Return the recorded values, where a weight is the parameter itself."""
+        assert self._snapshot is not None
+        if weight is None or storage_key(weight) != storage_key(member.parameter):
+            return weight
+        return self._snapshot.recorded(member.parameter)
+
     def _once(self, run: Run) -> list[list[Tensor]]:
+        if self._snapshot is None:
+            raise RuntimeError("the stage is not open; run it within a with statement")
         parameters = [member.parameter for member in self.members]
-        with restored([self.optimizer]):
+        try:
             self.draws.seed(0)
             with torch.no_grad():
+                if self.state != "real":
+                    _begin(self.optimizer, self.state, {id(each.parameter): each.start for each in self.members})
+                    _settle(_tensors_in(self.optimizer, set(map(id, parameters))), self.members)
                 owners = _owners(self.optimizer, parameters)
                 _link(_tensors_in(self.optimizer, set(map(id, parameters))), self, run, owners)
                 for member in self.members:
-                    member.parameter.copy_(member.start * run.scale)
+                    start = member.start if run.scale == 1.0 else scaled(member.start, run.scale)
+                    local(member.parameter).copy_(start)
+                if self.state != "real":
+                    self.fresh = self.fresh and not _remembers(self.optimizer, parameters)
             self.set_rates(self.optimizer, run)
             track = [_read(parameters)]
             self.calls(self.optimizer, parameters, run, track)
+        finally:
+            self._snapshot.restore()
         return track
 
     def only(self, indices: Sequence[int]) -> tuple[RealStage, list[int]]:
@@ -352,11 +445,38 @@ class RealStage(_Stepper):
         return self, list(indices)
 
 
+def scaled(weight: Tensor, factor: float) -> Tensor:
+    """Return a weight times a factor, in its own precision; torch does not multiply numbers of 8 bits."""
+    narrow = weight.element_size() == 1 and weight.is_floating_point()
+    return (weight.float() * factor).to(weight.dtype) if narrow else weight * factor
+
+
+def _can_hold(held: Tensor, gradient: Tensor) -> bool:
+    """Return whether another gradient can be written into one."""
+    return not held.is_sparse and held.dtype == gradient.dtype and (0 not in held.stride() or held.numel() <= 1)
+
+
+def _with_memory(gradient: Tensor) -> Tensor:
+    """Return a gradient that a step may write into: one of zeros has one element in memory until it is given."""
+    is_whole = gradient.is_sparse or 0 not in gradient.stride() or gradient.numel() <= 1
+    return gradient if is_whole else torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+
+
 def cut(weight: Tensor, limit: int) -> Tensor:
-    """Return the first rows of a weight, and of a row the first elements, at most ``limit`` elements."""
-    for dim in range(weight.ndim):
+    """Return the first elements along each dimension, all shortened alike: what depends on their ratios stays.
+
+    Args:
+        weight: The weight.
+        limit: How many elements are left, about; of a dimension, one at least.
+
+    Returns:
+        A view of it.
+    """
+    # The shortest first: what these cannot be shortened by, the longer ones are.
+    for place, dim in enumerate(sorted(range(weight.ndim), key=lambda dim: weight.shape[dim])):
         if weight.numel() > limit:
-            weight = weight.narrow(dim, 0, max(1, weight.shape[dim] * limit // weight.numel()))
+            share = (limit / weight.numel()) ** (1 / (weight.ndim - place))
+            weight = weight.narrow(dim, 0, max(1, round(weight.shape[dim] * share)))
     return weight
 
 
@@ -389,7 +509,7 @@ def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Return the weights; of large ones elements from everywhere."""
     found = []
     for parameter in parameters:
-        weight = parameter.detach()
+        weight = local(parameter.detach())
         step = weight.numel() // READ
         if step > 1 and weight.ndim > 0:
             weight = weight.reshape(weight.shape[0], -1)
@@ -397,6 +517,51 @@ def _read(parameters: Sequence[Tensor]) -> list[Tensor]:
             weight = weight[:: step | 1] if weight.shape[0] > 64 * step else weight[:, :: step | 1]
         found.append(weight.clone())
     return found
+
+
+def _begin(optimizer: Any, state: State, starts: Mapping[int, Tensor]) -> None:
+    """Put the state of an optimizer, and of those inside it, back to the start.
+
+    Args:
+        optimizer: The optimizer.
+        state: Which state it gets.
+        starts: By the id of each parameter, the weights that it begins with.
+    """
+    for each in with_inner([optimizer]):
+        held = attributes_of(each).get("state")
+        if not isinstance(held, dict):
+            continue
+        copies = copies_in(held) if state == "start" else frozenset()
+        for key, value in list(held.items()):
+            begins = state == "start" and isinstance(key, Tensor)
+            left = at_the_start(value, key, starts.get(id(key), key), copies) if begins else flags_of(value)
+            if left is None:
+                del held[key]
+            else:
+                held[key] = left
+
+
+def _settle(tensors: Sequence[Tensor], members: Sequence[Member]) -> None:
+    """Make copies of the weights that have moved away from them copies again: averages, slow weights."""
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for member in members:
+        weight = member.start if member.origin is None else member.origin
+        by_shape.setdefault(tuple(weight.shape), []).append(weight)
+    with torch.no_grad():
+        for tensor in tensors:
+            if tensor.is_floating_point() and tensor.device.type != "meta" and type(tensor) in _SIMPLE:
+                near = [
+                    each for each in by_shape.get(tuple(tensor.shape), ()) if is_near(tensor, each, APART, most=READ)
+                ]
+                if near:
+                    tensor.data.copy_(min(near, key=lambda each: float((tensor - each.to(tensor.device)).norm())))
+
+
+def _kept_copies(optimizer: Any, weight: Tensor, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the tensors of an optimizer that are about a weight, each with its values now."""
+    found = _tensors_in(optimizer, set(map(id, parameters)))
+    alike = [each for each in found if each.shape == weight.shape and each.is_floating_point()]
+    return [(each, each.clone()) for each in alike if _near(each, weight.detach())]
 
 
 def _same(one: list[list[Tensor]], other: list[list[Tensor]]) -> bool:
@@ -429,9 +594,9 @@ def _link(tensors: Sequence[Tensor], stage: _Stepper, run: Run, owners: Mapping[
                 if real.shape != tensor.shape or not _near(tensor, real, zeros=stage.zeros_are_weights):
                     continue
                 if member.origin is None:
-                    tensor.data.mul_(run.scale)
+                    tensor.data.copy_(scaled(tensor.data, run.scale))
                 else:
-                    tensor.data.copy_(member.start * run.scale)
+                    tensor.data.copy_(scaled(member.start, run.scale))
                 if index in alike:  # the next tensor that is equal to several is that of the next
                     alike.remove(index)
                     alike.append(index)
@@ -450,14 +615,14 @@ def _owners(optimizer: Any, parameters: Sequence[Tensor]) -> dict[int, int]:
     return found
 
 
+_SIMPLE = frozenset({Tensor, torch.nn.Parameter})
+
+
 def _near(tensor: Tensor, weight: Tensor, *, zeros: bool = False) -> bool:
     """Return whether a tensor is about a weight, or both are 0; of large ones, elements from everywhere are compared."""
-    step = max(1, weight.numel() // READ) | 1
-    wide = weight.to(tensor.device).reshape(-1)[::step].double()
-    size = wide.norm()
-    if size == 0:
-        return zeros and not bool(tensor.any())
-    return bool((tensor.reshape(-1)[::step].double() - wide).norm() <= NEAR * size)
+    if zeros and not bool(weight.any()):
+        return not bool(tensor.any())
+    return is_near(tensor, weight, NEAR, most=READ)
 
 
 def _remembers(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
@@ -467,29 +632,13 @@ def _remembers(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
         by_shape.setdefault(tuple(parameter.shape), []).append(parameter.detach())
     for tensor in _tensors_in(optimizer, set(map(id, parameters))):
         alike = by_shape.get(tuple(tensor.shape), [])
-        if (
-            not alike
-            or not tensor.is_floating_point()
-            or tensor.device.type == "meta"
-            or type(tensor) not in {Tensor, torch.nn.Parameter}
-        ):
+        if not alike or not tensor.is_floating_point() or tensor.device.type == "meta" or type(tensor) not in _SIMPLE:
             continue
         if not bool(tensor.any()):
             continue
         if not any(_near(tensor, each) for each in alike if each.device == tensor.device):
             return True
     return False
-
-
-def _inside(optimizer: Any) -> list[Any]:
-    """Return the optimizers that an optimizer has in its attributes, alone or in lists, tuples and dicts."""
-    values = list(vars(optimizer).values()) if hasattr(optimizer, "__dict__") else []
-    for value in list(values):
-        if isinstance(value, list | tuple):
-            values += value
-        elif isinstance(value, Mapping):
-            values += value.values()
-    return [value for value in values if is_like_an_optimizer(value)]
 
 
 def _tensors_in(optimizer: Any, without: set[int]) -> list[Tensor]:

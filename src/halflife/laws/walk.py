@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 import dis
 import functools
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halflife.laws.copier import address_of, attributes_of, is_like_an_optimizer, storage_key
-from halflife.laws.graph import children
+from halflife.laws.graph import children, reachable, with_inner
+from halflife.optim.norms import is_distributed
 
 __all__ = ["shared_places", "unfaithful"]
 
 MANY = 5000  # objects that one name may lead to
+MANY_KEPT = 100_000  # objects that are looked through for memory of weights
+MOST_ADDRESSES = 10_000  # numbers in one tensor or array that may be addresses
 FUNCTIONS = 500  # that are read
 LIBRARIES = frozenset(
     {"torch", "numpy", "halflife", "typing_extensions", "torchgen", "accelerate", *sys.stdlib_module_names}
@@ -53,6 +59,10 @@ NOT_RUN = frozenset(
 # What says nothing about the values of a tensor, and is the same for its stand-in.
 OUTSIDE = frozenset({"shape", "ndim", "dtype", "device", "size", "dim", "numel", "layout", "is_cuda"})
 
+# What code names that treats the parts of distributed tensors in a way of its own: copies are plain tensors.
+DISTRIBUTED = frozenset({"DTensor", "to_local", "_local_tensor", "full_tensor", "placements", "device_mesh"})
+# What code names that reaches memory past torch.
+PAST_TORCH = frozenset({"ctypes", "from_address", "memmove", "memset"})
 SEARCHES = frozenset({"get_objects", "get_referrers"})
 
 Use = tuple[
@@ -76,9 +86,83 @@ def unfaithful(optimizers: Iterable[Any]) -> str | None:
     walk = _Walk(optimizers)
     walk.run()
     if walk.found is None:
-        return None
+        if walk.is_distributed and walk.names & DISTRIBUTED:
+            named = min(walk.names & DISTRIBUTED)
+            what = f"its code treats distributed tensors in a way of its own (`{named}`)"
+            return f"{what}, and copies are plain; pass in_place=True"
+        past = next(iter(sorted(walk.names & PAST_TORCH)), None)
+        if past is not None:
+            return f"its code reaches memory past torch (`{past}`), which no copy can follow; pass in_place=True"
+        kept = _memory_kept(walk.optimizers, walk.parameters)
+        return None if kept is None else f"it keeps {kept}, which no copy can follow; pass in_place=True"
     name, what = walk.found
     return f"its code reads the real weights through `{name}`, {what}, which no copy can follow; pass in_place=True"
+
+
+def _memory_kept(optimizers: Sequence[Any], parameters: Iterable[Tensor]) -> str | None:
+    """Say in which objects that are no tensors an optimizer keeps the memory of its weights, or addresses in it.
+
+    The address at which a weight begins is no matter where it stands alone: a copy has that of its own weight there.
+
+    Args:
+        optimizers: The optimizers.
+        parameters: Their weights.
+
+    Returns:
+        What it keeps, in words; None if nothing was found.
+    """
+    memory = sorted(
+        {(each.untyped_storage().data_ptr(), each.untyped_storage().nbytes()) for each in parameters if _is_here(each)}
+    )
+    starts = [start for start, _ in memory]
+
+    def is_inside(address: int) -> bool:
+        place = bisect.bisect_right(starts, address) - 1
+        return place >= 0 and address < starts[place] + memory[place][1]
+
+    keys = {storage_key(each) for each in parameters}
+    begins = {each.data_ptr() for each in parameters if _is_here(each)}
+    for value in reachable(optimizers, limit=MANY_KEPT, without=torch.nn.Module):
+        kind = type(value)
+        if kind is memoryview or any(base.__module__ == "_ctypes" for base in kind.__mro__):
+            if any(is_inside(each) for each in _addresses_of(value)):
+                return f"the memory of weights past torch (a {kind.__name__})"
+            continue
+        if issubclass(kind, torch.UntypedStorage | torch.TypedStorage) and is_inside(value.data_ptr()):
+            return "the storage of weights"
+        numbers: list[Any] = []
+        if issubclass(kind, Tensor):
+            if _is_here(value) and storage_key(value) not in keys and value.numel() and is_inside(value.data_ptr()):
+                return "the memory of weights in a tensor that was made past torch"
+            if value.dtype == torch.int64 and value.numel() <= MOST_ADDRESSES and _is_here(value):
+                numbers = value.flatten().tolist()
+        elif kind.__module__ == "numpy" and hasattr(value, "__array_interface__"):
+            if is_inside(value.__array_interface__["data"][0]):
+                return "the memory of weights in an array of NumPy"
+            if value.dtype.kind in "iu" and value.size <= MOST_ADDRESSES:
+                numbers = value.reshape(-1).tolist()
+        elif issubclass(kind, dict | list | tuple | set | frozenset):
+            numbers = [each for each in children(value) if type(each) is int and each not in begins]
+        if any(is_inside(each) for each in numbers):
+            return "addresses in the memory of weights"
+    return None
+
+
+def _addresses_of(value: Any) -> Iterator[int]:
+    """Yield where the memory of a memoryview, or of an object of ctypes, begins, and what addresses it holds."""
+    with suppress(Exception), warnings.catch_warnings():  # of other memory than bytes in a row, or none
+        warnings.simplefilter("ignore")  # that torch must not write into it
+        yield torch.frombuffer(value, dtype=torch.uint8).data_ptr()
+    if hasattr(value, "_length_"):  # an array, maybe of pointers
+        yield from [each for each in value[:MOST_ADDRESSES] if type(each) is int]
+    elif hasattr(value, "contents") and value:  # a pointer; one to nothing is false
+        with suppress(Exception):
+            yield torch.frombuffer(value.contents, dtype=torch.uint8).data_ptr()
+
+
+def _is_here(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory whose address can be compared."""
+    return storage_key(tensor) is not None and tensor.device.type != "meta" and tensor.layout == torch.strided
 
 
 def shared_places(optimizers: Iterable[Any]) -> list[tuple[Any, str | None]]:
@@ -99,7 +183,7 @@ class _Walk:
     """Reads the code that a step may run."""
 
     def __init__(self, optimizers: Iterable[Any], *, stop: bool = True) -> None:
-        self.optimizers = list(_with_inner(optimizers))
+        self.optimizers = list(with_inner(optimizers))
         parameters = [
             each
             for optimizer in self.optimizers
@@ -107,6 +191,8 @@ class _Walk:
             for each in group["params"]
             if isinstance(each, Tensor)
         ]
+        self.parameters = parameters
+        self.is_distributed = any(is_distributed(each) for each in parameters)
         self.ids = {id(each) for each in (*parameters, *self.optimizers)}
         self.ids |= {address for each in parameters if (address := address_of(each)) is not None}
         self.storages = {storage_key(each) for each in parameters} - {None}
@@ -256,6 +342,7 @@ class _Walk:
             if origin == "written":
                 self.places.setdefault((id(names), name), (names, name))
             elif origin == "global" and name in names:
+                self.names |= {name} & (DISTRIBUTED | PAST_TORCH)
                 self.places.setdefault((id(names), name), (names, name))
                 self._follow(names[name], chain, name, "a global", class_level=True)
             elif origin == "closure" and name in cells:
@@ -322,21 +409,6 @@ def _own(value: Any, name: str) -> Any:
 def is_library(module: str | None) -> bool:
     """Return whether a module belongs to torch, NumPy, Python or halflife."""
     return (module or "").partition(".")[0] in LIBRARIES
-
-
-def _with_inner(optimizers: Iterable[Any]) -> Iterator[Any]:
-    """Yield optimizers, and the optimizers that stand in their attributes, or in lists there."""
-    seen: dict[int, Any] = {}
-    waiting = list(optimizers)
-    while waiting:
-        each = waiting.pop()
-        if id(each) in seen:
-            continue
-        seen[id(each)] = each
-        yield each
-        for value in attributes_of(each).values():
-            inside = children(value) if isinstance(value, list | tuple | dict) else ()
-            waiting += [one for one in (value, *inside) if is_like_an_optimizer(one)]
 
 
 def _functions_in(value: Any) -> Iterator[types.FunctionType]:
