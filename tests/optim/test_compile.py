@@ -16,6 +16,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is dep
 
 # Their fraction is 0 from step 5 or 6 on, and torch's optimizers branch at weight_decay == 0: one graph more.
 REACH_ZERO = {"until", "per-group-stable", "stable-at-the-floor-until"}
+# Each has a near relative that is not slow: the same rule without "own", "first", or with another schedule or target.
+SLOW = {
+    *("decoupled-own", "corrected-own", "cautious-corrected-own", "l2-own-after", "half-life-epochs", "cosine"),
+    *("normalized-restarts", "stable-at-the-floor-until", "norm-target-first", "sphere-first", "spheres"),
+    *("toward-given-tensors", "toward-a-checkpoint"),
+}
 STEADY, STEPS = 8, 12  # steps at one learning rate, and in all
 SHAPES = {"matrix": (3, 2), "vector": (2,)}
 
@@ -59,7 +65,9 @@ def graphs_without_a_rule(sgd: bool) -> tuple[int, int]:
     return graphs[STEADY - 1], graphs[-1]
 
 
-@pytest.mark.parametrize("case", CASES, ids=name_of)
+@pytest.mark.parametrize(
+    "case", [pytest.param(each, marks=[pytest.mark.slow] if each.name in SLOW else []) for each in CASES], ids=name_of
+)
 def test_graphs_and_numbers(case: Case) -> None:
     """At a steady learning rate a rule's own number may cost one graph, and a second where it becomes 0."""
     steady, falling = graphs_without_a_rule(case.sgd)

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def four(folder: Path) -> list[dict[str, Any]]:
 
 
 def alone(case: Case, *, attached: bool = True, steps: int = STEPS) -> tuple[list[Tensor], list[float]]:
+    """The run in this process, with which several tests compare."""
+    return alone_by_name(case.name, attached, steps)
+
+
+@cache
+def alone_by_name(name: str, attached: bool, steps: int) -> tuple[list[Tensor], list[float]]:
+    case = next(each for each in (*CASES, *BARE) if each.name == name)
     model = Net()
     optimizer = case.optimizer(groups_of(model))
     handle = case.attach(optimizer) if attached else None

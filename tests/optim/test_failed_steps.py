@@ -574,7 +574,6 @@ def test_a_failed_step_holds_nothing(kind: str, where: str) -> None:
         run.optimizer.step(closure if where in {"closure", "update"} else None)
 
     found: list[weakref.ref[Activations]] = []
-    gc.collect()
     gc.disable()
     try:
         update = failing(run.optimizer, 0) if where == "update" else contextlib.nullcontext()
@@ -588,7 +587,6 @@ def test_a_failed_step_holds_nothing(kind: str, where: str) -> None:
 @pytest.mark.parametrize("use", ["attached", "failed", "saved", "detached"])
 @some
 def test_an_optimizer_under_a_rule_is_freed_like_a_bare_one(kind: str, rule: str, use: str) -> None:
-    gc.collect()
     gc.disable()
     try:
         run = Run(kind, rule)

@@ -122,9 +122,16 @@ def test_a_run_that_has_started_goes_back_to_a_checkpoint(case: Case) -> None:
 # ---- torch.distributed.checkpoint, without a process group
 
 
-@by_rule
+# Each rule in one of the two forms; in the other one it is slow.
+IN_FORM = [
+    pytest.param(case, flat, id=f"{form}-{case.name}", marks=[] if (index + flat) % 2 else [pytest.mark.slow])
+    for flat, form in ((False, "nested"), (True, "flat"))
+    for index, case in enumerate(CASES)
+]
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # as no_dist says
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize(("case", "flat"), IN_FORM)
 def test_through_distributed_checkpoint_files(case: Case, flat: bool, tmp_path: Path) -> None:
     """It drops top-level keys of a state dict, keys by parameter name, and steps fresh optimizers at lr 0."""
     options = StateDictOptions(flatten_optimizer_state_dict=flat)

@@ -54,7 +54,7 @@ PYTORCH_OPTIMIZER: list[tuple[str, dict[str, Any], bool]] = [
     ("LARS", {}, True),
     ("Lion", {}, False),
     ("Lion", {"weight_decouple": False}, False),
-    ("MARS", {}, True),
+    ("MARS", {"weight_decay_1d": 0.0}, True),
     ("Muon", {}, False),
     ("NovoGrad", {}, False),
     ("Prodigy", {}, True),

@@ -75,13 +75,14 @@ class Step:
         call: The id of the frame of the call, which lives as long as this.
 
     Attributes:
+        optimizer: The optimizer.
         at_failure: What else is to be ended where the step does not end well.
     """
 
     def __init__(self, optimizer: Optimizer, call: int) -> None:
         self.call = call
         self.at_failure: Callable[[], None] = _nothing
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._over = False
         self._for_the_step: list[tuple[dict[str, Any], str, Any, Any]] = []  # (group, key, before, ours)
         self._to_stay: list[tuple[dict[str, Any], str, Any, Any]] = []
@@ -96,7 +97,7 @@ class Step:
             asked: One entry per group; None where nothing acts.
             late: Whether the optimizer's step has begun: it may have read its groups already.
         """
-        optimizer, sparse = self._optimizer, facts_of(type(self._optimizer)).sparse
+        optimizer, sparse = self.optimizer, facts_of(type(self.optimizer)).sparse
         for group, each in zip(optimizer.param_groups, asked, strict=True):
             value = 0.0
             if each is not None:
@@ -115,9 +116,14 @@ class Step:
             if not late and "weight_decay" in group:
                 self._write(self._for_the_step, group, "weight_decay", value)
 
+    @property
+    def acts(self) -> bool:
+        """Whether `act` may change weights."""
+        return bool(self._own or self._native)
+
     def switch_off(self) -> None:
         """Switch the optimizer's own decay off until it is known what is asked for."""
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             if "weight_decay" in group:
                 self._write(self._for_the_step, group, "weight_decay", 0.0)
 
@@ -146,7 +152,7 @@ class Step:
             work = [each for each in asked if each.parameters]
             if work:
                 settle_gradients([parameter for each in work for parameter in each.parameters])
-                action.before(self._optimizer, work)
+                action.before(self.optimizer, work)
                 versions = [parameter._version for each in work for parameter in each.parameters]
                 self._done = [done for done in self._done if done[0] is not action]
                 self._done.append((action, work, versions))
@@ -158,7 +164,7 @@ class Step:
         if self._done:
             with torch.no_grad():
                 for action, work, _ in self._done:
-                    action.after(self._optimizer, work)
+                    action.after(self.optimizer, work)
 
     def undo(self) -> None:
         """Leave the groups and weights as they were before the call; for calls that ended by an exception.
@@ -178,7 +184,7 @@ class Step:
                     each.parameters[:] = [p for p in each.parameters if p._version == next(version)]
                 untouched = [each for each in work if each.parameters]
                 if untouched:
-                    action.undo(self._optimizer, untouched)
+                    action.undo(self.optimizer, untouched)
 
     def users_values(self, group: dict[str, Any]) -> dict[str, Any]:
         """Return what a group has for the time of the step only, as the user has it."""
@@ -246,10 +252,18 @@ class HostCopy:
 
     def read(self) -> float:
         """Return the number."""
+        return float(self._there())
+
+    def numbers(self) -> list[float]:
+        """Return the numbers of a vector."""
+        found: list[float] = self._there().tolist()
+        return found
+
+    def _there(self) -> Tensor:
         if self._event is not None:
             self._event.synchronize()
             self._event = None
-        return float(self._copy)
+        return self._copy
 
 
 class StepCount:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from halflife.optim.actions import Action, Work
 from halflife.optim.apply import HostCopy, applies_natively
 from halflife.optim.by_parameter import ByParameter
 
-__all__ = ["Arrival", "Undone"]
+__all__ = ["LEAST", "LITTLE", "Arrival", "Remains", "Undone", "replaced_step"]
 
 TRUSTED = "torch"
 EXTRA = 0.125  # the share that is removed in addition, exact in binary
@@ -39,6 +40,13 @@ LITTLE = 0.25  # below this share, after a whole window, a rule does not do what
 HALF = 0.45  # below this, if it goes on to fall
 FALL = 0.8  # from the middle of a window to its end; what only goes back at times, as Lookahead does, comes to rest
 MISMATCH = 0.05  # of the difference, by which the repeated computation may miss the real one
+FIRST = 3  # steps in which a decay of the optimizer's own must show, after the first: there Adam sees signs alone
+EVEN = 0.05  # of what is lost, by which that may miss the direction of the weights
+ENOUGH = 64  # elements that tell by their signs alone
+INWARD = 0.9  # share of what is lost that goes towards zero; half of it does by chance, as with a trust ratio
+CHANGE = 3.0  # ratio of losses in these steps: those of a momentum add up
+MUCH = 0.3  # of the weights; more is no decay
+LEAST = 0.01  # of the rule's fraction: below it, another decay is not worth a word
 
 
 class Undone:
@@ -53,6 +61,28 @@ class Undone:
         self.group, self.share = group, share
 
 
+@dataclass(frozen=True)
+class Remains:
+    """A decay that acts beside the rule.
+
+    Args:
+        group: Number of the group in its optimizer.
+        r: The fraction that it removes per step.
+        inside: Whether the optimizer's own step does it.
+    """
+
+    group: int
+    r: float
+    inside: bool
+
+
+def replaced_step(optimizer: Optimizer) -> Any:
+    """Return what replaces ``step`` on an optimizer; None for what torch's schedulers put around the class's own."""
+    step = vars(optimizer).get("step")
+    around = hasattr(step, "_wrapped_by_lr_sched") and getattr(step, "__wrapped__", None) is type(optimizer).step
+    return None if around else step
+
+
 class Arrival:
     """Looks at the first steps of one optimizer under a rule.
 
@@ -61,11 +91,15 @@ class Arrival:
 
     Attributes:
         undone: What was found; None while nothing speaks against the rule.
+        remains: The optimizer's own decay; None if there is none.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.undone: Undone | None = None
-        self._over = type(optimizer).__module__.partition(".")[0] == TRUSTED and "step" not in vars(optimizer)
+        self.remains: Remains | None = None
+        self._losing: list[tuple[int, int, float, HostCopy]] = []  # group, tensor, precision, what a step has lost
+        self._lost: dict[tuple[int, int], list[float]] = {}  # by group and tensor: the fraction that each step lost
+        self._over = type(optimizer).__module__.partition(".")[0] == TRUSTED and replaced_step(optimizer) is None
         self._calls = 0
         self._met: ByParameter[bool] = ByParameter()  # has been updated once: its state exists
         self._replay: _Replay | None = None
@@ -123,17 +157,23 @@ class Arrival:
         if replay is None or not replay.entered:
             return
         replay.leave()
+        if replay.warming and (replay.failed or replay.wrote()):
+            for parameter in replay.parameters():
+                self._met[parameter] = True
         if replay.failed:
             self._replay = None
             return
         if not replay.wrote():
             return
-        if replay.warming:
-            for parameter in replay.parameters():
-                self._met[parameter] = True
-            self._replay = None
-            return
         replay.steps += 1
+        if replay.warming:
+            for group, index, precision, numbers in replay.losses():
+                self._losing.append((group, index, precision, HostCopy(numbers)))
+            for _ in replay.left():
+                pass  # it goes on from what is left
+            if replay.steps >= FIRST:
+                self._replay = None
+            return
         for group, left in replay.left():
             self._pending.append((group, self._windows, replay.steps, HostCopy(left)))
         if self.read(wait=False) or replay.steps >= WINDOW:
@@ -149,6 +189,9 @@ class Arrival:
             Whether the present window is decided.
         """
         decided = False
+        while self._losing and (wait or self._losing[0][3].is_there()):
+            group, index, precision, copy = self._losing.pop(0)
+            self._take_loss(group, index, precision, copy.numbers())
         while self._pending and (wait or self._pending[0][3].is_there()):
             group, window, steps, copy = self._pending.pop(0)
             share = copy.read()
@@ -165,6 +208,22 @@ class Arrival:
                     self.undone = Undone(group, share)
                 self._over = self._over or not self._losses
         return decided
+
+    def _take_loss(self, group: int, index: int, precision: float, numbers: Sequence[float]) -> None:
+        """Take in by how much a difference of the weights has shrunk in one of the first steps."""
+        dd, ld, ll, uu, uw, ww, missed, gradient, outward, elements = numbers
+        lost = self._lost.setdefault((group, index), [])
+        r = ld / dd if dd > 0.0 else 0.0
+        even = ll - ld * r <= EVEN**2 * ll
+        even = even or (elements >= ENOUGH and ld + outward >= INWARD * (ld + 2.0 * outward))
+        # An update that is in proportion to the weights as a whole is that of a trust ratio, if there is a gradient.
+        of_the_gradient = uu - 2.0 * r * uw + r * r * ww
+        decay = gradient == 0.0 or of_the_gradient > EVEN**2 * uu
+        lost.append(r if missed < MISMATCH and even and decay and 32.0 * precision < r < MUCH else 0.0)
+        last = lost[1:]
+        steady = len(lost) == FIRST and 0.0 < max(last) < CHANGE * min(last)
+        if steady and (self.remains is None or self.remains.r < max(last)):
+            self.remains = Remains(group, max(last), inside=True)
 
     def _chosen(self, optimizer: Optimizer, asked: Sequence[tuple[Action, Work] | None]) -> _Replay | None:
         """Choose a few small tensors of each group in which the rule acts beside the optimizer's own decay."""
@@ -212,7 +271,7 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
 
     Args:
         chosen: Group number and parameter.
-        warming: Whether to see only if the step writes them.
+        warming: Whether these are the first steps, in which the optimizer makes its state.
     """
 
     def __init__(self, chosen: list[tuple[int, Tensor]], *, warming: bool) -> None:
@@ -222,6 +281,7 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         self._chosen = [(group, weakref.ref(parameter)) for group, parameter in chosen]
         self._thread = 0
         self._copies: dict[int, tuple[StorageWeakRef, tuple[Any, ...]]] = {}  # by storage: with more removed, as it is
+        self._before: list[Tensor] = []  # the weights when a step began
         self._removed: list[Tensor] = []  # at first
         self._differences: list[Tensor] = []  # now
         self._written: set[int] = set()
@@ -236,6 +296,8 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         if not self._removed:
             self._differences = [parameter.detach() * EXTRA for parameter in self.parameters()]
             self._removed = list(self._differences)
+        if self.warming:
+            self._before = [parameter.detach().clone() for parameter in self.parameters()]
         for (_, reference), difference in zip(self._chosen, self._differences, strict=True):
             parameter = reference()
             if parameter is not None:
@@ -285,6 +347,34 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
             share = (difference * removed).sum() / size
             yield group, torch.where((missed < MISMATCH) & (size > 0), share.clamp(min=0.0), torch.nan)
 
+    @torch.no_grad()
+    def losses(self) -> Iterator[tuple[int, int, float, Tensor]]:
+        """Yield for each parameter its group, its number, its precision, and sums of what the step has lost.
+
+        With the difference d when it began, its loss l, the update u and the weights w: ``d.d, l.d, l.l, u.u, u.w, w.w``, by
+        how much of the difference the repeated computation missed the real one, the largest gradient, the part of l.d that
+        goes away from zero, and the number of elements.
+        """
+        if len(self.parameters()) < len(self._chosen):
+            return
+        for index, (group, reference) in enumerate(self._chosen):
+            parameter = reference()
+            if parameter is None or _key(parameter) not in self._copies:
+                continue
+            less, same = (self._view(parameter, world).double() for world in (0, 1))
+            d, w = self._differences[index].double(), self._before[index].double()
+            loss, u = d - (same - less), w - same
+            pairs = ((d, d), (loss, d), (loss, loss), (u, u), (u, w), (w, w))
+            missed = (same - parameter.detach()).norm() / d.norm()
+            gradient = parameter.grad
+            largest = torch.full_like(missed, torch.inf)
+            if gradient is not None and gradient.layout == torch.strided:
+                largest = gradient.abs().max().to(missed.dtype)
+            outward = -(loss * d).clamp(max=0.0).sum()
+            sums = [(one * other).sum() for one, other in pairs]
+            numbers = torch.stack([*sums, missed, largest, outward, torch.full_like(missed, d.numel())])
+            yield group, index, torch.finfo(parameter.dtype).eps, numbers
+
     def _copy(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
@@ -321,7 +411,7 @@ class _Replay(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
         arguments = func._schema.arguments
         named = {**dict(zip((each.name for each in arguments), args, strict=False)), **kwargs}
         changed = {each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write}
-        if self.warming or "set_" in func.__name__.split("."):
+        if "set_" in func.__name__.split("."):
             self._note(named, changed)
             return _nothing
         lists = func.__name__.startswith(("_foreach", "_fused"))

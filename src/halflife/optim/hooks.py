@@ -19,10 +19,12 @@ from torch.optim import Optimizer
 
 from halflife.expressions import spell
 from halflife.optim import refusals
+from halflife.optim.actions import Action
 from halflife.optim.apply import Step, StepCount
-from halflife.optim.arrival import WINDOW, Arrival
+from halflife.optim.arrival import LEAST, WINDOW, Arrival
 from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, REGISTER, STEP, Config
 from halflife.optim.evaluate import Evaluator
+from halflife.optim.outside import Outside, foreign
 from halflife.optim.unheard import Unheard
 from halflife.rules.registry import same_law
 
@@ -41,6 +43,8 @@ class Attachment:
         self._optimizer = weakref.ref(optimizer)
         self._evaluator = Evaluator(config, optimizer)
         self._arrival = Arrival(optimizer)
+        self._outside = Outside(optimizer)
+        self._told: set[str] = set()  # warnings that are said once
         self._unheard: Unheard | None = None
         self._count = StepCount()
         self._law = spell(config.rule)
@@ -67,7 +71,7 @@ class Attachment:
                 " anew; to go on, attach first and load the state_dict() of the original",
                 stacklevel=4,
             )
-        before = optimizer.register_step_pre_hook(_outside_compile(self._before_step, self._arrival.stop))
+        before = optimizer.register_step_pre_hook(_outside_compile(self._before_step, self._look_no_more))
         after = optimizer.register_step_post_hook(_outside_compile(self._after_step))
         saved = optimizer.register_state_dict_post_hook(self._after_state_dict)
         # Before the update the rule comes last, so that it sees the gradients as the update will, and no other hook can
@@ -85,12 +89,17 @@ class Attachment:
         self._users = _values(optimizer)
         self._unheard = Unheard(optimizer, self._law)
 
+    def weights_are_placed(self) -> None:
+        """A probe writes the weights between steps: that is no news, and nothing is to be said of it."""
+        self._outside.stop()
+        self._told = {"undone", "remains"}
+
     def stop(self) -> None:
         """Remove the hooks and everything else that was added to the optimizer."""
         self._settle()
         for remove in self._removers:
             remove()
-        self._arrival.stop()
+        self._look_no_more()
         optimizer = self._optimizer()
         if self._unheard is not None:
             self._unheard.look(optimizer)
@@ -170,8 +179,9 @@ class Attachment:
         if self._unheard is not None:
             self._unheard.called()
             self._unheard = None
-        self._check_arrival(optimizer)
         refusals.check_not_capturing(optimizer.param_groups[0]["params"])
+        self._outside.begin(optimizer)
+        self._check_arrival(optimizer)
         new = self.sync_groups(optimizer)
         if new:
             try:
@@ -183,7 +193,7 @@ class Attachment:
                 raise
         self._notice_rewriting(optimizer)
         step = Step(optimizer, id(_calling_frame()))
-        step.at_failure = self._arrival.abandon
+        step.at_failure = self._abandon_the_look
         try:
             arguments = self._begin(step, optimizer, args, kwargs)
         except BaseException:  # its traceback holds the step
@@ -204,7 +214,7 @@ class Attachment:
         else:
             step.prepare(asked)
         if not callable(closure):
-            step.act()
+            self._act(step, asked)
             self._arrival.begin(optimizer, asked)
             return _Arguments.holding(step, args), kwargs
 
@@ -217,7 +227,7 @@ class Attachment:
                     waits = False
                     asked = self._evaluate(optimizer)
                     step.prepare(asked, late=True)
-                step.act()
+                self._act(step, asked)
                 self._arrival.resume()
                 self._arrival.begin(optimizer, asked)
             except BaseException:
@@ -228,6 +238,20 @@ class Attachment:
         if len(args) > 1:
             return _Arguments.holding(step, (args[0], wrapped, *args[2:])), kwargs
         return _Arguments.holding(step, args), {**kwargs, "closure": wrapped}
+
+    def _act(self, step: Step, asked: Sequence[Any]) -> None:
+        if step.acts:
+            self._outside.acting()
+        step.act()
+        self._outside.acted(step.optimizer, asked)
+
+    def _abandon_the_look(self) -> None:
+        self._arrival.abandon()
+        self._outside.abandon()
+
+    def _look_no_more(self) -> None:
+        self._arrival.stop()
+        self._outside.stop()
 
     def _evaluate(self, optimizer: Optimizer) -> list[Any]:
         asked = self._evaluator.evaluate(optimizer, self._count.value())
@@ -244,7 +268,10 @@ class Attachment:
         self._found_inf = getattr(optimizer, "found_inf", None)
         self._count.add(self._found_inf)
         self._evaluator.commit()
+        if any(type(action).after is not Action.after for _, action in self._evaluator.actions):
+            self._outside.acting()
         step.finish()
+        self._outside.end()
         first = self._config.first_group(optimizer)
         for _, action in self._evaluator.actions:
             for group, r in (action.applied() or {}).items():
@@ -266,18 +293,35 @@ class Attachment:
             return [0.0] * count
         removed = ([float(r) for r in self._last] + [0.0] * count)[:count]
         self._arrival.read(wait=True)
-        undone = self._arrival.undone
-        if undone is not None and undone.group < count:
-            removed[undone.group] *= undone.share
+        self._outside.read(wait=True)
+        for undone in (self._arrival.undone, self._outside.undone):
+            if undone is not None and undone.group < count:
+                removed[undone.group] *= undone.share
         return removed
 
     def _check_arrival(self, optimizer: Optimizer) -> None:
-        """Refuse to go on where what was removed did not stay so."""
+        """Refuse to go on where what was removed did not stay so; warn of a decay beside the rule."""
+        rule = self._config.rule
         self._arrival.read(wait=False)
         undone = self._arrival.undone
         if undone is not None and undone.group < len(self._last):
             r = float(self._last[undone.group])
-            refusals.check_undone(self._config.rule, optimizer, undone.group, r, undone.share, WINDOW)
+            refusals.check_undone(rule, optimizer, undone.group, r, undone.share, WINDOW)
+        undone = self._outside.undone
+        if undone is None:
+            self._told.discard("undone")
+        elif undone.group < len(self._last) and "undone" not in self._told:
+            r = float(self._last[undone.group])
+            refusals.check_put_back(rule, optimizer, undone.group, r, undone.share, foreign(optimizer))
+            self._told.add("undone")
+        remains = self._outside.remains or self._arrival.remains
+        if remains is not None and remains.group < len(self._last) and "remains" not in self._told:
+            self._told.add("remains")
+            r = float(self._last[remains.group])
+            if remains.r >= LEAST * r:
+                refusals.warn_of_decay(
+                    rule, optimizer, remains.group, r, remains.r, foreign(optimizer), inside=remains.inside
+                )
 
     def hand_over_norm(self, norm: Tensor | float) -> bool:
         """Take the norm of all gradients of the coming step; tell whether the rule has a use for it."""
@@ -329,6 +373,7 @@ class Attachment:
         self._before_load = []
         self._users = None if self._users is None else _values(optimizer)
         self._last, self._found_inf, self._count = [], None, StepCount()
+        self._outside.loaded()
         self._load_memory(optimizer, [()] * len(optimizer.param_groups))
         if self._unheard is not None:
             self._unheard.renew(optimizer)

@@ -28,7 +28,7 @@ def local(tensor: Tensor) -> Tensor:
     Operations that reduce a DTensor answer for the local shard only, silently, where their result is read
     with ``item()``.
     """
-    shard: Tensor = tensor.to_local() if _is_distributed(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor has it
+    shard: Tensor = tensor.to_local() if is_distributed(tensor) else tensor  # type: ignore[attr-defined]  # a DTensor has it
     return shard
 
 
@@ -45,7 +45,7 @@ def settle_gradients(parameters: Sequence[Tensor]) -> None:
         return
     for parameter in parameters:
         gradient: Any = parameter.grad
-        if gradient is not None and _is_distributed(gradient):
+        if gradient is not None and is_distributed(gradient):
             wanted = parameter.placements  # type: ignore[attr-defined]
             if gradient.placements != wanted:
                 parameter.grad = gradient.redistribute(placements=wanted)
@@ -135,7 +135,7 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     return made.to(device, non_blocking=True)
 
 
-def _is_distributed(tensor: Tensor) -> bool:
+def is_distributed(tensor: Tensor) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # without it there is no DTensor
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -144,7 +144,7 @@ def _sum_over_shards(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Add up what the shards of each tensor found: one collective per mesh dimension that shards any."""
     plan: dict[tuple[Any, int], list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if _is_distributed(tensor):
+        if is_distributed(tensor):
             mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
             for dimension, placement in enumerate(placements):
                 if not placement.is_replicate():

@@ -39,12 +39,14 @@ __all__ = [
     "check_optimizers",
     "check_own_values",
     "check_peak",
+    "check_put_back",
     "check_rule",
     "check_some_decay",
     "check_undivided",
     "check_undone",
     "check_unit",
     "check_weight_decay",
+    "warn_of_decay",
 ]
 
 # Recursive learning-rate schedulers of torch come back to the peak with a rounding error; this much is no
@@ -538,6 +540,68 @@ def check_law(attached: str, saved: str, what: str) -> None:
             f"the checkpoint was made under the {what} {saved}, but attached is {attached}; attach the same "
             "to go on exactly, or pass attach(..., allow_other_law=True) to continue under the attached one"
         )
+
+
+def check_put_back(rule: Part, optimizer: Optimizer, group: int, r: float, share: float, others: Sequence[str]) -> None:
+    """Refuse to go on where hooks or a replaced step undo a rule; warn where the training loop itself does.
+
+    Args:
+        rule: The rule.
+        optimizer: The optimizer.
+        group: Number of the group in which it was seen.
+        r: The fraction that the last step removed.
+        share: The share of it that is left.
+        others: What acts around the steps.
+
+    Raises:
+        UserError: If something does.
+    """
+    left = "nothing of that is left when the next step begins" if share == 0.0 else f"only {share:.0%} of that is left"
+    told = (
+        f"{rule!r} asked to remove the fraction r = {r:.3g} of the weights in parameter group {group} at each step, but {left}:"
+        f" the weights of {_name(optimizer)} are written once more after its step,"
+    )
+    if others:
+        raise UserError(
+            f"{told} which {' or '.join(others)} can do; take that off, or detach() the rule and let what writes the weights"
+            " decay them"
+        )
+    warnings.warn(
+        f"{told} but by no hook; if that is meant, as in a search for a learning rate, all is well; else attach the rule to"
+        " the optimizer of the weights that are written back (said once)",
+        stacklevel=level_of_the_user(),
+    )
+
+
+def warn_of_decay(
+    rule: Part, optimizer: Optimizer, group: int, r: float, more: float, others: Sequence[str], *, inside: bool
+) -> None:
+    """Tell that weights decay beside the rule.
+
+    Args:
+        rule: The rule.
+        optimizer: The optimizer.
+        group: Number of the group in which it was seen.
+        r: The fraction that the rule removed.
+        more: The fraction that is removed beside it.
+        others: What acts around the steps.
+        inside: Whether the step itself does it.
+    """
+    if inside:
+        who = f"{_name(optimizer)} decays by itself, although its weight_decay is 0 under a rule"
+        what = f"switch that off in {_name(optimizer)}, or detach() the rule"
+    else:
+        who = f"something shrinks the weights of {_name(optimizer)} between its steps{_those(others)}"
+        what = "take that off, or detach() the rule"
+    warnings.warn(
+        f"{who}: a fraction of {more:.3g} per step in parameter group {group} beside the r = {r:.3g} of {rule!r}, so that"
+        f" together about {1.0 - (1.0 - r) * (1.0 - more):.3g} is removed; {what} (said once)",
+        stacklevel=level_of_the_user(),
+    )
+
+
+def _those(others: Sequence[str]) -> str:
+    return f", which {' or '.join(others)} can do" if others else ""
 
 
 def check_memory(values: Sequence[float], expected: int, complete: bool, group: int) -> None:
