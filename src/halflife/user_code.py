@@ -101,14 +101,17 @@ def hidden_arguments(place: str, arguments: Sequence[str] = ()) -> Iterator[None
 
 
 @contextlib.contextmanager
-def one_sentence(subject: str, path: Path | None, end: str, *, runner: str = __file__) -> Iterator[None]:
+def one_sentence(
+    subject: str, path: Path | None, end: str, *, runner: str | tuple[str, ...] = __file__
+) -> Iterator[None]:
     """Turn what a user's code raises, or its wish to end the process, into one sentence that names the line.
 
     Args:
         subject: What was run, in words.
-        path: The user's file (``None``: the last line of any file is named).
+        path: The user's file, if one was named. The last line in it is told, or in a file beside it or below the current
+            folder; if there is none, the last line of any file.
         end: What to do, in words.
-        runner: The file of halflife that runs the user's code; its lines are not named.
+        runner: The file, or files, of halflife that run the user's code; their lines are not named.
 
     Yields:
         Nothing.
@@ -126,11 +129,15 @@ def one_sentence(subject: str, path: Path | None, end: str, *, runner: str = __f
         frames = [
             frame for frame in traceback.extract_tb(error.__traceback__) if not _is_machinery(frame.filename, runner)
         ]
-        theirs = [frame for frame in frames if path is not None and _same(frame.filename, path)]
+        theirs = [frame for frame in frames if _is_own(frame.filename, path)]
         last = (theirs or frames)[-1] if frames else None
         where = f" ({shown_path(last.filename)}, line {last.lineno})" if last else ""
-        if isinstance(error, SyntaxError) and error.filename:
+        if isinstance(error, SyntaxError) and error.filename and os.path.isfile(error.filename):
             where = f" ({shown_path(error.filename)}, line {error.lineno})"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            end = _what_to_import(error.name, end)
+        if "ellipsis" in str(error):
+            end = "; write values in the place of the dots (...)"
         raise UserError(f"{subject} {_what_happened(error)}{where}{end}") from error
     finally:
         restore()
@@ -145,12 +152,36 @@ def _what_happened(error: BaseException) -> str:
     return f"raised {type(error).__name__}{f': {message}' if message else ''}"
 
 
-def _is_machinery(filename: str, runner: str) -> bool:
-    return filename.startswith("<frozen") or filename in {__file__, runner, importlib.__file__, contextlib.__file__}
+def _what_to_import(name: str, end: str) -> str:
+    """Return the end of a sentence on a module that is not there: it is seldom the line that has to be corrected."""
+    before, correct, _ = end.partition("; correct it")
+    if not correct:
+        return end
+    top = name.partition(".")[0]
+    if os.path.isdir(top) or os.path.isfile(f"{top}.py"):
+        return f"{before}; {top} lies in the current folder, which is searched if a module is named, as package.module"
+    return f"{before}; install it in the environment of halflife ({sys.prefix}), or correct the import"
 
 
-def _same(filename: str, path: Path) -> bool:
-    return os.path.realpath(filename) == os.path.realpath(path)
+def _is_machinery(filename: str, runner: str | tuple[str, ...]) -> bool:
+    runners = (runner,) if isinstance(runner, str) else runner
+    return filename.startswith("<frozen") or filename in {__file__, *runners, importlib.__file__, contextlib.__file__}
+
+
+def _is_own(filename: str, path: Path | None) -> bool:
+    """Return whether a file is the user's: the one that was named, or one beside it or below here that nobody installed."""
+    name = os.path.realpath(filename)
+    if path is not None and name == os.path.realpath(path):
+        return True
+    not_theirs = (os.path.dirname(os.path.realpath(os.__file__)), os.path.dirname(os.path.realpath(__file__)))
+    if not os.path.isfile(name) or {"site-packages", "dist-packages"} & set(Path(name).parts):
+        return False
+    folders = {os.getcwd()} | ({os.path.dirname(os.path.realpath(path))} if path is not None else set())
+    return _is_below(name, *folders) and not _is_below(name, *not_theirs)
+
+
+def _is_below(name: str, *folders: str) -> bool:
+    return any(name.startswith(os.path.join(os.path.realpath(folder), "")) for folder in folders)
 
 
 def shown_path(filename: str) -> str:

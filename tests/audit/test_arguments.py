@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import re
+import shlex
 import sys
+import textwrap
 from collections import deque, namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +20,10 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from halflife.audit.arguments import Settings, value_of
+from halflife.audit.arguments import OWN_OPTIONS, Settings, own_options, value_of
 from halflife.audit.found import choose, search
 from halflife.audit.target import audit, load
+from halflife.cli import main as cli
 from halflife.errors import UserError
 
 FILE = '''
@@ -128,6 +133,14 @@ def one_by_one():
     yield torch.optim.SGD(small().parameters(), lr=0.1)
 
 
+async def later(model=None):
+    return small()
+
+
+async def one_by_one_later():
+    yield small()
+
+
 ready = torch.optim.SGD(small().parameters(), lr=0.1)
 '''
 
@@ -205,7 +218,11 @@ def test_files_are_imported_once() -> None:
         ("nothere.py:f", "--with x=nothere.py:f: there is no file nothere.py; correct the path"),
         ("sub/x.yaml", "--with x=sub/x.yaml: there is no file sub/x.yaml; correct the path"),
         ("nothere.mod:f", "there is no file or module nothere.mod; write it in quotes if it is a text"),
-        ("user.py:nothere", "user.py has no nothere; there are small, build"),
+        (
+            "user.py:nothere",
+            "--with x=user.py:nothere: user.py has no nothere; there are Net, Config, .*: correct the name",
+        ),
+        ("user.py:Confg", r"user.py has no Confg \(did you mean Config\?\); there are"),
         ("user.py:ready(1)", "user.py:ready cannot be called; leave the brackets away"),
         ("conf.json:model.depth", "conf.json has no model.depth; there are dim"),
     ],
@@ -265,26 +282,171 @@ def test_arguments_of_the_script() -> None:
 
 NEEDS = """user.py:build needs model, lr: give them with --with, or name a function that calls it
 
-  halflife audit user.py:build --with model=file.py:make_model --with lr=1e-3
+  halflife audit user.py:build --with "model=user.py:Asks(dim=8)" --with lr=1e-3
 
   # or in a file make.py beside it, audited as make.py:make
-  from user import build
+  from user import build, Asks
 
 
   def make():
-      model = ...
-      lr = ...
+      model = Asks(dim=8)
+      lr = 1e-3
       return model, build(model=model, lr=lr)"""
 
 
-def test_what_is_missing_is_ready_to_be_pasted(folder: Path) -> None:
+def test_what_is_missing_is_ready_to_be_pasted() -> None:
     with pytest.raises(UserError) as caught:
         load("user.py:build")
     assert str(caught.value) == NEEDS
-    pasted = NEEDS.partition("make.py:make\n")[2].replace("\n  ", "\n").removeprefix("  ")
-    pasted = pasted.replace("model = ...", "model = __import__('user').small()").replace("lr = ...", "lr = 0.1")
-    (folder / "make.py").write_text(pasted, encoding="utf-8")
-    assert audit("make.py:make", ["decoupled:0.1"]).checks[0].holds
+
+
+FACTORIES = """
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+
+@dataclasses.dataclass
+class OptConf:
+    name: str
+    lr: float
+    wd: float = 0.1
+
+
+class Block(nn.Module):
+    def __init__(self, conf):
+        super().__init__()
+        self.mix = nn.Linear(conf["width"], conf["width"])
+
+
+class Big(nn.Module):
+    def __init__(self, conf, depth):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(conf) for _ in range(depth))
+        self.head = nn.Linear(conf["width"], 1)
+
+    def optim(self, lr):
+        return torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=0.2)
+
+
+def make_net():
+    return nn.Linear(3, 3)
+
+
+def by_parts(net, cfg):
+    assert cfg.solver.name.lower() == "adamw"
+    return torch.optim.AdamW(net.parameters(), lr=cfg.solver.lr, betas=cfg.solver.betas, weight_decay=cfg.wd)
+
+
+def by_items(net, settings):
+    return torch.optim.SGD(net.parameters(), lr=settings["opt"]["lr"], weight_decay=settings["opt"]["weight_decay"])
+
+
+def by_both(net, hparams):
+    return torch.optim.SGD(net.parameters(), lr=hparams["lr"], weight_decay=hparams.wd)
+
+
+def by_class(net: nn.Module, conf: OptConf):
+    assert type(conf) is OptConf
+    return torch.optim.SGD(net.parameters(), lr=conf.lr, weight_decay=conf.wd)
+
+
+def by_fields(net, opt):
+    assert type(opt) is OptConf
+    return torch.optim.SGD(net.parameters(), lr=opt.lr, weight_decay=opt.wd)
+
+
+def passed_on(net, args):
+    return by_parts(net, cfg=args)
+
+
+def of_parameters(params, lr: float | None):
+    return torch.optim.SGD(params, lr=lr, weight_decay=0.1)
+
+
+def of_names(named_parameters, momentum, flag: bool):
+    return torch.optim.SGD([p for _, p in named_parameters], lr=0.1, momentum=momentum, weight_decay=0.1, nesterov=flag)
+
+
+def by_place(net, learning_rate, /):
+    return torch.optim.SGD(net.parameters(), lr=learning_rate, weight_decay=0.1)
+
+
+class Run:
+    def __init__(self, net, cfg):
+        self.net, self.cfg = net, cfg
+
+    def build(self):
+        self.opt = torch.optim.SGD(self.net.parameters(), lr=self.cfg.rates.lr, weight_decay=self.cfg.weight_decay)
+
+
+def unknown(net, thing):
+    return torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=float(thing))
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["by_parts", "by_items", "by_both", "by_class", "by_fields", "passed_on", "of_parameters", "of_names", "by_place",
+     "Big.optim", "Run.build"],
+)  # fmt: skip
+def test_the_line_and_the_function_work_as_they_are_printed(folder: Path, name: str) -> None:
+    """Both are pasted without a change, for factories that read their arguments in all kinds of ways."""
+    (folder / "shop.py").write_text(FACTORIES, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load(f"shop.py:{name}")
+    _, line, rest = str(caught.value).split("\n\n", 2)
+    words = shlex.split(line)
+    assert words[:3] == ["halflife", "audit", f"shop.py:{name}"]
+    found = load(words[2], given=words[4::2])
+    assert found.model is not None
+    number = len(list(found.model.parameters()))
+    assert [len(group["params"]) for group in found.optimizers[0].param_groups] == [number]
+    (folder / "make.py").write_text(textwrap.dedent("  " + rest.partition("make.py:make\n  ")[2]), encoding="utf-8")
+    pasted = load("make.py:make")
+    assert pasted.model is not None
+    assert len(list(pasted.model.parameters())) == number
+    assert (
+        pasted.optimizers[0].param_groups[0]["weight_decay"] == found.optimizers[0].param_groups[0]["weight_decay"] > 0
+    )
+
+
+def test_what_nobody_can_guess_is_dots(folder: Path) -> None:
+    (folder / "shop.py").write_text(FACTORIES, encoding="utf-8")
+    with pytest.raises(UserError, match=r'--with "net=shop.py:make_net\(\)" --with thing=\.\.\.\n') as caught:
+        load("shop.py:unknown")
+    with pytest.raises(UserError, match=r"--with thing=\.\.\.: write the value of thing in the place of the dots"):
+        load("shop.py:unknown", given=["net=shop.py:make_net()", "thing=..."])
+    rest = str(caught.value).partition("make.py:make\n  ")[2]
+    (folder / "make.py").write_text(textwrap.dedent("  " + rest), encoding="utf-8")
+    with pytest.raises(UserError, match=r"ellipsis.* \(shop.py, line \d+\); write values in the place of the dots"):
+        load("make.py:make")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{'a': {'b': ...}}", "--with x={'a': {'b': ...}}: write the value of b in the place of the dots"),
+        ("[1, ...]", "write the value of x in the place of the dots"),
+        ("user.py:Config(dim=...)", r"--with x=...\(dim=...\): write the value of dim in the place of the dots"),
+        ("user.py:small().parametrs()", "Net has no parametrs; correct it"),
+        ("user.py:small().body.wait", "Linear has no wait; correct it"),
+    ],
+)
+def test_values_that_are_not_finished(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        value_of(text, "x")
+
+
+def test_what_a_call_gives_can_be_gone_into() -> None:
+    parts = value_of("user.py:small().parameters()", "x")
+    assert [tuple(each.shape) for each in parts] == [(3, 3), (3,), (1, 3), (1,)]
+    assert value_of("user.py:Config(dim=4).dim", "x") == 4
+    assert value_of("user.py:small().body.extra_repr()", "x") == "in_features=3, out_features=3, bias=True"
+    assert value_of("f(1)(2)", "x") == "f(1)(2)"
 
 
 @pytest.mark.parametrize(
@@ -301,7 +463,7 @@ def test_what_is_missing_is_ready_to_be_pasted(folder: Path) -> None:
         (
             "Net.configure_optimizers",
             [],
-            r"needs self, lr: give .*\n\n.*\"self=user.py:Net\(config=...\)\" --with lr=1e",
+            r"needs self, lr: give .*\n\n.*\"self=user.py:Net\(config=user.py:Config\(\)\)\" --with lr=1e",
         ),
         ("ready", ["x=1"], "user.py:ready is an object and takes no arguments; leave --with away"),
         ("build", ["lr"], "--with 'lr' has no name; write --with NAME=VALUE"),
@@ -314,11 +476,83 @@ def test_what_is_missing_is_ready_to_be_pasted(folder: Path) -> None:
             "reads self.trainer.checkpoint_callback, and an audit has no trainer that knows it: run the",
         ),
         ("by_config", ["config={'lr': 1}"], "raised AttributeError: .* no attribute 'model'"),
+        (
+            "later",
+            [],
+            "user.py:later is an async function, expected a plain one: name one that returns what asyncio.run",
+        ),
+        ("one_by_one_later", [], "user.py:one_by_one_later is an async function, expected a plain one"),
+        ("build", ["lr=1", "model=user.py:later"], "user.py:later is an async function, expected a plain one"),
+        ("build", ["lr=1", "model=user.py:later(model=1)"], "user.py:later is an async function, expected a plain one"),
+        ("build", ["lr=1", "model=bad.py:f"], r"--with model=bad.py:f raised ZeroDivisionError: .* \(bad.py, line 2\)"),
     ],
 )
-def test_mistakes(target: str, given: list[str], message: str) -> None:
+def test_mistakes(folder: Path, target: str, given: list[str], message: str) -> None:
+    (folder / "bad.py").write_text("def f():\n    return 1 / 0\n", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         load(f"user.py:{target}", given=given)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n[][1]\n", r"^importing own.py raised IndexError: .* \(own.py, line 2\); correct it"),
+        ("import torch\ntorch.ones(-1)\n", r"^importing own.py raised RuntimeError: .* \(own.py, line 2\); correct"),
+        ("import sub.lies\n", r"^importing own.py raised KeyError: 'x' \(sub/lies.py, line 3\); correct it"),
+        ("def f(:\n", r"^importing own.py raised SyntaxError: invalid syntax \(own.py, line 1\); correct it"),
+        (
+            "x = 1\nexec('a b')\n",
+            r"^importing own.py raised SyntaxError: invalid syntax \(own.py, line 2\); correct it",
+        ),
+        (
+            "import own_nowhere\n",
+            r"\(own.py, line 1\); install it in the environment of halflife \(.*\), or correct the",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_imported(folder: Path, text: str, message: str) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "lies.py").write_text("\n\n{}['x']\n", encoding="utf-8")
+    (folder / "own.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        load("own.py:make")
+    line = re.search(r"\(\S+, line \d\)", str(caught.value))
+    assert line is not None
+    with pytest.raises(UserError, match=f"^--with model=own:make raised .*{re.escape(line[0])}"):
+        load("user.py:build", given=["model=own:make", "lr=1"])
+
+
+def test_what_lies_in_the_current_folder_is_named_as_a_module(folder: Path) -> None:
+    (folder / "src_of_it").mkdir()
+    (folder / "src_of_it" / "train.py").write_text("from src_of_it.nothere import x\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"src_of_it lies in the current folder, which is searched if a module is named, as"
+    ):
+        load("src_of_it/train.py:make")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own"),
+    [
+        ([], ""),
+        (["--data", "x", "--lr=1", "expect"], ""),
+        (["--expect", "l2:0.1"], "--expect stood after --"),
+        (["--json", "--data", "x", "--expect=l2:0.1"], "--expect and --json stood after --"),
+    ],
+)
+def test_own_options_among_those_of_the_script(arguments: list[str], own: str) -> None:
+    assert own_options(arguments).startswith(own)
+    assert bool(own_options(arguments)) == bool(own)
+    with pytest.raises(UserError) as caught:
+        load("user.py:wants_flags", arguments=arguments)
+    assert ("options of halflife stand before --" in str(caught.value)) == bool(own)
+    assert "ended with exit code 2" in str(caught.value)
+
+
+def test_the_own_options_are_those_of_the_command() -> None:
+    command: Any = importlib.import_module("typer").main.get_command(cli.app)
+    options = {name for each in command.commands["audit"].params for name in each.opts if name.startswith("--")}
+    assert options == set(OWN_OPTIONS)
 
 
 def test_the_length_of_the_run_is_passed_on() -> None:

@@ -427,10 +427,6 @@ def test_mistakes(folder: Path, target: str, message: str) -> None:
             "ends_in_a_step",
             r"the optimizer of train.py:ends_in_a_step called os._exit\(0\) \(train.py, line \d+\) while its",
         ),
-        (
-            "leaves_in_a_step",
-            r"the optimizer of train.py:leaves_in_a_step called exit\(0\) \(train.py, line \d+\) while its",
-        ),
         ("lazy", "0.weight has no shape yet; run one forward pass first"),
     ],
 )
@@ -439,6 +435,12 @@ def test_what_goes_wrong_while_it_is_explained(folder: Path, target: str, messag
     with pytest.raises(UserError, match=message):
         audit(f"train.py:{target}", ["none"])
     assert os._exit is before
+
+
+def test_a_step_that_exits_is_not_probed(folder: Path) -> None:
+    result = run("train.py:leaves_in_a_step", "--expect", "none")
+    assert result.exit_code == 1
+    assert "found not probed: SystemExit: 0" in result.stderr
 
 
 def test_a_forked_process_ends_as_ever(folder: Path) -> None:
@@ -457,11 +459,14 @@ def test_nothing_late_changes_the_exit_code(folder: Path) -> None:
     [
         (
             "import nothere_at_all\n",
-            r"broken.py:f raised ModuleNotFoundError: No module named .* \(broken.py, line 1\)",
+            r"importing broken.py raised ModuleNotFoundError: No module named .* \(broken.py, line 1\)",
         ),
-        ("def f(:\n", r"broken.py:f raised SyntaxError: .* \(broken.py, line 1\)"),
-        ("x = 1\n1 / 0\n", r"broken.py:f raised ZeroDivisionError: division by zero \(broken.py, line 2\)"),
-        ("import sys\nsys.exit('usage: ...')\n", r"broken.py:f called exit\('usage: ...'\) \(broken.py, line 2\)"),
+        ("def f(:\n", r"importing broken.py raised SyntaxError: .* \(broken.py, line 1\)"),
+        ("x = 1\n1 / 0\n", r"importing broken.py raised ZeroDivisionError: division by zero \(broken.py, line 2\)"),
+        (
+            "import sys\nsys.exit('usage: ...')\n",
+            r"importing broken.py called exit\('usage: ...'\) \(broken.py, line 2\)",
+        ),
         ("import json\ndef f():\n    json.loads('{')\n", r"raised JSONDecodeError: .* \(broken.py, line 3\)"),
     ],
 )

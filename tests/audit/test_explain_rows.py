@@ -611,3 +611,66 @@ def test_what_is_made_of_what_was_found(case: Case, monkeypatch: pytest.MonkeyPa
             else pytest.raises(AssertionError, match=r"2 of 2 differ\. 0\.weight: found ")
         ):
             halflife.assert_decay(model, optimizer, {"*": law})
+
+
+class Squared(Plain):
+    """Its coefficient is multiplied by the learning rate once more."""
+
+    def lam(self, group: dict[str, Any], parameter: Tensor) -> float:
+        return float(group["lr"] * group["weight_decay"])
+
+
+def test_a_law_without_a_name_has_not_that_of_its_pathway() -> None:
+    model = layers(1)
+    table = halflife.explain(model, Squared(model.parameters(), lr=0.05))
+    assert [(row["law"], row["r"]) for row in table.rows] == [("other", pytest.approx(0.05**2 * 0.1))] * 2
+    assert (table.groups[0]["law"], table.groups[0]["pathway"]) == ("other", "decoupled")
+
+
+class Outside(torch.optim.SGD):
+    """Its decay stands in an attribute, and acts with a coefficient of its own."""
+
+    wd = 0.02
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1 - 0.003 * self.wd)
+        return super().step(closure)
+
+
+def test_a_weight_decay_of_0_is_not_asked_to_be_divided() -> None:
+    model = nn.Linear(4, 4, bias=False)
+    codes = [warning.code for warning in halflife.explain(model, Outside(model.parameters(), lr=0.1)).warnings]
+    assert codes == ["decay-without-setting"]
+
+
+class ByItself(torch.optim.SGD):
+    """Shrinks its weights by what stands in an attribute, which no rule switches off."""
+
+    own = 0.125
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.mul_(1 - group["lr"] * self.own)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize(
+    "rule", [halflife.HalfLife(steps=4), halflife.Decoupled(lam=0.5)], ids=["half-life", "decoupled"]
+)
+def test_a_rule_and_a_decay_of_the_optimizer_are_told_together(rule: halflife.rules.Rule, in_place: bool) -> None:
+    model = layers(1)
+    optimizer = ByItself(model.parameters(), lr=0.25)
+    halflife.attach(optimizer, rule, select="all")
+    table = halflife.explain(model, optimizer, in_place=in_place)
+    of_the_rule = 0.5**0.25 if isinstance(rule, halflife.HalfLife) else 1 - 0.25 * 0.5
+    both = 1 - of_the_rule * (1 - 0.25 * 0.125)
+    assert [row["r"] for row in table.rows] == pytest.approx([both] * len(table.rows), rel=1e-4)
+    assert next(warning.code for warning in table.warnings) == "two-mechanisms"
+    with pytest.raises(AssertionError, match="found other"):
+        halflife.assert_decay(model, optimizer, {"*": "half-life:4" if of_the_rule < 0.85 else "decoupled:0.5"})

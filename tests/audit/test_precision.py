@@ -47,6 +47,26 @@ class Masters(Optimizer):
                 parameter.copy_(wide)
 
 
+class Compensated(Optimizer):
+    """Keeps what rounding takes from its sums: of the decay too, or of the update alone."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, *, whole: bool) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "kahan_sum": True, "whole": whole})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                rest = self.state[parameter].setdefault("rest", torch.zeros_like(parameter, dtype=torch.float32))
+                decay = group["lr"] * group["weight_decay"] * parameter.float()
+                if not group["whole"]:
+                    parameter.sub_(decay.to(parameter.dtype))
+                    decay = torch.zeros_like(decay)
+                wanted = parameter.float() + rest - decay - group["lr"] * parameter.grad.float()
+                parameter.copy_(wanted)
+                rest.copy_(wanted - parameter.float())
+
+
 def share_of_real_steps(make: Make, lam: float, dtype: torch.dtype, size: float) -> float:
     """Return what 300 steps remove, divided by what they remove in float32."""
     removed = []
@@ -87,6 +107,8 @@ CASES: list[Any] = [
     pytest.param(lambda p, w: SGD(p, 0.01, weight_decay=w), 0.01, torch.float16, 0.01, id="plain-half"),
     pytest.param(lambda p, w: Together(p, 0.01, w), 0.01, torch.bfloat16, 1.0, id="together"),
     pytest.param(lambda p, w: Masters(p, 0.01, w), 0.01, torch.bfloat16, 1.0, id="masters"),
+    pytest.param(lambda p, w: Compensated(p, 1e-3, w, whole=True), 0.1, torch.bfloat16, 1.0, id="sums"),
+    pytest.param(lambda p, w: Compensated(p, 1e-3, w, whole=False), 0.1, torch.bfloat16, 1.0, id="sums-of-updates"),
 ]
 
 

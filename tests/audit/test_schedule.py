@@ -137,3 +137,28 @@ def test_a_long_run_is_not_walked_to_its_end(monkeypatch: pytest.MonkeyPatch) ->
     model, optimizer = made()
     found = choose(search([("", (model, LambdaLR(optimizer, lambda step: 1.0)))]))
     assert "over these 7 steps" in audit_found(found, [], total_steps=10**9).schedule[0]
+
+
+def test_schedules_that_do_the_same_are_told_once() -> None:
+    models = [nn.Linear(3, 3) for _ in range(3)]
+    optimizers = [AdamW(model.parameters(), lr=0.1) for model in models]
+    plans: list[LRScheduler] = [ExponentialLR(optimizer, 0.9) for optimizer in optimizers[:2]]
+    plans += [ExponentialLR(optimizers[2], 0.5)]
+    sentences = audit_found(choose(search([("", (models, plans))])), [], total_steps=10).schedule
+    assert [sentence.partition(":")[0] for sentence in sentences] == [
+        "ExponentialLR, stepped once per step, on group 0 of optimizers 0, 1",
+        "ExponentialLR, stepped once per step, on group 0 of optimizer 2",
+    ]
+    assert audit_found(choose(search([("", (models, plans))])), []).schedule == (
+        "ExponentialLR is not followed: give the length of the run with --total-steps",
+    )
+
+
+def test_a_schedule_per_epoch_is_not_told_as_one_per_step() -> None:
+    model = nn.Linear(3, 3)
+    plan = LambdaLR(AdamW(model.parameters(), lr=0.1), lambda epoch: 1 - max(0, epoch - 10) / 10)
+    (sentence,) = audit_found(choose(search([("", (model, plan))])), [], total_steps=100).schedule
+    assert sentence.endswith(
+        "lr 0.1, at most 0.1 (step 0), and below 0 from step 21 on: it is meant to be stepped less often, per epoch "
+        "perhaps, or --total-steps is too large"
+    )

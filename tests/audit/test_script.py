@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 from typer.testing import CliRunner, Result
 
+from halflife.audit import script
 from halflife.audit.found import Found
 from halflife.audit.script import run_script
 from halflife.cli import main as cli
@@ -374,11 +375,24 @@ optimizer.step()
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = 1\n", "train.py ended before any torch optimizer took a step; let it train for at least one step"),
         (
-            "optimizer = torch.optim.SGD(model.parameters())\n",
-            r"ended before any torch optimizer took a step \(it made SGD\); let it train",
+            "x = 1\n",
+            "train.py ended before any torch optimizer took a step, and made none: give the script that trains",
         ),
+        (
+            "def main():\n    torch.optim.SGD(model.parameters())\n    torch.optim.AdamW(model.parameters())\nmain()\n",
+            r"ended before any torch optimizer took a step \(it made AdamW, SGD\): let it train for at least one step",
+        ),
+        (
+            "x = os.environ['LOCAL_RANK']\n",
+            "train.py reads LOCAL_RANK from the environment, which torchrun sets: start it with `torchrun --nproc-per-node 1 "
+            "-m -- halflife audit --run train.py -- ...`",
+        ),
+        (
+            "torch.distributed.init_process_group('gloo')\n",
+            "train.py reads RANK from the environment, which torchrun sets",
+        ),
+        ("{}['RANKS']\n", r"train.py raised KeyError: 'RANKS' \(train.py, line 12\) before any"),
         (
             "def f():\n    1 / 0\nf()\n",
             r"train.py raised ZeroDivisionError: division by zero \(train.py, line 13\) before any",
@@ -404,6 +418,48 @@ def test_scripts_without_a_step(run: Run, text: str, message: str) -> None:
     if "argparse" in text:
         assert "usage: train.py [-h] --data DATA" in result.stderr
     assert not torch_optimizer._global_optimizer_pre_hooks
+
+
+def test_steps_in_other_processes_are_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([3.0, 12.4])
+    monkeypatch.setattr(script, "_seconds_of_children", lambda: next(seconds))
+    with pytest.raises(
+        UserError, match=r"in its own process \(those that it started ran for 9 s, and their steps are not"
+    ):
+        found_in("subprocess = 1\n")
+
+
+def test_processes_that_ran_are_counted() -> None:
+    before = script._seconds_of_children()
+    subprocess.run([sys.executable, "-c", "sum(range(10 ** 6))"], check=True)
+    assert 0.01 <= script._seconds_of_children() - before < 10.0
+
+
+def test_models_stand_in_the_order_of_their_optimizers(run: Run) -> None:
+    text = """
+layers = [nn.Linear(2, 2) for _ in range(3)]
+optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in layers[::-1]]
+optimizers[0].step()
+"""
+    found = found_in(text)
+    assert found.models == ("Linear", "Linear_2", "Linear_3")
+    assert found.model is not None
+    first = {optimizer.param_groups[0]["params"][0]: number for number, optimizer in enumerate(found.optimizers)}
+    assert [first[part.weight] for part in found.model.children()] == [0, 1, 2]
+
+
+def test_own_options_behind_the_dashes_are_told(run: Run) -> None:
+    """A script may have an option of the same name: it runs, and one line says where the words went."""
+    text = "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\noptimizer.step()\n"
+    note = "note: --expect and --json stood after -- and went to your own code; options of halflife stand before --"
+    result = run(text, arguments=("--expect", "l2:0.1", "--json"))
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert note in result.stderr
+    assert "note:" not in run(text, arguments=("--steps", "1")).stderr
+    result = run("raise ValueError('--expect')\n", arguments=("--expect", "l2:0.1"))
+    assert str(result.exception).endswith(
+        "passes to it; --expect stood after -- and went to your own code; options of halflife stand before --"
+    )
 
 
 def test_ctrl_c_stays_ctrl_c(run: Run) -> None:

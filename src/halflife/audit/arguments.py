@@ -11,18 +11,32 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import GeneratorType, ModuleType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from halflife.audit.guesses import Guess, guess_of
 from halflife.errors import UserError, did_you_mean
 from halflife.user_code import import_file
 
-__all__ = ["Settings", "attribute_of", "call_with", "module_of", "needed", "parse_pairs", "value_of"]
+__all__ = [
+    "OWN_OPTIONS",
+    "Settings",
+    "attribute_of",
+    "call_with",
+    "module_of",
+    "needed",
+    "own_options",
+    "parse_pairs",
+    "plain",
+    "value_of",
+]
+
+OWN_OPTIONS = ("--with", "--run", "--time-limit", "--total-steps", "--expect", "--json")
 
 PLACE = re.compile(r"(?P<place>[^\s:()'\"]+):(?P<name>[A-Za-z_][\w.]*)")
 DOTTED_CALL = re.compile(r"(?P<place>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*)\.(?P<name>[A-Za-z_]\w*)\(")
@@ -73,6 +87,26 @@ def parse_pairs(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def own_options(arguments: Sequence[str]) -> str:
+    """Return a sentence on the words after ``--`` that are options of the command; nothing where there are none."""
+    words = [word.partition("=")[0] for word in arguments]
+    own = [option for option in OWN_OPTIONS if option in words]
+    if not own:
+        return ""
+    return f"{' and '.join(own)} stood after -- and went to your own code; options of halflife stand before --"
+
+
+def plain(value: Any, what: str) -> Any:
+    """Return a value, unless an async function gave it: a `UserError` then."""
+    if not inspect.iscoroutine(value) and not inspect.isasyncgen(value):
+        return value
+    if inspect.iscoroutine(value):
+        value.close()  # python would warn that nobody awaits it
+    raise UserError(
+        f"{what} is an async function, expected a plain one: name one that returns what asyncio.run gives for it"
+    )
+
+
 def value_of(text: str, name: str) -> Any:
     """Return what a value stands for: the first of these that it is.
 
@@ -92,13 +126,17 @@ def value_of(text: str, name: str) -> Any:
     """
     text = text.strip()
     try:
-        return with_attributes(ast.literal_eval(text))
+        value = with_attributes(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
+    else:
+        if (place := _unfilled(value, name)) is not None:
+            raise UserError(f"--with {name}={text}: write the value of {place} in the place of the dots")
+        return value
     settings = _settings(text, name)
     if settings is not None:
         return settings
-    head, inner = _call(text)
+    head, inner, behind = _call(text)
     match = PLACE.fullmatch(head)
     if match is None and inner is not None and (dotted := DOTTED_CALL.match(f"{head}(")) is not None:
         match = dotted if _can_be_imported(dotted["place"]) else None
@@ -111,14 +149,16 @@ def value_of(text: str, name: str) -> Any:
         raise UserError(f"--with {name}={text}: there is no file or module {place}; write it in quotes if it is a text")
     if _is_file(place) and not Path(place).is_file():
         raise UserError(f"--with {name}={text}: there is no file {place}; correct the path")
-    value = attribute_of(module_of(place), match["name"], place)
+    value = attribute_of(
+        module_of(place), match["name"], place, subject=f"--with {name}={text}: {place}", what_to_do="correct the name"
+    )
     if inner is not None:
         if not callable(value):
             raise UserError(f"--with {name}={text}: {head} cannot be called; leave the brackets away")
         args, kwargs = _inner_arguments(inner, name)
-        return value(*args, **kwargs)
+        return _followed(plain(value(*args, **kwargs), head), behind, text, name)
     if callable(value) and not isinstance(value, nn.Module | Optimizer) and needed(value) == []:
-        return value()
+        return plain(value(), text)
     return value
 
 
@@ -159,12 +199,67 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 
-def _call(text: str) -> tuple[str, str | None]:
-    """Split ``head(inner)``; the second is None where there are no brackets at the end."""
+def _call(text: str) -> tuple[str, str | None, str]:
+    """Split ``head(inner)behind``; the second is None where there are no brackets."""
     head, bracket, rest = text.partition("(")
-    if not bracket or not rest.endswith(")"):
-        return text, None
-    return head.strip(), rest[:-1]
+    depth, quote = 1, ""
+    for place, char in enumerate(rest if bracket else ""):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        else:
+            depth += (char in "([{") - (char in ")]}")
+        if depth == 0:
+            behind = rest[place + 1 :].strip()
+            return (head.strip(), rest[:place], behind) if not behind or behind[0] == "." else (text, None, "")
+    return text, None, ""
+
+
+class _Parts(list[Any]):
+    """What a method of a value yields, such as ``parameters()``, with the value itself: it stays alive."""
+
+    def __init__(self, parts: Iterable[Any], owner: Any) -> None:
+        super().__init__(parts)
+        self.owner = owner
+
+
+def _followed(value: Any, behind: str, text: str, name: str) -> Any:
+    """Return what attributes and methods give that are named behind a call: ``.parameters()``."""
+    while behind:
+        head, inner, rest = _call(behind) if "(" in behind else (behind, None, "")
+        owner, each = value, value
+        for part in head.removeprefix(".").split("."):
+            if not part.isidentifier() or not hasattr(each, part):
+                raise UserError(f"--with {name}={text}: {type(each).__name__} has no {part}; correct it")
+            owner, each = each, getattr(each, part)
+        value, behind = each, rest
+        if inner is not None:
+            args, kwargs = _inner_arguments(inner, name)
+            value = plain(value(*args, **kwargs), text)
+        if isinstance(value, GeneratorType):
+            value = _Parts(value, owner)
+    return value
+
+
+def _unfilled(value: Any, name: str) -> str | None:
+    """Return the name of a value that is dots, as they stand in the line to type."""
+    if value is ...:
+        return name
+    pairs = (
+        value.items()
+        if isinstance(value, dict)
+        else [(name, each) for each in value]
+        if isinstance(value, list | tuple)
+        else []
+    )
+    return next((found for key, each in pairs if (found := _unfilled(each, str(key))) is not None), None)
+
+
+def _value_within(text: str, name: str, inner: str) -> Any:
+    if text.strip() == "...":
+        raise UserError(f"--with {name}=...({inner}=...): write the value of {inner} in the place of the dots")
+    return value_of(text, name)
 
 
 def _inner_arguments(text: str, name: str) -> tuple[list[Any], dict[str, Any]]:
@@ -174,7 +269,7 @@ def _inner_arguments(text: str, name: str) -> tuple[list[Any], dict[str, Any]]:
         if match is None:
             args.append(value_of(part, name))
         else:
-            kwargs[match[1]] = value_of(part[match.end() :], name)
+            kwargs[match[1]] = _value_within(part[match.end() :], name, match[1])
     return args, kwargs
 
 
@@ -276,14 +371,26 @@ def _in_package(path: Path) -> tuple[Path, str]:
     return folder, ".".join(parts)
 
 
-def attribute_of(module: ModuleType, name: str, place: str) -> Any:
-    """Return ``module.name``, which may be dotted; a `UserError` that lists the functions if there is none."""
+def attribute_of(
+    module: ModuleType,
+    name: str,
+    place: str,
+    *,
+    subject: str = "",
+    what_to_do: str = "name the function that builds the optimizer",
+) -> Any:
+    """Return ``module.name``, which may be dotted; a `UserError` that lists what there is if there is none."""
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            names = [key for key, each in vars(module).items() if inspect.isfunction(each) and key[0] != "_"]
-            there = f"; there are {', '.join(names[:8])}" if names else ""
-            raise UserError(f"{place} has no {name}{there}: name the function that builds the optimizer")
+            own = {
+                key: each
+                for key, each in vars(module).items()
+                if getattr(each, "__module__", None) == module.__name__ and key[0] != "_"
+            }
+            names = [key for key, each in own.items() if inspect.isfunction(each) or inspect.isclass(each)]
+            there = f"; there are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else ""
+            raise UserError(f"{subject or place} has no {name}{did_you_mean(name, names)}{there}: {what_to_do}")
         value = getattr(value, part)
     return value
 
@@ -355,9 +462,7 @@ def call_with(
     if of_owner and set(of_owner) - set(needs):
         needs = ["self", *needs]
     if needs:
-        place = f"{target.rpartition('.')[0]}" if makes else ""
-        made_of = f'"self={place}({", ".join(f"{each}=..." for each in of_owner)})"'
-        raise UserError(_missing(target, needs, given, made_of))
+        raise UserError(_missing(target, function, owner, needs, given))
     rest = {name: value for name, value in given.items() if name not in known}
     arguments = {name: given[name] for name in own_names if name in given and name != "self"}
     if not makes:
@@ -377,42 +482,44 @@ def _called(function: Any, positional: list[Any], given: Mapping[str, Any]) -> A
     return function(*positional, **named)
 
 
-def _missing(target: str, needs: Sequence[str], given: Mapping[str, Any], itself: str) -> str:
+def _missing(target: str, function: Any, owner: Any, needs: Sequence[str], given: Mapping[str, Any]) -> str:
     """What is missing, the command that gives it, and a function that does, ready to be pasted."""
     place, _, name = target.rpartition(":")
-    options = " ".join(f"--with {itself if each == 'self' else f'{each}={_guess(each)}'}" for each in needs)
     before = f" beside {', '.join(given)}" if given else ""
-    listed = ", ".join(needs)
     module = _in_package(Path(place))[1].rpartition(".")[2] if _is_file(place) else place
     top, _, method = name.partition(".")
     every = list(dict.fromkeys([*given, *needs]))
-    if method and "self" in every:
-        call = f"self.{method}({', '.join(f'{each}={each}' for each in every if each != 'self')})"
-        imports = f"from {module} import {top}"
-    else:
-        call = f"{name}({', '.join(f'{each}={each}' for each in every)})"
-        imports = f"from {module} import {top}"
-    lines = [f"    {each} = ..." for each in every]
+    guesses = {each: _guess(each, function, owner if owner is not None else top, place) for each in every}
+    options = " ".join(f"--with {_in_shell(f'{each}={guesses[each].value}')}" for each in needs)
+    its = [each for each in every if each != "self"]
+    call = f"{f'self.{method}' if 'self' in every else name}({', '.join(f'{each}={each}' for each in its)})"
+    if any(each.kind is each.POSITIONAL_ONLY for each in _parameters(function) or [] if each.name != "self"):
+        call = f"{call.partition('(')[0]}({', '.join(its)})"
+    imports = list(dict.fromkeys(line for each in every for line in guesses[each].imports))
+    names = list(dict.fromkeys([top, *(used for each in every for used in guesses[each].names)]))
     model = next((each for each in every if each in {"model", "net", "network", "self"}), None)
+    lines = [f"{each} = {guesses[each].code}" for each in every]
+    if model is None and (whole := next((each.model for each in guesses.values() if each.model), None)) is not None:
+        model, lines = "model", [f"model = {whole}", *lines]
     returned = f"return {model}, {call}" if model else f"return {call}"
     return (
-        f"{target} needs {listed}{before}: give "
+        f"{target} needs {', '.join(needs)}{before}: give "
         f"{'it' if len(needs) == 1 else 'them'} with --with, or name a function that calls it\n\n"
         f"  halflife audit {target} {options}\n\n"
-        f"  # or in a file make.py beside it, audited as make.py:make\n  {imports}\n\n\n  def make():\n"
-        + "".join(f"  {line}\n" for line in lines)
+        f"  # or in a file make.py beside it, audited as make.py:make\n"
+        + "".join(f"  {line}\n" for line in [*imports, f"from {module} import {', '.join(names)}"])
+        + "\n\n  def make():\n"
+        + "".join(f"      {line}\n" for line in lines)
         + f"      {returned}"
     )
 
 
-def _guess(name: str) -> str:
-    """What an argument of that name may look like on the command line."""
-    if name in {"model", "net", "network", "module"}:
-        return "file.py:make_model"
-    if "lr" in name.split("_") or "learning_rate" in name:
-        return "1e-3"
-    if "weight_decay" in name or name in {"wd", "decay"}:
-        return "0.1"
-    if name in {"config", "cfg", "args", "opt", "hparams", "train_config", "opt_cfg", "optim_cfg"}:
-        return "\"{'lr': 1e-3, 'weight_decay': 0.1}\""
-    return "..."
+def _guess(name: str, function: Any, owner: Any, place: str) -> Guess:
+    try:
+        return Guess.called(place, owner, place) if name == "self" else guess_of(name, function, place)
+    except Exception:  # whatever a user's own metaclasses and annotations raise; what is missing is told all the same
+        return Guess("...", "...")
+
+
+def _in_shell(text: str) -> str:
+    return text if re.fullmatch(r"[\w@%+=:,./-]+", text) else '"' + text.replace('"', "'") + '"'

@@ -137,8 +137,8 @@ def rows_by_key(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
 
 
 def _stays(row: Row) -> bool:
-    """Return whether a parameter is frozen and, as far as is known, not decayed by a step either."""
-    return row.is_frozen and not row.decays
+    """Return whether a parameter has nothing to decay, or is frozen and, as far as is known, not decayed by a step either."""
+    return not row.decays and (row.is_frozen or row.parameter.numel() == 0)
 
 
 def _matches(key: str, row: Row) -> bool:

@@ -83,7 +83,8 @@ def explain(
     what happens to each weight, and small copies are stepped to find by which law (see `halflife.identify`). An
     attached rule is found as well. Model, optimizer and random state are not touched; models on the meta device, sharded
     and quantized ones are fine. What could not be probed is said to be so, with the reason. A penalty that the training
-    loop adds to its loss is not in the optimizer and cannot be seen.
+    loop adds to its loss is not in the optimizer and cannot be seen; hooks of parameters, which act in the backward
+    pass, are not run, but named. Parameters that are views of a stepped one are told from what happens to that memory.
 
     Args:
         model: The model; None if there is only the optimizer, whose parameters then have no kinds. Several models, as a

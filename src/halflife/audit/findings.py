@@ -10,7 +10,7 @@ from math import nan
 from torch.optim import Optimizer
 
 from halflife.audit.precision import lost_in_precision
-from halflife.audit.rows import Group, Holder, Row, tolerance_of
+from halflife.audit.rows import Group, Holder, Row, tolerance_of, tried
 from halflife.audit.text import in_common, without_numbers
 from halflife.laws.live import foreign_hooks
 from halflife.optim.attaching import handle_of
@@ -64,12 +64,14 @@ def findings_of(
             members[id(group)].append(row)
     found = [
         *_not_probed(groups, members),
+        *_not_probed_outside(rows),
         *_lost_rule(groups, optimizers),
         *_one_per_optimizer("ignored", _ignored(groups, members)),
         *_without_setting(rows),
         *_other_setting(rows),
         *_one_per_optimizer("coefficient", _other_coefficient(groups)),
         *_one_per_optimizer("two-mechanisms", _two_mechanisms(groups)),
+        *_overshoots(rows),
         *_in_two_groups(rows),
         *_frozen_but_updated(rows),
         *_in_one_only(rows),
@@ -144,6 +146,21 @@ def _not_probed(groups: Sequence[Group], members: Mapping[int, Sequence[Row]]) -
         yield Finding("not-probed", f"{text}{_verb(rows, 'was', 'were')} not probed ({why})", _names(rows))
 
 
+def _not_probed_outside(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Yield one warning per reason for parameters in no group, of which it is not known whether they decay."""
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.decays is None and not row.groups:
+            alike.setdefault(row.why.removeprefix("not probed: "), []).append(row)
+    for why, found in alike.items():
+        yield Finding(
+            "not-probed",
+            f"whether {_counted(found)} in no group {_verb(found, 'decays', 'decay')} is not known: {_listed(found)} "
+            f"{_verb(found, 'was', 'were')} not probed ({why})",
+            _names(found),
+        )
+
+
 def _unknown_in(row: Row, group: Group) -> str | None:
     """Return why it is not known what the optimizer of a group does to a parameter; None if it is known."""
     for holder in row.effect.unknown:
@@ -165,13 +182,21 @@ def _lost_rule(groups: Sequence[Group], optimizers: Sequence[Optimizer]) -> Iter
 
 def _ignored(groups: Sequence[Group], members: Mapping[int, Sequence[Row]]) -> Iterator[tuple[Group, str]]:
     for group in groups:
-        trainable = [row for row in members.get(id(group), ()) if not row.is_frozen]
+        trainable = [row for row in members.get(id(group), ()) if not row.is_frozen and row.parameter.numel()]
         if trainable and all(row.decays is False for row in trainable) and group.rule is None and group.weight_decay:
-            yield (
-                group,
-                f"weight_decay = {group.weight_decay:g} of {{place}} has no effect: probing shows that the optimizer "
-                "ignores it; attach a rule, for example halflife.Decoupled()",
-            )
+            said = f"weight_decay = {group.weight_decay:g} of {{place}}"
+            if group.is_proven:
+                yield (
+                    group,
+                    f"{said} has no effect: probing shows that the optimizer ignores it; attach a rule, for example "
+                    "halflife.Decoupled()",
+                )
+            elif trainable[0].seen is not None:
+                yield (
+                    group,
+                    f"{said} {tried(trainable[0].seen)}; what later calls do, or other gradients, is not known: if its step "
+                    "never reads it, attach a rule, for example halflife.Decoupled()",
+                )
 
 
 def _without_setting(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -185,12 +210,29 @@ def _without_setting(rows: Sequence[Row]) -> Iterator[Finding]:
         groups = list(dict.fromkeys(holder.group for holder, _ in pairs))
         fractions = [holder.r_peak for holder, _ in pairs if holder.r_peak is not None]
         by = f", by r = {max(fractions):.4g}" if fractions else ""
-        yield Finding(
-            "decay-without-setting",
-            f"weight_decay is 0 in {_place(groups)}, yet a step shrinks {_listed(decaying)}{by}: {name} reads its decay "
-            "elsewhere, such as in another group or in an attribute; set it there",
-            _names(decaying),
-        )
+        said = f"weight_decay is 0 in {_place(groups)}, yet a step shrinks"
+        sharing = [row for row in decaying if row.shares]
+        others = [row for row in decaying if not row.shares]
+        if sharing:
+            yield Finding(
+                "decay-without-setting",
+                f"{said} {_listed(sharing)}{by}: {_verb(sharing, 'it has', 'they have')} memory in common with "
+                f"{_with_whom(sharing)}; give memory to one parameter of one group",
+                _names(sharing),
+            )
+        if others:
+            yield Finding(
+                "decay-without-setting",
+                f"{said} {_listed(others)}{by}: {name} reads its decay elsewhere, such as in another group or in an "
+                "attribute; set it there",
+                _names(others),
+            )
+
+
+def _with_whom(rows: Sequence[Row]) -> str:
+    """Return the names of the parameters with which some share memory."""
+    names = list(dict.fromkeys(name for row in rows for name in row.shares))
+    return f"{', '.join(names[:3])} and {len(names) - 3} more" if len(names) > 3 else ", ".join(names)
 
 
 def _other_setting(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -219,7 +261,7 @@ def _other_coefficient(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             group.rule is None
             and group.law.pathway == "decoupled"
             and c is not None
-            and group.weight_decay is not None
+            and group.weight_decay  # at 0 it is not what acts, and what does is told by `_without_setting`
             and abs(c - 1.0) > tolerance_of(group.law)
         ):
             yield (
@@ -239,8 +281,36 @@ def _two_mechanisms(groups: Sequence[Group]) -> Iterator[tuple[Group, str]]:
             yield (
                 group,
                 f"the attached {group.rule} asks for r = {meant:.4g} in {{place}}, but probing found {found}: the "
-                "optimizer decays by itself as well; make it with weight_decay=0 and attach with select='all'",
+                "optimizer decays by itself as well; switch that off (weight_decay=0, where it reads that), and attach with "
+                "select='all'",
             )
+
+
+def _overshoots(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Yield one warning for each way in which a fraction that is not between 0 and 1 does not shrink weights."""
+    found: dict[tuple[str, bool], list[tuple[Row, float]]] = {}
+    for row in rows:
+        for holder in row.effect.acting:
+            now, later = holder.overshoot(holder.r), holder.overshoot(holder.r_peak)
+            r = holder.r if now else holder.r_peak
+            if now or later:
+                found.setdefault((now or later, not now), []).append((row, r or 0.0))
+    for (what, at_the_peak), pairs in found.items():
+        those = list(dict.fromkeys(row for row, _ in pairs))
+        r = max((r for _, r in pairs), key=abs)
+        when = " at the peak learning rate" if at_the_peak else ""
+        advice = (
+            "make lr * weight_decay positive"
+            if what == "grows it"
+            else "make lr * weight_decay smaller, r must be below 1"
+        )
+        effect = {"grows it": "grows", "sets it to 0": "sets to 0"}.get(what, "flips the sign of")
+        more = " and does not shrink " + _verb(those, "it", "them") if "does not" in what else ""
+        yield Finding(
+            "negative-decay" if what == "grows it" else "r-of-1-or-more",
+            f"r = {r:.4g}{when}: each step {effect} {_counted(those)}{more}: {_listed(those)}; {advice}",
+            _names(those),
+        )
 
 
 def _in_two_groups(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -290,7 +360,7 @@ def _fraction_of_rule(group: Group) -> float | None:
 
 
 def _in_one_only(rows: Sequence[Row]) -> Iterator[Finding]:
-    lost = [row for row in rows if row.parameter.requires_grad and not row.groups]
+    lost = [row for row in rows if row.parameter.requires_grad and not row.groups and row.decays is False]
     if lost:
         yield Finding(
             "in-no-optimizer",
@@ -343,7 +413,7 @@ def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
                 _names(found),
             )
     matrices = [row for row in rows if row.kind == "matrices" and row.groups and not row.is_frozen]
-    spared = [row for row in matrices if row.decays is False and not row.declared]
+    spared = [row for row in matrices if row.decays is False and not row.declared and row.parameter.numel()]
     if any(row.decays for row in rows) and spared:
         yield Finding(
             "matrix-without-decay",
@@ -352,7 +422,9 @@ def _unusual_kinds(rows: Sequence[Row]) -> Iterator[Finding]:
             _names(spared),
         )
     if rows and all(row.decays is False for row in rows):
-        yield Finding("nothing-decays", "nothing decays: set weight_decay where the groups are built, or attach a rule")
+        is_set = any(group.weight_decay for row in rows for group in row.groups)
+        advice = "attach a rule" if is_set else "set weight_decay where the groups are built, or attach a rule"
+        yield Finding("nothing-decays", f"nothing decays: {advice}")
 
 
 def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[Finding]:

@@ -308,6 +308,7 @@ def choose(things: Things, *, alive: bool = False, names: Mapping[int, str] | No
     if alive and missing:
         called = names or {}
         roots = [(each, bare(each)) for each in live_modules()]
+        roots.sort(key=lambda pair: min((owned.get(id(each), len(owned)) for each in pair[1].parameters()), default=0))
         models += _owners([(called.get(id(one)) or called.get(id(two), ""), two) for one, two in roots], missing)
         chosen |= {id(model) for _, model in models}
     for name, model in named:

@@ -71,10 +71,8 @@ def _optimizers_in(value: object) -> Iterator[Optimizer]:
         return
     named = None if isinstance(value, nn.Module | type) else _named(value)
     if named is None:
-        inner = _name_of_inner(value)
         name = _described(value) if isinstance(value, type) else type(value).__name__
-        hint = f"; pass the optimizer inside it (.{inner})" if inner else ""
-        raise UserError(f"expected a torch.optim.Optimizer, or a list of them, got {name}{hint}")
+        raise UserError(f"expected a torch.optim.Optimizer, or a list of them, got {name}{_what_is_inside(value)}")
     for _, each in named:
         yield from _optimizers_in(each)
 
@@ -89,10 +87,15 @@ def _named(value: object) -> list[tuple[str, Any]] | None:
     return None
 
 
-def _name_of_inner(value: object) -> str | None:
-    """Return the attribute of an object that holds an optimizer."""
-    attributes = getattr(value, "__dict__", {})
-    return next((name for name, each in attributes.items() if isinstance(each, Optimizer)), None)
+def _what_is_inside(value: object) -> str:
+    """Return what to pass instead of an object that holds an optimizer, or several; empty if it holds none."""
+    for name, each in getattr(value, "__dict__", {}).items():
+        if isinstance(each, Optimizer):
+            return f"; pass the optimizer inside it (.{name})"
+        several = list(each.values()) if isinstance(each, dict) else each if isinstance(each, list | tuple) else []
+        if several and all(isinstance(one, Optimizer) for one in several):
+            return f"; pass the optimizers inside it (.{name}{'.values()' if isinstance(each, dict) else ''})"
+    return ""
 
 
 def _described(value: object) -> str:

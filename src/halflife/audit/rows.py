@@ -17,19 +17,24 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
+from halflife.audit.backward import Hooked, hooked
+from halflife.audit.memory import Shared, shared_memory
 from halflife.errors import UserError
 from halflife.expressions import spell
 from halflife.groups.policies import kind_of, uses_of
-from halflife.laws.copies import is_number, number
+from halflife.laws.copies import is_number, number, written
+from halflife.laws.decide import NO_EFFECT
 from halflife.laws.law import Law, ordinal
 from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, probe_of
+from halflife.laws.reduced import is_of_torch
 from halflife.laws.seen import Found, Seen
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
 from halflife.optim.floor import floors_of
 from halflife.rules.base import Part
+from halflife.rules.registry import law_names
 
-__all__ = ["Effect", "Group", "Holder", "Row", "check_shapes", "groups_of", "rows_of", "times_in_words"]
+__all__ = ["Effect", "Group", "Holder", "Row", "check_shapes", "groups_of", "rows_of", "times_in_words", "tried"]
 
 TOLERANCE = 1e-3  # relative, of what was measured
 LIKE_A_COEFFICIENT = ("decay", "wd", "lam", "l2", "reg")
@@ -42,10 +47,13 @@ class Group:
     Attributes:
         optimizer: Number of the optimizer.
         optimizer_name: Its class.
+        is_proven: Whether its step is torch's own, which looks neither at the number of the call nor at the size of
+            gradients: then a setting without effect has none ever.
         index: Number of the group in it.
         settings: The group itself; it is read only.
         law: What was found by probing.
         found: What was found of each parameter of the optimizer, by id.
+        hooks: What hooks of parameters do in the backward pass, by id.
         moved: The ids of parameters that a step of the optimizer moves, although they are in none of its groups.
         part: The part of an attached rule that acts on the group; None without one.
         lr: The learning rate now; 0 where the optimizer chooses it itself.
@@ -56,10 +64,12 @@ class Group:
 
     optimizer: int
     optimizer_name: str
+    is_proven: bool
     index: int
     settings: Mapping[str, Any]
     law: Law
     found: Mapping[int, Found]
+    hooks: Mapping[int, Hooked]
     moved: frozenset[int]
     part: Part | None
     lr: float
@@ -99,7 +109,7 @@ class Group:
         if self.weight_decay is not None:
             return f"weight_decay is {self.weight_decay:g}"
         if "weight_decay" in self.settings:
-            return f"weight_decay is {self.settings['weight_decay']!r}"
+            return f"weight_decay is {written(self.settings['weight_decay'])}"
         return "no weight_decay"
 
     def setting_of(self, lam: float) -> str | None:
@@ -116,9 +126,9 @@ class Group:
             "optimizer": self.optimizer,
             "optimizer_name": self.optimizer_name,
             "group": self.index,
-            "num_parameters": len(rows),
-            "num_elements": sum(row.parameter.numel() for row in rows),
-            "law": self.law.name or self.law.pathway,
+            "num_parameters": sum(row.is_listed for row in rows),
+            "num_elements": sum(row.parameter.numel() for row in rows if row.is_listed),
+            "law": _named(self.law),
             "pathway": self.law.pathway,
             "describe": self.law.describe(),
             "rule": self.rule,
@@ -190,6 +200,17 @@ class Holder:
         return self.law.pathway in {"decoupled", "l2"} or (
             self.law.pathway == "other" and seen.form == "shrinks" and not seen.grows and seen.idle_rows
         )
+
+    def overshoot(self, r: float | None) -> str:
+        """Say what a fraction of 1 or more, or below 0, does to an untouched weight; empty where it only shrinks it."""
+        at_once = self.law.pathway != "l2" or self.law.equivalent_to is not None  # through momentum it comes bit by bit
+        if r is None or not self.is_steady or (0.0 <= r < 1.0 - TOLERANCE) or not at_once:
+            return ""
+        if r < 0.0:
+            return "grows it"
+        if r <= 1.0 + TOLERANCE:
+            return "sets it to 0"
+        return "flips its sign" if r < 2.0 else "flips its sign and does not shrink it"
 
     @cached_property
     def r_peak(self) -> float | None:
@@ -308,7 +329,7 @@ class Effect:
             "why": self.why,
             "notes": list(self.notes),
             "seen": None if seen is None else seen.form,
-            "law": None if self.law is None else "none" if self.decays is False else self.law.name or self.law.pathway,
+            "law": None if self.law is None else "none" if self.decays is False else _named(self.law),
             "lam": self.lam,
             "lr": None if group is None else group.plain_lr,
             "r": _ten_digits(self.r),
@@ -335,6 +356,8 @@ class Row:
         is_frozen: Whether no gradient is asked for; a step may still update it.
         seen_on: The name of the member of the same kind that was stepped in its place; None: it was itself.
         declared: Where the model itself says that it does not decay; empty if it does not.
+        shares: The names of the parameters in groups whose memory it has, or some of it.
+        is_listed: Whether a group lists it; one that does not may still be stepped, as part of the memory of another.
     """
 
     names: tuple[str, ...]
@@ -345,6 +368,8 @@ class Row:
     is_frozen: bool
     seen_on: str | None
     declared: str
+    shares: tuple[str, ...] = ()
+    is_listed: bool = True
 
     @property
     def name(self) -> str:
@@ -429,6 +454,11 @@ class Row:
         return found
 
 
+def _named(law: Law) -> str:
+    """Return the name of a law; of one without a name its pathway, unless that is the name of another law."""
+    return law.name or ("other" if law.pathway in law_names() else law.pathway)
+
+
 def tolerance_of(law: Law) -> float:
     """Return how exactly the numbers of a law are known, relative."""
     return 0.05 if any("float32" in note for note in law.notes) else TOLERANCE
@@ -452,7 +482,7 @@ def _half_life(holders: Sequence[Holder], fractions: Sequence[float | None]) -> 
     """Return the calls of ``step()`` after which the removals of some optimizers leave half of a weight."""
     lost = 0.0
     for holder, r in zip(holders, fractions, strict=True):
-        if r is None or not 0.0 < r < 1.0 or not holder.is_steady:
+        if r is None or not 0.0 < r < 1.0 - TOLERANCE**2 or not holder.is_steady:  # of 1 nothing is left to halve
             return None
         lost -= math.log1p(-r) / holder.every
     return math.log(2.0) / lost if lost else None
@@ -461,6 +491,11 @@ def _half_life(holders: Sequence[Holder], fractions: Sequence[float | None]) -> 
 def _ten_digits(value: float | None) -> float | None:
     """Return a measured number to the digits that probing gives."""
     return None if value is None else float(f"{value:.10g}")
+
+
+def tried(seen: Seen) -> str:
+    """Say what was tried where a setting had no effect: a step may look at the number of the call, or at its gradients."""
+    return f"had no effect in {seen.calls} calls with gradients of zeros, and in a few with random ones"
 
 
 def times_in_words(count: int) -> str:
@@ -492,24 +527,33 @@ def groups_of(optimizers: Sequence[Optimizer], *, in_place: bool = False) -> lis
         warnings.simplefilter("ignore")  # what an optimizer says about the throw-away copy helps nobody
         probed = probe_of(optimizers, in_place=in_place)
     found = []
+    held = {id(each): each for optimizer in optimizers for group in optimizer.param_groups for each in group["params"]}
+    hooks = hooked(held.values(), optimizers)
     for position, (optimizer, result) in enumerate(zip(optimizers, probed, strict=True)):
         applied = _AtTheLastStep(optimizer)
-        for index, (settings, law) in enumerate(zip(optimizer.param_groups, result.laws, strict=True)):
+        of_each = {key: _behind_hooks(each, hooks.get(key)) for key, each in result.found.items()}
+        for index, (settings, of_group) in enumerate(zip(optimizer.param_groups, result.laws, strict=True)):
+            law = _common_law([of_each[id(each)] for each in settings["params"]], of_group)
             lr, part = number(settings.get("lr")), _part_for(optimizer, index)
             by_gradients = part is not None and "second_moment" in part.needs
             removed, notes = applied.of(index) if by_gradients else (None, [])
             peaks = _peaks(optimizer, settings)
             # As probing chooses it where lr is 0 now; the constructor's lr is no group's peak otherwise.
             probed_lr = lr if lr > 0.0 else next(iter(peaks), DEFAULT_LR)
-            said = (note for note in law.notes if not note.endswith("of halflife is attached"))  # its line has numbers
+            proven = is_of_torch(optimizer)
+            # The line of the rule has its numbers, and the rows say what was tried.
+            said = [note for note in law.notes if not note.endswith("of halflife is attached")]
+            said = [note for note in said if proven or note != NO_EFFECT]
             found.append(
                 Group(
                     optimizer=position,
                     optimizer_name=type(optimizer).__name__,
+                    is_proven=proven,
                     index=index,
                     settings=settings,
                     law=replace(law, notes=tuple(dict.fromkeys((*said, *notes, *result.notes)))),
-                    found=result.found,
+                    found=of_each,
+                    hooks=hooks,
                     moved=result.moved,
                     part=part,
                     lr=lr,
@@ -519,6 +563,26 @@ def groups_of(optimizers: Sequence[Optimizer], *, in_place: bool = False) -> lis
                 )
             )
     return found
+
+
+def _behind_hooks(found: Found, hooks: Hooked | None) -> Found:
+    """Return what is known of a parameter that has hooks: a step shows neither what they do, nor what is not done."""
+    if hooks is None:
+        return found
+    unmoved = found.law.pathway == "none" and found.seen.form == "still"
+    reason = hooks.reason or (hooks.not_proven if unmoved else "")
+    return _not_probed(reason) if reason else found
+
+
+def _not_probed(reason: str) -> Found:
+    return Found(law=Law(pathway="not probed", notes=(reason,)), lam=None, seen=Seen(form="not probed", reason=reason))
+
+
+def _common_law(found: Sequence[Found], law: Law) -> Law:
+    """Return the law of a group, or why nothing is known of it where that is true of all its parameters."""
+    laws = [each.law for each in found]
+    unknown = bool(laws) and all(each.pathway == "not probed" for each in laws)
+    return laws[0] if unknown and law.pathway != "not probed" else law
 
 
 def _peaks(optimizer: Optimizer, settings: Mapping[str, Any]) -> list[float]:
@@ -601,13 +665,82 @@ def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
     effects = _Effects()
     rows = []
     moved = frozenset().union(*(group.moved for group in groups if group.index == 0))
+    hooks = hooked([parameter for _, parameter, *_ in everything if id(parameter) not in held], ())
+    shared = shared_memory(parameter for _, parameter, *_ in everything)
     for names, parameter, kind, what, declared in everything:
-        effect, of = effects.of(parameter, held.get(id(parameter), ()))
-        if id(parameter) in moved:
+        key = id(parameter)
+        effect, of = effects.of(parameter, held.get(key, ()))
+        stepped = [each for each in shared.get(key, ()) if id(each.other) in held]
+        if key not in held and stepped:
+            effect = _of_memory(parameter, stepped, held, effects, names_by_id)
+        elif key in moved:
             effect = MOVED
+        elif stepped:
+            effect = _beside_shared_memory(effect, stepped, held, effects, names_by_id)
+        elif key in hooks and hooks[key].reason:
+            effect = Effect(decays=None, why=f"not probed: {hooks[key].reason}")
+        of_model = key in outside and any(id(each.other) in known for each in shared.get(key, ()))
         seen_on = None if of is None else names_by_id.get(id(of), "another member of its kind")
-        rows.append(Row(names, parameter, kind, what, effect, not parameter.requires_grad, seen_on, declared))
+        rows.append(
+            Row(
+                names,
+                parameter,
+                kind,
+                "memory of parameters of the model" if of_model else what,
+                effect,
+                not parameter.requires_grad,
+                seen_on,
+                declared,
+                tuple(names_by_id[id(each.other)] for each in stepped),
+                is_listed=key in held,
+            )
+        )
     return rows
+
+
+def _beside_shared_memory(
+    effect: Effect,
+    stepped: Sequence[Shared],
+    held: Mapping[int, Sequence[Group]],
+    effects: _Effects,
+    names: Mapping[int, str],
+) -> Effect:
+    """Return what happens to a parameter in a group, other parameters of which have some of its memory."""
+    own = {group.optimizer for group in effect.groups}
+    for each in stepped:
+        groups = held[id(each.other)]
+        # Within one optimizer it was seen what all of them do; what another one does was seen of its own parameters.
+        if (
+            any(group.optimizer not in own for group in groups)
+            and effects.of(each.other, groups)[0].decays is not False
+        ):
+            why = f"not probed: some of its memory is that of {names[id(each.other)]}, which another optimizer steps"
+            return Effect(decays=None, why=why)
+    sharing = ", ".join(dict.fromkeys(names[id(each.other)] for each in stepped[:3]))
+    return replace(effect, notes=(*effect.notes, f"it shares memory with {sharing}")) if effect.decays else effect
+
+
+def _of_memory(
+    parameter: Tensor,
+    stepped: Sequence[Shared],
+    held: Mapping[int, Sequence[Group]],
+    effects: _Effects,
+    names: Mapping[int, str],
+) -> Effect:
+    """Return what happens to a parameter in no group whose memory is that of a parameter which is stepped."""
+    whole = [each.other for each in stepped if each.inside]
+    where = f"it is part of the memory of {names[id(stepped[0].other)]}, which is stepped"
+    if len(stepped) > 1:
+        return Effect(decays=None, why=f"not probed: {where}, and of that of {names[id(stepped[1].other)]}")
+    if not whole:
+        return Effect(decays=None, why=f"not probed: some of its memory is that of {names[id(stepped[0].other)]}")
+    effect, _ = effects.of(whole[0], held[id(whole[0])])
+    if effect.decays is None:
+        return Effect(decays=None, why=f"{effect.why}; {where}")
+    uniform = all(holder.found.seen.form == "shrinks" and holder.found.seen.idle_rows for holder in effect.acting)
+    if effect.decays and not uniform:
+        return Effect(decays=None, why=f"not probed: {where}, and not every element of that shrinks alike")
+    return replace(effect, why=f"{effect.why}; {where}")
 
 
 MOVED = Effect(
@@ -631,6 +764,7 @@ class _Effects:
         frozen = not parameter.requires_grad
         skipped = frozen and parameter.grad is None
         key: list[Any] = [frozen, skipped, skipped and not (parameter.is_floating_point() or parameter.is_complex())]
+        key.append(parameter.numel() == 0)
         of = None
         for group in groups:
             found = group.found[id(parameter)]
@@ -644,13 +778,19 @@ class _Effects:
                 seen.lr,
                 seen.reason,
                 seen.grows,
+                seen.calls,
             )
-            key += (seen.without_gradient, seen.idle_rows, seen.of is None)
+            key += (seen.without_gradient, seen.idle_rows, seen.of is None, _on_gradient(parameter, group))
             of = of if of is not None or seen.of is parameter else seen.of
         effect = self._known.get(tuple(key))
         if effect is None:
             effect = self._known[tuple(key)] = _effect(parameter, groups)
         return effect, of
+
+
+def _on_gradient(parameter: Tensor, group: Group) -> tuple[str, ...]:
+    """Return the names of hooks that may change the gradient of a parameter."""
+    return group.hooks[id(parameter)].on_gradient if id(parameter) in group.hooks else ()
 
 
 def _effect(parameter: Tensor, groups: Sequence[Group]) -> Effect:
@@ -692,6 +832,8 @@ def _decays(parameter: Tensor, found: Found) -> bool | None:
 def _why(parameter: Tensor, deciding: Sequence[Holder]) -> str:
     """Say why a parameter decays, or not, by the optimizers that decide about it."""
     frozen, skipped, decays = not parameter.requires_grad, parameter.grad is None, deciding[0].decays
+    if decays is False and parameter.numel() == 0:
+        return "it has no elements"
     if frozen and skipped and decays is False:
         return "frozen"
     why = _why_a_step_does(deciding[0])
@@ -711,14 +853,20 @@ def _why_a_step_does(holder: Holder) -> str:
     if not holder.decays:
         if group.rule is not None:
             return f"the attached {group.rule} removes nothing now"
-        ignored = group.weight_decay not in {None, 0.0}
-        return f"{group.says}, but {group.optimizer_name} ignores it" if ignored else group.says
+        if group.weight_decay in {None, 0.0}:
+            return group.says
+        return (
+            f"{group.says}, but {group.optimizer_name} ignores it"
+            if group.is_proven
+            else f"{group.says}, but it {tried(seen)}"
+        )
     if group.rule is not None:
         return f"{group.rule} is attached"
     says, lam = group.says, holder.lam
     if not group.weight_decay:
         name = None if lam is None else group.setting_of(lam)
-        says = f"{name} is {lam:g}" if name else f"{says}, yet a step shrinks it"
+        speaks = group.weight_decay is not None or "weight_decay" not in group.settings  # a function may say anything
+        says = f"{name} is {lam:g}" if name else f"{says}, yet a step shrinks it" if speaks else says
     elif lam is not None and holder.differs:
         says = f"{says}, yet a step removes what {lam:.4g} would"
     return f"{says}; {reason}" if law.pathway in {"other", "not probed"} and (law.notes or seen.reason) else says
@@ -730,11 +878,16 @@ def _notes(parameter: Tensor, holders: Sequence[Holder]) -> Iterable[str]:
     removals = sum(holder.times for holder in acting)
     if removals > 1:
         yield f"removed {times_in_words(removals)} per iteration"
+    for what in dict.fromkeys(holder.overshoot(holder.r) for holder in acting):
+        if what:
+            yield f"each step {what}"
     for every in sorted({holder.every for holder in acting} - {1}):
         yield f"at every {ordinal(every)} call"
     if parameter.requires_grad and any(holder.found.seen.without_gradient for holder in acting):
         yield "also where it has no gradient"
     if any(not holder.found.seen.idle_rows for holder in acting):
         yield "only rows with a gradient decay"
+    if acting and (names := _on_gradient(parameter, acting[0].group)):
+        yield f"a hook may change its gradient in the backward pass ({', '.join(names)}), which was not probed"
     if acting and any(holder.decays is None for holder in holders):
         yield "another optimizer that holds it was not probed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,35 +58,54 @@ def schedule_sentences(found: Found, table: Explanation, total_steps: float | No
     Returns:
         One sentence for each scheduler and kind of group.
     """
-    sentences = []
+    said: dict[tuple[str, str], dict[int, list[int]]] = {}  # groups of each optimizer; none where it is not followed
     for scheduler in found.schedulers:
         name = type(scheduler).__name__
         if isinstance(scheduler, ReduceLROnPlateau):
-            sentences.append(f"{name} follows a measurement, so what it does to the learning rate is not known before")
+            said[name, " follows a measurement, so what it does to the learning rate is not known before"] = {}
             continue
         steps = int(total_steps or getattr(scheduler, "total_steps", 0) or 0)
         if not steps:
-            sentences.append(f"{name} is not followed: give the length of the run with --total-steps")
+            said[name, " is not followed: give the length of the run with --total-steps"] = {}
             continue
         try:
             rates = rates_of(scheduler, min(steps, MOST_STEPS))
         except Exception as error:  # whatever a schedule of the user's own raises
-            sentences.append(f"{name} is not followed: a copy of it cannot be walked ({type(error).__name__}: {error})")
+            said[name, f" is not followed: a copy of it cannot be walked ({type(error).__name__}: {error})"] = {}
             continue
         number = next(i for i, each in enumerate(found.optimizers) if each is scheduler.optimizer)
-        said: dict[str, list[int]] = {}
         for index, group_rates in enumerate(rates):
-            said.setdefault(_of_group(table, number, index, group_rates, steps), []).append(index)
-        for sentence, indices in said.items():
-            which = f"group{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices[:6]))}"
-            which += ", ..." if len(indices) > 6 else ""
-            sentences.append(f"{name}, stepped once per step, on {which} of optimizer {number}: {sentence}")
-    return sentences
+            sentence = _of_group(table, number, index, group_rates, steps)
+            said.setdefault((name, sentence), {}).setdefault(number, []).append(index)
+    return [
+        f"{name}, stepped once per step, on {_listed(groups)}: {sentence}" if groups else name + sentence
+        for (name, sentence), groups in said.items()
+    ]
+
+
+def _listed(groups: Mapping[int, Sequence[int]]) -> str:
+    """Name the groups of some optimizers."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, indices in groups.items():
+        alike.setdefault(tuple(indices), []).append(number)
+    return ", ".join(
+        f"{_counted('group', indices)} of {_counted('optimizer', numbers)}" for indices, numbers in alike.items()
+    )
+
+
+def _counted(what: str, numbers: Sequence[int]) -> str:
+    more = ", ..." if len(numbers) > 6 else ""
+    return f"{what}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:6]))}{more}"
 
 
 def _of_group(table: Explanation, optimizer: int, index: int, rates: Sequence[float], steps: int) -> str:
     peak = max(rates)
     at = rates.index(peak)
+    if (below := next((step for step, rate in enumerate(rates) if rate < 0.0), None)) is not None:
+        return (
+            f"lr {rates[0]:.4g}, at most {peak:.4g} (step {at:,}), and below 0 from step {below:,} on: it is meant to be "
+            "stepped less often, per epoch perhaps, or --total-steps is too large"
+        )
     walked = len(rates)
     start = f"lr {rates[0]:.4g}, at most {peak:.4g} (step {at:,}), {rates[-1]:.4g} at step {walked - 1:,}"
     group = next((each for each in table.groups if (each["optimizer"], each["group"]) == (optimizer, index)), None)

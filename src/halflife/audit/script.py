@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import inspect
+import multiprocessing
 import os
+import re
 import runpy
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +28,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from halflife.audit.arguments import own_options
 from halflife.audit.found import Found, Things, choose, live_optimizers, live_schedulers, live_wrappers
 from halflife.errors import UserError
 from halflife.user_code import leave, one_sentence, shown_path, without_bytecode
@@ -33,6 +38,7 @@ __all__ = ["TIME_LIMIT", "run_script"]
 TIME_LIMIT = 600.0  # seconds
 OUTER = "halflife/audited"  # the key by which rank 0 tells the others that it is done
 INTERRUPTED = 130
+TORCHRUN = re.compile(r"\b(LOCAL_RANK|LOCAL_WORLD_SIZE|GROUP_RANK|RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT)\b")
 
 
 class _StopError(BaseException):
@@ -78,6 +84,8 @@ def run_script(
         raise UserError(f"there is no file {place}{hint or '; give the path of the script that trains'}")
     code: list[int] = []
     command = f"halflife audit --run {'-m ' if as_module else ''}{place}"
+    own = own_options(arguments)
+    hint = own and f"; {own}"
 
     def reached(optimizer: Optimizer) -> NoReturn:
         if int(os.environ.get("RANK", "0") or 0) != 0:
@@ -113,12 +121,13 @@ def run_script(
     forks = _Forks() if own_process else None
     earlier = [weakref.ref(each) for each in live_optimizers(collect=False)]  # none in a process of its own
     watch = FirstStep(reached, reached_in_fork)
+    elsewhere = _seconds_of_children()
     with (
         _Limit(place, path, time_limit, watch, fail, forks),
         without_bytecode(),
         _as_main(place, path, arguments),
         one_sentence(
-            place, path, f" before any optimizer took a step; correct it, or what `{command} -- ...` passes to it",
+            place, path, f" before any optimizer took a step; correct it, or what `{command} -- ...` passes to it{hint}",
             runner=__file__,
         ),
         watch,
@@ -129,29 +138,62 @@ def run_script(
                 if not thread.daemon and thread is not threading.current_thread():
                     thread.join()
             if not code:
-                raise UserError(_no_step(place, earlier))
+                raise UserError(_no_step(place, sorted(watch.made), _seconds_of_children() - elsewhere) + hint)
         except _StopError:
             pass
+        except (KeyError, ValueError) as error:
+            if code or (name := _set_by_torchrun(error)) is None:
+                raise
+            module = "-m " if as_module else ""
+            raise UserError(
+                f"{place} reads {name} from the environment, which torchrun sets: start it with "
+                f"`torchrun --nproc-per-node 1 -m -- halflife audit --run {module}{place} -- ...`"
+            ) from error
         except SystemExit as error:
             if not code and error.code == 2:
+                what = own or f"pass its own arguments after --, as in `{command} -- --data DIR`"
                 raise UserError(
                     f"{place} ended with exit code 2, as scripts do that get wrong arguments (what it said stands "
-                    f"above): pass its own arguments after --, as in `{command} -- --data DIR`"
+                    f"above): {what}"
                 ) from None
             if not code:
                 raise
     return code[0]
 
 
-def _no_step(place: str, earlier: Sequence[Callable[[], Optimizer | None]]) -> str:
-    before = {id(each()) for each in earlier}
-    kinds = sorted({type(each).__name__ for each in live_optimizers(collect=False) if id(each) not in before})
-    made = f" (it made {', '.join(kinds)})" if kinds else ""
+def _no_step(place: str, made: Sequence[str], elsewhere: float) -> str:
+    """Return the sentence on a script that came to its end.
+
+    Args:
+        place: The script.
+        made: The classes of the optimizers that it made.
+        elsewhere: For how many seconds processes ran that it has started.
+    """
+    what = f"{place} ended before any torch optimizer took a step"
+    if elsewhere > 1.0:
+        return (
+            f"{what} in its own process (those that it started ran for {elsewhere:.0f} s, and their steps are not seen): let "
+            "it train in one process, start it with `torchrun -m -- halflife audit ...`, or audit the script that they run"
+        )
+    if not made:
+        return (
+            f"{what}, and made none: give the script that trains with an optimizer of torch.optim, or a class like it"
+        )
     return (
-        f"{place} ended before any torch optimizer took a step{made}; let it train for at least one step, or name the "
-        "function that builds the optimizer, as path/to/file.py:function. Steps in processes that the script spawns are "
-        "not seen: let it train in one process, or start it with `torchrun -m -- halflife audit ...`"
+        f"{what} (it made {', '.join(made)}): let it train for at least one step, or name the function that builds the "
+        "optimizer, as path/to/file.py:function"
     )
+
+
+def _set_by_torchrun(error: Exception) -> str | None:
+    """Return the variable of the environment that a script reads and only torchrun sets, if that is what went wrong."""
+    match = TORCHRUN.search(str(error)) if isinstance(error, KeyError | ValueError) else None
+    return None if match is None or match[0] in os.environ else match[0]
+
+
+def _seconds_of_children() -> float:
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 def _run(place: str, path: Path | None) -> None:
@@ -222,6 +264,7 @@ class FirstStep:
         self.lock = threading.Lock()
         self.process = os.getpid()
         self.reached = False
+        self.made: set[str] = set()  # classes of optimizers
         self.undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> FirstStep:
@@ -237,6 +280,7 @@ class FirstStep:
             self._watch_class(cls)
 
         def set_attribute(optimizer: Optimizer, name: str, value: Any) -> None:
+            self.made.add(type(optimizer).__name__)
             # A scheduler puts a step there that calls the one that was there.
             if name == "step" and callable(value) and not hasattr(value, "_wrapped_by_lr_sched"):
                 value = self._watch_object(optimizer, value)
@@ -402,7 +446,7 @@ class _Limit:
             what = f"the probe of {self.place}'s optimizers did not end within {self.seconds:g} s"
         else:
             what = f"no optimizer of {self.place} took a step within {self.seconds:g} s"
-        what += f"{self._where()}: give it more time (--time-limit), or less to do before its first step"
+        what += f"{self._where()}{_beside()}: give it more time (--time-limit), or less to do before its first step"
         code = self.fail(UserError(what))
         end_children()
         leave(code)
@@ -425,15 +469,25 @@ class _Limit:
         leave(INTERRUPTED)
 
 
+def _beside() -> str:
+    """Name what may step where nobody sees it."""
+    with contextlib.suppress(Exception):
+        number = sum(1 for _ in _children())
+        if number:
+            return f"; steps in processes that it has started ({number} run now) are not seen"
+    return ""
+
+
+def _children() -> Iterator[Any]:
+    """The processes that the script has started and that run now."""
+    yield from multiprocessing.active_children()
+    yield from (each for each in gc.get_objects() if type(each) is subprocess.Popen and each.poll() is None)
+
+
 def end_children() -> None:
     """End the processes that the script has started: nobody is there to wait for them, and some hold our output."""
-    import gc
-    import multiprocessing
-    import subprocess
-
     with contextlib.suppress(Exception):
-        children: list[Any] = list(multiprocessing.active_children())
-        children += [each for each in gc.get_objects() if type(each) is subprocess.Popen and each.poll() is None]
+        children = list(_children())
         for child in children:
             child.terminate()
         for child in children:

@@ -15,13 +15,23 @@ import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, GeneratorType
+from types import FrameType, GeneratorType, ModuleType
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from halflife.audit.arguments import attribute_of, call_with, module_of, needed, parse_pairs, value_of
+from halflife.audit import arguments as arguments_module
+from halflife.audit.arguments import (
+    attribute_of,
+    call_with,
+    module_of,
+    needed,
+    own_options,
+    parse_pairs,
+    plain,
+    value_of,
+)
 from halflife.audit.expectations import Check, check, parse_expectation
 from halflife.audit.explanation import Explanation, explain
 from halflife.audit.found import Found, choose, search
@@ -37,6 +47,7 @@ FORMS = (
     "attributes, a Lightning module, what its configure_optimizers returns"
 )
 SLOW_IMPORT = 10.0  # seconds
+RUNNERS = (__file__, arguments_module.__file__)  # what calls a user's code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +140,7 @@ def load(
 
     Raises:
         UserError: If the target is not there, lacks arguments, raises, or returns something else.
-    """  # noqa: DOC501 - SystemExit becomes a UserError
+    """
     texts = parse_pairs(given)
     place, colon, name = target.rpartition(":")
     if not colon or not place or not name:
@@ -142,30 +153,58 @@ def load(
     path = Path(place)
     if is_file and not path.is_file():
         raise UserError(f"there is no file {place}; give the path of the file that builds the optimizer")
-    with (
-        hidden_arguments(place, arguments),
-        without_bytecode(),
-        one_sentence(target, path if is_file else None, "; correct it, or name another function", runner=__file__),
-    ):
-        try:
-            with _slow(place, path if is_file else None):
-                module = module_of(place)
-            named = value = attribute_of(module, name, place)
-            arguments_given = {key: value_of(text, key) for key, text in texts.items()}
-            value = _made(value, module, name, arguments_given, target, total_steps)
-        except SystemExit as error:
-            if error.code != 2:
-                raise
-            raise UserError(
-                f"{target} ended with exit code 2, as scripts do that get wrong arguments (what it said stands above): "
-                f"pass its own arguments after --, as in `halflife audit {target} -- --data DIR`"
-            ) from None
-        things = search([*_named_parts(named, value), *arguments_given.items()])
+    file, hint = path if is_file else None, own_options(arguments)
+    end = f"; correct it, or name another function{hint and f'; {hint}'}"
+    with hidden_arguments(place, arguments), without_bytecode(), _exit_code_2(target, hint):
+        with one_sentence(f"importing {place}", file, end, runner=RUNNERS), _slow(place, file):
+            module = module_of(place)
+        file = file or _file_of(module)
+        arguments_given = {key: _given(key, text) for key, text in texts.items()}
+        named = attribute_of(module, name, place)
+        with one_sentence(target, file, _misread(texts, arguments_given) + end, runner=RUNNERS):
+            value = plain(_made(named, module, name, arguments_given, target, total_steps), target)
+            things = search([*_named_parts(named, value), *arguments_given.items()])
     found = choose(things, alive=True)
     if not found.optimizers:
         unread = f" ({'; '.join(things.unread)})" if things.unread else ""
         raise UserError(f"{target} gave {_described(value, things.models)}{unread}; expected {FORMS}")
     return found
+
+
+@contextlib.contextmanager
+def _exit_code_2(target: str, hint: str) -> Iterator[None]:
+    """Tell a user's code that does not get the flags that it wants from other code that ends the process."""
+    try:
+        yield
+    except UserError as error:
+        if not isinstance(error.__cause__, SystemExit) or error.__cause__.code != 2:
+            raise
+        what = hint or f"pass its own arguments after --, as in `halflife audit {target} -- --data DIR`"
+        raise UserError(
+            f"{target} ended with exit code 2, as scripts do that get wrong arguments (what it said stands above): {what}"
+        ) from None
+
+
+def _given(name: str, text: str) -> Any:
+    """Return the value of an argument; what its own code raises is told as its fault."""
+    place = text.partition(":")[0]
+    file = Path(place) if place.endswith(".py") else None
+    with one_sentence(f"--with {name}={text}", file, "; correct it, or give another value", runner=RUNNERS):
+        return value_of(text, name)
+
+
+def _misread(texts: Mapping[str, str], values: Mapping[str, Any]) -> str:
+    """Return what may be another thing than was meant: a class that nobody has called, a text that is no number."""
+    classes = [name for name, value in values.items() if isinstance(value, type)]
+    as_texts = [name for name, value in values.items() if isinstance(value, str) and value == texts[name].strip()]
+    said = [f"{name} is the class {values[name].__name__}, which nobody has called" for name in classes]
+    said += [f"{name} is the text {values[name]!r}" for name in as_texts]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if isinstance(file, str) else None
 
 
 def _made(value: Any, module: Any, name: str, given: Mapping[str, Any], target: str, total_steps: float | None) -> Any:

@@ -22,6 +22,7 @@ COLORS = {True: "green", False: "cyan", None: "yellow"}
 # Columns that may wrap, in the order in which they give way, and down to what.
 LEAST_WIDTHS = (("what it is", 20), ("parameter", 24), ("what it is", 10), ("parameter", 8))
 GAP = 2  # between columns
+MOST_PARTS = 8  # lines for parameters of one name from which different fractions are removed
 
 Row = dict[str, Any]  # of `Explanation.rows`
 Table = list[tuple[str, ...]]  # the names of its columns, then its lines
@@ -57,12 +58,26 @@ def _lines(rows: Sequence[Row], totals: Counter[str] | None = None) -> list[tupl
         key = (_pattern(row["parameter"]), tuple(row["shape"]), row["dtype"], row["decays"], reason, what)
         alike.setdefault(key, []).append(row)
     lines = []
-    for (pattern, *_), members in alike.items():
+    for (pattern, *_), members in ((key, part) for key, rows in alike.items() for part in _by_share(rows)):
         name = members[0]["parameter"] if len(members) == 1 else pattern
         if 1 < len(members) < totals[pattern]:
             name = _with_ranges(pattern, [row["parameter"] for row in members])
         lines.append((name, members))
     return lines
+
+
+def _by_share(rows: list[Row]) -> list[list[Row]]:
+    """Part rows of one name by what `_share` says of them; too many parts are none."""
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(_share(row), []).append(row)
+    return list(parts.values()) if len(parts) <= MOST_PARTS else [rows]
+
+
+def _share(row: Row) -> str:
+    """Return the fraction that a step removes, as far as lr and lam do not explain it."""
+    r = row.get("r")
+    return "" if r is None else f"{r / ((row.get('lr') or 1.0) * (row.get('lam') or 1.0)):.2g}"
 
 
 @lru_cache(maxsize=1 << 17)  # each name is asked for several times
@@ -171,7 +186,10 @@ def _table(rows: Sequence[Row], totals: Counter[str], *, with_dtype: bool) -> Ta
     columns["shape"] = [" x ".join(map(str, row["shape"])) or "scalar" for row in firsts]
     if with_dtype:
         columns["dtype"] = [row["dtype"] for row in firsts]
-    for key in ("lr", "lam"):  # of a block of several groups
+    keys = ["lr", "lam"]  # of a block of several groups
+    if len({_share(row) for row in rows}) > 1:
+        keys.append("r")
+    for key in keys:
         if len({row[key] for row in rows}) > 1 and len(lines) > 1:
             columns[key] = [_span([row[key] for row in members]) for _, members in lines]
     if any(row["what"] for row in firsts):
@@ -221,7 +239,7 @@ def _facts(block: Sequence[Row], rows: Sequence[Row]) -> list[str]:
             numbers += [f"half-life {now} steps", *others]
     facts.append(", ".join(numbers))
     notes = [in_common(same) for same in zip(*(group["notes"] for group in block), strict=True)]
-    facts += [f"note: {note}" for note in notes if note not in first["describe"]]
+    facts += [f"note: {note}" for note in notes if note.removeprefix("differs by shape: ") not in first["describe"]]
     return [fact for fact in facts if fact]
 
 

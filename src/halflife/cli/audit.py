@@ -119,6 +119,7 @@ def audit_command(
         if not run:
             done = audit(target, expect or (), given=given or (), arguments=arguments, total_steps=total_steps)
             code = _show(target, done, out, as_json)
+            _note(arguments)
         else:
             from halflife.audit.expectations import parse_expectation
             from halflife.audit.script import run_script
@@ -130,7 +131,9 @@ def audit_command(
                 subject = f"the optimizer of {target}"
                 with one_sentence(subject, None, " while its decay was probed; correct it"):
                     seen = audit_found(found, wanted, total_steps=total_steps, in_place=True)
-                return _show(target, seen, out, as_json)
+                shown = _show(target, seen, out, as_json)
+                _note(arguments)
+                return shown
 
             try:
                 code = run_script(
@@ -180,6 +183,14 @@ def _show(target: str, done: Audit, out: TextIO, as_json: bool) -> int:
         errors.print("[red]does not hold:[/] ", end="")
         errors.print(check.sentence, markup=False, highlight=False, soft_wrap=True)
     return EXIT_EXPECTATION if failed else 0
+
+
+def _note(arguments: list[str]) -> None:
+    """Tell of options that may have been meant for the command: the user's own code took them without a word."""
+    from halflife.audit.arguments import own_options
+
+    if note := own_options(arguments):
+        Console(stderr=True).print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_error(error: UserError) -> int:
