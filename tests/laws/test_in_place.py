@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from halflife.laws import in_place
-from halflife.laws.in_place import NotRestoredError, Snapshot, restored, restored_places, unrestorable
+from halflife.laws.in_place import NotRestoredError, Snapshot, unrestorable
 from halflife.laws.law import NotProbedError
 from halflife.laws.walk import shared_places
 from tests.laws.adversarial import CASES, LR, WD, Plain, net, with_gradients
@@ -28,7 +28,7 @@ def test_steps_in_place_leave_no_trace(name: str) -> None:
         for seed in range(6):
             if seed == 3 and in_between:
                 gradients = [p.grad for p in parameters]
-                with restored([real]):
+                with Snapshot([real]):
                     for other in (7, 8, 9):
                         with_gradients(parameters, other)
                         real.step()
@@ -94,7 +94,7 @@ def test_whatever_a_step_changes_is_put_back(fails: bool) -> None:
     before = picture(optimizer)
 
     def body() -> None:
-        with restored([optimizer]):
+        with Snapshot([optimizer]):
             optimizer.step()
             assert picture(optimizer) != before
             if fails:
@@ -121,7 +121,7 @@ def test_closures_hooks_and_what_is_given_beside_are_put_back() -> None:
 
     optimizer.register_step_pre_hook(count)
     with_gradients(model.parameters(), 1)
-    with restored([optimizer], extra=[model]):
+    with Snapshot([optimizer], extra=[model]):
         optimizer.step()
         assert (calls, model.first.in_features, len(optimizer.state)) == (1, 17, 4)
     assert (calls, model.first.in_features, len(optimizer.state)) == (0, 4, 0)
@@ -134,7 +134,7 @@ def test_numpy_is_put_back_where_it_is_loaded() -> None:
     optimizer.array, optimizer.generator = numpy.arange(3), numpy.random.default_rng(1)
     optimizer.legacy = numpy.random.RandomState(3)
     picture = [repr(numpy.random.get_state()), repr(optimizer.generator.bit_generator.state)]
-    with restored([optimizer]):
+    with Snapshot([optimizer]):
         optimizer.array += 1
         optimizer.generator.random()
         optimizer.legacy.rand()
@@ -147,7 +147,7 @@ def test_numpy_is_put_back_where_it_is_loaded() -> None:
 def test_the_order_of_dictionaries_is_put_back() -> None:
     optimizer: Any = Plain(net().parameters())
     optimizer.ordered, optimizer.plain = OrderedDict(a=1, b=2), {"a": 1, "b": 2}
-    with restored([optimizer]):
+    with Snapshot([optimizer]):
         optimizer.ordered.move_to_end("a")
         optimizer.plain["a"] = optimizer.plain.pop("a")
     assert [list(optimizer.ordered), list(optimizer.plain)] == [["a", "b"], ["a", "b"]]
@@ -157,7 +157,7 @@ def test_sparse_and_meta_tensors() -> None:
     optimizer: Any = Plain(net().parameters())
     optimizer.sparse = torch.eye(3).to_sparse()
     optimizer.meta = torch.empty(2**40, device="meta")
-    with restored([optimizer]):
+    with Snapshot([optimizer]):
         optimizer.sparse.mul_(3)
         optimizer.meta.zero_()
     assert torch.equal(optimizer.sparse.to_dense(), torch.eye(3))
@@ -198,7 +198,7 @@ def test_what_cannot_be_recorded_is_named(tmp_path: Any) -> None:
 def test_decay_is_seen_in_place() -> None:
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=WD)
-    with restored([optimizer]) as snapshot:
+    with Snapshot([optimizer]) as snapshot:
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
         before = model.first.weight.detach().clone()
@@ -234,7 +234,7 @@ def test_globals_and_class_attributes_that_a_copy_changes_are_put_back() -> None
     places = shared_places([Counting(model.parameters())])
     other = Counting(model.parameters())
     with_gradients(model.parameters(), 1)
-    with restored_places(places):
+    with Snapshot.of_places(places):
         other.step()
         assert (COUNTS["steps"], Counting.total, NEW) == (4, 4, 3)  # type: ignore[name-defined]
     assert (LAST, COUNTS["steps"], COUNTS["sizes"].tolist(), len(COUNTS)) == (None, 0, [0.0, 0.0], 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,11 +19,19 @@ from tests.laws.adversaries.parts import net as made_net
 IN_PLACE = pytest.mark.parametrize("in_place", [False, True], ids=["copy", "in place"])
 
 
-class Averaged(Optimizer):
-    """Schedule-free descent: gradients move `z`, and the weights are averaged with it."""
+class Toy(Optimizer):
+    """What the optimizers below are made with."""
+
+    numbers: ClassVar[dict[str, int]] = {}  # more that their groups have
 
     def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "k": 0})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **self.numbers})
+
+
+class Averaged(Toy):
+    """Schedule-free descent: gradients move `z`, and the weights are averaged with it."""
+
+    numbers: ClassVar = {"k": 0}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -51,11 +59,13 @@ class PutTogether(Averaged):
                 p.copy_(x.mul(0.9).add_(z, alpha=0.1))
 
 
-class Slow(Optimizer):
+class Slow(Toy):
     """Slow weights in a state that is filled when the optimizer is made, and a momentum beside them."""
 
+    numbers: ClassVar = {"calls": 0}
+
     def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "calls": 0})
+        super().__init__(params, lr, weight_decay)
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = {"slow": p.detach().clone(), "momentum": torch.zeros_like(p)}
@@ -90,11 +100,8 @@ class InAttributes(Slow):
                     p.copy_(kept.lerp_(p, 0.5))
 
 
-class BySize(Optimizer):
+class BySize(Toy):
     """A momentum in proportion to the norm of the weights, as layers have it in large batches."""
-
-    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -105,11 +112,8 @@ class BySize(Optimizer):
                 p.sub_(momentum / (momentum.norm() + 1e-8) * p.norm(), alpha=group["lr"])
 
 
-class SignOfMean(Optimizer):
+class SignOfMean(Toy):
     """Moves each weight by a fixed length towards its mean over time, with or without a gradient."""
-
-    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -120,11 +124,8 @@ class SignOfMean(Optimizer):
                 p.sub_((p - mean).sign(), alpha=0.1 * group["lr"])
 
 
-class Anchored(Optimizer):
+class Anchored(Toy):
     """Pulls towards the first weights by a constant that is in its code."""
-
-    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

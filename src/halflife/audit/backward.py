@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from halflife.laws.copier import is_like_an_optimizer
 from halflife.laws.graph import reachable
-from halflife.optim.wrappers import inner_optimizers, unwrapped
+from halflife.optim.wrappers import codes_in, inner_optimizers, unwrapped
 
 __all__ = ["Hooked", "hooked"]
 
@@ -196,13 +196,7 @@ def _only_watches(hook: Any) -> bool:
 
 def _codes(hook: Any) -> list[types.CodeType]:
     """Return the code of a hook, of what is defined in it, and of the user's functions that it names."""
-    stack = [each.__code__ for each in _functions(hook)]
-    found: list[types.CodeType] = []
-    while stack:
-        code = stack.pop()
-        found.append(code)
-        stack += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return found
+    return [code for each in _functions(hook) for code in codes_in(each.__code__)]
 
 
 def _functions(hook: Any) -> list[types.FunctionType]:

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from halflife.audit.precision import lost_in_precision
 from halflife.audit.rows import Group, Holder, Row, tolerance_of, tried
 from halflife.audit.text import in_common, without_numbers
-from halflife.laws.live import foreign_hooks
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import LAW
+from halflife.optim.step_hooks import foreign_hooks
 from halflife.rules.base import Rule, StepInfo
 
 __all__ = ["Finding", "findings_of"]
@@ -446,7 +446,7 @@ def _beyond_the_run(rows: Sequence[Row], total_steps: float | None) -> Iterator[
 def _foreign_hooks(optimizers: Sequence[Optimizer]) -> Iterator[Finding]:
     """Name step hooks of others: they may shrink weights, and the copy that is probed has none of them."""
     for number, optimizer in enumerate(optimizers):
-        names = ", ".join(foreign_hooks(optimizer))
+        names = ", ".join(sorted(foreign_hooks(optimizer)))
         if names:
             yield Finding(
                 "hooks-not-probed",

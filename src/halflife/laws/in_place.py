@@ -10,8 +10,7 @@ import sys
 import threading
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from halflife.laws.guard import alike, picture, put_back
 from halflife.laws.law import NotProbedError
 from halflife.laws.walk import shared_places
 
-__all__ = ["NotRestoredError", "Snapshot", "restored", "restored_places", "unrestorable"]
+__all__ = ["NotRestoredError", "Snapshot", "unrestorable"]
 
 
 FEW = 10_000  # objects, or elements of a tensor, that globals lead to and that are put back after a copy's step
@@ -35,62 +34,23 @@ class NotRestoredError(HalflifeError, RuntimeError):
     """Something that was recorded could not be put back to the bit."""
 
 
-@contextmanager
-def restored(optimizers: Iterable[Any], extra: Iterable[Any] = ()) -> Iterator[Snapshot]:
-    """Run the body on the real optimizers; afterwards, also after an error, everything is as it was.
-
-    Recorded is all that the optimizers lead to: the contents of containers and objects, each tensor's memory, bits,
-    ``grad`` and ``requires_grad``, random generators, also torch's, Python's and NumPy's global ones, the default dtype,
-    the globals and class attributes that the code of a step names. What cannot be recorded: see `unrestorable`. The
-    ``_version`` of tensors goes up. Memory: as much again as all these tensors have.
-
-    Args:
-        optimizers: The optimizers.
-        extra: What else the body may change, such as the model.
-
-    Yields:
-        The snapshot.
-
-    Raises:
-        NotProbedError: If the optimizers lead to too many objects.
-        NotRestoredError: If something could not be put back.
-    """
-    snapshot = Snapshot(optimizers, extra)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-
-
-@contextmanager
-def restored_places(places: Iterable[tuple[Any, str | None]]) -> Iterator[None]:
-    """Run copies in the body; the globals and class attributes that their code may change are put back.
-
-    Args:
-        places: What `halflife.laws.walk.shared_places` gives for the real optimizers; empty for those of torch.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        NotRestoredError: If something could not be put back.
-    """
-    snapshot = Snapshot.of_places(places)
-    try:
-        yield
-    finally:
-        snapshot.restore()
-
-
 class Snapshot:
     """What optimizers lead to, as it is now.
 
+    Recorded are the contents of containers and objects, each tensor's memory, bits, ``grad`` and ``requires_grad``, random
+    generators, also torch's, Python's and NumPy's global ones, the default dtype, the globals and class attributes that the
+    code of a step names. What cannot be recorded: see `unrestorable`. The ``_version`` of tensors goes up. Memory: as much
+    again as all these tensors have.
+
+    In a ``with`` statement, as often as one likes: after the body, also after an error, everything is as it was.
+
     Args:
         optimizers: The optimizers.
-        extra: What else is recorded.
+        extra: What else is recorded, such as the model.
 
     Raises:
         NotProbedError: If they lead to too many objects.
+        NotRestoredError: At the end of a body, if something could not be put back.
     """
 
     def __init__(self, optimizers: Iterable[Any], extra: Iterable[Any] = ()) -> None:
@@ -110,7 +70,7 @@ class Snapshot:
         """Record globals and class attributes alone, with the small things that they lead to; no models.
 
         Args:
-            places: What `halflife.laws.walk.shared_places` gives.
+            places: What `halflife.laws.walk.shared_places` gives for the real optimizers; empty for those of torch.
 
         Returns:
             The snapshot.
@@ -142,6 +102,12 @@ class Snapshot:
                 self._record_tensor(value)
             else:
                 self._record(value)
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     def restore(self) -> None:
         """Put everything back.

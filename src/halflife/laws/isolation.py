@@ -13,14 +13,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.optim import optimizer as torch_optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from halflife.laws.law import NotProbedError
+from halflife.optim.step_hooks import global_hooks, is_own
 
-__all__ = ["Draws", "global_hooks", "is_own", "isolated"]
+__all__ = ["Draws", "isolated"]
 
 Result = TypeVar("Result")
 
@@ -170,17 +170,6 @@ def _silence() -> Iterator[None]:
         filters = warnings.filters
         if ignore in filters:
             filters.remove(ignore)
-
-
-def global_hooks() -> list[dict[Any, Callable[..., Any]]]:
-    """Return the step hooks that are registered for all optimizers, as torch keeps them."""
-    names = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
-    return [getattr(torch_optimizer, name, {}) for name in names]
-
-
-def is_own(hook: Callable[..., Any]) -> bool:
-    """Return whether a hook is one of halflife."""
-    return (getattr(hook, "__module__", "") or "").startswith("halflife.")
 
 
 @contextmanager

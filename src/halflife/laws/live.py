@@ -38,8 +38,8 @@ from halflife.laws.decide import CHANGES, LATE, SHRINKS, decide
 from halflife.laws.factory import joined
 from halflife.laws.graph import real_tensors
 from halflife.laws.guard import read_only
-from halflife.laws.in_place import restored_places, unrestorable
-from halflife.laws.isolation import Draws, global_hooks, is_own
+from halflife.laws.in_place import Snapshot, unrestorable
+from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
 from halflife.laws.levers import Lever, find_levers
 from halflife.laws.probe import Bench, Condition, Instance, guarded
@@ -53,10 +53,11 @@ from halflife.optim.apply import StepCount
 from halflife.optim.attaching import Handle, attach, handle_of
 from halflife.optim.config import INITIAL, KEYS, LAW, PEAK, STEP
 from halflife.optim.norms import local
+from halflife.optim.step_hooks import foreign_hooks
 from halflife.rules.base import Part, Penalty, Rule
 from halflife.rules.registry import law_name
 
-__all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "foreign_hooks", "laws_of", "probe_of"]
+__all__ = ["DEFAULT_LR", "PEAK_KEYS", "SIZE", "Copies", "Sample", "laws_of", "probe_of"]
 
 PEAK_KEYS = (PEAK, "max_lr", "initial_lr", "peak_lr")
 # Rules whose effect is not a fraction of the weight: what they do instead.
@@ -142,14 +143,6 @@ def probe_of(optimizers: Sequence[Any], *, in_place: bool = False) -> list[Probe
     return [_Probe(unwrapped(optimizer), in_place).answer() for optimizer in optimizers]
 
 
-def foreign_hooks(optimizer: Any) -> list[str]:
-    """Return the names of the step hooks that act on an optimizer, its own and those of all, without halflife's."""
-    kinds = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")  # some subclasses have no place for any
-    own = [getattr(optimizer, kind, None) or {} for kind in kinds]
-    others = [hook for hooks in (*own, *global_hooks()) for hook in hooks.values() if not is_own(hook)]
-    return sorted({getattr(hook, "__qualname__", type(hook).__qualname__) for hook in others})
-
-
 @dataclass(frozen=True, eq=False)
 class Sample:
     """A parameter that is probed for all that are treated alike.
@@ -207,7 +200,7 @@ class _Probe:
 
     def answer(self) -> Probed:
         """Return what is known of each parameter, and the law of each group."""
-        with restored_places([] if is_of_torch(self.optimizer) else shared_places([self.optimizer])):
+        with Snapshot.of_places([] if is_of_torch(self.optimizer) else shared_places([self.optimizer])):
             return self._answer()
 
     def _answer(self) -> Probed:
@@ -298,11 +291,7 @@ class _Probe:
             with RealStage(self.optimizer, members, rates, raised=raised, device=device, state=state) as real:
                 return _look(real)
         limit = self._limit(chosen)
-        whole: Collection[int] = ()
-        if not self.marks:
-            stages = self._stages(chosen, rates, raised, limit)
-        else:
-            stages, whole = self._like_the_whole(chosen, rates, raised, limit)
+        stages, differing = self._like_the_whole(chosen, rates, raised, limit)
         try:
             answers = _look(stages(state))
         except NotProbedError:
@@ -313,7 +302,7 @@ class _Probe:
             # Its state fits to whole weights only: what was seen is what it does without that state.
             answers = _look(stages("flags"))
         return [
-            Seen(form="not probed", reason=DIFFERS) if key in whole else seen
+            Seen(form="not probed", reason=DIFFERS) if key in differing else seen
             for key, seen in zip(chosen, answers, strict=True)
         ]
 
@@ -331,6 +320,8 @@ class _Probe:
 
     def _differing(self, keys: Sequence[int], stages: _Stages) -> set[int]:
         """Return which parameters are treated otherwise than they are when all are stepped."""
+        if not self.marks:
+            return set()
         try:
             marks = glance(stages(self.marks_of))
         except NotProbedError:
@@ -369,11 +360,16 @@ class _Probe:
         device = members[0].start.device
 
         def make(state: State) -> CopyStage:
-            stage = CopyStage(
-                small.optimizer, members, kept, raised=raised, device=device, state=state, moved=self.moved
+            return CopyStage(
+                small.optimizer,
+                members,
+                kept,
+                raised=raised,
+                device=device,
+                state=state,
+                moved=self.moved,
+                without_decay=off,
             )
-            stage.without_decay = off
-            return stage
 
         return make
 
@@ -402,11 +398,11 @@ class _Probe:
             return ""
         hooks = foreign_hooks(self.optimizer)
         if hooks:
+            names = ", ".join(sorted(hooks))
             return (
-                f"it has step hooks that are not of halflife ({', '.join(hooks)}), which a copy must not call; pass "
-                "in_place=True"
+                f"it has step hooks that are not of halflife ({names}), which a copy must not call; pass in_place=True"
             )
-        return self.unreachable
+        return f"{self.unreachable}; pass in_place=True" if self.unreachable else ""
 
     def _chosen(
         self, rates: Sequence[float], raised: float, state: State
@@ -493,9 +489,7 @@ class _Probe:
     def _laws(self) -> dict[int, Law]:
         """Return the law of each parameter: one is probed for all that are treated alike."""
         if self.unreachable:  # twins would reach the real weights
-            return dict.fromkeys(
-                self.places, Law(pathway="not probed", notes=(self.unreachable.removesuffix("; pass in_place=True"),))
-            )
+            return dict.fromkeys(self.places, Law(pathway="not probed", notes=(self.unreachable,)))
         alike: dict[Hashable, list[int]] = {}
         kinds: dict[int, str] = {}
         for group in self.optimizer.param_groups:

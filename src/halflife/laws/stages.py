@@ -25,11 +25,12 @@ from halflife.laws.copies import number, scale_peaks, small_parameter, train_mod
 from halflife.laws.graph import real_tensors, with_inner
 from halflife.laws.guard import read_only
 from halflife.laws.in_place import Snapshot
-from halflife.laws.isolation import Draws, global_hooks
+from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
 from halflife.laws.probe import enter_training_mode, guarded
 from halflife.laws.reduced import is_of_torch
 from halflife.optim.norms import is_distributed, local
+from halflife.optim.step_hooks import global_hooks
 
 __all__ = ["CopyStage", "Member", "RealStage", "Run", "Stage", "State"]
 
@@ -271,6 +272,7 @@ class CopyStage(_Stepper):
         state: Which state they begin with: the real one; that of the start (``"start"``), or only the flags in it: then
             copies of the weights in attributes are those of the start, too.
         moved: Takes the ids of parameters that a step moves, although they are in none of its groups.
+        without_decay: The numbers of groups whose weight_decay is switched off.
     """
 
     def __init__(
@@ -283,6 +285,7 @@ class CopyStage(_Stepper):
         device: torch.device,
         state: State = "real",
         moved: set[int] | None = None,
+        without_decay: Sequence[int] = (),
     ) -> None:
         super().__init__(members, rates, raised, device)
         self.optimizer, self.state, self.is_of_torch = optimizer, state, is_of_torch(optimizer)
@@ -294,6 +297,7 @@ class CopyStage(_Stepper):
         held = {id(each) for group in optimizer.param_groups for each in group["params"]}
         others = [each for each in self.protected if isinstance(each, torch.nn.Parameter) and id(each) not in held]
         self.outside = {id(each): each for each in others}
+        self.without_decay = without_decay
         self.moved: set[int] = set() if moved is None else moved
         parameters = [member.parameter for member in self.members]
         self.fresh = state != "real" or not _remembers(optimizer, parameters)
@@ -420,7 +424,7 @@ class RealStage(_Stepper):
         if self._snapshot is None:
             raise RuntimeError("the stage is not open; run it within a with statement")
         parameters = [member.parameter for member in self.members]
-        try:
+        with self._snapshot:
             self.draws.seed(0)
             with torch.no_grad():
                 if self.state != "real":
@@ -436,8 +440,6 @@ class RealStage(_Stepper):
             self.set_rates(self.optimizer, run)
             track = [_read(parameters)]
             self.calls(self.optimizer, parameters, run, track)
-        finally:
-            self._snapshot.restore()
         return track
 
     def only(self, indices: Sequence[int]) -> tuple[RealStage, list[int]]:

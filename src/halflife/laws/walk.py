@@ -89,14 +89,13 @@ def unfaithful(optimizers: Iterable[Any]) -> str | None:
         if walk.is_distributed and walk.names & DISTRIBUTED:
             named = min(walk.names & DISTRIBUTED)
             what = f"its code treats distributed tensors in a way of its own (`{named}`)"
-            return f"{what}, and copies are plain; pass in_place=True"
-        past = next(iter(sorted(walk.names & PAST_TORCH)), None)
-        if past is not None:
-            return f"its code reaches memory past torch (`{past}`), which no copy can follow; pass in_place=True"
+            return f"{what}, and copies are plain"
+        if walk.names & PAST_TORCH:
+            return f"its code reaches memory past torch (`{min(walk.names & PAST_TORCH)}`), which no copy can follow"
         kept = _memory_kept(walk.optimizers, walk.parameters)
-        return None if kept is None else f"it keeps {kept}, which no copy can follow; pass in_place=True"
+        return None if kept is None else f"it keeps {kept}, which no copy can follow"
     name, what = walk.found
-    return f"its code reads the real weights through `{name}`, {what}, which no copy can follow; pass in_place=True"
+    return f"its code reads the real weights through `{name}`, {what}, which no copy can follow"
 
 
 def _memory_kept(optimizers: Sequence[Any], parameters: Iterable[Tensor]) -> str | None:

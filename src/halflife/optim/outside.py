@@ -26,12 +26,12 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from halflife.optim.actions import Action, Work
 from halflife.optim.apply import HostCopy
 from halflife.optim.arrival import LEAST, LITTLE, Remains, Undone, replaced_step
 from halflife.optim.norms import local
+from halflife.optim.step_hooks import foreign_hooks, step_hooks
 
 __all__ = ["Outside", "foreign"]
 
@@ -215,29 +215,16 @@ def foreign(optimizer: Optimizer) -> list[str]:
     Returns:
         Hooks by their names, and a ``step`` that was replaced on the instance.
     """
-    hooks = [
-        *optimizer._optimizer_step_pre_hooks.values(),
-        *optimizer._optimizer_step_post_hooks.values(),
-        *_global_optimizer_pre_hooks.values(),
-        *_global_optimizer_post_hooks.values(),
-    ]
-    others = [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("halflife.")]
-    named = [f"the step hook {getattr(each, '__qualname__', type(each).__qualname__)}" for each in others]
+    named = [f"the step hook {name}" for name in foreign_hooks(optimizer)]
     step = replaced_step(optimizer)
     if step is not None:
         named.append(f"the function {getattr(step, '__qualname__', type(step).__qualname__)} in place of its step()")
-    return list(dict.fromkeys(named))
+    return named
 
 
 def _around(optimizer: Optimizer) -> tuple[int, ...]:
     """Return what changes when hooks come or go, or ``step`` is replaced."""
-    hooks = (
-        optimizer._optimizer_step_pre_hooks,
-        optimizer._optimizer_step_post_hooks,
-        _global_optimizer_pre_hooks,
-        _global_optimizer_post_hooks,
-    )
-    return (*(len(each) for each in hooks), id(vars(optimizer).get("step")))
+    return (*map(len, step_hooks(optimizer)), id(vars(optimizer).get("step")))
 
 
 def _native(work: Work) -> float:

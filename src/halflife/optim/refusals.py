@@ -501,6 +501,11 @@ def check_fraction(rule: Part, value: float, *, lr: float, lam: float, group: in
         )
 
 
+def _asked_in_vain(rule: Part, group: int, r: float, left: str) -> str:
+    asked = f"{rule!r} asked to remove the fraction r = {r:.3g} of the weights in parameter group {group} at each step"
+    return f"{asked}, but {left}:"
+
+
 def check_undone(rule: Part, optimizer: Optimizer, group: int, r: float, share: float, steps: int) -> None:
     """Refuse to go on with a rule whose work the optimizer undoes.
 
@@ -517,8 +522,8 @@ def check_undone(rule: Part, optimizer: Optimizer, group: int, r: float, share: 
     """
     left = "nothing of that is left" if share == 0.0 else f"only {share:.0%} of that is left after {steps} steps"
     raise UserError(
-        f"{rule!r} asked to remove the fraction r = {r:.3g} of the weights in parameter group {group} at each step, but"
-        f" {left}: {_name(optimizer)} writes the weights from values that it keeps elsewhere (a copy from before the step,"
+        f"{_asked_in_vain(rule, group, r, left)} {_name(optimizer)} writes the weights from values that it keeps elsewhere"
+        " (a copy from before the step,"
         " float32 masters, averages); detach() the rule, and attach it to the optimizer that has these values as its"
         f" parameters, or pass the decay to {_name(optimizer)} itself as its own weight_decay"
     )
@@ -557,10 +562,7 @@ def check_put_back(rule: Part, optimizer: Optimizer, group: int, r: float, share
         UserError: If something does.
     """
     left = "nothing of that is left when the next step begins" if share == 0.0 else f"only {share:.0%} of that is left"
-    told = (
-        f"{rule!r} asked to remove the fraction r = {r:.3g} of the weights in parameter group {group} at each step, but {left}:"
-        f" the weights of {_name(optimizer)} are written once more after its step,"
-    )
+    told = f"{_asked_in_vain(rule, group, r, left)} the weights of {_name(optimizer)} are written once more after its step,"
     if others:
         raise UserError(
             f"{told} which {' or '.join(others)} can do; take that off, or detach() the rule and let what writes the weights"

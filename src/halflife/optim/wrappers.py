@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["Inner", "inner_optimizers", "unwrapped", "wrapped_path"]
+__all__ = ["Inner", "codes_in", "inner_optimizers", "unwrapped", "wrapped_path"]
 
 # Wrappers whose step is that of the optimizer inside: by package, which classes; empty for all of them.
 TRANSPARENT: dict[str, frozenset[str]] = {
@@ -309,12 +309,16 @@ def _codes_of(value: Any) -> list[types.CodeType]:
     inside = getattr(value, "__wrapped__", None)  # torch wraps every step
     if getattr(value, "hooked", False) and inside is not None:
         return _codes_of(inside)
-    found, stack = [], [value.__code__]
+    return codes_in(value.__code__) + ([] if inside is None else _codes_of(inside))
+
+
+def codes_in(code: types.CodeType) -> list[types.CodeType]:
+    """Return code with that of the functions which are defined in it."""
+    found, stack = [], [code]
     while stack:
-        code = stack.pop()
-        found.append(code)
-        stack += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return found + ([] if inside is None else _codes_of(inside))
+        found.append(stack.pop())
+        stack += [each for each in found[-1].co_consts if isinstance(each, types.CodeType)]
+    return found
 
 
 def _names(code: types.CodeType) -> set[str]:
