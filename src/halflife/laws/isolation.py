@@ -28,7 +28,7 @@ ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -> Iterator[None]:
+def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False, typed: bool = False) -> Iterator[None]:
     """Run the body on throw-away parameters: afterwards everything global is as it was.
 
     Inside, in this thread alone: warnings are silent, nothing is printed, gradients are on, tensors are made in the dtype
@@ -43,6 +43,7 @@ def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -
         device: Where the throw-away parameters are.
         dtype: Their precision.
         hooks: Whether step hooks that others registered for all optimizers are called.
+        typed: Whether the body gives a dtype to each tensor that it makes, so that no default is needed.
 
     Yields:
         Nothing.
@@ -62,7 +63,7 @@ def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -
             stack.enter_context(_without_log())
         if alone and torch.get_default_device() == device:
             torch.set_default_dtype(dtype)  # nobody is beside: a mode would take half of the time
-        else:
+        elif not typed or torch.get_default_device() != device:
             stack.enter_context(_Defaults(device, dtype))
         yield
 

@@ -43,7 +43,7 @@ from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
 from halflife.laws.levers import Lever, find_levers
 from halflife.laws.probe import Bench, Condition, Instance, guarded
-from halflife.laws.reduced import Reduced, is_of_torch, reduced
+from halflife.laws.reduced import Reduced, is_of_torch, makes_typed, reduced
 from halflife.laws.scaling import DEFAULT_LR, LEAST, Scale, base_rate, lam_factor, lr_factor, strengthened
 from halflife.laws.seen import Found, Mark, Probed, Seen, glance, look
 from halflife.laws.slots import KINDS, Slot, enough_of, kinds_in, look_of, settings_of, small_shape
@@ -892,7 +892,9 @@ def _laws(optimizer: Any, dtype: torch.dtype, samples: Sequence[Sample], state: 
     found: dict[int, Law] = {}
     for scale, numbers in _by_scale(optimizer, dtype, samples, state).items():
         copies = Copies(optimizer, dtype, scale, samples, state=state)
-        bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=samples[0].calls)
+        typed = makes_typed(optimizer) and handle_of(optimizer) is None
+        how: dict[str, Any] = {"from_factory": False, "calls": samples[0].calls, "typed": typed}
+        bench = Bench(copies.build, copies.slots, copies.device, dtype, **how)
         for index in numbers:
             found[index] = copies.named(decide(bench, index), index)
     return [found[index] for index in range(len(samples))]

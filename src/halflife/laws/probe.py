@@ -152,6 +152,7 @@ class Bench:
         from_factory: Whether ``build`` constructs optimizers anew: then a factor of the peak is a factor of the
             learning rate that they start with, and parameters can be added.
         calls: Of ``step()`` that make one step, for an optimizer that acts at every so many calls.
+        typed: Whether the optimizers give a dtype to each tensor that they make.
     """
 
     def __init__(
@@ -163,8 +164,9 @@ class Bench:
         *,
         from_factory: bool,
         calls: int = 1,
+        typed: bool = False,
     ) -> None:
-        self.calls = calls
+        self.calls, self.typed = calls, typed
         self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
         self.from_factory = from_factory
         self.needs_closure = False
@@ -202,7 +204,7 @@ class Bench:
             UserError: If what makes the optimizer is wrong.
         """
         if condition not in self._tracks:
-            with guarded(self.device, self.dtype):
+            with guarded(self.device, self.dtype, typed=self.typed):
                 self._tracks[condition] = self._draws.repeatable(lambda: self._run(condition), _same_tracks)
         return self._tracks[condition]
 
@@ -341,19 +343,20 @@ class Bench:
 
 
 @contextmanager
-def guarded(device: torch.device, dtype: torch.dtype, *, hooks: bool = False) -> Iterator[None]:
+def guarded(device: torch.device, dtype: torch.dtype, *, hooks: bool = False, typed: bool = False) -> Iterator[None]:
     """Run throw-away optimizers in isolation.
 
     Args:
         device: Where their parameters are.
         dtype: Their precision.
         hooks: Whether step hooks that others registered for all optimizers are called.
+        typed: Whether the body gives a dtype to each tensor that it makes.
 
     Raises:
         NotProbedError: Instead of whatever a foreign optimizer raises.
         UserError: If what makes the optimizer is wrong.
     """
-    with isolated(device, dtype, hooks=hooks):
+    with isolated(device, dtype, hooks=hooks, typed=typed):
         try:
             yield
         except (NotProbedError, UserError):

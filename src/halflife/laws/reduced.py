@@ -12,7 +12,9 @@ from torch import Tensor
 from halflife.laws.copier import Copier
 from halflife.laws.copies import small_parameter
 
-__all__ = ["Reduced", "is_of_torch", "reduced"]
+__all__ = ["Reduced", "is_of_torch", "makes_typed", "reduced"]
+
+_TYPED = frozenset({torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD})
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,3 +60,8 @@ def reduced(optimizer: Any, kept: Iterable[Tensor]) -> Reduced:
 def is_of_torch(optimizer: Any) -> bool:
     """Return whether an optimizer is of one of torch's own classes, and its step that of the class."""
     return type(optimizer).__module__.startswith("torch.optim.") and "step" not in vars(optimizer)
+
+
+def makes_typed(optimizer: Any) -> bool:
+    """Return whether the step is known to give a dtype to each tensor that it makes: no default dtype matters."""
+    return type(optimizer) in _TYPED and is_of_torch(optimizer)
