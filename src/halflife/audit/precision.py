@@ -21,10 +21,10 @@ from halflife.errors import UserError
 from halflife.laws.copier import attributes_of
 from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
-from halflife.laws.live import Copies, Sample
 from halflife.laws.probe import Condition, guarded
 from halflife.laws.scaling import Scale
 from halflife.laws.slots import SIZES, kinds_in, settings_of
+from halflife.laws.twins import Copies, Sample
 
 __all__ = ["Arrived", "arrived_of", "is_compensated", "lost_in_precision", "smallest_effective_fraction"]
 

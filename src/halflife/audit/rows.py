@@ -25,9 +25,11 @@ from halflife.groups.policies import kind_of, uses_of
 from halflife.laws.copies import is_number, number, written
 from halflife.laws.decide import NO_EFFECT
 from halflife.laws.law import Law, ordinal
-from halflife.laws.live import DEFAULT_LR, PEAK_KEYS, probe_of
+from halflife.laws.live import probe_of
 from halflife.laws.reduced import is_of_torch
+from halflife.laws.scaling import DEFAULT_LR
 from halflife.laws.seen import Found, Seen
+from halflife.laws.twins import PEAK_KEYS
 from halflife.optim.attaching import handle_of
 from halflife.optim.config import INITIAL
 from halflife.optim.floor import floors_of

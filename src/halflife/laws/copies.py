@@ -21,6 +21,7 @@ from halflife.optim.wrappers import unwrapped
 __all__ = [
     "StartState",
     "check_written",
+    "drawn_like",
     "has_state",
     "is_number",
     "left_out",
@@ -42,6 +43,15 @@ StartState = Literal["flags", "start"]  # of a copy: empty but for flags, or as 
 def has_state(optimizer: Any) -> bool:
     """Return whether an optimizer, or one inside it, remembers anything by parameter."""
     return any(bool(getattr(each, "state", None)) for each in with_inner([optimizer]))
+
+
+def drawn_like(weight: Tensor) -> Tensor:
+    """Return a fixed draw of a weight's shape, on its device if it has memory: no element of it is near 0."""
+    generator = torch.Generator().manual_seed(5)
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    dtype = torch.complex64 if weight.is_complex() else torch.float32
+    drawn = torch.randn(tuple(weight.shape), generator=generator, dtype=dtype)
+    return (drawn + 0.5 * drawn.sgn()).to(device, dtype if weight.is_complex() else weight.dtype)
 
 
 def left_out(optimizer: Optimizer) -> list[str]:
