@@ -13,6 +13,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import halflife
+from halflife.laws import live
 from tests.laws.adversaries.parts import LAM, LR, Plain, groups, net
 
 EXTRA = 1 / 32
@@ -183,3 +184,62 @@ def test_a_first_call_that_fills_the_state(in_place: bool) -> None:
     assert [row["r"] or 0.0 for row in rows] == pytest.approx(
         [LR * LAM if len(row["shape"]) > 1 else 0.0 for row in rows], rel=1e-4
     )
+
+
+class EveryThird:
+    """Accumulates: an object that is no optimizer, and steps one at every third call."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.calls = inner, 0
+
+    param_groups = property(lambda self: self.inner.param_groups)
+    state = property(lambda self: self.inner.state)
+
+    def step(self) -> None:
+        self.calls += 1
+        if self.calls % 3 == 0:
+            self.inner.step()
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(AdamW, 0), (AdamW, 4), (SGD, 3)])
+@pytest.mark.parametrize("size", [live.SIZE, 64], ids=["small", "large"])
+def test_a_wrapper_that_accumulates(kind: Any, steps: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SIZE", size)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(300, 300, bias=False)  # more elements than a smaller stage has
+    optimizer: Any = EveryThird(kind(model.parameters(), lr=LR, weight_decay=LAM))
+    for _ in range(steps):
+        model.weight.grad = 1e-2 * torch.randn_like(model.weight)
+        optimizer.step()
+    table = halflife.explain(model, optimizer)
+    (row,) = table.rows
+    assert (row["decays"], row["law"], row["lam"]) == (True, "decoupled", LAM)
+    assert row["r"] == pytest.approx(LR * LAM, rel=1e-5)
+    assert "at every 3rd call" in str(table)
+
+
+class Rounds(Plain):
+    """Keeps float32 weights at values of bfloat16: a small decay is rounded away at each step."""
+
+    def __init__(self, params: Any, base: Any) -> None:
+        super().__init__(params, lr=1e-3)
+        self.base = base(self.param_groups, lr=1e-3, weight_decay=LAM)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        self.base.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.copy_(p.bfloat16())
+
+
+@pytest.mark.parametrize("base", [AdamW, SGD])
+def test_a_decay_that_the_step_rounds_away_is_none(base: Any) -> None:
+    model = net()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.linspace(0.3, 1.7, p.numel()).view_as(p))
+    optimizer = Rounds(groups(model, weight_decay=0.0), base)
+    assert {row["decays"] for row in halflife.explain(model, optimizer).rows} == {False}
+    with pytest.raises(AssertionError, match="found none"):
+        halflife.assert_decay(model, optimizer, {"matrices": f"l2:{LAM}"})

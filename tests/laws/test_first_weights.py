@@ -107,7 +107,6 @@ REFERENCES = [
     {"kept": "flat", "momentum": 0.9, "in_gradient": True},
     {"kept": "state", "follows": 0.01},
     {"kept": "list", "follows": 0.1, "in_gradient": True, "momentum": 0.9},
-    {"kept": "dict", "follows": 1.0},
     {"kept": "list", "share": 0.5},
     {"kept": "state", "share": 0.7, "in_gradient": True, "momentum": 0.9},
 ]
@@ -120,6 +119,12 @@ def test_a_reference_is_seen_wherever_it_is_kept(how: dict[str, Any]) -> None:
     if how.get("share", 1.0) != 1.0:
         says = "it depends on the weights that a run begins with: from those themselves it takes"
         assert law.notes[0] == f"{says} {1.0 - how['share']:.3g} times as much"
+
+
+def test_a_reference_that_is_the_weights_as_each_step_leaves_them_pulls_nowhere() -> None:
+    how = {"kept": "dict", "follows": 1.0}
+    law = identify(lambda params, lr, weight_decay: Reference(params, lr, weight_decay, how))
+    assert (law.pathway, law.fraction) == ("none", 0.0)
 
 
 def test_a_size_at_which_alone_weights_decay_is_looked_for() -> None:

@@ -161,3 +161,39 @@ def test_what_decides_otherwise_over_a_part_is_not_told(monkeypatch: pytest.Monk
     table = halflife.explain(model, ByNumber(model.parameters()))
     assert {row["decays"] for row in table.rows} == {None}
     assert "beside all other parameters" in str(table)
+
+
+class Paired(Optimizer):
+    """Steps the second of two weights by way of the first, as LoRA-FA does, by lists beside the parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        named = dict(model.named_parameters())
+        scales = [None if p.requires_grad else 2.0 for p in named.values()]
+        group = {"params": list(named.values()), "names": list(named), "scales": scales}
+        super().__init__([group], {"lr": LR, "weight_decay": LAM})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        waiting = []
+        for group in self.param_groups:
+            for p, name, own in zip(group["params"], group["names"], group["scales"], strict=True):
+                waiting.append((p, own))
+                if name.endswith("bias"):
+                    (first, scale), (second, _) = waiting
+                    waiting = []
+                    assert second.grad is not None
+                    second.add_(second.grad / scale**2 + 0.0 * first.sum(), alpha=-group["lr"])
+                    second.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+@pytest.mark.parametrize("count", [2, 40], ids=["few", "many"])
+def test_lists_beside_the_parameters(count: int) -> None:
+    """Twins of some parameters have the items that are theirs, and, of many, the neighbours that their step needs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(6, 5) for _ in range(count)])
+    for layer in model:
+        layer.get_parameter("weight").requires_grad_(False)
+    table = halflife.explain(model, Paired(model))
+    told = {(row["decays"], row["law"]) for row in table.rows if row["parameter"].endswith("bias")}
+    assert told == {(True, "decoupled")}
+    assert {row["decays"] for row in table.rows if row["parameter"].endswith("weight")} == {False}

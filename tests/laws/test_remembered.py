@@ -171,8 +171,17 @@ def decays(net: nn.Module, optimizer: Any, in_place: bool) -> dict[bool, set[Any
 
 
 @IN_PLACE
-@pytest.mark.parametrize("calls", [0, 5])
-@pytest.mark.parametrize("kind", [Averaged, PutTogether, BySize])
+@pytest.mark.parametrize(
+    ("kind", "calls"),
+    [
+        (Averaged, 5),
+        (PutTogether, 0),
+        (BySize, 5),
+        pytest.param(Averaged, 0, marks=pytest.mark.slow),
+        pytest.param(PutTogether, 5, marks=pytest.mark.slow),
+        pytest.param(BySize, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_averages_and_momentum_are_no_decay(kind: Any, calls: int, in_place: bool) -> None:
     net, optimizer = trained(kind, calls)
     assert decays(net, optimizer, in_place) == {True: {True}, False: {False}}
@@ -192,7 +201,7 @@ def test_slow_weights_in_attributes_are_not_told_as_decay(in_place: bool) -> Non
 
 
 @IN_PLACE
-@pytest.mark.parametrize("calls", [0, 5])
+@pytest.mark.parametrize("calls", [pytest.param(0, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("kind", [SignOfMean, Anchored])
 def test_what_may_be_a_decay_or_an_average_is_not_probed(kind: Any, calls: int, in_place: bool) -> None:
     net, optimizer = trained(kind, calls)
@@ -267,3 +276,23 @@ def test_a_stage_in_place_that_is_not_open_says_so() -> None:
     stage = stages.RealStage(SGD([nn.Parameter(torch.ones(2))], lr=0.1), [], [], raised=1.0, device=torch.device("cpu"))
     with pytest.raises(Exception, match="the stage is not open"):
         stage.run(stages.Run(calls=1))
+
+
+class Regularized(Toy):
+    """Decays, and is averaged with the weights that it began with, as MADGRAD is: a decay that comes to an end."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                first = self.state[p].setdefault("first", p.clone())
+                p.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(p.grad, alpha=group["lr"]).lerp_(first, 0.1)
+
+
+def test_a_decay_that_ends_is_not_said_to_be_there_without_weight_decay() -> None:
+    net, optimizer = trained(Regularized, 0)
+    table = halflife.explain(net, optimizer)
+    matrices = [row for row in table.rows if len(row["shape"]) > 1]
+    assert {(row["decays"], row["law"]) for row in matrices} == {(True, "other")}
+    assert "what a call removes changes: 0.0009, 0.0008099" in str(table)
+    assert "at weight_decay 0" not in str(table)

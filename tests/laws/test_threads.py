@@ -17,7 +17,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import halflife
-from halflife.laws import identify, laws_of
+from halflife.laws import identify, isolation, laws_of
 from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
 
@@ -183,3 +183,19 @@ def test_the_filters_of_warnings_are_as_they_were() -> None:
     assert list(warnings.filters) == before
     with pytest.raises(UserWarning, match="after the probe"):
         warnings.warn("after the probe", UserWarning, stacklevel=1)
+
+
+def test_threads_of_tools_are_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar watches its speed in a thread; a thread of the user's may make tensors at any time."""
+    before = [isolation._is_alone()]
+    done = threading.Event()
+    waits: dict[str, Any] = {"__name__": "tqdm._monitor", "done": done}
+    exec("def run():\n    done.wait()", waits)
+    for run, alone in ((waits["run"], True), (done.wait, False)):
+        thread = threading.Thread(target=run)
+        thread.start()
+        before.append(isolation._is_alone() is (alone and before[0]))
+        done.set()
+        thread.join()
+        done.clear()
+    assert before[1:] == [True, True]

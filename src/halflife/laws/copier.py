@@ -47,6 +47,7 @@ LIMIT = 2**24  # bytes of tensors that are cloned, beside this many times the by
 TIMES = 8  # two moments, masters and slow weights in float32 are 8 times the bytes of bfloat16
 MANY = 300_000  # objects; what leads to more is not copied
 APART = 0.5  # relative distance from the weights up to which a tensor in the state is a copy of them
+SEVERAL = 4  # as many numbers as a group has parameters are one for each, if they are at least so many
 SOME = 2**16  # elements of a tensor that are compared with the weights, about
 
 # What no copy has. GradScaler leaves `grad_scale` and `found_inf` there during a step.
@@ -951,10 +952,16 @@ def _same_items(one: dict[str, Any] | None, other: dict[str, Any] | None) -> boo
 
 
 def _is_parallel(value: Any, parameters: Sequence[Any]) -> bool:
-    """Return whether a setting of a group has one name or tensor for each of its parameters."""
+    """Return whether a setting of a group has one name, tensor or number for each of its parameters.
+
+    Of few numbers it is not known: ``[0.9, 0.999]`` may be betas.
+    """
     if not isinstance(value, list) or len(value) != len(parameters):
         return False
-    return all(isinstance(each, str) for each in value) or all(isinstance(each, Tensor) for each in value)
+    if all(isinstance(each, str) for each in value) or all(isinstance(each, Tensor) for each in value):
+        return True
+    numbers = all(each is None or isinstance(each, bool | int | float) for each in value)
+    return numbers and (len(value) >= SEVERAL or (None in value and len(value) > 1))
 
 
 def address_of(tensor: Tensor) -> int | None:

@@ -56,7 +56,12 @@ def decide(bench: Bench, index: int) -> Law:
     Raises:
         NotProbedError: If the optimizer cannot be stepped.
     """
-    pairs = Pairs(bench, index)
+    with bench.unguarded():
+        return _decided(Pairs(bench, index))
+
+
+def _decided(pairs: Pairs) -> Law:
+    bench = pairs.bench
     if bench.exact and _rounds(pairs):
         raise NotProbedError("it rounds the weights to fewer digits")
     if pairs.slot.lam == 0.0 and not pairs.slot.attached:

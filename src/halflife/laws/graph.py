@@ -8,15 +8,15 @@ import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halflife.laws.copier import attributes_of, is_like_an_optimizer, is_of_library, is_wrapper, slots_of
+from halflife.laws.copier import attributes_of, is_absent, is_like_an_optimizer, is_of_library, is_wrapper, slots_of
 
-__all__ = ["children", "reachable", "real_tensors", "with_inner"]
+__all__ = ["children", "reachable", "real_tensors", "tensors_in", "with_inner"]
 
 MANY = 1_000_000  # objects
 _LEAVES = (int, float, complex, str, bytes, bool, type, enum.Enum, types.ModuleType, types.CodeType, torch.dtype)
@@ -131,3 +131,39 @@ def real_tensors(optimizers: Iterable[Any], model: torch.nn.Module | None = None
         The tensors, each once.
     """
     return [each for each in reachable([*optimizers, model]) if issubclass(type(each), Tensor)]
+
+
+def tensors_in(optimizer: Any, without: Iterable[int]) -> list[Tensor]:
+    """Return the tensors in an optimizer's state, groups and attributes, inner optimizers included, in a fixed order.
+
+    Args:
+        optimizer: The optimizer, or several.
+        without: The ids of tensors that are left out, such as its parameters.
+
+    Returns:
+        The tensors, each once.
+    """
+    found: list[Tensor] = []
+    seen: set[int] = set(without)
+
+    def visit(value: Any, depth: int) -> None:
+        if id(value) in seen or depth > 6 or is_absent(value):
+            return
+        if isinstance(value, Tensor):
+            seen.add(id(value))
+            found.append(value)
+        elif isinstance(value, Mapping):
+            seen.add(id(value))
+            for each in list(value.values()):
+                visit(each, depth + 1)
+        elif isinstance(value, list | tuple | set):
+            seen.add(id(value))
+            for each in value:
+                visit(each, depth + 1)
+        elif is_like_an_optimizer(value) or callable(getattr(type(value), "step", None)):
+            seen.add(id(value))  # a wrapper that is no optimizer, too
+            for each in list(attributes_of(value).values()):
+                visit(each, depth + 1)
+
+    visit(optimizer, 0)
+    return found

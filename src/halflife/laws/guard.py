@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode, _pop_mode, _push_mode
 
 from halflife.laws.copier import storage_key, world_size
 from halflife.laws.law import NotProbedError
 
-__all__ = ["alike", "picture", "put_back", "read_only"]
+__all__ = ["Under", "alike", "directly", "lifted", "picture", "put_back", "read_only"]
 
 _COLLECTIVES = frozenset({"c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd"})
 _SIMPLE = frozenset({Tensor, torch.nn.Parameter})
+Under = Callable[[Callable[[], object]], object]  # calls code of others, guarded
 Written = tuple[tuple[int, str], ...]  # place and name of each argument that an operation writes into
 
 
@@ -27,7 +29,8 @@ class read_only(TorchDispatchMode):  # type: ignore[no-untyped-call]
     operation (``.data``, ``.grad``, ``.requires_grad``) is put back at the end. What writes past torch (through NumPy,
     or a kernel that torch is not told of) is not seen.
 
-    One guard may be entered several times. An operation takes about 5 microseconds longer; a tensor 2 in all.
+    One guard may be entered several times. An operation takes about 5 microseconds longer (`lifted` is for those
+    that need no guard); a tensor 2 in all.
 
     Args:
         tensors: The tensors, as they are to stay.
@@ -91,6 +94,37 @@ class read_only(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if types and not _SIMPLE.issuperset(types):
             return NotImplemented  # tensors made of others: what is done to those comes here again
         return func(*args, **kwargs)
+
+
+@contextmanager
+def lifted() -> Iterator[Under]:
+    """Lift the guard that was entered last while the body, code of halflife, computes: it costs more than what it guards.
+
+    Yields:
+        What calls code of others under that guard.
+    """
+    mode = _get_current_dispatch_mode()
+    if not isinstance(mode, read_only):
+        yield directly
+        return
+
+    def under(call: Callable[[], object]) -> object:
+        _push_mode(mode)
+        try:
+            return call()
+        finally:
+            _pop_mode()
+
+    _pop_mode()
+    try:
+        yield under
+    finally:
+        _push_mode(mode)
+
+
+def directly(call: Callable[[], object]) -> object:
+    """Call code of others, where nothing is to be guarded."""
+    return call()
 
 
 def _written_by(func: Any) -> Written:

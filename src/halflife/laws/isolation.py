@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,18 @@ __all__ = ["Draws", "isolated"]
 Result = TypeVar("Result")
 
 ONE_AT_A_TIME = threading.RLock()
+# Where the threads of notebooks, progress bars, debuggers and test runners begin.
+_TOOLS = frozenset(
+    {
+        "IPython.core.history",
+        "_pydevd_bundle.pydevd_daemon_thread",
+        "execnet.gateway_base",
+        "ipykernel.control",
+        "ipykernel.heartbeat",
+        "ipykernel.iostream",
+        "tqdm._monitor",
+    }
+)
 
 
 @contextmanager
@@ -58,7 +71,7 @@ def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False, t
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())  # a step of others may have set it
         stack.enter_context(_quiet())
-        alone = len(sys._current_frames()) == 1
+        alone = _is_alone()
         if alone:  # else the log of other threads would be lost
             stack.enter_context(_without_log())
         if alone and torch.get_default_device() == device:
@@ -66,6 +79,22 @@ def isolated(device: torch.device, dtype: torch.dtype, *, hooks: bool = False, t
         elif not typed or torch.get_default_device() != device:
             stack.enter_context(_Defaults(device, dtype))
         yield
+
+
+def _is_alone() -> bool:
+    """Return whether no other thread runs code of the user's: what tools have beside it makes no tensors and no draws."""
+    own = threading.get_ident()
+    return all(thread == own or _begun_in(frame) in _TOOLS for thread, frame in sys._current_frames().items())
+
+
+def _begun_in(frame: types.FrameType | None) -> str:
+    """Return the name of the module in which the code of a thread begins."""
+    found = ""
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        found = found if name == "threading" else name
+        frame = frame.f_back
+    return found
 
 
 class _Elsewhere:
@@ -240,7 +269,7 @@ class Draws:
         Raises:
             NotProbedError: If another thread draws from the generators that the optimizer depends on.
         """
-        before, alone = self._states(), len(sys._current_frames()) == 1
+        before, alone = self._states(), _is_alone()
         if not self._needed and not alone:
             try:
                 result, error = run(), None

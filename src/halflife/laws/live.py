@@ -60,6 +60,7 @@ PARTS = 2**19  # elements of all members of an optimizer of somebody else's that
 GLANCE = 2**23
 TWIN = 2**14  # elements of a twin that is to look like the weight, at most
 FEW = 64  # twins of real shape that are made together, at most
+BESIDE = 4  # twins of parameters that are nearest in the group, which stand beside one that is looked at
 TRIES = 24  # kinds of weights for which a law is looked for again
 CLOSE = 2e-2  # largest relative difference between the fraction that was seen and that of the law
 LEAST_PART = 16  # elements of a parameter that are stepped, at least
@@ -259,10 +260,10 @@ class _Probe:
         try:
             answers = _look(stages(state))
         except NotProbedError:
+            if limit is not None and self.marks and sum(self.places[key][0].numel() for key in chosen) <= GLANCE:
+                return _look(self._stages(chosen, rates, raised, None)(state))
             if limit is None or state != "real":
                 raise
-            if self.marks and sum(self.places[key][0].numel() for key in chosen) <= GLANCE:
-                return _look(self._stages(chosen, rates, raised, None)("real"))
             # Its state fits to whole weights only: what was seen is what it does without that state.
             answers = _look(stages("flags"))
         return [
@@ -530,7 +531,7 @@ class _Probe:
             case "other", "still" if seen.moving:
                 return Law(pathway="not probed", notes=(f"momentum hides what it may do ({law.notes[0]})",))
             case "cautious", "still" | "masked" | "shrinks":
-                return law
+                return law if seen.form == "still" or seen.every == law.every else None
             case "l2", "shrinks" if seen.grows and law.equivalent_to is None and self._is_first(law, seen, index):
                 return law
             case "decoupled" | "l2", "shrinks":
@@ -539,7 +540,7 @@ class _Probe:
             case "l2", "varied":
                 return law if seen.moving else None
             case "l2-preconditioned", "shrinks" | "varied" | "masked":
-                return law
+                return law if seen.form == "varied" or seen.every == law.every else None
             case "other", "shrinks" if not seen.moving:
                 return None  # what is that clean may have a law
             case "other", "shrinks" | "varied" | "masked":
@@ -639,8 +640,11 @@ class _Probe:
             twins: Law | None = None
             lam, reason = None, ""
             if number_of_try < TRIES and seen.form != "still" and not self.unreachable:
-                with self.guard:
-                    twins, lam, reason = self._like(parameter, index, seen.every)
+                for samples in self._twins_like(parameter, index, seen.every):
+                    with self.guard:
+                        twins, lam, reason = self._like(parameter, index, samples)
+                    if twins is not None and self._agreed(twins, seen, index) is not None:
+                        break
             for parameter, index, first, what in members:
                 seen = what
                 agreed = None if twins is None else self._agreed(twins, seen, index)
@@ -658,7 +662,7 @@ class _Probe:
         if seen.form == "still" and LATE in law.notes and seen.floor > SMALLEST:
             return Law(pathway="not probed", notes=(f"{LATE}, and its precision hides a small one",))
         if seen.form == "still":
-            return Law(pathway="none", fraction=0.0, notes=("a step leaves every bit of it as it is",))
+            return Law(pathway="none", fraction=0.0, notes=(seen.reason or "a step leaves every bit of it as it is",))
         says_zero = number(self.optimizer.param_groups[index].get("weight_decay")) == 0.0
         unproven = _shows_none(law) or (law.pathway == "not probed" and says_zero)
         if unproven and (seen.remembered or (seen.form == "varied" and not seen.nearer)):
@@ -677,9 +681,9 @@ class _Probe:
             return Law(pathway="other", fraction=now, every=seen.every, notes=(note,))
         return Law(pathway="other", every=seen.every, notes=(seen.reason, why))
 
-    def _like(self, parameter: Tensor, index: int, calls: int) -> tuple[Law | None, float | None, str]:
+    def _like(self, parameter: Tensor, index: int, samples: Sequence[Sample]) -> tuple[Law | None, float | None, str]:
         """Return the law of twins that have a weight's own shape, with the number in it; or why there is none."""
-        samples = self._twins_like(parameter, index, calls)
+        calls = samples[0].calls
         place = next(number for number, sample in enumerate(samples) if sample.parameter is parameter)
         dtype = torch.float64
         try:
@@ -700,6 +704,8 @@ class _Probe:
             law = replace(copies.named(decide(bench, place), place), every=calls)
         except (NotProbedError, UserError) as error:
             return None, None, str(error)
+        if levers and any(note.startswith((SHRINKS, CHANGES)) for note in law.notes):
+            return None, None, ""  # it decays without these numbers, too
         lam = levers[0].value if len(levers) == 1 else self._lam(law, index)
         if len(levers) > 1:  # no one number
             paths = " and ".join(lever.path for lever in levers)
@@ -718,18 +724,20 @@ class _Probe:
             self.levers[calls] = copies.find_levers()
         return self.levers[calls]
 
-    def _twins_like(self, parameter: Tensor, index: int, calls: int) -> list[Sample]:
-        """Return samples of real shape: of all parameters, where these are not too large, else of one."""
-        stepped = [each for each in self.places.values() if each[0].requires_grad or each[0].grad is not None]
-        if sum(each.numel() for each, _ in stepped) > TWIN or len(stepped) > FEW:
-            shape = tuple(cut(torch.empty(parameter.shape, device="meta"), TWIN).shape)
-            return [Sample(parameter, index, KINDS.get(parameter.ndim, "tensor"), shape, calls, exact=True)]
-        if not any(each is parameter for each, _ in stepped):
-            stepped.append((parameter, index))
-        return [
-            Sample(each, place, KINDS.get(each.ndim, "tensor"), tuple(each.shape), calls, exact=True)
-            for each, place in stepped
-        ]
+    def _twins_like(self, parameter: Tensor, index: int, calls: int) -> list[list[Sample]]:
+        """Return which samples of real shape to try: all parameters, or, of many, one alone and one beside its nearest."""
+        if sum(each.numel() for each, _ in self.places.values()) <= TWIN and len(self.places) <= FEW:
+            return [[_exactly(each, place, calls) for each, place in self.places.values()]]
+        shape = tuple(cut(torch.empty(parameter.shape, device="meta"), TWIN).shape)
+        alone = replace(_exactly(parameter, index, calls), shape=shape)
+        members = [each for each in self.optimizer.param_groups[index]["params"] if self.places[id(each)][1] == index]
+        place = next(other for other, each in enumerate(members) if each is parameter)
+        near, size = {place: alone}, parameter.numel()
+        for other in sorted(range(len(members)), key=lambda other: abs(other - place))[1 : 1 + BESIDE]:
+            if size + members[other].numel() <= TWIN:
+                size += members[other].numel()
+                near[other] = _exactly(members[other], index, calls)
+        return [[alone], [near[other] for other in sorted(near)]] if len(near) > 1 else [[alone]]
 
     # ---- groups
 
@@ -754,6 +762,11 @@ class _Probe:
                 else Law(pathway="not probed", notes=("the group has no parameter that requires a gradient",))
             )
         return laws
+
+
+def _exactly(parameter: Tensor, index: int, calls: int) -> Sample:
+    """Return a sample whose one twin has the parameter's shape."""
+    return Sample(parameter, index, KINDS.get(parameter.ndim, "tensor"), tuple(parameter.shape), calls, exact=True)
 
 
 def _share(sizes: Sequence[int], total: int) -> int:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 from halflife.errors import UserError
 from halflife.laws.copies import check_written, written
+from halflife.laws.graph import tensors_in
+from halflife.laws.guard import Under, directly, lifted
 from halflife.laws.isolation import Draws, isolated
 from halflife.laws.law import NotProbedError
 from halflife.laws.slots import Slot
@@ -102,12 +104,24 @@ class Instance:
         target: The one that is probed.
         parameters: Its probed parameters: those of each slot, in the order of the slots.
         others: Parameters that step along and are not looked at.
+        copies: Copies of the weights from which each step puts these in their place, such as float32 masters; each
+            with its parameter.
     """
 
     optimizers: Sequence[Optimizer]
     target: Optimizer
     parameters: Sequence[Sequence[Tensor]]
     others: Sequence[Tensor] = ()
+    copies: Sequence[tuple[Tensor, Tensor]] = ()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The probed parameters of all slots."""
+        return [parameter for held in self.parameters for parameter in held]
+
+    def tensors(self) -> list[Tensor]:
+        """Return what else the optimizers hold, in an order that is the same for each instance of one build."""
+        return tensors_in(list(self.optimizers), map(id, [*self.weights, *self.others]))
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the learning rate of every group, as a scheduler does.
@@ -170,7 +184,9 @@ class Bench:
         self.build, self.slots, self.device, self.dtype = build, slots, device, dtype
         self.from_factory = from_factory
         self.needs_closure = False
+        self._under: Under = directly
         self._tracks: dict[Condition, Track] = {}
+        self._copies: list[tuple[int, int]] | None = None  # by number, a tensor of an instance and its parameter
         self._draws = Draws(device)
         generator = torch.Generator().manual_seed(7)
 
@@ -189,6 +205,16 @@ class Bench:
     def exact(self) -> bool:
         """Whether there are enough digits for sharp comparisons."""
         return self.dtype == torch.float64
+
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Lift the guard for all but the code of others, while the body runs conditions and compares what came out."""
+        with lifted() as under:
+            self._under = under
+            try:
+                yield
+            finally:
+                self._under = directly
 
     def run(self, condition: Condition) -> Track:
         """Return the weights before and after each probed step.
@@ -218,8 +244,7 @@ class Bench:
             return self._attempt(condition)
 
     def _attempt(self, condition: Condition) -> Track:
-        self._draws.seed(0)
-        instance = self.build(condition, [start * float(condition.at_start) for start in self._starts])
+        instance = self._built(condition)
         try:
             return self._track(instance, condition)
         except (NotProbedError, UserError):
@@ -230,9 +255,54 @@ class Bench:
                 raise
             raise NotProbedError(f"{odd}, with which it cannot step; make it a float ({_told(error)})") from error
 
+    def _built(self, condition: Condition) -> Instance:
+        """Return an instance, with the copies of its weights that go where these are placed."""
+        weights = [start * float(condition.at_start) for start in self._starts]
+        self._draws.seed(0)
+        instance = self._build(condition, weights)
+        tensors, parameters = instance.tensors(), instance.weights
+        if self._copies is None:
+            self._copies = self._find_copies(tensors, parameters)
+            if self._copies:
+                return self._built(condition)
+        instance.copies = [(tensors[number], parameters[place]) for number, place in self._copies]
+        for tensor, parameter in instance.copies:
+            if tensor._base is None:  # with the digits of the probe
+                tensor.data = tensor.data.to(parameter.dtype)
+        return instance
+
+    def _build(self, condition: Condition, weights: Sequence[Tensor]) -> Instance:
+        return cast(Instance, self._under(partial(self.build, condition, weights)))
+
+    def _find_copies(self, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """Return which tensors every step leaves equal to a parameter that it moves: with it they are placed elsewhere."""
+        alike = [
+            (number, place)
+            for number, tensor in enumerate(tensors)
+            for place, parameter in enumerate(parameters)
+            if tensor.shape == parameter.shape and tensor.is_floating_point() and tensor.device == parameter.device
+        ]
+        if not alike:
+            return []
+        self._draws.seed(0)
+        condition = Condition(lam=0.0)
+        instance = self._build(condition, [start.clone() for start in self._starts])
+        tensors, parameters = instance.tensors(), instance.weights
+        self._make_ready(instance)
+        for index in range(2):
+            before = [parameter.detach().clone() for parameter in parameters]
+            self._step(instance, condition, index)
+            alike = [
+                (number, place)
+                for number, place in alike
+                if not torch.equal(before[place], parameters[place])
+                and torch.equal(tensors[number].to(parameters[place].dtype), parameters[place])
+            ]
+        return alike
+
     def _would_step_with_floats(self, condition: Condition) -> bool:
         """Return whether the odd settings are why it cannot step: as floats, they let it step, or they are no numbers."""
-        instance = self.build(condition, [start * float(condition.at_start) for start in self._starts])
+        instance = self._built(condition)
         for group in instance.target.param_groups:
             for key in ("lr", "weight_decay"):
                 try:
@@ -245,12 +315,15 @@ class Bench:
             return False
         return True
 
-    def _track(self, instance: Instance, condition: Condition) -> Track:
+    def _make_ready(self, instance: Instance) -> None:
         for optimizer in instance.optimizers:
             enter_training_mode(optimizer)
             for group in optimizer.param_groups:
                 for key in ("lr", "weight_decay"):
                     group.update({key: _all_digits(group[key], self.dtype)} if key in group else {})
+
+    def _track(self, instance: Instance, condition: Condition) -> Track:
+        self._make_ready(instance)
         self._warm_up(instance, condition)
         if condition.written is not None:
             instance.write_weight_decay(self.slots, condition.written)
@@ -297,6 +370,8 @@ class Bench:
             for slot, parameters, weight in zip(self.slots, instance.parameters, weights, strict=True):
                 for parameter, piece in zip(parameters, slot.pieces(weight), strict=True):
                     parameter.copy_(piece)
+            for copy, parameter in instance.copies:
+                self._under(partial(copy.copy_, parameter))
 
     def _read(self, instance: Instance) -> list[Tensor]:
         with torch.no_grad():
@@ -326,7 +401,8 @@ class Bench:
         for number, optimizer in enumerate(instance.optimizers):
             self._draws.seed(1000 * (number + 1) + index)
             step: Callable[..., object] = optimizer.step
-            self._call(instance, partial(step, *[closure] if self.needs_closure else []))
+            call = partial(step, *[closure] if self.needs_closure else [])
+            self._call(instance, partial(self._under, call))
 
     def _call(self, instance: Instance, step: Callable[[], object]) -> None:
         """Make the calls of one step. Each begins at the same weights: a decay in any of them finds these."""

@@ -34,6 +34,8 @@ INVISIBLE = 1e-13  # a smaller fraction is rounding, even in float64
 MORE = 16  # calls over which a fraction is read that one call rounds, and what is pulled is looked at
 ROUGH = 1e-4  # rounding errors of sixteen bits are larger
 AT_ONCE = "what a call removes changes: all at the first, nothing at later ones"
+AT_FIRST = "what a call removes changes at the first"
+ONCE = "the first call moves it, as rounding does, and later ones leave every bit of it as it is"
 BROKEN = (
     "its weights become infinite or NaN in a step with a gradient of zeros, as where it divides by the gradient, or its "
     "eps is 0 in their precision"
@@ -187,6 +189,8 @@ def look(stage: Stage) -> list[Seen]:
     found = _no_gradient(stage, found)
     if not stage.starts_at_zero:  # else a copy of the weights that is 0 may have been written over others
         found = [replace(each, form="shrinks", r=1.0, reason="") if each.reason == AT_ONCE else each for each in found]
+    if stage.raised != 1.0:  # as far as another learning rate is from the last one, and no further, a call may lead
+        found = [Seen(form="still", reason=ONCE) if each.reason.startswith(AT_FIRST) else each for each in found]
     floors = [INVISIBLE if stage.can_be_wide else max(INVISIBLE, 4.0 * stage.eps(index)) for index in range(len(found))]
     return [replace(each, lr=lr, floor=floor) for each, lr, floor in zip(found, stage.rates, floors, strict=True)]
 
@@ -310,6 +314,10 @@ def _summary(changes: Sequence[_Change]) -> Seen:
         return Seen(form="still")
     if acting == [0] and changes[0].form == "shrinks" and abs(changes[0].r - 1.0) <= SAME and len(changes) > 1:
         return Seen(form="varied", reason=AT_ONCE)
+    if acting == [0] and changes[0].form == "varied" and len(changes) >= CALLS:
+        return Seen(form="still", reason=ONCE)
+    if acting == [0] and len(changes) >= CALLS:
+        return Seen(form="varied", reason=f"{AT_FIRST}: {changes[0].r:.4g}, and nothing at later ones")
     steps = {b - a for a, b in pairwise(acting)}
     every = steps.pop() if len(steps) == 1 else 0
     if acting == list(range(len(changes))):
@@ -454,7 +462,9 @@ def _over_many_calls(stage: Stage, found: list[Seen]) -> list[Seen]:
             continue  # as above
         each = _summary(changes[place])
         # Where less was stepped, what acts at once on what stood still before is another optimizer.
-        if each.form != "still" and (smaller is stage or each.every > CALLS):
+        first = _summary(changes[place][:CALLS])
+        alike = (first.form, first.reason) == (found[index].form, found[index].reason) and first.form != "still"
+        if each.form != "still" and (smaller is stage or each.every > CALLS or alike):
             found[index] = replace(each, moving=found[index].moving, calls=run.calls)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,13 +18,12 @@ from halflife.laws.copier import (
     attributes_of,
     copies_in,
     flags_of,
-    is_like_an_optimizer,
     is_near,
     storage_key,
 )
 from halflife.laws.copies import number, scale_peaks, small_parameter, train_modules
-from halflife.laws.graph import real_tensors, with_inner
-from halflife.laws.guard import read_only
+from halflife.laws.graph import real_tensors, tensors_in, with_inner
+from halflife.laws.guard import Under, directly, lifted, read_only
 from halflife.laws.in_place import Snapshot
 from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
@@ -97,6 +97,7 @@ class Stage(Protocol):
 
     Attributes:
         rates: The learning rate of each member's group.
+        raised: By what the peaks are multiplied.
         fresh: Whether the optimizer remembers nothing of earlier gradients.
         can_be_wide: Whether runs in float64 are possible.
         starts_at_zero: Whether some of the real weights are 0, so that other weights stand for them.
@@ -108,6 +109,7 @@ class Stage(Protocol):
     """
 
     rates: list[float]
+    raised: float
     fresh: bool
     can_be_wide: bool
     starts_at_zero: bool
@@ -136,6 +138,7 @@ class _Stepper:
         self.starts_at_zero = any(each.origin is not None and not bool(each.origin.any()) for each in self.members)
         self.draws = Draws(device)
         self.needs_closure = self.needs_rows = False
+        self.under: Under = directly
         self.zeros_are_weights = self.is_large = False
         self.without_decay: Sequence[int] = ()  # groups whose weight_decay is switched off
         self.calls_hooks = False  # a copy must not call what is registered for all optimizers
@@ -228,12 +231,9 @@ class _Stepper:
             return torch.zeros((), device=self.device)
 
         if has_own_zero_grad(optimizer):  # part of each iteration: it may decay there
-            optimizer.zero_grad()
+            self.under(optimizer.zero_grad)
         give()
-        if self.needs_closure:
-            optimizer.step(give)
-        else:
-            optimizer.step()
+        self.under(partial(optimizer.step, give) if self.needs_closure else optimizer.step)
 
     def stepped(self, once: Callable[[], list[list[Tensor]]], dtype: torch.dtype) -> list[list[Tensor]]:
         """Run once; where the step refuses to go without a closure, with one."""
@@ -319,9 +319,9 @@ class CopyStage(_Stepper):
         copier = Copier(memo, state=self.state)
         optimizer = copier.copy(self.optimizer)
         train_modules(copier.memo)
-        _cut_state(optimizer, self.members, parameters)
         mine = set(map(id, parameters))
         others = [each for each in copier.memo.values() if isinstance(each, Tensor) and id(each) not in mine]
+        others += _cut_state(optimizer, self.members, parameters)
         with self.guard:
             if self.state != "real":
                 _settle(others, self.members)
@@ -329,15 +329,18 @@ class CopyStage(_Stepper):
             if self.state != "real":
                 self.fresh = self.fresh and not _remembers(optimizer, parameters)
         if run.wide:
+            scalars = [each for each in parameters if each.ndim == 0]
             for each in others:
-                if each.is_floating_point() and each.ndim > 0 and each.device.type != "meta":
+                if not each.is_floating_point() or each.device.type == "meta":
+                    continue
+                if each.ndim > 0 or any(_near(each, scalar) for scalar in scalars):  # else it counts steps
                     each.data = each.data.double()
         self.set_rates(optimizer, run)
         enter_training_mode(optimizer)
         track = [_read(parameters)]
         # Torch's own steps write to parameters and state alone, and every operation costs as much again under a guard.
         is_safe = is_of_torch(optimizer) and not set(map(id, self.protected)) & set(map(id, others))
-        with nullcontext() if is_safe else self.guard:
+        with nullcontext() if is_safe else self.guard, lifted() as self.under:
             self.calls(optimizer, parameters, run, track)
         if run.gradient == "zeros" and not run.wide:
             self.moved |= {key for key, real in self.outside.items() if _has_moved(real, copier.memo.get(key))}
@@ -429,9 +432,9 @@ class RealStage(_Stepper):
             with torch.no_grad():
                 if self.state != "real":
                     _begin(self.optimizer, self.state, {id(each.parameter): each.start for each in self.members})
-                    _settle(_tensors_in(self.optimizer, set(map(id, parameters))), self.members)
+                    _settle(tensors_in(self.optimizer, set(map(id, parameters))), self.members)
                 owners = _owners(self.optimizer, parameters)
-                _link(_tensors_in(self.optimizer, set(map(id, parameters))), self, run, owners)
+                _link(tensors_in(self.optimizer, set(map(id, parameters))), self, run, owners)
                 for member in self.members:
                     start = member.start if run.scale == 1.0 else scaled(member.start, run.scale)
                     local(member.parameter).copy_(start)
@@ -488,18 +491,29 @@ def _has_moved(real: Tensor, copy: Any) -> bool:
     return copy.dtype == real.dtype and real.device.type != "meta" and not torch.equal(copy, real)
 
 
-def _cut_state(optimizer: Any, members: Sequence[Member], parameters: Sequence[Tensor]) -> None:
-    """Leave of each tensor in the state that is as large as a weight the part that is left of the weight."""
-    state = vars(optimizer).get("state") if hasattr(optimizer, "__dict__") else None
-    if not isinstance(state, dict):
-        return
-    for member, parameter in zip(members, parameters, strict=True):
-        if member.start.shape == member.parameter.shape or not isinstance(state.get(parameter), dict):
-            continue
-        for key, value in state[parameter].items():
-            if isinstance(value, Tensor) and value.shape == member.parameter.shape:
-                part = value[tuple(slice(size) for size in member.start.shape)]
-                state[parameter][key] = part.clone()
+def _states(optimizer: Any) -> Iterator[Mapping[Any, Any]]:
+    """Yield the state of an optimizer by parameter, and that of those inside it."""
+    for each in with_inner([optimizer]):
+        state = attributes_of(each).get("state")
+        if isinstance(state, Mapping):
+            yield state
+
+
+def _cut_state(optimizer: Any, members: Sequence[Member], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Leave of each tensor in the state that is as large as a weight the part that is left of the weight; return these."""
+    pairs = zip(members, parameters, strict=True)
+    parts = [(member, each) for member, each in pairs if member.start.shape != member.parameter.shape]
+    made = []
+    for state in _states(optimizer) if parts else ():
+        for member, parameter in parts:
+            entries = state.get(parameter)
+            if not isinstance(entries, dict):
+                continue
+            for key, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == member.parameter.shape:
+                    entries[key] = value[tuple(slice(size) for size in member.start.shape)].clone()
+                    made.append(entries[key])
+    return made
 
 
 def _cut_member(member: Member) -> Member:
@@ -561,7 +575,7 @@ def _settle(tensors: Sequence[Tensor], members: Sequence[Member]) -> None:
 
 def _kept_copies(optimizer: Any, weight: Tensor, parameters: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the tensors of an optimizer that are about a weight, each with its values now."""
-    found = _tensors_in(optimizer, set(map(id, parameters)))
+    found = tensors_in(optimizer, set(map(id, parameters)))
     alike = [each for each in found if each.shape == weight.shape and each.is_floating_point()]
     return [(each, each.clone()) for each in alike if _near(each, weight.detach())]
 
@@ -607,9 +621,8 @@ def _link(tensors: Sequence[Tensor], stage: _Stepper, run: Run, owners: Mapping[
 
 def _owners(optimizer: Any, parameters: Sequence[Tensor]) -> dict[int, int]:
     """Return, by the id of each tensor in the state of an optimizer, the number of the parameter that it belongs to."""
-    state = vars(optimizer).get("state") if hasattr(optimizer, "__dict__") else None
     found: dict[int, int] = {}
-    if isinstance(state, Mapping):
+    for state in _states(optimizer):
         for index, parameter in enumerate(parameters):
             values = state.get(parameter)
             if isinstance(values, Mapping):
@@ -632,7 +645,7 @@ def _remembers(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
     by_shape: dict[tuple[int, ...], list[Tensor]] = {}
     for parameter in parameters:
         by_shape.setdefault(tuple(parameter.shape), []).append(parameter.detach())
-    for tensor in _tensors_in(optimizer, set(map(id, parameters))):
+    for tensor in tensors_in(optimizer, set(map(id, parameters))):
         alike = by_shape.get(tuple(tensor.shape), [])
         if not alike or not tensor.is_floating_point() or tensor.device.type == "meta" or type(tensor) not in _SIMPLE:
             continue
@@ -641,31 +654,3 @@ def _remembers(optimizer: Any, parameters: Sequence[Tensor]) -> bool:
         if not any(_near(tensor, each) for each in alike if each.device == tensor.device):
             return True
     return False
-
-
-def _tensors_in(optimizer: Any, without: set[int]) -> list[Tensor]:
-    """Return the tensors in an optimizer's state and attributes, inner optimizers included."""
-    found: list[Tensor] = []
-    seen: set[int] = set(without)
-
-    def visit(value: Any, depth: int) -> None:
-        if id(value) in seen or depth > 6:
-            return
-        if isinstance(value, Tensor):
-            seen.add(id(value))
-            found.append(value)
-        elif isinstance(value, Mapping):
-            seen.add(id(value))
-            for each in list(value.values()):
-                visit(each, depth + 1)
-        elif isinstance(value, list | tuple | set):
-            seen.add(id(value))
-            for each in value:
-                visit(each, depth + 1)
-        elif is_like_an_optimizer(value):
-            seen.add(id(value))
-            for each in list(vars(value).values()):
-                visit(each, depth + 1)
-
-    visit(optimizer, 0)
-    return found

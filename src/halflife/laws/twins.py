@@ -27,6 +27,7 @@ from halflife.laws.copies import (
     written,
 )
 from halflife.laws.decide import decide
+from halflife.laws.graph import tensors_in
 from halflife.laws.isolation import Draws
 from halflife.laws.law import RULE_EXPONENTS, Law, NotProbedError
 from halflife.laws.levers import Lever, find_levers
@@ -220,6 +221,7 @@ class Copies:
             small_copy(optimizer, memo, more, self.device, self.dtype, self.state) for optimizer in self.optimizers
         ]
         target = copies[[optimizer is self.target for optimizer in self.optimizers].index(True)]
+        self._cut(copies, [each for held in parameters for each in held])
         for made in copies:
             for group in made.param_groups:
                 if group.get("lr") is not None:
@@ -242,6 +244,18 @@ class Copies:
         elif self.handle is not None:
             _strip(copies)
         return Instance(copies, target, parameters)
+
+    def _cut(self, copies: Sequence[Optimizer], twins: Sequence[Tensor]) -> None:
+        """Leave of tensors that are as large as a weight the part that its twin has."""
+        pairs = zip(self.chosen, self.slots, strict=True)
+        shapes = {chosen.shape: slot.shape for chosen, slot in pairs if slot.count == 1 and chosen.shape != slot.shape}
+        shapes = {shape: part for shape, part in shapes.items() if shape not in {slot.shape for slot in self.slots}}
+        if not shapes:
+            return
+        real = tensors_in(list(self.optimizers), ())  # what was too large to be copied stands in the copies, too
+        for tensor in tensors_in(list(copies), map(id, [*real, *twins])):
+            if tensor.shape in shapes and tensor._base is None and tensor.layout == torch.strided:
+                tensor.data = tensor.data[tuple(map(slice, shapes[tensor.shape]))].clone()
 
     def _attach(self, copies: Sequence[Optimizer], condition: Condition) -> None:
         """Attach the rule to the copies so that each of their steps is, to the rule, the next one of the original."""
