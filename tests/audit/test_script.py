@@ -164,6 +164,16 @@ def train():
 thread = threading.Thread(target=train)
 thread.start()
 """,
+    "in-a-pool": """
+import time
+from concurrent.futures import ThreadPoolExecutor
+def train():
+    time.sleep(0.2)
+    loss().backward()
+    optimizer.step()
+pool = ThreadPoolExecutor(2)  # which nobody shuts down
+pool.submit(train)
+""",
     "in-the-backward-pass": """
 for p in model.parameters():
     p.register_post_accumulate_grad_hook(lambda p: optimizer.step())
@@ -214,12 +224,14 @@ def found_in(text: str) -> Found:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, of its compiler
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "compiled" else ()) for name in STEPS]
+)
 def test_every_step_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda *arguments: None)  # that the thread was stopped
     text = "optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)\n"
     monkeypatch.chdir(tmp_path)
-    end = "\npathlib.Path('after').touch()\n" if name != "in-a-thread" else ""
+    end = "\npathlib.Path('after').touch()\n" if name not in {"in-a-thread", "in-a-pool"} else ""
     found = found_in(text + STEPS[name] + end)
     assert found.model is not None
     assert {name for name, _ in found.model.named_parameters()} == ALL
@@ -403,6 +415,10 @@ optimizer.step()
         ),
         ("sys.exit()\n", r"train.py called exit\(None\) \(train.py, line 12\) before any"),
         ("os._exit(0)\n", r"train.py called os._exit\(0\) \(train.py, line 12\) before any"),
+        (
+            "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(2)\npool.submit(int)\n",
+            "train.py ended before any torch optimizer took a step, and made none: give the script that trains",
+        ),
         ("x = (\n", r"train.py raised SyntaxError: .* \(train.py, line 12\) before any"),
         (
             "import argparse\np = argparse.ArgumentParser()\np.add_argument('--data', required=True)\np.parse_args()\n",

@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.thread import _threads_queues, _worker
 from datetime import timedelta
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -134,9 +135,8 @@ def run_script(
     ):  # fmt: skip
         try:
             _run(place, path)
-            for thread in threading.enumerate():  # python waits for these as well
-                if not thread.daemon and thread is not threading.current_thread():
-                    thread.join()
+            while any(map(_works, threading.enumerate())):  # python waits for these as well
+                time.sleep(0.02)
             if not code:
                 raise UserError(_no_step(place, sorted(watch.made), _seconds_of_children() - elsewhere) + hint)
         except _StopError:
@@ -183,6 +183,15 @@ def _no_step(place: str, made: Sequence[str], elsewhere: float) -> str:
         f"{what} (it made {', '.join(made)}): let it train for at least one step, or name the function that builds the "
         "optimizer, as path/to/file.py:function"
     )
+
+
+def _works(thread: threading.Thread) -> bool:
+    """Return whether Python would wait for a thread at the end of the script: workers of a pool with nothing to do end."""
+    if thread.daemon or thread is threading.current_thread() or not thread.is_alive():
+        return False
+    frame = sys._current_frames().get(thread.ident or 0)
+    waits = frame is not None and frame.f_code is _worker.__code__
+    return not (waits and thread in _threads_queues and _threads_queues[thread].empty())
 
 
 def _set_by_torchrun(error: Exception) -> str | None:
