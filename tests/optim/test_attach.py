@@ -902,3 +902,23 @@ def test_a_cuda_graph_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     refusals.check_not_capturing([])
     with pytest.raises(UserError, match=r"being captured in a CUDA graph.*frozen at this step's value"):
         refusals.check_not_capturing([OnDevice()])  # type: ignore[list-item]  # stands for a CUDA tensor
+
+
+def test_a_lazy_module_gets_its_shape_later() -> None:
+    def run(model: torch.nn.Module, *, first: bool) -> list[Tensor]:
+        if first:
+            model(torch.ones(2, 3))
+        torch.manual_seed(1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+        handle = attach(optimizer, Decoupled())
+        model(torch.ones(2, 3))
+        with torch.no_grad():
+            for index, parameter in enumerate(model.parameters()):
+                parameter.copy_(torch.linspace(1.0, 2.0 + index, parameter.numel()).view_as(parameter))
+        for _ in range(8):
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+        assert handle.fractions() == pytest.approx([0.01])
+        return [parameter.detach() for parameter in model.parameters()]
+
+    assert_equal(run(torch.nn.LazyLinear(4), first=False), run(torch.nn.LazyLinear(4), first=True))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from halflife.optim.frames import level_of_the_user
@@ -101,6 +102,8 @@ class Unheard:
 
 
 def _is_readable(parameter: Tensor) -> bool:
+    if is_lazy(parameter):  # it has no shape until its module has seen a batch
+        return False
     return parameter.device.type != "meta" and parameter.numel() > 0 and parameter.layout == torch.strided
 
 
