@@ -23,7 +23,8 @@ CURVATURE = $(INSTALL) --no-deps curvlinops-for-pytorch
 
 # Two workers, one torch thread each. loadscope keeps the tests of one module in one worker, so that what a
 # module prepares once (a study that ran, a browser that is open) is prepared once. tests/conftest.py has the order.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+# Hundreds of tests start a Python of their own, which is not to compile the sources each time.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help demo test test-slow lint types docs bench clean browser
 

@@ -388,11 +388,16 @@ def unknown(net, thing):
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["by_parts", "by_items", "by_both", "by_class", "by_fields", "passed_on", "of_parameters", "of_names", "by_place",
-     "Big.optim", "Run.build"],
-)  # fmt: skip
+PRINTED = (
+    *("by_parts", "by_both", "by_fields", "of_parameters", "by_place", "Run.build"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("by_items", "by_class", "passed_on", "of_names", "Big.optim")
+    ),
+)
+
+
+@pytest.mark.parametrize("name", PRINTED)
 def test_the_line_and_the_function_work_as_they_are_printed(folder: Path, name: str) -> None:
     """Both are pasted without a change, for factories that read their arguments in all kinds of ways."""
     (folder / "shop.py").write_text(FACTORIES, encoding="utf-8")

@@ -211,6 +211,7 @@ def alive(pid: int) -> bool:
     return bool(state.strip()) and not state.startswith("Z")
 
 
+@pytest.mark.slow
 def test_a_killed_command_takes_its_workers_along_and_loses_nothing(
     start: Start, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_a_killed_command_takes_its_workers_along_and_loses_nothing(
     assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_run_alone(start: Start, tmp_path: Path) -> None:
     process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
     (worker,) = workers_of(process, 1)
@@ -245,6 +247,7 @@ def test_a_worker_that_dies_fails_its_run_alone(start: Start, tmp_path: Path) ->
     assert finished(tmp_path / "halflife-runs") == NUM_RUNS
 
 
+@pytest.mark.slow
 def test_a_worker_that_gets_sigterm_says_so(start: Start, tmp_path: Path) -> None:
     process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
     (worker,) = workers_of(process, 1)
@@ -260,7 +263,9 @@ def test_a_worker_that_gets_sigterm_says_so(start: Start, tmp_path: Path) -> Non
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("finished_runs", [0, 2], ids=["workers start", "workers train"])
+@pytest.mark.parametrize(
+    "finished_runs", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["workers start", "workers train"]
+)
 def test_ctrl_c_five_times_is_no_traceback(start: Start, tmp_path: Path, finished_runs: int) -> None:
     process = start(*SMOKE, cwd=tmp_path)
     if finished_runs:
@@ -283,7 +288,8 @@ def test_ctrl_c_five_times_is_no_traceback(start: Start, tmp_path: Path, finishe
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("limit", [3, pytest.param(16, marks=pytest.mark.slow)], ids=["readings", "checkpoint"])
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3, 16], ids=["readings", "checkpoint"])
 def test_a_full_disk_stops_the_study_and_loses_nothing(whole: tuple[Path, str], tmp_path: Path, limit: int) -> None:
     """The kernel's limit on a file's size (in KiB) stands in for a full disk."""
     command = f"ulimit -f {limit}; exec {sys.executable} -B -m halflife {' '.join(SMOKE)}"
@@ -300,6 +306,7 @@ def test_a_full_disk_stops_the_study_and_loses_nothing(whole: tuple[Path, str], 
     assert readings_of(tmp_path / "halflife-runs") == readings_of(whole[0] / "halflife-runs")
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_few_steps_gives_no_verdict(tmp_path: Path) -> None:
     done = halflife(
         "study", "run", "stabilization-vgg", "--preset", "smoke", "--max-steps", "2", "--seeds", "2", cwd=tmp_path

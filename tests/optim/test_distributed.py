@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tests import ROOT
-from tests.optim.distributed_worker import PARTIAL, flat_or_not, read
+from tests.optim.distributed_worker import PARTIAL, QUICK, flat_or_not, read
 from tests.oracles.every_rule import (
     BARE,
     BY_NAME,
@@ -39,7 +39,11 @@ from tests.oracles.every_rule import (
 )
 
 FLOOR = 1e-7
-by_rule = pytest.mark.parametrize("case", CASES, ids=name_of)
+by_rule = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case.name in QUICK else pytest.mark.slow) for case in CASES],
+    ids=name_of,
+)
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch without gloo"
@@ -85,8 +89,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(folder: Path) -> list[dict[str, Any]]:
-    return spawn("two", 2, folder)
+def two(folder: Path, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    needs_all = any(item.path == request.path and item.get_closest_marker("slow") for item in request.session.items)
+    return spawn("two" if needs_all else "two quickly", 2, folder)
 
 
 @pytest.fixture(scope="module")

@@ -358,7 +358,8 @@ with folder.locked():
 """
 
 
-@pytest.mark.parametrize("model", ["resnet", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["resnet", "vgg"])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, model: str) -> None:
     spec = replace(TINY, model=model, num_epochs=6, eval_every=2)
 

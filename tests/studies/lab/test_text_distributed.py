@@ -352,7 +352,7 @@ def test_a_run_that_only_rank_0_plans_is_refused(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("UserError", "rank 1 of 2: the data lie elsewhere"),
+        pytest.param("UserError", "rank 1 of 2: the data lie elsewhere", marks=pytest.mark.slow),
         (
             "KeyError",
             "rank 1 of 2: the processes stopped at an unexpected error (KeyError: 'the data lie elsewhere'): if",
