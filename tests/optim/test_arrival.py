@@ -593,6 +593,26 @@ def test_no_mode_stays_after_a_step_that_fails() -> None:
     assert _get_current_dispatch_mode_stack() == []
 
 
+def test_the_next_optimizer_ends_the_look_of_a_step_that_failed_and_is_kept() -> None:
+    """A notebook keeps the frames of the last error."""
+
+    class Failing(Plain):
+        def update(self, p: Tensor, g: Tensor, state: dict[str, Any], lr: float) -> None:
+            raise RuntimeError("out of memory")
+
+    params = weights()
+    first, second = Failing(params), Masters(weights())
+    attach(first, HalfLife(steps=100))
+    with pytest.raises(RuntimeError, match="out of memory") as kept:
+        train(first, params, 1)
+    assert len(_get_current_dispatch_mode_stack()) == 1
+    attach(second, HalfLife(steps=100))
+    with pytest.raises(UserError, match="asked to remove"):
+        train(second, second.param_groups[0]["params"], 12)
+    assert _get_current_dispatch_mode_stack() == []
+    assert kept.tb is not None
+
+
 def test_the_modes_of_others_are_left_alone() -> None:
     class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -133,7 +133,9 @@ class Arrival:
             self._over = True
             self._replay = None
             return
-        if _get_current_dispatch_mode_stack():
+        while (stack := _get_current_dispatch_mode_stack()) and isinstance(stack[-1], _Replay):
+            stack[-1].leave()  # of a step that failed, whose frames somebody keeps, as notebooks do
+        if stack:
             return  # somebody else watches: the stack of modes is theirs
         if self._replay is None:
             self._replay = self._chosen(optimizer, asked)
