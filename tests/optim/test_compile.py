@@ -20,7 +20,15 @@ REACH_ZERO = {"until", "per-group-stable", "stable-at-the-floor-until"}
 SLOW = {
     *("decoupled-own", "corrected-own", "cautious-corrected-own", "l2-own-after", "half-life-epochs", "cosine"),
     *("normalized-restarts", "stable-at-the-floor-until", "norm-target-first", "sphere-first", "spheres"),
-    *("toward-given-tensors", "toward-a-checkpoint"),
+    *(
+        "toward-given-tensors",
+        "toward-a-checkpoint",
+        "toward-an-average-sgd",
+        "decoupled-sgd",
+        "normalized",
+        "half-life-steps",
+    ),
+    *("stable-with-a-given-beta2", "l2-own-after-sgd", "norm-target"),
 }
 STEADY, STEPS = 8, 12  # steps at one learning rate, and in all
 SHAPES = {"matrix": (3, 2), "vector": (2,)}

@@ -217,7 +217,10 @@ def away(page: Page) -> None:
     page.locator("#tip").wait_for(state="hidden")
 
 
-@pytest.mark.parametrize("height", [0.35, 0.6, 0.8])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("height", [pytest.param(0.35, marks=SLOW), 0.6, pytest.param(0.8, marks=SLOW)])
 def test_pointing_anywhere_in_a_plot_shows_all_arms_and_hides_no_line(page: Page, height: float) -> None:
     chart = plot(page, 1)
     said = pointed(page, chart, 0.6, height)

@@ -74,6 +74,7 @@ def start(corpus: str, store: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(corpus: str, tmp_path: Path) -> None:
     process = start(corpus, tmp_path / "cut")
     assert process.stdout is not None
