@@ -328,7 +328,10 @@ RULES: list[tuple[Any, dict[str, Any], tuple[Any, ...], float | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "how", "expected", "fraction"), RULES, ids=[f"{i}" for i in range(len(RULES))])
+@pytest.mark.parametrize(
+    ("rule", "how", "expected", "fraction"),
+    [pytest.param(*row, id=f"{i}", marks=[pytest.mark.slow] if i % 2 else []) for i, row in enumerate(RULES)],
+)
 def test_attached_rules(rule: Any, how: dict[str, Any], expected: tuple[Any, ...], fraction: float | None) -> None:
     law = attached(rule, **how)[0]
     assert summary(law) == expected, law
