@@ -135,6 +135,7 @@ def assert_the_same_run(
 
 @by_form
 @pytest.mark.parametrize("name", [*SPECS, "half"])
+@pytest.mark.slow
 def test_two_processes_do_the_run_of_one(
     form: str, name: str, together: list[Any], alone: dict[str, Readings], noise: dict[str, dict[str, float]]
 ) -> None:
@@ -146,6 +147,7 @@ def test_two_processes_do_the_run_of_one(
 @by_form
 @pytest.mark.parametrize("source", ["alone", *FORMS])
 @pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.slow
 def test_two_processes_go_on_from_any_checkpoint(
     form: str,
     source: str,
@@ -163,6 +165,7 @@ def test_two_processes_go_on_from_any_checkpoint(
 
 @by_form
 @pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.slow
 def test_one_process_goes_on_from_the_checkpoint_of_two(
     form: str,
     name: str,
@@ -179,6 +182,7 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(
 
 @by_form
 @pytest.mark.parametrize("source", ["alone", *FORMS])
+@pytest.mark.slow
 def test_branches_start_from_any_kept_checkpoint(
     form: str, source: str, together: list[Any], alone: dict[str, Readings], noise: dict[str, dict[str, float]]
 ) -> None:
@@ -186,6 +190,7 @@ def test_branches_start_from_any_kept_checkpoint(
 
 
 @by_form
+@pytest.mark.slow
 def test_a_replay_follows_the_norms_of_whole_tensors(
     form: str, together: list[Any], alone: dict[str, Readings], noise: dict[str, dict[str, float]]
 ) -> None:
@@ -197,6 +202,7 @@ def test_a_replay_follows_the_norms_of_whole_tensors(
 
 
 @by_form
+@pytest.mark.slow
 def test_all_processes_say_the_same_of_a_run_that_cannot_be(form: str, together: list[Any]) -> None:
     for rank in together:
         assert rank[form]["odd"].startswith("UserError: batch_size is 15 on 2 processes")
@@ -206,6 +212,7 @@ def test_all_processes_say_the_same_of_a_run_that_cannot_be(form: str, together:
 # ---- files
 
 
+@pytest.mark.slow
 def test_the_later_checkpoint_counts_in_whichever_form(folder: Path, together: list[Any]) -> None:
     """A crash between writing one form and removing the other leaves both."""
     spec, corpus = SPECS["sgd"], folder / "corpus"
@@ -220,6 +227,7 @@ def test_the_later_checkpoint_counts_in_whichever_form(folder: Path, together: l
         assert not (folder / f"both {step}" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_never_named_does_not_count(folder: Path, together: list[Any]) -> None:
     where = shutil.copytree(folder / "sgd from ddp", folder / "unnamed")
     (where / "checkpoint" / "values.json").unlink()
@@ -228,6 +236,7 @@ def test_a_folder_that_was_never_named_does_not_count(folder: Path, together: li
 
 
 @pytest.mark.parametrize("damaged", ["shard-00001-*", "shard-00002-*", "values.json"])
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_one_sentence(folder: Path, together: list[Any], damaged: str) -> None:
     where = shutil.copytree(folder / "sgd from fsdp", folder / f"damaged {damaged[:11]}")
     (path,) = (where / "checkpoint").rglob(damaged)
@@ -240,6 +249,7 @@ def test_a_damaged_checkpoint_is_one_sentence(folder: Path, together: list[Any],
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_a_checkpoint_whose_part_is_missing_is_refused(folder: Path, together: list[Any], form: str) -> None:
     """Nobody trains on from memory that no file has filled."""
     where = shutil.copytree(folder / f"sgd from {form}", folder / f"part of {form}")
@@ -250,6 +260,7 @@ def test_a_checkpoint_whose_part_is_missing_is_refused(folder: Path, together: l
 
 
 @pytest.mark.parametrize("source", ["alone", *FORMS])
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_refused(folder: Path, together: list[Any], source: str) -> None:
     where = shutil.copytree(folder / f"sgd from {source}", folder / f"foreign {source}")
     with pytest.raises(
@@ -259,6 +270,7 @@ def test_a_checkpoint_of_another_run_is_refused(folder: Path, together: list[Any
 
 
 @pytest.mark.parametrize("name", ["../outside", "/", "c", "", 3, None])
+@pytest.mark.slow
 def test_the_folder_of_a_checkpoint_is_a_or_b(folder: Path, together: list[Any], name: object) -> None:
     where = shutil.copytree(folder / "sgd from ddp", folder / f"named {str(name).replace('/', '_')}")
     about = where / "checkpoint" / "values.json"
@@ -267,6 +279,7 @@ def test_the_folder_of_a_checkpoint_is_a_or_b(folder: Path, together: list[Any],
         run(SPECS["sgd"], where, folder / "corpus")
 
 
+@pytest.mark.slow
 def test_a_finished_run_leaves_no_checkpoint(folder: Path, tmp_path: Path, together: list[Any]) -> None:
     found = Store(tmp_path).run("a" * 16)
     shutil.copytree(folder / "sgd from fsdp" / "checkpoint", found.path / "checkpoint")
