@@ -543,8 +543,7 @@ def _begin(optimizer: Any, state: State, starts: Mapping[int, Tensor]) -> None:
         state: Which state it gets.
         starts: By the id of each parameter, the weights that it begins with.
     """
-    for each in with_inner([optimizer]):
-        held = attributes_of(each).get("state")
+    for held in _states(optimizer):
         if not isinstance(held, dict):
             continue
         copies = copies_in(held) if state == "start" else frozenset()
