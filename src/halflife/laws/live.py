@@ -146,7 +146,7 @@ class _Probe:
         self.marks_of: State = "real"  # the state that the step began with
         self.twin_state: StartState = "flags"
         self.at_the_start: dict[int, Seen] | None = None
-        self.levers: dict[int, list[Lever]] = {}
+        self.levers: dict[Hashable, list[Lever]] = {}
         self.benches: dict[Hashable, Bench] = {}
         self.places: dict[int, tuple[Tensor, int]] = {}
         for index, group in enumerate(optimizer.param_groups):
@@ -697,7 +697,7 @@ class _Probe:
             copies = Copies(self.optimizer, dtype, scale, samples, known, self.twin_state)
             scale = replace(scale, lam=lam_factor(copies.fractions_asked()[place], dtype))
             copies = Copies(self.optimizer, dtype, scale, samples, known, self.twin_state)
-            key = (calls, len(samples), scale, tuple(lever.path for lever in levers))
+            key = (calls, _members(samples), scale, tuple(lever.path for lever in levers))
             bench = Bench(copies.build, copies.slots, copies.device, dtype, from_factory=False, calls=calls)
             if len(samples) > 1:
                 bench = self.benches.setdefault(key, bench)
@@ -715,14 +715,15 @@ class _Probe:
         return law, lam, ""
 
     def _levers(self, copies: Copies, samples: Sequence[Sample], calls: int) -> list[Lever]:
-        """Return the levers of twins; of twins of all parameters, they are looked for once."""
+        """Return the levers of twins; of several that are probed together, they are looked for once."""
         if self.handle is not None:
             return []  # the rule of halflife decides, and its numbers are the user's
         if len(samples) == 1:
             return copies.find_levers()
-        if calls not in self.levers:
-            self.levers[calls] = copies.find_levers()
-        return self.levers[calls]
+        key = (calls, _members(samples))
+        if key not in self.levers:
+            self.levers[key] = copies.find_levers()
+        return self.levers[key]
 
     def _twins_like(self, parameter: Tensor, index: int, calls: int) -> list[list[Sample]]:
         """Return which samples of real shape to try: all parameters, or, of many, one alone and one beside its nearest."""
@@ -767,6 +768,10 @@ class _Probe:
 def _exactly(parameter: Tensor, index: int, calls: int) -> Sample:
     """Return a sample whose one twin has the parameter's shape."""
     return Sample(parameter, index, KINDS.get(parameter.ndim, "tensor"), tuple(parameter.shape), calls, exact=True)
+
+
+def _members(samples: Sequence[Sample]) -> tuple[int, ...]:
+    return tuple(id(sample.parameter) for sample in samples)
 
 
 def _share(sizes: Sequence[int], total: int) -> int:
