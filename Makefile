@@ -21,6 +21,9 @@ INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 # the torch that is installed breaks transformers; what curvlinops does use comes with [study].
 CURVATURE = $(INSTALL) --no-deps curvlinops-for-pytorch
 
+# What pip says goes to .venv/NAME.log; its end is shown if it fails.
+QUIETLY = @$(BIN)/python tools/quietly.py $(@:.stamp=.log) "Installing the packages for '$(basename $(@F))'"
+
 # Two workers, one torch thread each. loadscope keeps the tests of one module in one worker, so that what a
 # module prepares once (a study that ran, a browser that is open) is prepared once. tests/conftest.py has the order.
 # Hundreds of tests start a Python of their own, which is not to compile the sources each time.
@@ -31,8 +34,8 @@ PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/study.stamp ## run the first study (default preset: laptop) and say where its report is
-	$(BIN)/halflife study run stabilization
+demo: $(VENV)/study.stamp ## audit three well-known set-ups, show what was found, run the first study
+	@$(BIN)/python tools/demo.py
 
 test: $(VENV)/dev.stamp browser ## run the tests, without the slow ones
 	$(PYTEST) $(PYTEST_ARGS)
@@ -58,7 +61,7 @@ bench: $(VENV)/dev.stamp ## run every script in benchmarks/
 	done
 
 clean: ## remove .venv, built pages and caches; halflife-runs/ and results/ stay
-	rm -rf $(VENV) site dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site dist halflife-report .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- what the targets above install; a stamp is remade when pyproject.toml or constraints.txt changes ----
@@ -77,22 +80,20 @@ $(VENV)/made.stamp:
 	    echo "$$found cannot make a virtual environment because its venv module is missing; install it (Debian, Ubuntu: apt-get install python3-venv) and run make again." >&2; \
 	    exit 1; \
 	fi; \
-	echo "Making $(VENV) with $$found. The first install takes a few minutes."; \
+	echo "Making $(VENV) with $$found. The first installation takes a few minutes."; \
 	"$$found" -m venv $(VENV)
 	@touch $@
 
 $(VENV)/study.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
-	$(INSTALL) -e '.[study]'
-	$(CURVATURE)
+	$(QUIETLY) sh -c "$(INSTALL) -e '.[study]' && $(CURVATURE)"
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
-	$(INSTALL) -e '.[dev]'
-	$(CURVATURE)
+	$(QUIETLY) sh -c "$(INSTALL) -e '.[dev]' && $(CURVATURE)"
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
-	$(INSTALL) -e '.[docs]'
+	$(QUIETLY) $(INSTALL) -e '.[docs]'
 	@touch $@
 
 # The tests of the report page drive a chromium. The tests say themselves what happens without one.

@@ -26,7 +26,13 @@ RUNS = [
 
 
 def test_every_example_is_known() -> None:
-    assert {path.name for path in EXAMPLES} == {*OWN, *IN_PACKAGES, "plain_loop.py", "step_in_backward.py"}
+    assert {path.name for path in EXAMPLES} == {
+        *OWN,
+        *IN_PACKAGES,
+        "plain_loop.py",
+        "step_in_backward.py",
+        "three_setups.py",
+    }
 
 
 @pytest.mark.parametrize("path", RUNS)
