@@ -50,9 +50,10 @@ lint: $(VENV)/dev.stamp ## check style and format with ruff
 types: $(VENV)/dev.stamp ## check types with mypy --strict
 	$(BIN)/mypy
 
-docs: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build the documentation into site/, and check that its results are those of results/
+docs: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build the documentation into site/, and check what is made from results/ and docstrings
+	$(BIN)/python tools/pages.py check
 	$(BIN)/python tools/results.py check --pages
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	HALFLIFE_REPOSITORY="$$(sed -n 's/^repository-code: *//p' CITATION.cff)" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/dev.stamp ## run every script in benchmarks/
 	@set -e; for script in benchmarks/*.py; do \

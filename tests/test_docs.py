@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests import ROOT
+from tests.studies.tools import load_tool
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -177,16 +178,75 @@ def test_the_pages_quote_commands() -> None:
     assert HALFLIFE
 
 
-def pages_of(nav: list[dict[str, Any]]) -> Iterator[str]:
-    """The pages of a navigation, those of its sections too."""
-    for entry in nav:
-        for page in entry.values():
-            yield from pages_of(page) if isinstance(page, list) else [page]
+# ---- what pages quote
+
+
+def quoted(page: str, language: str) -> list[Block]:
+    return [b for b in blocks((ROOT / page).read_text(encoding="utf-8")) if b.language == language]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_audit_is_what_the_command_says(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line, up to what is left out."""
+    if page == "README.md":
+        target = next(c.text.split()[-1] for c in HALFLIFE if c.page == page and c.text.startswith("halflife audit"))
+        said = str(importlib.import_module("halflife.audit.target").audit(str(ROOT / target)).table)
+    else:
+        exec(compile(quoted(page, "python")[0].body, page, "exec"), {})
+        said = capsys.readouterr().out
+    lines = [line for line in quoted(page, "text")[0].body.splitlines() if line]
+    assert len(lines) > 8
+    rest = said
+    for line in lines:
+        beginning = " ".join(line.removesuffix("...").split())
+        _, found, rest = " ".join(rest.split()).partition(beginning)
+        assert found, f"{page} quotes {line!r}, and the command says\n{said}"
+
+
+def test_frameworks_are_quoted_from_the_examples() -> None:
+    text = (ROOT / "docs" / "frameworks.md").read_text(encoding="utf-8")
+    quotes = re.findall(r'^```py title="([^"\n]*)"\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+    assert len(quotes) >= 10
+    for name, body in quotes:
+        lines = [line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+        wanted = [line.strip() for line in body.splitlines()]
+        places = range(len(lines) - len(wanted) + 1)
+        assert any(lines[i : i + len(wanted)] == wanted for i in places), f"{name} has not:\n{body}"
+    assert set(re.findall(r"^\|.*\| `(\w+\.py)` \|$", text, re.MULTILINE)) == {Path(name).name for name, _ in quotes}
+
+
+# ---- navigation, and what is made from it
+
+
+@cache
+def tool() -> Any:
+    return load_tool("pages")
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    yaml = importlib.import_module("yaml")
-    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    listed = set(pages_of(config["nav"]))
-    assert listed == {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    config = tool().config()
+    listed = [page for _, page in tool().pages_of(config["nav"])]
+    assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md"))
+    assert len(config["nav"]) == 7
     assert config["theme"]["font"] is False
+
+
+def test_the_lists_of_names_and_pages_are_current() -> None:
+    for path, text in tool().made().items():
+        assert path.read_text(encoding="utf-8") == text, "run tools/pages.py write"
+
+
+def test_programs_that_read_find_every_page() -> None:
+    """The form of llmstxt.org: a title, a summary, sections of links with a line each."""
+    text = (ROOT / "docs" / "llms.txt").read_text(encoding="utf-8")
+    assert re.match(r"# halflife\n\n> \S.*\n\n", text)
+    links = re.findall(r"^- \[[^]]+\]\((\S+)\): \S", text, re.MULTILINE)
+    assert len(links) == len(re.findall(r"^- ", text, re.MULTILINE))
+    pages = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
+    addresses = {f"{page.parent if page.name == 'index.md' else page.with_suffix('')}/" for page in pages}
+    assert {str(Path(link)) for link in links} == {str(Path(address)) for address in addresses}
+
+
+def test_a_name_that_a_page_of_the_reference_lists_must_exist() -> None:
+    with pytest.raises(LookupError, match="has no nosuchname"):
+        tool().names_of(importlib.import_module("halflife.groups"), "param_groups, nosuchname")

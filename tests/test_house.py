@@ -79,6 +79,16 @@ def test_citation() -> None:
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"]
+    address = citation.get("repository-code")
+    assert address is None or address.startswith("https://")
+    urls = PYPROJECT["project"].get("urls", {}).values()
+    assert all(address is not None and url.startswith(address) for url in urls), "the address stands in CITATION.cff"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    bibtex = dict(re.findall(r"^  (\w+) = \{+(.*?)\}+,$", readme, re.MULTILINE))
+    for name in ("title", "version", "license"):
+        assert bibtex[name] == citation[name]
+    assert bibtex["author"] == citation["authors"][0]["name"]
+    assert bibtex.get("url") == address
     papers = {
         r["identifiers"][0]["value"]: (r["authors"][0]["family-names"], r["year"]) for r in citation["references"]
     }

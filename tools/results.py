@@ -1,7 +1,7 @@
 """Pack measured stores into results/, and make the pages and pictures of the docs from what is packed there.
 
     python tools/results.py pack STORE      every study manifest of the store -> results/<study>-<preset>.tar.xz
-    python tools/results.py docs            results/ -> docs/findings.md, docs/results/, docs/papers/, docs/images/, README.md
+    python tools/results.py docs            results/ -> docs/findings.md, docs/results/, docs/papers/, docs/images/
     python tools/results.py check           fails if `docs` would change, add or remove a page or a picture
     python tools/results.py check --pages   the same without drawing the pictures: they have to be there
 
@@ -18,15 +18,12 @@ from pathlib import Path
 
 from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.markdown import docs_files, measured, told_of
-from halflife.studies.report.pages.tables import verdict_markdown
+from halflife.studies.report.markdown import docs_files, told_of
 from halflife.studies.store.archives import ArchivedStore
 from halflife.studies.store.store import Store
 
 ROOT = Path(__file__).parents[1]
-RESULTS, DOCS, README = ROOT / "results", ROOT / "docs", ROOT / "README.md"
-README_RESULT = "stabilization-laptop"
-BEGIN, END = f"<!-- {README_RESULT}: made by tools/results.py -->", "<!-- end -->"
+RESULTS = ROOT / "results"
 OWN = ("results/*.md", "papers/*.md", "images/*.svg")  # what is made here and nowhere else, but for these
 OTHERS = {"images/curvature-cost.svg"}  # made by benchmarks/curvature.py
 
@@ -67,13 +64,7 @@ def made(archives: Path, *, draw: bool = True) -> Files:
     for told in many:
         for words in told.results.damaged.values():
             sys.exit(f"{told.name}: {words}")
-    files: Files = {f"docs/{name}": content for name, content in docs_files(many, draw=draw).items()}
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    told = next(told for told in many if told.name == README_RESULT)
-    block = f"{measured(told.results)}\n\n{verdict_markdown(told.verdicts)}"
-    files["README.md"] = f"{before}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
-    return files
+    return {f"docs/{name}": content for name, content in docs_files(many, draw=draw).items()}
 
 
 def left_over(root: Path, files: Files) -> list[str]:
