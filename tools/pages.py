@@ -6,8 +6,10 @@ python tools/pages.py check    fail if one of them is not what `write` would wri
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -111,11 +113,23 @@ def names_of(module: Any, members: str | None) -> list[str]:
     return names
 
 
-def line_of(thing: Any) -> str:
-    """The first sentence of a docstring; of a plain value nothing."""
-    if not (inspect.isclass(thing) or inspect.isroutine(thing)):
-        return ""
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()).replace("``", "`").replace("|", "\\|")
+def line_of(module: Any, name: str) -> str:
+    """The first line of a name's docstring; of a value that has none, nothing, and its page does not show it."""
+    thing = getattr(module, name)
+    described = inspect.isclass(thing) or inspect.isroutine(thing)
+    text = inspect.getdoc(thing) if described else value_docstrings(module).get(name)
+    return " ".join((text or "").split("\n\n")[0].split()).replace("``", "`").replace("|", "\\|")
+
+
+def value_docstrings(module: Any) -> dict[str, str]:
+    """The strings that stand below the values of a module."""
+    found: dict[str, str] = {}
+    body = ast.parse(inspect.getsource(module)).body
+    for statement, below in itertools.pairwise(body):
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+            found |= {target.id: below.value.value for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def reference() -> str:
@@ -131,13 +145,10 @@ def reference() -> str:
             module = importlib.import_module(match["module"])
             parts.append(f"\n| `{match['module']}` | |\n| --- | --- |\n")
             for name in names_of(module, match["members"]):
-                thing = getattr(module, name)
-                shown = (
-                    f"`halflife.{name}`"
-                    if name in top and getattr(sys.modules["halflife"], name) is thing
-                    else f"`{name}`"
-                )
-                parts.append(f"| [{shown}]({file}#{match['module']}.{name}) | {line_of(thing)} |\n")
+                top_level = name in top and getattr(sys.modules["halflife"], name) is getattr(module, name)
+                shown, line = f"`halflife.{name}`" if top_level else f"`{name}`", line_of(module, name)
+                linked = f"[{shown}]({file}#{match['module']}.{name})" if line else shown
+                parts.append(f"| {linked} | {line} |\n")
     return "".join(parts)
 
 
