@@ -37,7 +37,7 @@ def quietly(log: Path, words: str, command: Sequence[str]) -> int:
         except KeyboardInterrupt:
             process.terminate()
             process.wait()
-            print(f"{_cleared(updates)}Stopped; the same command goes on, and what was downloaded is kept.", flush=True)
+            print(f"{_cleared(updates)}Stopped; the same command goes on.", flush=True)
             return INTERRUPTED
     if process.returncode:
         ends = "\n".join(_lines(log)[-LINES_SHOWN:])
