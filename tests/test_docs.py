@@ -215,6 +215,12 @@ def test_frameworks_are_quoted_from_the_examples() -> None:
     assert set(re.findall(r"^\|.*\| `(\w+\.py)` \|$", text, re.MULTILINE)) == {Path(name).name for name, _ in quotes}
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_a_page_outside_the_docs_links_to_what_is_there(page: str) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 # ---- navigation, and what is made from it
 
 
