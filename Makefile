@@ -17,10 +17,6 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-# curvlinops asks for backpack, which asks for torchvision, and uses neither here. A torchvision that was not made for
-# the torch that is installed breaks transformers; what curvlinops does use comes with [study].
-CURVATURE = $(INSTALL) --no-deps curvlinops-for-pytorch
-
 # What pip says goes to .venv/NAME.log; its end is shown if it fails.
 QUIETLY = @$(BIN)/python tools/quietly.py $(@:.stamp=.log) "Installing the packages for '$(basename $(@F))'"
 
@@ -86,11 +82,11 @@ $(VENV)/made.stamp:
 	@touch $@
 
 $(VENV)/study.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
-	$(QUIETLY) sh -c "$(INSTALL) -e '.[study]' && $(CURVATURE)"
+	$(QUIETLY) $(INSTALL) -e '.[study]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp
-	$(QUIETLY) sh -c "$(INSTALL) -e '.[dev]' && $(CURVATURE)"
+	$(QUIETLY) $(INSTALL) -e '.[dev]'
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml constraints.txt $(VENV)/made.stamp

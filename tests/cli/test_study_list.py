@@ -149,7 +149,7 @@ def test_seeds_below_one_are_refused_in_a_dry_run(tmp_path: Path) -> None:
         said("study", "run", "stabilization", "--seeds", "0", "--dry-run", folder=tmp_path)
 
 
-def test_the_docs_name_the_studies_that_need_curvlinops() -> None:
+def test_the_docs_name_the_studies_that_measure_hessians() -> None:
     """Studies whose runs, or what these start from, have probes of second derivatives."""
     curvature = {"hessian-trace", "gauss-newton-trace", "top-eigenvalue", "alignment"}
 

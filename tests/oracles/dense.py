@@ -1,6 +1,6 @@
 """Dense curvature and covariance matrices of small models, which the probes are compared with.
 
-Written with plain reverse-mode autograd, row by row, and without curvlinops.
+Written with plain reverse-mode autograd, row by row.
 
 Shapes: P weights, N examples, B of a batch, K outputs of an example.
 """

@@ -1,7 +1,7 @@
 """Probes: pure measurements of curvature, Jacobian and gradient noise of a model on a loss and data.
 
-A probe takes a `Problem` and gives numbers back; the model, its gradients and the random state are as before. Those of
-curvature need the extra ``[curvature]``; it is imported when they are first used.
+A probe takes a `Problem` and gives numbers back; the model, its gradients and the random state are as before. They
+need torch alone; only the largest eigenvalues of more than a few weights need scipy, of the extra ``[curvature]``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from halflife.probes.estimators import Estimate
 from halflife.probes.gradients import gradient_norm, mean_loss, noise_scale
 from halflife.probes.jacobians import jacobian_norm
 from halflife.probes.noise import GradientNoise, gradient_noise
-from halflife.probes.operators import require_curvlinops
 from halflife.probes.problem import Problem
 from halflife.probes.traces import gauss_newton_trace, hessian_trace
 
@@ -28,7 +27,6 @@ __all__ = [
     "jacobian_norm",
     "mean_loss",
     "noise_scale",
-    "require_curvlinops",
     "sharpness",
     "top_eigenvalues",
 ]

@@ -24,8 +24,14 @@ SMALL = 40
 
 
 def _lanczos(product: Product, problem: Problem, count: int, seed: int) -> list[float]:
-    import numpy as np
-    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+    try:
+        import numpy as np
+        from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+    except ImportError as error:
+        raise UserError(
+            f"The largest eigenvalues of more than {SMALL} weights need scipy, and importing it failed ({error}); install"
+            " it with pip install 'torch-halflife[curvature]'."
+        ) from error
 
     size = problem.num_parameters
     double = problem.dtype == torch.float64
@@ -72,7 +78,7 @@ def top_eigenvalues(problem: Problem, *, count: int = 1, matrix: Matrix = "hessi
         about 1e-6 of the largest, or to rounding in the weights' precision.
 
     Raises:
-        UserError: If there are not so many eigenvalues, or they cannot be found.
+        UserError: If there are not so many eigenvalues, they cannot be found, or scipy is missing.
     """
     check_problem(problem)
     size = problem.num_parameters

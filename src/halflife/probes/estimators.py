@@ -1,8 +1,6 @@
 """Estimates with a standard error, and those of the trace of a symmetric matrix that is known by products only.
 
 Shapes: P weights, M random vectors. Every estimator takes Rademacher vectors.
-The products come from curvlinops; its own estimators return the estimate alone, and the standard errors need the parts
-it is made of, so the three are written out here. The tests compare them with curvlinops' on the same vectors.
 """
 
 from __future__ import annotations

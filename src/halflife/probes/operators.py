@@ -1,24 +1,26 @@
-"""The Hessian and the Gauss-Newton matrix as products, by curvlinops.
+"""The Hessian and the Gauss-Newton matrix as products, by automatic differentiation of torch alone.
 
-curvlinops is imported when the first product is wanted: it is an extra, and probes of gradients do without it.
+Shapes: P weights, V vectors, B of a batch; what ends in three dots has the shape of a weight tensor.
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from functools import cache
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.func import grad, jvp, vjp, vmap
 
 from halflife.errors import UserError
 from halflife.probes.checks import check_whole
 from halflife.probes.problem import Problem
 
-__all__ = ["Matrix", "Product", "matrix_product", "random_vectors", "require_curvlinops", "seeded"]
+__all__ = ["Matrix", "Product", "forward_mode", "loss_curvature", "matrix_product", "random_vectors", "seeded"]
 
 Matrix = Literal["hessian", "gauss-newton"]
 Product = Callable[[Tensor], Tensor]
@@ -28,47 +30,52 @@ Product = Callable[[Tensor], Tensor]
 BLOCK = 8
 
 
-def require_curvlinops() -> Any:
-    """Import curvlinops, which the probes of curvature need.
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Differentiate the outputs forwards, with no graph of reverse mode around.
 
-    Returns:
-        The module.
+    Yields:
+        Nothing.
 
     Raises:
-        UserError: If it is not installed.
+        UserError: A part of the model has no such derivative.
     """
+    _load_forward_mode()
     try:
-        with warnings.catch_warnings():
-            # linear_operator, which it imports, uses torch.jit.script, which torch deprecates; and so does torch
-            # itself when a process first differentiates forwards, which is what this dual number is for.
-            warnings.simplefilter("ignore")
-            module = importlib.import_module("curvlinops")
-            with forward_ad.dual_level():
-                forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
-            return module
-    except ImportError as error:
+        with torch.no_grad():
+            yield
+    except NotImplementedError as error:
         raise UserError(
-            f"Probes of curvature need curvlinops, and importing it failed ({error}); install it with "
-            "pip install 'torch-halflife[curvature]'."
+            f"The Gauss-Newton matrix needs forward-mode derivatives and a part of the model has none ({error}); "
+            "write that part in elementary operations."
         ) from error
 
 
-class _Data:
-    """The batches of a problem: curvlinops passes over them many times."""
+def loss_curvature(problem: Problem, h: Tensor, y: Tensor, direction: Tensor) -> Tensor:
+    """The loss's second derivative by a batch's outputs h, times a direction: by reverse mode, which every loss has."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def loss(h: Tensor) -> Tensor:
+        value: Tensor = problem.loss(h, y)
+        return value
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.problem.data()
+    found: Tensor = vjp(grad(loss), h)[1](direction)[0]
+    return found
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Differentiate forwards once: the first time torch loads formulas by torch.jit.script, and warns of it itself."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore")
+        forward_ad.make_dual(torch.zeros(1), torch.zeros(1))  # type: ignore[no-untyped-call]
 
 
 def _hessian_of_batch(problem: Problem, x: Tensor, y: Tensor, v: list[Tensor]) -> list[Tensor]:
     """Products of a batch's Hessian with the columns of v, given and returned per weight tensor (..., V).
 
-    By reverse mode twice, on one graph for all columns. curvlinops' own products differentiate the backward pass
-    forwards, which in torch 2.13 is silently wrong for BatchNorm on batch statistics, LayerNorm and InstanceNorm
-    (its derivative takes saved statistics for constants) and not implemented for GroupNorm.
+    By reverse mode twice, on one graph for all columns. To differentiate the backward pass forwards (jvp of jacrev)
+    is silently wrong in torch 2.13 for BatchNorm on batch statistics, LayerNorm and InstanceNorm, whose derivative takes
+    saved statistics for constants, and not implemented for GroupNorm.
 
     Args:
         problem: Model and loss.
@@ -99,24 +106,37 @@ def _hessian_of_batch(problem: Problem, x: Tensor, y: Tensor, v: list[Tensor]) -
     return products
 
 
-def _operator(problem: Problem, matrix: Matrix) -> Any:
-    curvlinops = require_curvlinops()
+def _gauss_newton_of_batch(problem: Problem, x: Tensor, y: Tensor, v: list[Tensor]) -> list[Tensor]:
+    """Products of a batch's Gauss-Newton matrix with the columns of v, given and returned per weight tensor (..., V).
 
-    class Hessian(curvlinops.HessianLinearOperator):  # type: ignore[misc, name-defined]
-        def _matmat_batch(self, X: Tensor, y: Tensor, M: list[Tensor]) -> list[Tensor]:
-            return _hessian_of_batch(problem, X, y, M)
+    Forwards to J v, by the loss's second derivative to L J v, backwards to J^T L J v.
 
-    kinds = {"hessian": Hessian, "gauss-newton": curvlinops.GGNLinearOperator}
-    if matrix not in kinds:
-        raise UserError(f"matrix is {matrix!r}; expected 'hessian' or 'gauss-newton'.")
-    return kinds[matrix](
-        problem.model,
-        problem.loss,
-        list(problem.parameters),
-        _Data(problem),
-        check_deterministic=False,  # the problem was checked when it was made, with sentences
-        num_data=problem.num_examples,
-    )
+    Args:
+        problem: Model and loss.
+        x: A batch.
+        y: Its targets.
+        v: Vectors, one part for each weight tensor.
+
+    Returns:
+        The products, in the form of v.
+    """
+
+    def outputs(*weights: Tensor) -> Tensor:
+        return problem.outputs(weights, x)
+
+    def product(*v: Tensor) -> tuple[Tensor, ...]:
+        h, slope = cast("tuple[Tensor, Tensor]", jvp(outputs, weights, v))  # a third answer comes with has_aux alone
+        parts: tuple[Tensor, ...] = vjp(outputs, *weights)[1](loss_curvature(problem, h, y, slope))
+        return parts
+
+    weights = problem.detached()
+    blocks = zip(*(torch.split(part, BLOCK, dim=-1) for part in v), strict=True)
+    with forward_mode():
+        found = [vmap(product, in_dims=-1, out_dims=-1, randomness="same")(*block) for block in blocks]
+    return [torch.cat(parts, dim=-1) for parts in zip(*found, strict=True)]
+
+
+_OF_BATCH = {"hessian": _hessian_of_batch, "gauss-newton": _gauss_newton_of_batch}
 
 
 def matrix_product(problem: Problem, matrix: Matrix) -> Product:
@@ -131,20 +151,22 @@ def matrix_product(problem: Problem, matrix: Matrix) -> Product:
 
     Returns:
         From vectors v_PV to products of the same shape. To be called inside ``problem.measuring()``.
+
+    Raises:
+        UserError: If the matrix is neither.
     """
-    operator = _operator(problem, matrix)
+    if matrix not in _OF_BATCH:
+        raise UserError(f"matrix is {matrix!r}; expected 'hessian' or 'gauss-newton'.")
 
     def product(v_PV: Tensor) -> Tensor:
-        if matrix == "hessian":
-            whole: Tensor = operator @ v_PV
-            return whole
-        try:
-            return torch.cat([operator @ block for block in torch.split(v_PV, BLOCK, dim=1)], dim=1)
-        except NotImplementedError as error:
-            raise UserError(
-                f"The Gauss-Newton matrix needs forward-mode derivatives and a part of the model has none ({error}); "
-                "write that part in elementary operations."
-            ) from error
+        count = v_PV.shape[1]
+        split = zip(torch.split(v_PV, list(problem.sizes)), problem.parameters, strict=True)
+        v = [part.reshape(*p.shape, count) for part, p in split]
+        total = torch.zeros_like(v_PV)
+        for x, y in problem.data():
+            parts = [part.reshape(-1, count) for part in _OF_BATCH[matrix](problem, x, y, v)]
+            total.add_(torch.cat(parts), alpha=len(x) / problem.num_examples)
+        return total
 
     return product
 

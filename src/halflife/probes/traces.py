@@ -10,13 +10,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev, jvp, vmap
+from torch.func import jacrev, jvp, vmap
 
 from halflife.errors import UserError
 from halflife.probes.checks import check_whole
 from halflife.probes.estimators import Estimate, hutch_plus_plus, hutchinson, mean_and_error, xtrace
 from halflife.probes.examples import jacobian_parts
-from halflife.probes.operators import BLOCK, Matrix, Product, matrix_product, random_vectors
+from halflife.probes.operators import (
+    BLOCK,
+    Matrix,
+    Product,
+    forward_mode,
+    loss_curvature,
+    matrix_product,
+    random_vectors,
+)
 from halflife.probes.problem import Problem, check_problem
 
 __all__ = ["gauss_newton_trace", "hessian_trace"]
@@ -78,14 +86,13 @@ def _gauss_newton_quadratic(problem: Problem, w_PM: Tensor) -> Tensor:
 
         with torch.no_grad():
             h = problem.outputs(weights, x)
-        slope_of_loss = grad(lambda h, y=y: problem.loss(h, y))
         values = []
         for block_PV in torch.split(w_PM, BLOCK, dim=1):
             parts = torch.split(block_PV.T, list(problem.sizes), dim=1)
             w = [part.reshape(-1, *p.shape) for part, p in zip(parts, weights, strict=True)]
-            with torch.no_grad():
+            with forward_mode():
                 dh_V = vmap(along)(*w)
-                curved_V = vmap(lambda dh, h=h, slope=slope_of_loss: jvp(slope, (h,), (dh,))[1])(dh_V)
+                curved_V = vmap(lambda dh, h=h, y=y: loss_curvature(problem, h, y, dh))(dh_V)
             values.append((dh_V * curved_V).flatten(1).sum(1))
         total_M += torch.cat(values) * (len(x) / problem.num_examples)
     return total_M
@@ -132,7 +139,7 @@ def hessian_trace(
 
     Raises:
         UserError: If the method or the number of products does not fit, ``"split"`` is asked for under batch
-            statistics, curvlinops is missing, or memory runs out.
+            statistics, or memory runs out.
     """
     check_problem(problem)
     if method == "split":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,10 +327,3 @@ def test_probes_read_what_they_say_and_leave_the_run_alone(tmp_path: Path) -> No
             found_N = np.frombuffer(array.data, dtype=array.dtype)
             assert len(found_N) == 64  # in every run, whatever is lost to rounding
             assert found_N == pytest.approx(np.pad(eigenvalues, (0, 64 - len(eigenvalues))), rel=1e-3, abs=1e-5)
-
-
-def test_a_run_that_needs_curvature_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "curvlinops", None)
-    with pytest.raises(UserError, match="curvlinops"):
-        run(replace(TINY, probes=("hessian-trace",)), tmp_path / "a")
-    run(replace(TINY, probes=("jacobian-norm",), probe_examples=20, num_epochs=1), tmp_path / "b")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +156,3 @@ def test_several_processes_take_no_probes() -> None:
     with pytest.raises(UserError, match=r"the run has probes and 2 processes, expected one, .*: leave probes out"):
         check_probes(TINY, parallel)
     check_probes(MLP, parallel)
-
-
-def test_a_missing_package_is_told_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "curvlinops", None)
-    parallel = DataParallelContext(torch.device("cpu"))
-    with pytest.raises(UserError, match=r"curvlinops.*pip install"):
-        check_probes(TINY, parallel)
-    check_probes(dataclasses.replace(TINY, probes=("jacobian-norm", "gradient-norm")), parallel)

@@ -27,7 +27,6 @@ from halflife.rules.norms import Sphere
 from halflife.studies.lab.images.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.studies.lab.images.ensemble import SnapshotEnsemble
 from halflife.studies.lab.images.models import build_model
-from halflife.studies.lab.images.probes import check_probes
 from halflife.studies.lab.images.readings import Reader
 from halflife.studies.lab.images.sources import read_source
 from halflife.studies.lab.images.state import named_tensors, read_state, start_from, weight_norm
@@ -69,7 +68,6 @@ class ImageLoop:
     def __init__(
         self, spec: ImageRun, context: Context, *, run: str, start: tuple[Path, str, str] | None = None
     ) -> None:
-        check_probes(spec)
         device = context.device
         self.spec, self.device, self.run, self.samples = spec, device, run, spec.batch_size
         source = read_source(spec.data, context.data_folder)

@@ -14,19 +14,13 @@ from halflife.studies.lab.images.data import Images
 from halflife.studies.specs.images import ImageRun
 from halflife.studies.store.records import Array
 
-__all__ = ["check_probes", "probe"]
+__all__ = ["probe"]
 
 BATCH = 125  # images at once: bounds the memory of per-example gradients
 SPECTRUM = 64  # eigenvalues kept of a covariance
 
 Values = dict[str, float]
 Arrays = dict[str, Array]
-
-
-def check_probes(spec: ImageRun) -> None:
-    """Refuse a run whose probes need a package that is not installed, before hours are spent."""
-    if set(spec.probes) & {"hessian-trace", "gauss-newton-trace", "top-eigenvalue", "alignment"}:
-        probes.require_curvlinops()
 
 
 def probe(spec: ImageRun, model: nn.Module, images: Images, lr: float) -> tuple[Values, Arrays]:

@@ -46,17 +46,13 @@ def check_probes(spec: TextRun, parallel: DataParallelContext) -> None:
         parallel: The processes that train it.
 
     Raises:
-        UserError: Several processes hold its weights, or curvlinops is not installed.
+        UserError: Several processes hold its weights.
     """
-    if not spec.probes:
-        return
-    if parallel.size > 1:
+    if spec.probes and parallel.size > 1:
         raise UserError(
             f"the run has probes and {parallel.size} processes, expected one, which holds all weights: leave probes out, or"
             " train in one process"
         )
-    if set(spec.probes) & {"hessian-trace", "gauss-newton-trace"}:
-        probes.require_curvlinops()
 
 
 def probe(spec: TextRun, model: nn.Module, windows_WT: Tensor) -> Values:
