@@ -19,8 +19,12 @@ def main() -> None:
         # What all processes of torchrun would say, rank 0 says.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
-        from halflife.cli.main import main as run
-
+        try:
+            from halflife.cli.main import main as run
+        except ModuleNotFoundError as error:
+            if error.name not in {"typer", "rich"} or sys.argv[1:2] != ["audit"]:
+                raise
+            from halflife.cli.plain import main as run
         run()
     except KeyboardInterrupt:  # while the command line is being imported, or again while it ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)

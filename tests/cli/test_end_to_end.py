@@ -424,11 +424,21 @@ def test_a_missing_extra_is_one_sentence(tmp_path: Path, missing: str) -> None:
 WITHOUT_STUDY = ("numpy", "scipy", "polars", "safetensors", "filelock", "jinja2", "altair", "vl_convert")
 
 
-def test_the_extra_of_a_command_is_all_that_it_needs() -> None:
-    """``audit`` and a reference of `Toward` with torch, typer and rich alone, and nothing said of numpy."""
+WITHOUT_EXTRAS = (*WITHOUT_STUDY, "typer", "rich", "click")
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param(WITHOUT_STUDY, id="cli alone", marks=pytest.mark.slow),
+        pytest.param(WITHOUT_EXTRAS, id="torch alone"),
+    ],
+)
+def test_the_extra_of_a_command_is_all_that_it_needs(missing: tuple[str, ...]) -> None:
+    """``audit`` and a reference of `Toward`, and nothing said of numpy."""
     program = f"""
 import sys
-sys.modules |= dict.fromkeys({WITHOUT_STUDY!r})
+sys.modules |= dict.fromkeys({missing!r})
 from halflife.__main__ import main
 sys.argv[1:] = ["audit", "examples/audit_in_ci.py:make_optimizer", "--expect", "*=decoupled:0.1"]
 try:
@@ -450,12 +460,63 @@ print(tensors.digest)
     assert digest == found.hexdigest()[:16]
 
 
-def test_typer_comes_with_the_smaller_extra() -> None:
-    program = "import sys; sys.modules['typer'] = None; sys.argv[1:] = ['audit', 'train.py:make']\n"
+def bare(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command in an environment of torch alone."""
+    program = f"import sys; sys.modules |= dict.fromkeys({WITHOUT_EXTRAS!r}); sys.argv[1:] = {list(words)!r}\n"
     program += "from halflife.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment()
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False, env=environment()
     )
+
+
+SCRIPT = """
+import sys
+import torch
+def make(lam=0.1):
+    return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2, 2))], lr=1e-3, weight_decay=float(lam))
+if __name__ == "__main__":
+    make(sys.argv[2]).step()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            ("--run", "train", "-m", "--json", "--expect", "decoupled:0.2", "--expect", "*=none", "--", "--lam", "0.2"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("train.py:make", "--json", "--expect", "decoupled:0.1", "--total-steps", "9"), marks=pytest.mark.slow
+        ),
+        pytest.param(("train.py:make", "--with", "lam=0.3"), marks=pytest.mark.slow),
+        pytest.param(("train.py", "--run", "--time-limit", "60.5", "--", "--lam", "0.2"), marks=pytest.mark.slow),
+        pytest.param(("[cli].py:make",), marks=pytest.mark.slow),
+        pytest.param(("train.py:make", "--total-steps", "0"), marks=pytest.mark.slow),
+        ("train.py:make", "--nosuch"),
+    ],
+)
+def test_audit_is_the_same_with_torch_alone(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
+    plain, full = bare("audit", *words, cwd=tmp_path), halflife("audit", *words, cwd=tmp_path)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (full.returncode, full.stdout, full.stderr)
+    assert plain.stdout + plain.stderr
+
+
+def test_the_plain_audit_explains_itself(tmp_path: Path) -> None:
+    shown = bare("audit", "--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "--with NAME=VALUE" in shown.stdout
+    assert bare("audit", cwd=tmp_path).stderr == (
+        "error: the following arguments are required: TARGET; `halflife audit --help` shows the options\n"
+    )
+    wrong = bare("audit", "train.py:make", "--total-steps", "many", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "invalid int value: 'many'" in wrong.stderr
+
+
+def test_typer_comes_with_the_smaller_extra(tmp_path: Path) -> None:
+    done = bare("selfcheck", cwd=tmp_path)
     assert done.returncode == 2
     assert "pip install 'torch-halflife[cli]'" in done.stderr
 

@@ -10,18 +10,20 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-import typer
-from rich.console import Console
-from rich.markup import escape
-from typer.core import TyperCommand
-
 from halflife.errors import UserError
+
+try:
+    import typer
+    from rich.console import Console
+    from typer.core import TyperCommand
+except ModuleNotFoundError:  # torch alone
+    from halflife.cli.plain import Console, TyperCommand, typer  # type: ignore[assignment, no-redef]
 
 if TYPE_CHECKING:
     from halflife.audit.found import Found
     from halflife.audit.target import Audit
 
-__all__ = ["AuditCommand", "audit_command"]
+__all__ = ["AuditCommand", "audit_command", "unknown_option"]
 
 EXIT_EXPECTATION = 1
 EXIT_USER = 2
@@ -41,14 +43,19 @@ class AuditCommand(TyperCommand):
             unknown = getattr(error, "option_name", None)
             if type(error).__name__ != "NoSuchOption" or unknown is None or getattr(error, "possibilities", None):
                 raise
-            raise UserError(
-                f"audit has no option {unknown}; options of your script stand after --, as in "
-                f"`halflife audit train.py --run -- {unknown} ...`"
-            ) from None
+            raise unknown_option(unknown) from None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Show the words after ``--`` as well."""
         return [*super().collect_usage_pieces(ctx), "[-- ARGS...]"]
+
+
+def unknown_option(option: str) -> UserError:
+    """The refusal of an option that the command does not have."""
+    return UserError(
+        f"audit has no option {option}; options of your script stand after --, as in "
+        f"`halflife audit train.py --run -- {option} ...`"
+    )
 
 
 def audit_command(
@@ -147,7 +154,7 @@ def audit_command(
             if own_process:  # the script came to its end; what it registered for the end has no say in the exit code
                 leave(code)
     if code:
-        raise typer.Exit(code)
+        sys.exit(code)
 
 
 def _show(target: str, done: Audit, out: TextIO, as_json: bool) -> int:
@@ -194,7 +201,9 @@ def _note(arguments: list[str]) -> None:
 
 
 def _print_error(error: UserError) -> int:
-    Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+    errors = Console(stderr=True)
+    errors.print("[red]error:[/] ", end="")
+    errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
     return EXIT_USER
 
 
