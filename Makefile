@@ -25,7 +25,7 @@ QUIETLY = @$(BIN)/python tools/quietly.py $(@:.stamp=.log) "Installing the packa
 # Hundreds of tests start a Python of their own, which is not to compile the sources each time.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint types docs bench clean browser
+.PHONY: help demo test test-slow lint types docs dist bench clean browser
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ docs: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build the documentation into site/
 	$(BIN)/python tools/pages.py check
 	$(BIN)/python tools/results.py check --pages
 	HALFLIFE_REPOSITORY="$$(sed -n 's/^repository-code: *//p' CITATION.cff)" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build wheel and sdist into dist/, and try both as a user gets them
+	$(BIN)/python tools/dist.py $(PIP_ARGS)
 
 bench: $(VENV)/dev.stamp ## run every script in benchmarks/
 	@set -e; for script in benchmarks/*.py; do \

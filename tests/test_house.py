@@ -13,6 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import halflife
 from tests import ROOT
 
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -77,7 +78,6 @@ def test_citation() -> None:
     yaml = importlib.import_module("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"
-    assert citation["version"] == PYPROJECT["project"]["version"]
     assert citation["license"] == PYPROJECT["project"]["license"]
     address = citation.get("repository-code")
     assert address is None or address.startswith("https://")
@@ -97,6 +97,22 @@ def test_citation() -> None:
         "arXiv:2011.11152": ("Xie", 2023),
         "arXiv:2012.13841": ("Bjorck", 2021),
     }
+
+
+def test_the_version_is_stated_once_and_quoted_everywhere_else() -> None:
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["hatch"]["version"]["path"] == "src/halflife/__init__.py"
+    quoted = {
+        "CITATION.cff": r"^version: (\S+)$",
+        "CHANGELOG.md": r"^What (\S+) will contain\.$",
+        "docs/index.md": r"The version is (\d+\.\d+\.\d+)\b",
+        "docs/prove.md": r"rev: v(\S+)$",
+    }
+    found = {
+        name: re.findall(pattern, (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        for name, pattern in quoted.items()
+    }
+    assert found == {name: [halflife.__version__] for name in quoted}
 
 
 def test_licence_is_the_full_text() -> None:
@@ -123,7 +139,9 @@ def test_no_path_of_one_machine() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("target", ["help", "demo", "test", "test-slow", "lint", "types", "docs", "bench", "clean"])
+@pytest.mark.parametrize(
+    "target", ["help", "demo", "test", "test-slow", "lint", "types", "docs", "dist", "bench", "clean"]
+)
 def test_make_target_is_there_and_described(target: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:.* ## \S", makefile, re.MULTILINE)
@@ -138,4 +156,4 @@ def test_ci_runs_every_check() -> None:
     text = script.read_text(encoding="utf-8")
     assert text.startswith("#!/usr/bin/env bash")
     assert "set -euo pipefail" in text
-    assert "for target in test lint types docs" in text
+    assert "for target in test lint types docs dist" in text
