@@ -52,7 +52,7 @@ docs: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build the documentation into site/
 	HALFLIFE_REPOSITORY="$$(sed -n 's/^repository-code: *//p' CITATION.cff)" NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: $(VENV)/docs.stamp $(VENV)/dev.stamp ## build wheel and sdist into dist/, and try both as a user gets them
-	$(BIN)/python tools/dist.py $(PIP_ARGS)
+	$(BIN)/python -P tools/dist.py $(PIP_ARGS)
 
 bench: $(VENV)/dev.stamp ## run every script in benchmarks/
 	@set -e; for script in benchmarks/*.py; do \
