@@ -118,6 +118,6 @@ def test_what_is_missing_is_told_and_nothing_is_run(tmp_path: Path, monkeypatch:
 def test_the_whole_on_a_cpu(tmp_path: Path) -> None:
     done = gpu_check(tmp_path, "--device", "cpu", "--seconds", "800")
     document = json.loads((tmp_path / "gpu_check.json").read_text(encoding="utf-8"))
-    assert done.returncode == 0, [row for row in document["rows"] if row["status"] not in {"ok", "skipped"}]
+    assert done.returncode == 0, [row for row in document["rows"] if row["status"] not in {"ok", "measured", "skipped"}]
     assert {row["part"] for row in document["rows"]} == set(CHECK.PARTS)
     assert document["seconds"] < 800

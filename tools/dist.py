@@ -169,10 +169,15 @@ def compare(what: str, found: set[str], expected: set[str]) -> None:
     Raises:
         FailedError: Names some of them.
     """
+    cures = {
+        "lacks": "see tool.hatch in pyproject.toml",
+        "should not have": "let git know it, or .gitignore, or remove it",
+    }
     for label, names in (("lacks", expected - found), ("should not have", found - expected)):
         if names:
             some = ", ".join(sorted(names)[:5])
-            raise FailedError(f"{what} {label} {len(names)} file{'s' if len(names) > 1 else ''}: {some}")
+            count = f"{len(names)} file{'s' if len(names) > 1 else ''}"
+            raise FailedError(f"{what} {label} {count}: {some} ({cures[label]})")
 
 
 def files_of_sdist(path: Path) -> set[str]:
@@ -286,6 +291,7 @@ def try_sdist(sdist: Path, work: Path) -> None:
 
 def main(pip_args: Sequence[str]) -> int:
     """Build and try everything; the first thing that does not hold ends it."""
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="halflife-dist-") as folder:
         work = Path(folder).resolve()
         try:
@@ -304,6 +310,7 @@ def main(pip_args: Sequence[str]) -> int:
         except FailedError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
+    print(f"everything holds, in {time.monotonic() - begun:.0f} s")
     return 0
 
 
