@@ -105,10 +105,10 @@ def call(*words: str | Path, cwd: Path | None = None, env: dict[str, str] | None
     Raises:
         FailedError: It ended with another exit code.
     """
-    hidden = {"PYTHONPATH", "PYTHONHOME", "PIP_REQUIRE_VIRTUALENV"}
+    hidden = {"PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PIP_REQUIRE_VIRTUALENV"}
     around = {key: value for key, value in os.environ.items() if key not in hidden}
     done = subprocess.run(
-        list(map(str, words)), cwd=cwd, env={**around, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+        list(map(str, words)), cwd=cwd, env={**around, **(env or {})},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != code:
@@ -147,8 +147,18 @@ class Environment:
         (self.packages / "over.pth").write_text("".join(f"{each.packages}\n" for each in over), encoding="utf-8")
 
     def install(self, *requirements: str | Path) -> None:
-        """Install with the versions of constraints.txt."""
-        pip = (sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check", "install", "-qq")
+        """Install with the versions of constraints.txt; what is imported is compiled then, which is a small part of it."""
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            self.python,
+            "--disable-pip-version-check",
+            "install",
+            "-qq",
+            "--no-compile",
+        )
         call(*pip, "-c", ROOT / "constraints.txt", *self.pip_args, *requirements)
 
     def installed(self) -> set[str]:
