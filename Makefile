@@ -25,7 +25,7 @@ QUIETLY = @$(BIN)/python tools/quietly.py $(@:.stamp=.log) "Installing the packa
 # Hundreds of tests start a Python of their own, which is not to compile the sources each time.
 PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test test-slow lint types docs dist bench clean browser
+.PHONY: help demo test test-slow compat lint types docs dist bench clean browser
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ test: $(VENV)/dev.stamp browser ## run the tests, without the slow ones
 
 test-slow: $(VENV)/dev.stamp browser ## run the slow tests only
 	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+compat: ## run the tests with another torch, in an environment of its own: make compat TORCH=2.9.1
+	$(firstword $(PYTHONS)) tools/compat.py $(TORCH) $(PYTEST_ARGS)
 
 lint: $(VENV)/dev.stamp ## check style and format with ruff
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def only_optimizer():
 
 def two():
     model = make_model()
-    first = torch.optim.Muon([model[0].weight], lr=0.02, weight_decay=0.1)
+    first = torch.optim.Adafactor([model[0].weight], lr=0.02, weight_decay=0.1)
     return model, [first, torch.optim.AdamW(model[2].parameters(), lr=1e-3, weight_decay=0.1)]
 
 

@@ -19,14 +19,14 @@ import torch
 from rich.console import Console
 from torch import distributed as dist
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Muon, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import halflife
 from halflife.audit.explanation import Explanation
 from halflife.audit.precision import smallest_effective_fraction
 from halflife.audit.view import collapsed
 from halflife.errors import UserError
-from tests import FLOOR_BINDS
+from tests import FLOOR_BINDS, needs_muon
 
 
 class Block(nn.Module):
@@ -168,12 +168,13 @@ def test_rows_are_complete_and_plain() -> None:
     assert not table.warnings
 
 
+@needs_muon
 def test_several_optimizers() -> None:
     model = Net()
     matrices, rest = groups(model)
     two = [parameter for parameter in matrices["params"] if parameter.ndim == 2]
     four = [parameter for parameter in matrices["params"] if parameter.ndim == 4]
-    muon = Muon(two, lr=0.02, weight_decay=0.2)
+    muon = torch.optim.Muon(two, lr=0.02, weight_decay=0.2)
     others = AdamW([{"params": four, "weight_decay": 0.1}, {"params": rest["params"], "weight_decay": 0.0}], lr=1e-3)
     table = halflife.explain(model, [muon, others])
     rows = {row["parameter"]: row for row in table.rows}

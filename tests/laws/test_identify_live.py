@@ -32,6 +32,7 @@ from halflife.rules import (
     Toward,
 )
 from halflife.schedules import after, linear, until
+from tests import needs_muon
 from tests.laws.test_identify import of
 
 LR, WD = 2e-3, 0.1
@@ -360,6 +361,7 @@ def test_every_group_selected() -> None:
     assert laws[1].fraction == pytest.approx(LR * 0.3)
 
 
+@needs_muon
 def test_one_rule_over_two_optimizers() -> None:
     net = model()
     matrices = [p for p in net.parameters() if p.ndim == 2]

@@ -193,7 +193,8 @@ def test_a_norm_from_clipping_shards(two: list[dict[str, Any]]) -> None:
     measured, _, counts = two[0]["norms"]["measured"]
     assert counts == [1] * STEPS
     handed, handing, counts = two[0]["norms"]["handed over"]
-    assert handing == counts == [0] * STEPS
+    assert counts == [0] * STEPS
+    assert handing in ([0] * STEPS, [2] * STEPS)  # torch 2.8 leaves the norm in parts, which are added up here
     for ours, theirs in zip(handed, measured, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6)
     assert any(fraction > 0 for fractions in measured for fraction in fractions)

@@ -17,6 +17,7 @@ from halflife.optim.actions.directions import direction_of
 from halflife.optim.attaching import attach
 from halflife.optim.known import KNOWN, Facts, facts_of, family_of
 from halflife.rules import Cautious, Decoupled, Stable
+from tests import HAS_MUON, needs_muon
 
 Make = Callable[..., Optimizer]
 
@@ -33,7 +34,7 @@ MADE: list[tuple[type[Optimizer], dict[str, Any]]] = [
     (optim.SGD, {"momentum": 0.9}),
     (optim.SGD, {"momentum": 0.9, "dampening": 0.5}),
     (optim.SGD, {"momentum": 0.9, "nesterov": True}),
-    (optim.Muon, {}),
+    *([(optim.Muon, {})] if HAS_MUON else []),
     (optim.Adafactor, {}),
     (optim.RMSprop, {}),
     (optim.Adamax, {}),
@@ -88,10 +89,6 @@ class Sub(optim.AdamW):
     """May do anything with its numbers."""
 
 
-class Inside(optim.Muon):
-    """A Muon all the same."""
-
-
 class Stranger(optim.Adadelta):
     """Of a library that is not installed."""
 
@@ -99,6 +96,13 @@ class Stranger(optim.Adadelta):
 def test_facts_of_the_first_kind_are_not_inherited_and_those_of_the_second_are() -> None:
     assert facts_of(Sub) == Facts() != facts_of(optim.AdamW)
     assert family_of(Sub).adaptive
+
+
+@needs_muon
+def test_a_subclass_of_muon_is_a_muon_for_stable() -> None:
+    class Inside(optim.Muon):
+        """A Muon all the same."""
+
     weight = torch.nn.Parameter(torch.ones(2, 2))
     with pytest.raises(UserError, match="Stable cannot be attached to Inside: the size of its steps does not depend"):
         attach(Inside([weight], lr=0.1, weight_decay=0.1), Stable(0.1))

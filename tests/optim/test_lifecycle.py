@@ -34,7 +34,7 @@ from halflife.rules import (
     Toward,
 )
 from halflife.schedules import until
-from tests import FLOOR_BINDS
+from tests import FLOOR_BINDS, needs_muon
 from tests.optim.test_precision import assert_follows_adam
 from tests.oracles.cases import own_pass_only
 from tests.oracles.every_rule import (
@@ -329,6 +329,7 @@ REFUSED_TOGETHER = {
 }
 
 
+@needs_muon
 @by_rule
 def test_several_optimizers_train_one_model(case: Case) -> None:
     """Together they do what they would do with a handle each; and each resumes from its own checkpoint."""
@@ -474,6 +475,7 @@ def test_a_handle_says_that_it_cannot_be_copied(duplicate: Callable[[Any], Any],
     assert_same(weights(model), weights(started(BY_NAME["stable"], steps=STEPS)[0]))
 
 
+@needs_muon
 def test_which_part_acts_on_a_group() -> None:
     model = Net()
     first, rest = split(model)

@@ -35,6 +35,7 @@ from halflife.rules import (
 )
 from halflife.schedules import restarts, tied_to_lr
 from halflife.units import batch_scaled
+from tests import needs_muon
 from tests.oracles.scalar import Problem, adam_update
 
 LAM = 0.05
@@ -396,6 +397,7 @@ def test_without_a_floor_vanishing_gradients_are_refused_at_r_1() -> None:
     optimizer.step()
 
 
+@needs_muon
 def test_each_optimizer_meets_the_rules_of_its_own_groups() -> None:
     """Muon cannot have Stable, and need not: the group that has it belongs to the AdamW beside it."""
     rules = PerGroup([Decoupled(0.5), Stable(LAM)])

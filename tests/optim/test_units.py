@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch.optim import SGD, Adam, AdamW, Muon
+from torch.optim import SGD, Adam, AdamW
 
 from halflife.errors import UserError
 from halflife.groups import param_groups
@@ -29,6 +29,7 @@ from halflife.rules import (
 )
 from halflife.rules.base import LamRule, StepInfo
 from halflife.schedules import until
+from tests import HAS_MUON
 
 
 def weights(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
@@ -50,7 +51,7 @@ MADE: list[Any] = [
     lambda: AdamW(weights(), lr=torch.tensor(1e-3), weight_decay=0.1),
     lambda: SGD(weights(), lr=1e-3, momentum=0.9, weight_decay=0.1),
     lambda: Adam(weights(), lr=1e-3, weight_decay=0.1),
-    lambda: Muon(weights(), lr=1e-3, weight_decay=0.1),
+    *([lambda: torch.optim.Muon(weights(), lr=1e-3, weight_decay=0.1)] if HAS_MUON else []),
     lambda: AdamW(param_groups(torch.nn.Linear(2, 2, bias=False), policy="matrices", weight_decay=0.1), lr=1e-3),
     lambda: type("Own", (SGD,), {})(weights(), lr=1e-3, weight_decay=0.1),
 ]

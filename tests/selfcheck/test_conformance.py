@@ -30,7 +30,7 @@ from halflife.selfcheck.references import Reference
 from halflife.selfcheck.rules import RULES, RuleCase
 from halflife.selfcheck.table import FAMILIES, Case, Report, cell_of, plan, run_table
 from halflife.selfcheck.twin import DTYPES, Outcome, run_case, train_with_twin
-from tests import ROOT
+from tests import ROOT, needs_muon
 
 VARIANTS = list(variants())
 by_name: Callable[[Any], str] = lambda case: case.name  # noqa: E731  # a short name for pytest's ids
@@ -236,6 +236,7 @@ def test_a_report_holds_or_not() -> None:
     assert not Report("cpu", [fine, dataclasses.replace(fine, status="FAILED")]).holds
 
 
+@needs_muon
 def test_running_a_part_of_the_table() -> None:
     heard: list[Outcome] = []
     cases = [case for case in plan(quick=True) if case[1].case.name == "Muon"]
@@ -315,6 +316,7 @@ def small_table(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
     return cases
 
 
+@needs_muon
 @pytest.mark.usefixtures("small_table")
 def test_selfcheck_prints_what_holds() -> None:
     result = CliRunner().invoke(app, ["selfcheck"])
@@ -329,6 +331,7 @@ def test_selfcheck_prints_what_holds() -> None:
     assert f"torch {torch.__version__}" in result.output
 
 
+@needs_muon
 def test_selfcheck_says_what_fails(small_table: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
     rule, variant, dtype = small_table[0]
     wrong = dataclasses.replace(rule, reference=lambda net, case: Reference())
@@ -398,6 +401,7 @@ def test_selfcheck_does_not_change_torch() -> None:
 # ---- the page
 
 
+@needs_muon
 def test_the_page_is_what_the_tool_writes() -> None:
     """The rows of some optimizers, found again; `python tools/conformance.py check` compares the whole page."""
     spec = importlib.util.spec_from_file_location("conformance_tool", ROOT / "tools" / "conformance.py")

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, Muon, NAdam, Optimizer, RAdam
+import torch
+from torch.optim import LBFGS, SGD, Adafactor, Adam, AdamW, NAdam, Optimizer, RAdam
 
 __all__ = ["KNOWN", "Facts", "Memory", "always", "facts_of", "family_of"]
 
@@ -109,13 +110,14 @@ KNOWN: dict[type[Optimizer] | str, Facts] = {
     NAdam: Facts(native=_if_decoupled, adaptive=True),  # its update has a second term with the gradient
     RAdam: Facts(native=_if_decoupled, memory=_adam_memory, adaptive=True),
     SGD: Facts(native=_without_momentum, sparse=True, memory=_sgd_memory, momentum=True),
-    Muon: Facts(
-        native=always,
-        not_stable="the size of its steps does not depend on the gradient, so there is nothing to divide by",
-    ),
     Adafactor: Facts(native=always),  # and only so: its step size reads the weights before they decay
     LBFGS: Facts(searches=True),
 }
+if hasattr(torch.optim, "Muon"):  # torch 2.9 and newer
+    KNOWN[torch.optim.Muon] = Facts(
+        native=always,
+        not_stable="the size of its steps does not depend on the gradient, so there is nothing to divide by",
+    )
 UNKNOWN = Facts()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim import LBFGS, SGD, Adam, Adamax, AdamW, Muon, Optimizer, Rprop
+from torch.optim import LBFGS, SGD, Adam, Adamax, AdamW, Optimizer, Rprop
 
 from halflife.errors import UserError
 from halflife.optim.attaching import attach
@@ -184,7 +184,17 @@ BAD_INPUTS = [
         lambda: attach(_decaying(Adam, betas=(0.0, 0.9)), L2(0.1, into="second")),
         "got beta1 = 0; expected beta1 > 0",
     ),
-    BadInput("Stable on Muon", lambda: attach(_decaying(Muon), Stable(0.1)), "Stable cannot be attached to Muon"),
+    *(
+        [
+            BadInput(
+                "Stable on Muon",
+                lambda: attach(_decaying(torch.optim.Muon), Stable(0.1)),
+                "Stable cannot be attached to Muon",
+            )
+        ]
+        if hasattr(torch.optim, "Muon")
+        else []
+    ),
     BadInput("Stable on AMSGrad", lambda: attach(_decaying(AdamW, amsgrad=True), Stable(0.1)), "use amsgrad=False"),
     BadInput("Stable elsewhere", lambda: attach(_decaying(Adamax), Stable(0.1)), "Stable(..., beta2=0.999)"),
     BadInput(

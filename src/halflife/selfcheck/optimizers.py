@@ -70,6 +70,7 @@ ADAM: dict[str, Any] = {"per_group": tuple({"betas": betas} for betas in BETAS)}
 EPSILON = {"eps": EPS}
 DECOUPLED = {"eps": EPS, "decoupled_weight_decay": True}
 optim = torch.optim
+MUON: Any = getattr(optim, "Muon", None)  # torch 2.9 and newer
 
 OPTIMIZERS = [
     OptimizerCase("AdamW", optim.AdamW, EPSILON, ALL, native=True, **ADAM),
@@ -91,7 +92,7 @@ OPTIMIZERS = [
     OptimizerCase("ASGD", optim.ASGD, {"lambd": 0.0}),  # lambd is a decay of its own
     OptimizerCase("Rprop", optim.Rprop, own=False),
     OptimizerCase("Adafactor", optim.Adafactor, {}, LISTED, native=True, rereads=True),
-    OptimizerCase("Muon", optim.Muon, {}, PLAIN, native=True, layout="matrices"),
+    *([] if MUON is None else [OptimizerCase("Muon", MUON, {}, PLAIN, native=True, layout="matrices")]),
     OptimizerCase("SparseAdam", optim.SparseAdam, EPSILON, PLAIN, layout="sparse", own=False),
     OptimizerCase("LBFGS", optim.LBFGS, {"max_iter": 1}, PLAIN, layout="one group", own=False, closure=True),
 ]

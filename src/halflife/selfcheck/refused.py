@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import optim
 
-from halflife.selfcheck.optimizers import OptimizerCase
+from halflife.selfcheck.optimizers import MUON, OptimizerCase
 
 __all__ = [
     "any_stable",
@@ -38,7 +38,7 @@ def per_group_stable(case: OptimizerCase) -> Refusal:
 
 def stable(case: OptimizerCase) -> Refusal:
     """Stable knows two kinds of optimizers."""
-    if case.kind is optim.Muon:
+    if case.kind is MUON:
         return "Stable cannot be attached to Muon"
     if case.settings.get("amsgrad"):
         return "Stable cannot be attached with amsgrad=True"
@@ -50,7 +50,7 @@ def any_stable(case: OptimizerCase) -> Refusal:
     """With a given beta2 it serves any, where a running mean of squared gradients means something."""
     if case.kind is optim.SparseAdam:
         return "Stable cannot follow sparse gradients"
-    return stable(case) if case.kind is optim.Muon or case.settings.get("amsgrad") else None
+    return stable(case) if case.kind is MUON or case.settings.get("amsgrad") else None
 
 
 def own_stable(case: OptimizerCase) -> Refusal:

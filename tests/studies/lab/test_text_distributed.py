@@ -345,7 +345,7 @@ with process_group(Store(sys.argv[1]), [], fsdp=False) as rank:
     (process,) = start_ranks(program, 1, str(tmp_path))
     out, err = ended(process)
     assert process.returncode == 0, err
-    assert out.splitlines() == ["alive: True", "freed: True"]
+    assert out.splitlines()[-2:] == ["alive: True", "freed: True"], out  # gloo may greet in torch 2.8
 
 
 def test_a_run_that_only_rank_0_plans_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,9 @@ class Kernel:
         self._made.clear()
 
     def _make(self, like: tuple[Tensor | None, ...]) -> _Made:
-        function: Callable[..., None] = torch.compile(self._body, fullgraph=True, dynamic=True, options=OPTIONS)
         found, expected = self._sample(like), self._sample(like)
         try:
+            function: Callable[..., None] = torch.compile(self._body, fullgraph=True, dynamic=True, options=OPTIONS)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch about itself
                 function(*found)
