@@ -7,3 +7,7 @@ from halflife.audit.explanation import Explanation, explain
 from halflife.audit.findings import Finding
 
 __all__ = ["Explanation", "Finding", "assert_decay", "explain"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

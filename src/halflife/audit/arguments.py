@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import GeneratorType, ModuleType
@@ -126,7 +127,9 @@ def value_of(text: str, name: str) -> Any:
     """
     text = text.strip()
     try:
-        value = with_attributes(ast.literal_eval(text))
+        with warnings.catch_warnings():  # Python's own, of a backslash in a text
+            warnings.simplefilter("ignore")
+            value = with_attributes(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         pass
     else:
@@ -192,7 +195,10 @@ def _settings(text: str, name: str) -> Any:
             there = ", ".join(map(str, list(value)[:8])) if isinstance(value, dict) else "no keys"
             raise UserError(f"--with {name}={text}: {path} has no {keys}; there are {there}")
         value = value[key]
-    return with_attributes(value)
+    try:
+        return with_attributes(value)
+    except RecursionError:  # YAML can say that a list holds itself
+        raise UserError(f"--with {name}={text}: {path} holds itself, or is too deep; write it out flat") from None
 
 
 def _line(error: Exception) -> str:
@@ -331,6 +337,8 @@ def module_of(place: str) -> ModuleType:
     if not _is_file(place):
         _search_here()
         try:
+            if place.startswith("."):  # which Python takes for the name of a module beside this one
+                raise ModuleNotFoundError(name=place)
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,15 @@ from torch.optim import Optimizer
 
 from halflife.audit.explanation import Explanation, explain
 from halflife.audit.rows import Row, times_in_words
-from halflife.errors import UserError
+from halflife.errors import UserError, shortened
+from halflife.groups.names import matcher
 from halflife.groups.policies import KINDS
 from halflife.rules.registry import law_names
 
 __all__ = ["Check", "Expected", "assert_decay", "check", "parse_expectation"]
 
 TOLERANCE = 1e-3  # relative, of lam
+NUMBER = re.compile(r"\+?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 EVERYTHING = ("everything", "rest", "*")
 
 # The names that `halflife.identify` gives to laws, and those of the pathways that are an answer in themselves.
@@ -41,22 +43,20 @@ class Expected:
     def parse(cls, value: object) -> Expected:
         """Read ``"decoupled:0.1"``, ``"decoupled"`` or ``"none"``; raise a UserError for anything else."""
         law, colon, number = value.partition(":") if isinstance(value, str) else ("", "", "")
+        got = shortened(value)
         if law not in LAWS:
             raise UserError(
-                f"expected decay as LAW:LAM, such as 'decoupled:0.1', or 'none', got {value!r}; LAW is one of "
+                f"expected decay as LAW:LAM, such as 'decoupled:0.1', or 'none', got {got}; LAW is one of "
                 f"{', '.join(LAWS)}"
             )
         if not colon:
             return cls(law, None)
-        try:
-            lam = float(number)
-        except ValueError:
-            lam = float("nan")
+        lam = float(number) if NUMBER.fullmatch(number) else float("nan")
         if law == "none" or not 0.0 < lam < float("inf"):
             raise UserError(
-                f"the number in {value!r} must be finite and > 0"
+                f"the number in {got} must be finite and > 0, such as 0.1 or 1e-3"
                 if law != "none"
-                else f"got {value!r}; 'none' takes no number: write 'none'"
+                else f"got {got}; 'none' takes no number: write 'none'"
             )
         return cls(law, lam)
 
@@ -115,11 +115,12 @@ def rows_by_key(rows: Sequence[Row], keys: Sequence[str]) -> list[list[Row]]:
     still = [row for row in rows if _stays(row)]
     everything, chosen = list(left), []
     for key in keys:
-        matching = [row for row in left if _matches(key, row)]
-        if not matching and any(_matches(key, row) for row in everything):
+        matches = _matcher(key, rows)
+        matching = [row for row in left if matches(row)]
+        if not matching and any(map(matches, everything)):
             raise UserError(f"{key!r} matches only parameters that earlier keys match: put it first, or remove it")
         if not matching and key not in KINDS and key not in EVERYTHING:
-            matching = [row for row in still if _matches(key, row)]
+            matching = [row for row in still if matches(row)]
             taken = set(map(id, matching))
             still = [row for row in still if id(row) not in taken]
         if not matching and key not in KINDS:
@@ -141,10 +142,13 @@ def _stays(row: Row) -> bool:
     return not row.decays and (row.is_frozen or row.parameter.numel() == 0)
 
 
-def _matches(key: str, row: Row) -> bool:
+def _matcher(key: str, rows: Sequence[Row]) -> Callable[[Row], bool]:
     if key in EVERYTHING:
-        return True
-    return row.kind == key if key in KINDS else any(fnmatch.fnmatchcase(name, key) for name in row.names)
+        return lambda row: True
+    if key in KINDS:
+        return lambda row: row.kind == key
+    matches = matcher(key, (pair for row in rows for pair in zip(row.names, row.bare, strict=True)))
+    return lambda row: any(map(matches, zip(row.names, row.bare, strict=True)))
 
 
 def mismatch(rows: Sequence[Row], expected: Expected, what: str) -> str | None:
@@ -169,10 +173,11 @@ def assert_decay(
     """Fail if the decay that is applied is not the one that is expected; for tests and CI.
 
     Keys are the kinds ``"matrices"``, ``"embeddings"``, ``"norms"``, ``"biases"``, ``"others"``, shell patterns over
-    parameter names, or ``"*"`` for everything. The first key that matches a parameter decides for it, so ``"*"``
-    stands last and means the rest. What no key matches is not checked. Frozen parameters that a step does not decay
-    are left out, unless a pattern matches no others: ``"backbone.*": "none"`` is then about them. Those that a step
-    decays although they are frozen are checked as all others.
+    parameter names (what wrappers such as ``torch.compile`` put into names does not matter), or ``"*"`` for
+    everything. The first key that matches a parameter decides for it, so ``"*"`` stands last and means the rest.
+    What no key matches is not checked. Frozen parameters that a step does not decay are left out, unless a pattern
+    matches no others: ``"backbone.*": "none"`` is then about them. Those that a step decays although they are
+    frozen are checked as all others.
 
     Values are ``"LAW:LAM"`` with a law's name as `halflife.identify` gives it and its coefficient, compared to a
     relative 1e-3 (for ``"half-life"`` a number of calls of ``step()``); a law alone, which takes any coefficient; or
@@ -231,7 +236,7 @@ def parse_expectation(text: str) -> tuple[str, str | None, Expected]:
     """Return the text, the key (None for every parameter that decays) and the decay of ``[KEY=]LAW:LAM``."""
     key, equals, value = text.rpartition("=")
     if equals and not key:
-        raise UserError(f"--expect {text!r} has no key; write LAW:LAM or KEY=LAW:LAM")
+        raise UserError(f"--expect {shortened(text)} has no key; write LAW:LAM or KEY=LAW:LAM")
     return text, key or None, Expected.parse(value)
 
 

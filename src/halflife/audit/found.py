@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from halflife.groups.names import held_as
+
 __all__ = [
     "DEPTH",
     "Found",
@@ -29,8 +31,6 @@ __all__ = [
 
 DEPTH = 4  # how deep what was returned is searched
 MOST_VALUES = 20_000  # that are looked at
-WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "FullyShardedDataParallel": "module"}
-WRAPPERS |= {"OptimizedModule": "_orig_mod", "DeepSpeedEngine": "module", "_FabricModule": "_original_module"}
 # Packages whose wrappers step the optimizer inside and add nothing.
 PASSING = {"accelerate", "lightning", "lightning_fabric", "pytorch_lightning"}
 LEAVES = (
@@ -267,7 +267,7 @@ def _holds(outer: Optimizer, inner: Optimizer) -> bool:
 
 def bare(model: nn.Module) -> nn.Module:
     """Return the model inside of DistributedDataParallel, torch.compile and their like, which put a prefix to names."""
-    while (attribute := WRAPPERS.get(type(model).__name__)) is not None:
+    while (attribute := held_as(model)) is not None:
         inner = getattr(model, attribute, None)
         if not isinstance(inner, nn.Module):
             break

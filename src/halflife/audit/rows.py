@@ -21,6 +21,7 @@ from halflife.audit.backward import Hooked, hooked
 from halflife.audit.memory import Shared, shared_memory
 from halflife.errors import UserError
 from halflife.expressions import spell
+from halflife.groups.names import without_wrappers
 from halflife.groups.policies import kind_of, uses_of
 from halflife.laws.copies import is_number, number, written
 from halflife.laws.decide import NO_EFFECT
@@ -359,6 +360,7 @@ class Row:
         seen_on: The name of the member of the same kind that was stepped in its place; None: it was itself.
         declared: Where the model itself says that it does not decay; empty if it does not.
         shares: The names of the parameters in groups whose memory it has, or some of it.
+        bare: The names without what wrappers put into them.
         is_listed: Whether a group lists it; one that does not may still be stepped, as part of the memory of another.
     """
 
@@ -371,6 +373,7 @@ class Row:
     seen_on: str | None
     declared: str
     shares: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
     is_listed: bool = True
 
     @property
@@ -645,7 +648,8 @@ def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
     held: dict[int, list[Group]] = {}
     outside: dict[int, tuple[tuple[str, ...], Tensor, str | None, str, str]] = {}
     inside = uses_of(model) if model is not None else {}
-    known = set(map(id, inside))
+    uses_by_id = {id(parameter): uses for parameter, uses in inside.items()}
+    known = uses_by_id.keys()
     reason = "not in the model" if model is not None else ""
     several = bool(groups) and groups[-1].optimizer > 0
     for group in groups:
@@ -694,6 +698,7 @@ def rows_of(model: nn.Module | None, groups: Sequence[Group]) -> list[Row]:
                 seen_on,
                 declared,
                 tuple(names_by_id[id(each.other)] for each in stepped),
+                tuple(use.bare for use in uses_by_id[key]) if key in known else tuple(map(without_wrappers, names)),
                 is_listed=key in held,
             )
         )

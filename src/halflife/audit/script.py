@@ -77,12 +77,14 @@ def run_script(
     """  # noqa: DOC501 - what else is raised here becomes a UserError
     path = None if as_module else Path(place)
     if path is not None and not path.is_file():
+        if place and path.is_dir():
+            raise UserError(f"{place} is a folder; give the path of the script in it that trains")
         hint = ""
         if not path.exists() and ":" in place:
             hint = "; with --run the script is named alone, without a function"
         elif not path.exists() and not place.endswith(".py") and place.replace(".", "").isidentifier():
             hint = f"; a module is run by `halflife audit --run -m {place}`"
-        raise UserError(f"there is no file {place}{hint or '; give the path of the script that trains'}")
+        raise UserError(f"there is no file {place or repr(place)}{hint or '; give the path of the script that trains'}")
     code: list[int] = []
     command = f"halflife audit --run {'-m ' if as_module else ''}{place}"
     own = own_options(arguments)

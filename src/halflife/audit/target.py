@@ -152,6 +152,8 @@ def load(
     is_file = place.endswith(".py") or os.sep in place
     path = Path(place)
     if is_file and not path.is_file():
+        if path.is_dir():
+            raise UserError(f"{place} is a folder; give the path of the file in it that builds the optimizer")
         raise UserError(f"there is no file {place}; give the path of the file that builds the optimizer")
     file, hint = path if is_file else None, own_options(arguments)
     end = f"; correct it, or name another function{hint and f'; {hint}'}"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from halflife.groups.build import Groups, Policy, param_groups
+from halflife.groups.build import Decision, Groups, Policy, decide, param_groups
 from halflife.groups.policies import KINDS, POLICIES, kind_of
 
-__all__ = ["KINDS", "POLICIES", "Groups", "Policy", "kind_of", "param_groups"]
+__all__ = ["KINDS", "POLICIES", "Decision", "Groups", "Policy", "decide", "kind_of", "param_groups"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -15,9 +15,8 @@ Examples:
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import EllipsisType
 from typing import Any, SupportsFloat
@@ -26,6 +25,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from halflife.errors import UserError
+from halflife.groups.names import Names, matcher
 from halflife.groups.policies import POLICIES, Use, own_settings, uses_of
 from halflife.numbers import check_non_negative
 from halflife.rules import Decoupled, Part, PerGroup
@@ -90,7 +90,8 @@ def param_groups(model: nn.Module, policy: Policy = "matrices", weight_decay: fl
 
     Or ordered pairs ``(pattern, answer)``, of which the first that matches decides. A pattern is
 
-    - a string: a shell pattern over parameter names, such as ``"head.*"``;
+    - a string: a shell pattern over parameter names, such as ``"head.*"``; what wrappers put into names
+      (``torch.compile``, DistributedDataParallel, activation checkpointing) does not matter;
     - a module class, or a tuple of classes: everything inside modules of that type;
     - a tuple of sizes: a shape, where None is any size and ``...`` any number of dimensions: ``(None,)`` for
       vectors, ``(50257, None)``, ``(None, None, ...)`` for two or more dimensions.
@@ -172,19 +173,19 @@ def decide(model: nn.Module, policy: Policy = "matrices", weight_decay: float | 
         if isinstance(parameter, UninitializedParameter):
             raise UserError(f"{found[0].name} has no shape yet; run one forward pass before building groups")
     if not isinstance(policy, str):
-        return _by_patterns(uses, _pairs(policy, lam))
+        return _by_patterns(uses, _pairs(policy, lam, [(use.name, use.bare) for each in uses.values() for use in each]))
     _check_policy(policy)
     if lam is None:
         raise UserError(f"policy {policy!r} needs a value: pass weight_decay=...")
     return [_by_policy(policy, parameter, found, lam) for parameter, found in trainable.items()]
 
 
-def _pairs(policy: object, lam: float | None) -> list[_Pair]:
+def _pairs(policy: object, lam: float | None, names: Sequence[Names]) -> list[_Pair]:
     pairs = []
     for pair in policy if isinstance(policy, Sequence) else [policy]:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise UserError(f"a policy is a name or a list of pairs (pattern, answer), got {pair!r} in it; correct it")
-        pairs.append(_Pair(pair[0], pair[1], lam))
+        pairs.append(_Pair(pair[0], pair[1], lam, names))
     return pairs
 
 
@@ -214,13 +215,17 @@ class _Pair:
         pattern: What it matches.
         answer: What then holds.
         lam: The value for True, None if the user gave none.
+        names: All names in the model, with and without wrappers.
 
     Raises:
         UserError: If either is of no kind that is known, or a value is missing.
     """
 
-    def __init__(self, pattern: Pattern, answer: Answer, lam: float | None) -> None:
+    def __init__(self, pattern: Pattern, answer: Answer, lam: float | None, names: Iterable[Names]) -> None:
         self.pattern, self.answer = pattern, answer
+        self.name_matches: Callable[[Names], bool] | None = None
+        if isinstance(pattern, str):
+            self.name_matches = matcher(pattern, names)
         self.rule = answer if isinstance(answer, Part) else None
         self.text = repr(pattern) if isinstance(pattern, str) else _text(pattern)
         if not isinstance(pattern, str) and not _is_types(pattern) and not _is_shape(pattern):
@@ -255,8 +260,8 @@ class _Pair:
 
     def matches(self, parameter: nn.Parameter, use: Use) -> bool:
         """Return whether the pattern matches one use of a parameter."""
-        if isinstance(self.pattern, str):
-            return fnmatch.fnmatchcase(use.name, self.pattern)
+        if self.name_matches is not None:
+            return self.name_matches((use.name, use.bare))
         if _is_types(self.pattern):
             return any(isinstance(module, self.pattern) for module in use.path)  # type: ignore[arg-type]  # as checked
         return _shape_matches(tuple(parameter.shape), self.pattern)  # type: ignore[arg-type]  # as checked

@@ -32,6 +32,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from halflife.errors import UserError
+from halflife.groups.names import without_wrappers
 from halflife.numbers import check_non_negative
 
 __all__ = ["KINDS", "POLICIES", "Use", "declared", "kind_of", "own_settings", "uses_of"]
@@ -69,6 +70,7 @@ class Use:
         owner: The module that holds it: beyond lists of parameters, and for a parametrized tensor the module that it
             is a tensor of.
         path: All modules that it is in, from the model itself to the one that holds it.
+        bare: Its name without what wrappers such as DistributedDataParallel put into it.
         declared: Where the model itself says that this parameter does not decay, in words; empty if it does not.
     """
 
@@ -77,6 +79,7 @@ class Use:
     owner: nn.Module
     path: tuple[nn.Module, ...]
     declared: str
+    bare: str = ""
 
 
 def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
@@ -98,18 +101,25 @@ def uses_of(model: nn.Module) -> dict[nn.Parameter, list[Use]]:
     uses: dict[nn.Parameter, list[Use]] = {}
     for prefix, module in modules.items():
         parts = prefix.split(".") if prefix else []
-        path = tuple(modules[".".join(parts[:length])] for length in range(len(parts) + 1))
+        path = _path(prefix, modules)
         for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             name = f"{prefix}.{leaf}" if prefix else leaf
-            use = Use(name, leaf, module, path, said.about(parameter, name, path))
+            use = Use(name, leaf, module, path, said.about(parameter, name, path), without_wrappers(name, path))
             if isinstance(module, ParametrizationList) and len(path) > 2:
                 # The model calls it conv.parametrizations.weight.original1; it is the weight of conv.
                 use = replace(use, leaf=f"{parts[-1]}.{leaf}", owner=path[-3])
             elif isinstance(module, nn.ParameterList | nn.ParameterDict) and len(path) > 1:
                 use = replace(use, leaf=f"{parts[-1]}_{leaf}", owner=path[-2])
             uses.setdefault(parameter, []).append(use)
-    order = {name: rank for rank, (name, _) in enumerate(model.named_parameters())}
-    return dict(sorted(uses.items(), key=lambda item: order[item[1][0].name]))
+    # By identity: activation checkpointing tells other names here than its modules have.
+    order = {id(parameter): rank for rank, (_, parameter) in enumerate(model.named_parameters())}
+    return dict(sorted(uses.items(), key=lambda item: order.get(id(item[0]), len(order))))
+
+
+def _path(prefix: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, ...]:
+    """All modules that a name leads through, from the model itself on."""
+    parts = prefix.split(".") if prefix else []
+    return tuple(modules[".".join(parts[:length])] for length in range(len(parts) + 1))
 
 
 def _described(value: object) -> str:
@@ -122,8 +132,6 @@ def _described(value: object) -> str:
 
 EXCLUDED, KEYWORDS = "no_weight_decay", "no_weight_decay_keywords"
 MARK, SETTINGS = "_no_weight_decay", "_optim"
-# What torch puts into names of parameters, so that they are no longer those that the model lists.
-WRAPPERS = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 PARAMETRIZED = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
 
 
@@ -203,13 +211,15 @@ class _Said:
             for item in listed[id(module)]:
                 reason = f"{EXCLUDED}() of {kind} lists it"
                 if isinstance(item, str):
-                    self.names.setdefault(f"{prefix}.{item}" if prefix else item, reason)
+                    name = f"{prefix}.{item}" if prefix else item
+                    self.names.setdefault(name, reason)
+                    self.names.setdefault(without_wrappers(name, _path(prefix, modules)), reason)
                 else:
                     self.parameters.setdefault(id(item), reason)
 
     def about(self, parameter: nn.Parameter, name: str, path: Sequence[nn.Module]) -> str:
         """Return where the model says that a parameter does not decay, or nothing."""
-        plain = PARAMETRIZED.sub(r"\1", WRAPPERS.sub("", name))
+        plain = PARAMETRIZED.sub(r"\1", without_wrappers(name, path))
         reason = self.parameters.get(id(parameter)) or self.names.get(name) or self.names.get(plain)
         if reason:
             return reason
@@ -219,9 +229,8 @@ class _Said:
             return f"{SETTINGS} on it says weight_decay 0"
         parts = name.split(".")
         for depth, module in enumerate(path):
-            inside = ".".join(parts[depth:])
             for word in self.keywords[id(module)]:
-                if word in inside:
+                if word in without_wrappers(".".join(parts[depth:]), path[depth:]):
                     return f"{KEYWORDS}() of {type(module).__name__} lists {word!r}"
         return ""
 
@@ -388,7 +397,7 @@ def _transformers(parameter: nn.Parameter, uses: Sequence[Use]) -> tuple[bool, s
     first = uses[0]  # the Trainer goes by the first name of a tied weight
     if any(isinstance(module, nn.LayerNorm) for module in first.path[1:]):
         return False, "in a LayerNorm"
-    found = TRANSFORMERS_PATTERN.search(first.name.lower())
+    found = TRANSFORMERS_PATTERN.search(first.bare.lower())
     if found:
         return False, f"its name has {found[0].strip('.')!r}"
     return True, "neither in a LayerNorm nor named like a bias or a norm"

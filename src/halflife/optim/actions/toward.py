@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.groups.names import plain_names
 from halflife.optim.actions.base import LOW, Action, Work, by_device_and_precision, unless_skipped
 from halflife.optim.by_parameter import ByParameter
 from halflife.optim.norms import local
@@ -126,11 +127,12 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
                 "Toward got references by name, but the optimizer does not know the names of its parameters; build the"
                 " groups with halflife.param_groups or model.named_parameters(), or give a list of tensors in order"
             )
-        if name not in given.values:
+        key = next((each for each in _keys_of(name) if each in given.values), None)
+        if key is None:
             raise UserError(
                 f"Toward got no reference for the decaying parameter {name}; add it, or take it out of decay"
             )
-        found = given.values[name]
+        found = given.values[key]
     else:
         if index >= len(given.values):
             raise UserError(
@@ -152,6 +154,14 @@ def reference_of(optimizer: Optimizer, given: Tensors, parameter: Tensor) -> Ten
         whole = found.to(local(parameter).device)
         found = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)  # type: ignore[attr-defined]
     return found.to(device=parameter.device, dtype=parameter.dtype)  # nothing writes to it
+
+
+def _keys_of(name: str) -> list[str]:
+    """What a parameter may be called where one of the two models is held by wrappers, in the order in which it is tried."""
+    plain = plain_names(name)
+    return plain + [
+        f"{prefix}.{plain[-1]}" for prefix in ("module", "_orig_mod", "_orig_mod.module", "module._orig_mod")
+    ]
 
 
 def _share(value: float | Tensor, found_inf: Tensor | None, device: torch.device, dtype: torch.dtype) -> float | Tensor:
