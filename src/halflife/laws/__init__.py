@@ -7,3 +7,7 @@ from halflife.laws.law import Law
 from halflife.laws.live import laws_of
 
 __all__ = ["Law", "identify", "laws_of"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

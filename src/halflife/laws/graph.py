@@ -144,26 +144,27 @@ def tensors_in(optimizer: Any, without: Iterable[int]) -> list[Tensor]:
         The tensors, each once.
     """
     found: list[Tensor] = []
-    seen: set[int] = set(without)
-
-    def visit(value: Any, depth: int) -> None:
-        if id(value) in seen or depth > 6 or is_absent(value):
-            return
-        if isinstance(value, Tensor):
-            seen.add(id(value))
-            found.append(value)
-        elif isinstance(value, Mapping):
-            seen.add(id(value))
-            for each in list(value.values()):
-                visit(each, depth + 1)
-        elif isinstance(value, list | tuple | set):
-            seen.add(id(value))
-            for each in value:
-                visit(each, depth + 1)
-        elif is_like_an_optimizer(value) or callable(getattr(type(value), "step", None)):
-            seen.add(id(value))  # a wrapper that is no optimizer, too
-            for each in list(attributes_of(value).values()):
-                visit(each, depth + 1)
-
-    visit(optimizer, 0)
+    _visit(optimizer, 0, set(without), found)
     return found
+
+
+def _visit(value: Any, depth: int, seen: set[int], found: list[Tensor]) -> None:
+    # No function inside of `tensors_in`: one that calls itself holds itself, and the tensors, until a garbage collection.
+    if id(value) in seen or depth > 6 or is_absent(value):
+        return
+    inside: Iterable[Any] = ()
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif isinstance(value, Mapping):
+        inside = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        inside = value
+    elif is_like_an_optimizer(value) or callable(
+        getattr(type(value), "step", None)
+    ):  # a wrapper that is no optimizer, too
+        inside = list(attributes_of(value).values())
+    else:
+        return
+    seen.add(id(value))
+    for each in inside:
+        _visit(each, depth + 1, seen, found)
