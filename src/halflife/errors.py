@@ -13,6 +13,7 @@ __all__ = [
     "StoreError",
     "UserError",
     "did_you_mean",
+    "shortened",
 ]
 
 
@@ -20,6 +21,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean ...?)`` with the known name that is most like another, or nothing where none is like it."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def shortened(text: object) -> str:
+    """A value as messages show it: of a long one its beginning and its end."""
+    try:
+        shown = repr(text)
+    except Exception:  # whatever a user's own class raises; integers of thousands of digits have no decimal text
+        shown = f"an object of type {type(text).__name__}"
+    return shown if len(shown) <= 200 else f"{shown[:60]} ... {shown[-20:]}"
 
 
 class HalflifeError(Exception):
@@ -58,3 +68,7 @@ class DivergedError(RunFailedError):
 
 class RunStoppedError(HalflifeError):
     """A training run was asked to stop, wrote a checkpoint and ended; the same command goes on from there."""
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

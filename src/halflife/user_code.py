@@ -25,6 +25,8 @@ __all__ = [
     "one_sentence",
     "raise_on_exit",
     "shown_path",
+    "tell",
+    "told_at_the_end",
     "without_bytecode",
 ]
 
@@ -64,8 +66,29 @@ def raise_on_exit() -> Callable[[], None]:
     return restore
 
 
+_told: list[tuple[int, Callable[[int], Any]]] = []  # for which process, and who is told its exit code
+
+
+@contextlib.contextmanager
+def told_at_the_end(listen: Callable[[int], Any]) -> Iterator[None]:
+    """Let somebody hear the exit code of this process, once, from `tell` or `leave`."""
+    _told.append((os.getpid(), listen))
+    yield
+    _told.clear()
+
+
+def tell(code: int) -> int:
+    """Tell whoever wants to hear the exit code of this process, and return it."""
+    for process, listen in _told:
+        if process == os.getpid():  # not one that was forked from it
+            listen(code)
+    _told.clear()
+    return code
+
+
 def leave(code: int) -> NoReturn:
     """End this process now, whatever a user's code has planned for its end; what was printed is written first."""
+    tell(code)
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(Exception):  # closed, or nobody reads it
             if stream is not None:

@@ -150,6 +150,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "user.py").write_text(FILE, encoding="utf-8")
     (tmp_path / "conf.json").write_text('{"lr": 0.2, "model": {"dim": 5}, "groups": [{"wd": 0.3}]}', encoding="utf-8")
     (tmp_path / "conf.toml").write_text("lr = 0.2\n[model]\ndim = 5\n[[groups]]\nwd = 0.3\n", encoding="utf-8")
+    (tmp_path / "ring.yaml").write_text("all: &all [1, *all]\n", encoding="utf-8")
     (tmp_path / "conf.yaml").write_text("lr: 0.2\nmodel: {dim: 5}\ngroups: [{wd: 0.3}]\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     path, modules = list(sys.path), set(sys.modules)
@@ -217,6 +218,7 @@ def test_files_are_imported_once() -> None:
     [
         ("nothere.py:f", "--with x=nothere.py:f: there is no file nothere.py; correct the path"),
         ("sub/x.yaml", "--with x=sub/x.yaml: there is no file sub/x.yaml; correct the path"),
+        ("ring.yaml", "ring.yaml holds itself, or is too deep; write it out flat"),
         ("nothere.mod:f", "there is no file or module nothere.mod; write it in quotes if it is a text"),
         (
             "user.py:nothere",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -13,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -225,17 +223,16 @@ def test_the_process_writes_one_document_and_nothing_else(folder: Path) -> None:
 def test_a_wrong_target_is_one_sentence_and_code_2(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = io.StringIO()
     monkeypatch.setattr(sys, "argv", ["halflife", "audit", "train.py:raises"])
-    monkeypatch.setattr(cli, "errors", Console(file=errors))
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert caught.value.code == 2
     line = 1 + TRAIN[: TRAIN.index('raise RuntimeError("no data')].count("\n")
-    assert errors.getvalue() == (
+    printed = capsys.readouterr()
+    assert printed.err.splitlines(keepends=True)[-1] == (
         f"error: train.py:raises raised RuntimeError: no data (train.py, line {line}); correct it, or name another function\n"
     )
-    assert capsys.readouterr().out == ""
+    assert printed.out == ""
 
 
 def test_a_pipe_has_no_width(folder: Path) -> None:
@@ -393,6 +390,8 @@ def test_what_it_may_not(value: Any) -> None:
         (":f", "the target is ':f', expected"),
         ("train.py:", "the target is 'train.py:', expected"),
         ("nothere.py:f", "there is no file nothere.py"),
+        ("./pack:f", "^./pack is a folder; give the path of the file in it that builds the optimizer"),
+        ("..:f", "there is no module ..; give package.module:function"),
         ("pack/train:f", "there is no file pack/train"),
         ("nothere.mod:f", "there is no module nothere"),
         ("pack.nothere:f", "there is no module pack.nothere"),

@@ -141,9 +141,9 @@ def test_a_finished_study_is_not_run_again(whole: tuple[Path, str]) -> None:
 def test_verdicts_as_json_are_one_document(whole: tuple[Path, str]) -> None:
     done = halflife("study", "verdicts", "stabilization", "--json", cwd=whole[0])
     assert done.returncode == 0, done.stderr
-    rows = json.loads(done.stdout)
+    rows = json.loads(done.stdout)["verdicts"]
     assert [row["claim"] for row in rows] == ["helps", "small-rate", "plateau", "same-norm", "average", "short-average"]
-    listed = json.loads(halflife("study", "list", "--json", cwd=whole[0]).stdout)
+    listed = json.loads(halflife("study", "list", "--json", cwd=whole[0]).stdout)["studies"]
     assert [study["name"] for study in listed][:3] == ["stabilization", "stabilization-vgg", "lm-schedules"]
     assert {row["outcome"] for row in rows} == {"not tested"}
     claims = STUDIES["stabilization"].claims

@@ -100,12 +100,15 @@ def test_a_study_derived_from_ours_shares_its_runs(folder: Path) -> None:
     }
     words = said("study", "list", "slower.py:SLOWER").out
     assert "Loss stabilization at half the learning rate" in words
-    assert json.loads(said("study", "list", "slower.py:SLOWER", "--json").out)[0]["name"] == "stabilization-slower"
+    assert (
+        json.loads(said("study", "list", "slower.py:SLOWER", "--json").out)["studies"][0]["name"]
+        == "stabilization-slower"
+    )
 
 
 def test_the_skeleton_is_short_and_complete(folder: Path) -> None:
     assert len((folder / "decay_helps.py").read_text().splitlines()) < 120
-    rows = json.loads(said("study", "list", "decay_helps.py:STUDY", "--json").out)
+    rows = json.loads(said("study", "list", "decay_helps.py:STUDY", "--json").out)["studies"]
     assert [claim["key"] for claim in rows[0]["claims"]] == ["lowers"]
     words = " ".join(said("study", "run", "decay_helps.py:STUDY", "--preset", "smoke", "--dry-run").out.split())
     assert "4 runs, 0 of them finished in store; nothing was started" in words
@@ -117,7 +120,7 @@ def test_own_runs_get_verdicts_and_a_report_beside_ours(folder: Path) -> None:
     manifest = next(m for m in Store("store").manifests() if m["study"] == "walk")
     assert manifest["command"] == "halflife study run walk.py:WALK --preset laptop"
     assert (manifest["source"]["file"], manifest["source"]["name"]) == ("walk.py", "WALK")
-    (row,) = json.loads(said("study", "verdicts", "walk.py:WALK", "--json").out)
+    (row,) = json.loads(said("study", "verdicts", "walk.py:WALK", "--json").out)["verdicts"]
     changes = [walk(seed, 0.5) ** 2 - walk(seed, 0.0) ** 2 for seed in range(8)]
     assert row["estimate"] == pytest.approx(sum(changes) / 8, rel=1e-12)
     assert row["num_seeds"] == 8
@@ -211,7 +214,7 @@ def test_a_worker_refuses_a_file_that_changed(folder: Path) -> None:
 
 def test_json_is_one_document_whatever_a_file_prints(folder: Path) -> None:
     (folder / "loud.py").write_text("print('hello')\n" + text_of(folder))
-    assert json.loads(said("study", "list", "loud.py:WALK", "--json").out)[0]["name"] == "walk"
+    assert json.loads(said("study", "list", "loud.py:WALK", "--json").out)["studies"][0]["name"] == "walk"
 
 
 # ---- wrong files: one sentence each

@@ -66,10 +66,10 @@ def test_a_named_study_is_told_whole() -> None:
 
 
 def test_the_list_as_json_can_be_restricted() -> None:
-    rows: list[dict[str, Any]] = json.loads(said("study", "list", "timescale", "stabilization", "--json"))
+    rows: list[dict[str, Any]] = json.loads(said("study", "list", "timescale", "stabilization", "--json"))["studies"]
     assert [row["name"] for row in rows] == ["timescale", "stabilization"]
     assert [c["rule"] for c in rows[1]["claims"]] == [claim.words for claim in STUDIES["stabilization"].claims]
-    assert len(json.loads(said("study", "list", "--json"))) == len(STUDIES)
+    assert len(json.loads(said("study", "list", "--json"))["studies"]) == len(STUDIES)
 
 
 def test_a_study_that_does_not_exist_is_an_error() -> None:

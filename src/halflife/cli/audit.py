@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+from halflife.cli.apart import run_apart
+from halflife.cli.console import PlainConsole, TyperCommand, plain, typer
+from halflife.cli.documents import EXIT_USER, JsonOption, explained, output_to_stderr, say_error, write
 from halflife.errors import UserError
-
-try:
-    import typer
-    from rich.console import Console
-    from typer.core import TyperCommand
-except ModuleNotFoundError:  # torch alone
-    from halflife.cli.plain import Console, TyperCommand, typer  # type: ignore[assignment, no-redef]
+from halflife.user_code import raise_on_exit
 
 if TYPE_CHECKING:
     from halflife.audit.found import Found
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["AuditCommand", "audit_command", "unknown_option"]
 
 EXIT_EXPECTATION = 1
-EXIT_USER = 2
+LONGEST = 1e9  # seconds that a thread can wait
 ARGUMENTS = "halflife.audit.arguments"  # where the words after -- are kept
 
 
@@ -100,9 +96,7 @@ def audit_command(
             " may be repeated",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show which decay your own code applies: to which parameters, by which law, and how fast.
 
@@ -116,80 +110,138 @@ def audit_command(
         raise UserError(f"-m goes with --run; a function of a module is named {target}:function")
     if run and given:
         raise UserError("--with gives arguments to a function; with --run the script's own arguments stand after --")
-    if not time_limit > 0:
-        raise UserError(f"--time-limit must be > 0 seconds, got {time_limit:g}")
+    if not 0 < time_limit <= LONGEST:
+        raise UserError(f"--time-limit must be > 0 and at most {LONGEST:g} seconds, got {time_limit:g}")
     if total_steps is not None and total_steps < 1:
         raise UserError(f"--total-steps must be at least 1, got {total_steps}")
-    with _output_to_stderr() as (out, own_process):
-        from halflife.audit.target import audit, audit_found
+    with contextlib.ExitStack() as stack:
 
-        if not run:
-            done = audit(target, expect or (), given=given or (), arguments=arguments, total_steps=total_steps)
-            code = _show(target, done, out, as_json)
-            _note(arguments)
-        else:
-            from halflife.audit.expectations import parse_expectation
-            from halflife.audit.script import run_script
-            from halflife.user_code import leave, one_sentence
-
-            wanted = [parse_expectation(text) for text in expect or ()]
-
-            def report(found: Found) -> int:
-                subject = f"the optimizer of {target}"
-                with one_sentence(subject, None, " while its decay was probed; correct it"):
-                    seen = audit_found(found, wanted, total_steps=total_steps, in_place=True)
-                shown = _show(target, seen, out, as_json)
-                _note(arguments)
-                return shown
-
+        def body() -> int:
+            out, own_process = stack.enter_context(output_to_stderr())
+            if own_process:
+                raise_on_exit()
+            shown = _Shown(target, out, as_json)
             try:
-                code = run_script(
-                    target, arguments, report=report, fail=_print_error,
-                    as_module=as_module, time_limit=time_limit, own_process=own_process,
-                )  # fmt: skip
-            except UserError as error:
-                if not own_process:
+                if run:
+                    limits = {"as_module": as_module, "time_limit": time_limit, "own_process": own_process}
+                    return _of_script(shown, arguments, expect or (), total_steps, limits)
+                return _of_function(shown, arguments, expect or (), total_steps, given or ())
+            except (Exception, KeyboardInterrupt) as error:
+                if not own_process or (said := explained(error)) is None:
                     raise
-                code = _print_error(error)
-            if own_process:  # the script came to its end; what it registered for the end has no say in the exit code
-                leave(code)
-    if code:
-        sys.exit(code)
+                return shown.error(*said)
+
+        # Called from elsewhere, as by a test, this process is not ours to fork.
+        code = run_apart(target, body) if sys.stdout is sys.__stdout__ else body()
+        if code:
+            raise typer.Exit(code)
 
 
-def _show(target: str, done: Audit, out: TextIO, as_json: bool) -> int:
-    """Print what was found; return the exit code."""
-    table, checks = done.table, done.checks
-    failed = [check for check in checks if not check.holds]
-    if as_json:
-        document = {
-            "target": target,
-            "found": done.found.plain(),
-            "groups": table.groups,
-            "rows": table.rows,
-            "schedule": list(done.schedule),
-            "warnings": [dataclasses.asdict(warning) for warning in table.warnings],
-            "expectations": [dataclasses.asdict(check) for check in checks],
-            "ok": not failed,
-        }
-        print(json.dumps(document, indent=1, allow_nan=False), file=out, flush=True)
-    else:
-        console = Console(file=out)
-        if console.is_terminal:
-            console.print(table)
-        else:  # a log or a pipe has no width: a name on one line can be searched for
-            print(table, file=out)
-        for sentence in (*done.schedule, str(done.found)):
-            console.print(sentence, markup=False, highlight=False, soft_wrap=True)
-        for check in checks:
-            if check.holds:
-                console.print(f"holds: {check.expected}", markup=False, highlight=False, style="green")
-        out.flush()
-    errors = Console(stderr=True)
-    for check in failed:
-        errors.print("[red]does not hold:[/] ", end="")
-        errors.print(check.sentence, markup=False, highlight=False, soft_wrap=True)
-    return EXIT_EXPECTATION if failed else 0
+def _of_function(
+    shown: _Shown, arguments: list[str], expect: Sequence[str], total_steps: int | None, given: Sequence[str]
+) -> int:
+    from halflife.audit.target import audit
+    from halflife.user_code import leave
+
+    process = os.getpid()
+    try:
+        done = audit(shown.target, expect, given=given, arguments=arguments, total_steps=total_steps)
+    finally:
+        if os.getpid() != process:  # the user's code has forked, and come back here twice
+            leave(0)
+    return shown.audit(done, arguments)
+
+
+def _of_script(
+    shown: _Shown, arguments: list[str], expect: Sequence[str], total_steps: int | None, limits: dict[str, Any]
+) -> int:
+    from halflife.audit.expectations import parse_expectation
+    from halflife.audit.script import run_script
+    from halflife.audit.target import audit_found
+    from halflife.user_code import leave, one_sentence
+
+    wanted = [parse_expectation(text) for text in expect]
+
+    def report(found: Found) -> int:
+        with one_sentence(f"the optimizer of {shown.target}", None, " while its decay was probed; correct it"):
+            seen = audit_found(found, wanted, total_steps=total_steps, in_place=True)
+        return shown.audit(seen, arguments)
+
+    def fail(error: UserError) -> int:
+        return shown.error(str(error), EXIT_USER)
+
+    try:
+        code = run_script(shown.target, arguments, report=report, fail=fail, **limits)
+    except UserError as error:
+        if not limits["own_process"]:
+            raise
+        code = fail(error)
+    if limits["own_process"]:  # the script came to its end; what it registered for the end has no say in the exit code
+        leave(code)
+    return code
+
+
+class _Shown:
+    """What the command prints of an audit.
+
+    Args:
+        target: What was audited.
+        out: Where it goes.
+        as_json: Whether it is a document.
+    """
+
+    def __init__(self, target: str, out: TextIO, as_json: bool) -> None:
+        self.target, self.out, self.as_json = target, out, as_json
+
+    def audit(self, done: Audit, arguments: list[str]) -> int:
+        """Print what was found; return the exit code."""
+        failed = [check for check in done.checks if not check.holds]
+        with contextlib.suppress(BrokenPipeError):  # nobody reads it: the exit code says what holds all the same
+            if self.as_json:
+                write(self.out, _document(self.target, done))
+            else:
+                _print(done, self.out)
+        errors = PlainConsole(stderr=True)
+        for check in failed:
+            errors.print("[red]does not hold:[/] ", end="")
+            errors.print(check.sentence, markup=False, highlight=False, soft_wrap=True)
+        _note(arguments)
+        return EXIT_EXPECTATION if failed else 0
+
+    def error(self, words: str, code: int) -> int:
+        """Print what went wrong; return the exit code."""
+        say_error(words, code)
+        with contextlib.suppress(OSError):  # which may be what went wrong
+            if self.as_json:
+                write(self.out, {"target": self.target, "error": words})
+        return code
+
+
+def _document(target: str, done: Audit) -> dict[str, Any]:
+    return {
+        "target": target,
+        "found": done.found.plain(),
+        "groups": done.table.groups,
+        "rows": done.table.rows,
+        "schedule": list(done.schedule),
+        "warnings": [dataclasses.asdict(warning) for warning in done.table.warnings],
+        "expectations": [dataclasses.asdict(check) for check in done.checks],
+        "ok": all(check.holds for check in done.checks),
+    }
+
+
+def _print(done: Audit, out: TextIO) -> None:
+    console = PlainConsole(file=out)
+    if console.is_terminal:
+        console.print(done.table)
+    else:  # a log or a pipe has no width: a name on one line can be searched for
+        print(plain(str(done.table)), file=out)
+    for sentence in (*done.schedule, str(done.found)):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    for check in done.checks:
+        if check.holds:
+            console.print(f"holds: {check.expected}", markup=False, highlight=False, style="green")
+    out.flush()
 
 
 def _note(arguments: list[str]) -> None:
@@ -197,39 +249,4 @@ def _note(arguments: list[str]) -> None:
     from halflife.audit.arguments import own_options
 
     if note := own_options(arguments):
-        Console(stderr=True).print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _print_error(error: UserError) -> int:
-    errors = Console(stderr=True)
-    errors.print("[red]error:[/] ", end="")
-    errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-    return EXIT_USER
-
-
-@contextlib.contextmanager
-def _output_to_stderr() -> Iterator[tuple[TextIO, bool]]:
-    """Send to standard error what a user's code, its libraries and their subprocesses write to standard output.
-
-    In a process of its own this lasts until the process ends: threads and exit handlers print late. Nor can they change
-    the exit code then.
-
-    Yields:
-        Where our own output goes, and whether this process is the command's own.
-    """
-    from halflife.user_code import raise_on_exit
-
-    out: TextIO = sys.stdout
-    if (
-        sys.__stdout__ is None or out is not sys.__stdout__
-    ):  # replaced by who called us: only what Python prints is ours
-        with contextlib.redirect_stdout(sys.stderr):
-            yield out, False
-        return
-    raise_on_exit()
-    out.flush()
-    copy = os.fdopen(os.dup(1), "w", encoding=out.encoding, errors=out.errors)
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
-    with copy:
-        yield copy, True
+        PlainConsole(stderr=True).print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -8,23 +8,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from halflife.cli.console import PlainConsole
 from halflife.errors import StoreError
 
 if TYPE_CHECKING:
     from halflife.studies.evidence.claims import Study
     from halflife.studies.store.store import Store
 
-__all__ = ["NamesArgument", "OwnOption", "StoreOption", "check_names", "console", "existing_store", "store_at", "warn"]
+__all__ = [
+    "NamesArgument",
+    "OwnOption",
+    "StoreOption",
+    "check_names",
+    "console",
+    "existing_store",
+    "given_path",
+    "store_at",
+    "warn",
+]
 
 DEFAULT_STORE = "halflife-runs"
+
+
+def given_path(text: str) -> Path:
+    """The path that an option gives; an empty one, as a variable of the shell that is not set gives it, is refused."""
+    if not text:
+        raise typer.BadParameter("it is empty, expected a path: give one, or leave the option out")
+    return Path(text)
+
 
 StoreOption = Annotated[
     Path | None,
     typer.Option(
         "--store",
+        parser=given_path,
         metavar="DIR",
         help="Folder of runs, or archives to read [default: $HALFLIFE_STORE or halflife-runs]",
     ),
@@ -38,12 +57,12 @@ OwnOption = Annotated[
     typer.Option("--study", metavar="FILE:NAME", help="Know this study of your own, too; may be repeated"),
 ]
 
-console = Console()
+console = PlainConsole()
 
 
 def warn(words: str) -> None:
     """Print a warning to standard error."""
-    Console(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
+    PlainConsole(stderr=True).print(f"[yellow]warning:[/] {escape(words)}", highlight=False, soft_wrap=True)
 
 
 def _path(path: Path | None) -> Path:

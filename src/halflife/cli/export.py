@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from halflife.cli.common import NamesArgument, StoreOption, check_names, existing_store, warn
+from halflife.cli.common import NamesArgument, StoreOption, check_names, existing_store, given_path, warn
+from halflife.cli.console import plain
+from halflife.cli.documents import JsonOption, one_document
 from halflife.errors import StoreError, UserError
 
 __all__ = ["export_command"]
@@ -24,13 +27,24 @@ def export_command(
         str, typer.Option("--format", metavar="csv|parquet", help="Text, or a compact binary table")
     ] = "csv",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write to [default: export in the store]")
+        Path | None,
+        typer.Option(parser=given_path, metavar="DIR", help="Folder to write to [default: export in the store]"),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the readings of paired seeds as tables, one file a study and preset.
 
     A row is what one run read at one step: arm, label, size, seed, run, step, epoch, and one column a quantity.
-    """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
+    """
+    with one_document(as_json) as document:
+        document["files"] = files = list[str]()
+        for path in _written(names or [], store, fmt, out):
+            files.append(str(path))
+            if not as_json:
+                print(plain(str(path)))
+
+
+def _written(names: list[str], store: Path | None, fmt: str, out: Path | None) -> Iterator[Path]:
     if fmt not in FORMATS:
         raise UserError(f"--format is {fmt!r}, expected {' or '.join(FORMATS)}: choose one of these")
     from halflife.studies.catalog.own import known_studies
@@ -40,7 +54,7 @@ def export_command(
     from halflife.studies.store.files import explain_write_errors, named_in, write_whole
     from halflife.studies.store.store import MANIFEST_NAME
 
-    studies, chosen = known_studies(names or [])
+    studies, chosen = known_studies(names)
     where = existing_store(store)
     check_names(where, chosen, studies)
     folder = out or (Path(FOLDER) if isinstance(where, ArchivedStore) else where.path / "export")
@@ -73,7 +87,7 @@ def export_command(
         )
         path = path.with_name(f"{name}.{fmt}")
         write_whole(path, table.getvalue())
-        print(path)
+        yield path
         written += 1
     if problems:
         raise StoreError("; ".join(problems))

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
 from halflife.cli.audit import AuditCommand, audit_command
+from halflife.cli.documents import drop_output, told
 from halflife.cli.export import export_command
 from halflife.cli.selfcheck import selfcheck_command
-from halflife.cli.study import StoppedError, report_command, study_app
-from halflife.errors import HalflifeError, RunFailedError
+from halflife.cli.study import report_command, study_app
 
 __all__ = ["app", "main"]
 
-EXIT_USER, EXIT_RUN_FAILED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_CLOSED_PIPE = 141  # as shells say it of what SIGPIPE has ended
+
+
+class Commands(TyperGroup):
+    """All commands; one whose reader has closed its end of the pipe stops without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that is meant."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            drop_output()
+            raise typer.Exit(EXIT_CLOSED_PIPE) from None
+        return result
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Weight decay for PyTorch: prove which decay is applied, schedule it, study what the papers claim about it.",
     no_args_is_help=True,
     add_completion=False,
@@ -32,8 +45,6 @@ app.command("audit", cls=AuditCommand)(audit_command)
 app.command("selfcheck")(selfcheck_command)
 app.command("report")(report_command)
 app.command("export")(export_command)
-
-errors = Console(stderr=True)
 
 
 def _version(wanted: bool) -> None:
@@ -54,33 +65,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's is one sentence on standard error and exit code 2.
-
-    Raises:
-        OSError: The system refused something that names no file.
-    """
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch's, where numpy is not installed
-    try:
-        app(standalone_mode=True)
-    except OSError as error:  # whatever is not explained where it happens
-        if error.filename is None:
-            raise
-        _print_error(f"{error.filename} cannot be used ({error.strerror}): make it accessible, or name another path")
-        sys.exit(EXIT_USER)
-    except HalflifeError as error:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # the process ends now, and Ctrl-C again would only add a traceback
-        codes: dict[type[HalflifeError], int] = {
-            RunFailedError: EXIT_RUN_FAILED,
-            StoppedError: EXIT_INTERRUPTED,
-        }
-        if isinstance(error, StoppedError):
-            errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        else:
-            _print_error(str(error))
-        sys.exit(codes.get(type(error), EXIT_USER))
-
-
-def _print_error(words: str) -> None:
-    errors.print(f"[red]error:[/] {escape(words)}", highlight=False, soft_wrap=True)
+    """Run the command line; a mistake of the user's is one sentence on standard error and exit code 2."""
+    words = sys.argv[1:]
+    as_json = "--json" in words[: words.index("--") if "--" in words else None]
+    told(lambda: app(standalone_mode=not as_json), as_json)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
-import signal
 import sys
 import typing
-import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NoReturn, TextIO
 
-from halflife.errors import HalflifeError, UserError
+from halflife.errors import UserError
 
 __all__ = ["Console", "TyperCommand", "main", "typer"]
 
@@ -29,7 +27,7 @@ def _keep(*names: str, **about: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
     return names, said | {"help": said["help"].replace("%", "%%")}  # argparse fills in what stands after a %
 
 
-typer = SimpleNamespace(Argument=_keep, Option=_keep, Context=object)
+typer = SimpleNamespace(Argument=_keep, Option=_keep, Context=object, Exit=SystemExit)
 
 
 class Console:
@@ -41,8 +39,11 @@ class Console:
         self.file = file or (sys.stderr if stderr else sys.stdout)
 
     def print(self, text: object, *, markup: bool = True, end: str = "\n", **_: Any) -> None:
-        """Print, without the colours of the markup."""
-        print(re.sub(r"\[/?[a-z]*\]", "", str(text)) if markup else text, end=end, file=self.file, flush=True)
+        """Print, without the colours of the markup, and with control characters written out."""
+        from halflife.cli.console import plain
+
+        words = plain(re.sub(r"\[/?[a-z]*\]", "", str(text)) if markup else str(text))
+        print(words, end=end, file=self.file, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,20 +81,17 @@ def _parser(command: Callable[..., None], name: str) -> _Parser:
 
 def main() -> None:
     """Run ``halflife audit``; a mistake of the user's is one sentence on standard error and exit code 2."""
-    from halflife.cli.audit import ARGUMENTS, EXIT_USER, audit_command, unknown_option
+    from halflife.cli.audit import ARGUMENTS, audit_command, unknown_option
+    from halflife.cli.documents import told
 
-    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")  # torch's, where numpy is not installed
     words = sys.argv[2:]
     end = words.index("--") if "--" in words else len(words)
-    try:
+
+    def run() -> None:
         given, unknown = _parser(audit_command, "audit").parse_known_args(words[:end])
         if unknown:
             raise unknown_option(unknown[0])
         context: Any = SimpleNamespace(meta={ARGUMENTS: words[end + 1 :]})
         audit_command(context, **vars(given))
-    except (HalflifeError, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER)
+
+    told(run, "--json" in words[:end])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,13 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from halflife.cli.console import PlainConsole
+from halflife.cli.documents import JsonOption, StoppedError, one_document
+
 if TYPE_CHECKING:
     from halflife.selfcheck.table import Report
     from halflife.selfcheck.twin import Outcome
 
 __all__ = ["selfcheck_command"]
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED = 1
 SHOWN = 20  # failures that are printed in full; --json has all
 
 MARKS = {"ok": "ok", "refused": "[dim]-[/]", "FAILED": "[bold red]!![/]", "": ""}
@@ -28,9 +29,7 @@ MARKS = {"ok": "ok", "refused": "[dim]-[/]", "FAILED": "[bold red]!![/]", "": ""
 
 def selfcheck_command(
     device: Annotated[str, typer.Option(metavar="DEV", help="cpu, cuda, cuda:1, mps ... as torch names it")] = "cpu",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")
-    ] = False,
+    as_json: JsonOption = False,
     quick: Annotated[bool, typer.Option("--quick", help="One variant of each rule in float32: some seconds")] = False,
 ) -> None:
     """Run the conformance table here: every rule on every optimizer of the torch that is installed.
@@ -40,33 +39,35 @@ def selfcheck_command(
     """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
     from halflife.selfcheck.table import check_device, plan, run_table
 
-    out = Console()
-    with warnings.catch_warnings():  # torch's own, of optimizers that nobody here has chosen
-        warnings.simplefilter("ignore")
-        where = check_device(device)
-        cases = plan(where, quick=quick)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        bars = Progress(*columns, console=out, transient=True, disable=as_json or not out.is_terminal)
-        seen: list[Outcome] = []
-        task = bars.add_task("checking", total=len(cases))
+    with one_document(as_json) as document:
+        out = PlainConsole()
+        with warnings.catch_warnings():  # torch's own, of optimizers that nobody here has chosen
+            warnings.simplefilter("ignore")
+            where = check_device(device)
+            cases = plan(where, quick=quick)
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+            bars = Progress(*columns, console=out, transient=True, disable=not out.is_terminal)
+            seen: list[Outcome] = []
+            task = bars.add_task("checking", total=len(cases))
 
-        def listen(outcome: Outcome) -> None:
-            seen.append(outcome)
-            bars.advance(task)
+            def listen(outcome: Outcome) -> None:
+                seen.append(outcome)
+                bars.advance(task)
 
-        try:
-            with bars:
-                report = run_table(cases, where, listen)
-        except KeyboardInterrupt:
-            failed = sum(outcome.status == "FAILED" for outcome in seen)
-            print(f"stopped after {len(seen)} of {len(cases)} cases, {failed} of them failed", file=sys.stderr)
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-    if as_json:
-        print(json.dumps(_document(report), indent=1))
-    else:
-        _print(report, out)
-    if not report.holds:
-        raise typer.Exit(EXIT_FAILED)
+            try:
+                with bars:
+                    report = run_table(cases, where, listen)
+            except KeyboardInterrupt:
+                failed = sum(outcome.status == "FAILED" for outcome in seen)
+                raise StoppedError(
+                    f"stopped after {len(seen)} of {len(cases)} cases, {failed} of them failed"
+                ) from None
+        if as_json:
+            document.update(_document(report))
+        else:
+            _print(report, out)
+        if not report.holds:
+            raise typer.Exit(EXIT_FAILED)
 
 
 def _document(report: Report) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _document(report: Report) -> dict[str, Any]:
         "seconds": round(report.seconds, 1),
         "num_cases": len(report.outcomes),
         "num_refused": sum(outcome.status == "refused" for outcome in report.outcomes),
-        "failed": [vars(outcome) | {"error": _plain(outcome.error)} for outcome in report.failed],
+        "failed": [vars(outcome) for outcome in report.failed],
         "num_bad_inputs": report.num_bad_inputs,
         "wrong_answers": report.wrong_answers,
         "table": {
@@ -100,11 +101,6 @@ def _codes(families: Sequence[str]) -> dict[str, str]:
         codes = (name[0] + letter.lower() for letter in rest)
         found[name] = next((code for code in codes if code not in found.values()), name)
     return found
-
-
-def _plain(error: float) -> float | None:
-    """Return a number that JSON has; None for NaN, where nothing was compared, and for infinity."""
-    return error if abs(error) < float("inf") else None
 
 
 def _print(report: Report, out: Console) -> None:

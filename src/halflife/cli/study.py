@@ -6,7 +6,6 @@ commands do without it.
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,28 +21,25 @@ from halflife.cli.common import (
     check_names,
     console,
     existing_store,
+    given_path,
     store_at,
     warn,
 )
+from halflife.cli.console import plain
+from halflife.cli.documents import JsonOption, StoppedError, one_document
 from halflife.cli.verdicts import counts_line, verdict_table
-from halflife.errors import HalflifeError, RunFailedError, StoreError, UserError
+from halflife.errors import RunFailedError, StoreError, UserError
 
 if TYPE_CHECKING:
-    from halflife.studies.evidence.claims import Study, Verdict
+    from halflife.studies.evidence.claims import Preset, Study, Verdict
     from halflife.studies.evidence.verdicts import StudyResults
     from halflife.studies.runner.distributed import Rank
     from halflife.studies.runner.plan import Plan
     from halflife.studies.store.store import Store
 
-__all__ = ["StoppedError", "report_command", "study_app"]
+__all__ = ["report_command", "study_app"]
 
 study_app = typer.Typer(help="Reproduce claims of the literature on this machine.", no_args_is_help=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to standard output and nothing else")]
-
-
-class StoppedError(HalflifeError):
-    """The user pressed Ctrl-C; the message says what was kept."""
 
 
 @study_app.command("list")
@@ -60,14 +56,15 @@ def list_studies(
     from halflife.studies.catalog import get_study
     from halflife.studies.catalog.own import known_studies
 
-    known, chosen = known_studies(names or [])
-    studies = [get_study(name, known) for name in chosen or known]
-    if as_json:
-        print(json.dumps([study_json(study) for study in studies], indent=1))
-    elif names or long:
-        print_details(studies, console)
-    else:
-        print_names(studies, console)
+    with one_document(as_json) as document:
+        known, chosen = known_studies(names or [])
+        studies = [get_study(name, known) for name in chosen or known]
+        if as_json:
+            document["studies"] = [study_json(study) for study in studies]
+        elif names or long:
+            print_details(studies, console)
+        else:
+            print_names(studies, console)
 
 
 @study_app.command("run")
@@ -93,7 +90,9 @@ def run_studies(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of a data set that is not shipped [default: $HALFLIFE_DATA]"),
+        typer.Option(
+            parser=given_path, metavar="DIR", help="Folder of a data set that is not shipped [default: $HALFLIFE_DATA]"
+        ),
     ] = None,
     fsdp: Annotated[
         bool,
@@ -102,15 +101,13 @@ def run_studies(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and start nothing")] = False,
+    as_json: JsonOption = False,
     changes: Annotated[list[str] | None, typer.Option("--set", hidden=True)] = None,
 ) -> None:
     """Run studies, doing only what is missing, and print their verdicts.
 
     Ctrl-C is safe: everything finished is kept and can be looked at, and the same command goes on where it stopped.
     """  # noqa: DOC501 - this text is the command's help; `main` turns errors into exit codes
-    from halflife.studies.catalog import get_preset, get_study
-    from halflife.studies.catalog.own import known_studies
-
     if changes:
         file, _, name = names[0].rpartition(":")
         old = f"get_study({name!r})" if not file else name
@@ -119,32 +116,59 @@ def run_studies(
             f" your own into {file or 'a file'}, `MINE = dataclasses.replace({old}, name=..., presets=...)`, and run"
             f" `halflife study run {file or 'my_file.py'}:MINE` (docs/own_studies.md)"
         )
-    studies, names = known_studies(names)
-    chosen = [(get_study(name, studies), get_preset(get_study(name, studies), preset)) for name in names]
     if workers is not None and workers < 1:
         raise UserError(f"--workers is {workers}, expected an integer >= 1: leave it out to use all cores")
     if seeds is not None and seeds < 1:
         raise UserError(f"--seeds is {seeds}, expected an integer >= 1: a verdict needs at least 2")
+    cuts: dict[str, Any] = {
+        "num_seeds": seeds, "max_steps": max_steps, "data_folder": None if data is None else str(data)
+    }  # fmt: skip
+    with one_document(as_json) as document:
+        if dry_run:
+            _say_what_would_run(document, names, preset, store, cuts)
+        else:
+            _run(document, names, preset, store, cuts, workers=workers, fsdp=fsdp)
+
+
+def _say_what_would_run(
+    document: dict[str, Any], names: list[str], preset: str, store: Path | None, cuts: dict[str, Any]
+) -> None:
+    from halflife.cli.study_list import print_batches
+
+    chosen, _ = _chosen(names, preset)
+    where = store_at(store)
+    document["studies"] = [print_batches(study, preset, found, where, console, **cuts) for study, found in chosen]
+
+
+def _chosen(names: list[str], preset: str) -> tuple[list[tuple[Study, Preset]], Mapping[str, Study]]:
+    from halflife.studies.catalog import get_preset, get_study
+    from halflife.studies.catalog.own import known_studies
+
+    studies, names = known_studies(names)
+    return [(get_study(name, studies), get_preset(get_study(name, studies), preset)) for name in names], studies
+
+
+def _run(
+    document: dict[str, Any],
+    names: list[str],
+    preset: str,
+    store: Path | None,
+    cuts: dict[str, Any],
+    *,
+    workers: int | None,
+    fsdp: bool,
+) -> None:
     from halflife.studies.runner.distributed import process_group
     from halflife.studies.runner.plan import make_plan
 
-    data_folder = None if data is None else str(data)
+    chosen, studies = _chosen(names, preset)
     where = store_at(store)
-    if dry_run:
-        from halflife.cli.study_list import print_batches
-
-        cuts: dict[str, Any] = {"num_seeds": seeds, "max_steps": max_steps, "data_folder": data_folder}
-        for study, found in chosen:
-            print_batches(study, preset, found, where, console, **cuts)
-        return
-    plans = [
-        make_plan(study, preset, found, num_seeds=seeds, max_steps=max_steps, data_folder=data_folder)
-        for study, found in chosen
-    ]
-    if data is not None and not any(run.spec.reads_folder for plan in plans for run in plan.runs):
+    data_folder = cuts["data_folder"]
+    plans = [make_plan(study, preset, found, **cuts) for study, found in chosen]
+    if data_folder is not None and not any(run.spec.reads_folder for plan in plans for run in plan.runs):
         raise UserError(
-            f"--data is {data}, and no run of {', '.join(plan.study.name for plan in plans)} at {preset} reads a folder: leave"
-            " it out, or choose a preset that says so in `halflife study list`"
+            f"--data is {data_folder}, and no run of {', '.join(plan.study.name for plan in plans)} at {preset} reads a"
+            " folder: leave it out, or choose a preset that says so in `halflife study list`"
         )
     with process_group(where, plans, fsdp=fsdp) as rank:
         if rank is not None and rank.world.rank > 0:
@@ -152,16 +176,32 @@ def run_studies(
                 rank.execute(plan, (), data_folder=data_folder)
             return
         failures, shown, problems = _run_plans(where, plans, workers, data_folder, rank)
+    from halflife.studies.report.pages.tables import verdict_rows
+
+    document |= {
+        "store": str(where.path),
+        "studies": [_counted(where, plan) for plan in plans],
+        "verdicts": verdict_rows(shown),
+        "failures": failures,
+        "problems": problems,
+    }
     from halflife.studies.report import build_report
 
     # All that the store holds: a second study must not hide the first. Its first page leads to the others.
     path = build_report(where, notice=warn, studies=studies)[0]
+    document["report"] = str(path.resolve())
     words = [counts_line(shown), f"report: {path.resolve()}"]
     console.print("; ".join(filter(None, words)), markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise RunFailedError(f"{len(failures)} run{'s' if len(failures) > 1 else ''} failed: {failures[0]}")
     if problems:
         raise StoreError("; ".join(problems))
+
+
+def _counted(store: Store, plan: Plan) -> dict[str, Any]:
+    needed = plan.needed
+    finished = sum(store.run(run.id).finished for run in needed)
+    return {"study": plan.study.name, "preset": plan.preset_name, "num_runs": len(needed), "num_finished": finished}
 
 
 def _run_plans(
@@ -280,16 +320,24 @@ def verdicts(
     names: NamesArgument = None, store: StoreOption = None, own: OwnOption = None, as_json: JsonOption = False
 ) -> None:
     """Print the verdicts on what the store holds, without running anything."""
+    with one_document(as_json) as document:
+        _say_verdicts(document, names or [], store, own or [], as_json)
+
+
+def _say_verdicts(
+    document: dict[str, Any], names: list[str], store: Path | None, own: list[str], as_json: bool
+) -> None:
     from halflife.studies.catalog.own import known_studies, study_of
     from halflife.studies.evidence.verdicts import manifests_of
     from halflife.studies.report.pages.tables import verdict_rows
 
     shown: list[Verdict] = []
-    studies, chosen = known_studies(names or [], own or [])
+    studies, chosen = known_studies(names, own)
     where = existing_store(store)
     check_names(where, chosen, studies)
     rows: list[dict[str, Any]] = []
     unknown, problems = list[str](), list[str]()
+    document |= {"verdicts": rows, "problems": problems}
 
     def trouble(study: str, preset: str, error: UserError) -> None:
         problems.append(f"{study}, preset {preset}: {error}")
@@ -308,9 +356,7 @@ def verdicts(
                 shown += _print_verdicts(where, study, manifest, problems.append)
         except UserError as error:  # the others can be read
             trouble(manifest["study"], manifest["preset"], error)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    elif shown:
+    if shown:
         console.print(counts_line(shown), highlight=False)
     if manifests and len(unknown) == len(manifests):
         problems += dict.fromkeys(unknown)  # once for all presets
@@ -328,8 +374,11 @@ def report_command(
     fmt: Annotated[str, typer.Option("--format", metavar="html|svg|pdf", help="Pages, or a file per figure")] = "html",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Folder, or a first page that ends in .html [default: in the store]"),
+        typer.Option(
+            parser=given_path, metavar="PATH", help="Folder, or a first page that ends in .html [default: in the store]"
+        ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the report of what the store holds: self-contained pages, one with all studies and one a paper, or its figures."""
     if fmt not in {"html", "svg", "pdf"}:
@@ -337,8 +386,11 @@ def report_command(
     from halflife.studies.catalog.own import known_studies
     from halflife.studies.report import build_report
 
-    studies, chosen = known_studies(names or [], own or [])
-    where = existing_store(store)
-    check_names(where, chosen, studies)
-    for path in build_report(where, chosen, fmt=fmt, out=out, notice=warn, studies=studies):  # type: ignore[arg-type]  # checked above
-        print(path)
+    with one_document(as_json) as document:
+        studies, chosen = known_studies(names or [], own or [])
+        where = existing_store(store)
+        check_names(where, chosen, studies)
+        paths = build_report(where, chosen, fmt=fmt, out=out, notice=warn, studies=studies)  # type: ignore[arg-type]  # checked above
+        document["files"] = list(map(str, paths))
+        for path in paths if not as_json else ():
+            print(plain(str(path)))

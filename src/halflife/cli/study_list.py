@@ -34,7 +34,7 @@ def print_names(studies: Sequence[Study], console: Console) -> None:
     console.print(table)
     presets = dict.fromkeys(name for study in studies for name in study.presets)
     console.print(
-        f"Presets: {', '.join(presets)}. `halflife study list NAME` says what a study claims and runs,"
+        f"Presets: {escape(', '.join(presets))}. `halflife study list NAME` says what a study claims and runs,"
         " `halflife study run NAME` runs it.",
         highlight=False,
     )
@@ -47,10 +47,10 @@ def print_details(studies: Sequence[Study], console: Console) -> None:
         console.print(Padding(Text(study.claim), (0, 0, 0, 2)))
         console.print(Padding(Text(study.source, style="dim"), (0, 0, 0, 2)))
         for rows in (
-            [(claim.key, f"{escape(claim.text)}\n[dim]{escape(claim.words)}[/]") for claim in study.claims],
+            [(escape(claim.key), f"{escape(claim.text)}\n[dim]{escape(claim.words)}[/]") for claim in study.claims],
             [
                 (
-                    name,
+                    escape(name),
                     escape(
                         f"{preset.description} ({preset.budget}{f'; needs {preset.needs}' if preset.needs else ''})"
                     ),
@@ -153,7 +153,7 @@ def print_batches(
     num_seeds: int | None,
     max_steps: int | None,
     data_folder: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Print what a study at a preset would run, and how much of it a store holds already.
 
     Args:
@@ -165,6 +165,9 @@ def print_batches(
         num_seeds: As for `batches_of`.
         max_steps: As for `batches_of`.
         data_folder: Where a data set that is not shipped lies.
+
+    Returns:
+        The same as plain values.
     """
     from halflife.studies.runner.plan import make_plan
 
@@ -176,19 +179,22 @@ def print_batches(
         table.add_column(name, justify="left" if name in {"kind of run", "each"} else "right")
     for batch in batches:
         configurations = str(batch.num_arms) if batch.num_arms else "others start from it"
-        table.add_row(f"{batch.size:,}", batch.kind, batch.length, configurations, f"{batch.num_runs:,}")
+        table.add_row(f"{batch.size:,}", escape(batch.kind), batch.length, configurations, f"{batch.num_runs:,}")
     console.print(table)
     total = sum(batch.num_runs for batch in batches)
+    found: dict[str, Any] = {"study": study.name, "preset": preset_name, "num_runs": total, "num_finished": None}
+    found["batches"] = [vars(batch) for batch in batches]
     try:
         plan = make_plan(study, preset_name, preset, num_seeds=num_seeds, max_steps=max_steps, data_folder=data_folder)
     except UserError as error:  # the runs have no names without the data; what they are is known all the same
         console.print(
             f"{total:,} runs; nothing was started, and it could not be: {error}", markup=False, highlight=False
         )
-        return
+        return found | {"problem": str(error)}
     finished = sum(store.run(run.id).finished for run in plan.needed)
     console.print(
         f"{total:,} runs, {finished:,} of them finished in {store.path}; nothing was started",
         markup=False,
         highlight=False,
     )
+    return found | {"num_finished": finished}

@@ -39,7 +39,7 @@ def verdict_table(verdicts: Sequence[Verdict], title: str, width: int) -> Table:
         Something that rich prints.
     """
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title, title_justify="left", title_style="bold"
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=Text(title), title_justify="left", title_style="bold"
     )
     wide = width >= WIDE
     table.add_column("outcome", no_wrap=True)
