@@ -336,6 +336,53 @@ def test_every_public_name_is_documented() -> None:
     assert not missing, f"add these to a page of docs/reference/: {missing}"
 
 
+MEMBERS = re.compile(r"^::: (halflife[\w.]*)\n(?:    options:\n      members: \[(.*)\]\n)?", re.MULTILINE)
+
+
+def reference() -> dict[str, list[str]]:
+    """The names that each module has in the reference."""
+    found: dict[str, list[str]] = {}
+    for page in (ROOT / "docs" / "reference").glob("*.md"):
+        for module, names in MEMBERS.findall(page.read_text(encoding="utf-8")):
+            listed = re.split(r",\s*", names) if names else list(getattr(resolve(module), "__all__", ()))
+            found.setdefault(module, []).extend(listed)
+    return found
+
+
+@pytest.mark.parametrize(
+    "module", ["halflife", "halflife.studies", *(f"halflife.{name}" for name in halflife._MODULES)]
+)
+def test_dir_shows_what_is_public_and_only_that(module: str) -> None:
+    shown = dir(importlib.import_module(module))
+    stars: dict[str, object] = {}
+    if module != "halflife.studies":  # which has no list: names for files of users' own
+        exec(f"from {module} import *", stars)
+        assert set(stars) - {"__builtins__"} == set(shown)
+    assert shown == sorted(shown)
+    assert all(hasattr(importlib.import_module(module), name) for name in shown)
+
+
+def test_the_reference_has_what_dir_shows() -> None:
+    on_page = reference()
+    wrong = [
+        f"{module}.{name}"
+        for module, names in on_page.items()
+        for name in names
+        if name
+        not in (
+            dir(resolve(module))
+            if module in {f"halflife.{each}" for each in halflife._MODULES}
+            else vars(resolve(module))
+        )
+    ]
+    assert not wrong, f"docs/reference/ lists names that are not public: {wrong}"
+    listed = {id(getattr(resolve(module), name)) for module, names in on_page.items() for name in names}
+    public = {f"halflife.{each}.{name}" for each in halflife._MODULES for name in dir(getattr(halflife, each))}
+    public |= {f"halflife.{name}" for name in dir(halflife) if name not in {"__version__", *halflife._MODULES}}
+    missing = sorted(name for name in public if id(resolve(name)) not in listed)
+    assert not missing, f"add these to docs/reference/: {missing}"
+
+
 def test_every_public_name_has_a_docstring() -> None:
     kinds = (inspect.isclass, inspect.isroutine, inspect.ismodule)
     things = {name: getattr(halflife, name) for name in halflife.__all__}

@@ -117,9 +117,7 @@ def study_names() -> frozenset[str]:
     runner = importlib.import_module("typer.testing").CliRunner()
     result = runner.invoke(importlib.import_module("halflife.cli.main").app, ["study", "list", "--json"])
     assert result.exit_code == 0, result.output
-    listed = json.loads(result.stdout)
-    rows = listed["studies"] if isinstance(listed, dict) else listed
-    return frozenset(row["name"] if isinstance(row, dict) else row for row in rows)
+    return frozenset(row["name"] for row in json.loads(result.stdout)["studies"])
 
 
 def check(command: Command) -> None:

@@ -21,10 +21,12 @@ import ast
 import dataclasses
 import difflib
 import math
+import unicodedata
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from halflife.errors import UserError
+from halflife.errors import UserError, shortened
 
 __all__ = ["Spelled", "build", "spell"]
 
@@ -100,19 +102,20 @@ def build(text: str, known: Mapping[str, Callable[..., Any]], what: str) -> Any:
         raise UserError(f"{what} is {text!r}, expected text such as {_example(known)}")
     if len(text) > LONGEST:
         raise UserError(f"{what} has {len(text)} characters, expected at most {LONGEST}: write a shorter expression")
-    shown = f"{what} {_shown(text)}"
+    shown = f"{what} {shortened(text)}"
+    strange = next((char for char in text if not char.isascii()), None)
+    if strange is not None:  # Python would take some of them for the letter that they look like
+        name = unicodedata.name(strange, f"character {ord(strange)}")
+        raise UserError(f"{shown} holds {strange!r} ({name}): write names and numbers in ASCII")
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():  # Python's own, of a backslash in a text
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested by the thousand
         raise UserError(f"{shown} is no expression: write it as {_example(known)}") from error
     if not isinstance(tree, ast.Call):
         raise UserError(f"{shown} is no call: write it as {_example(known)}")
     return _value(tree, known, shown, 0)
-
-
-def _shown(text: str) -> str:
-    """A text as messages show it: its beginning and its end, if it is long."""
-    return repr(text) if len(text) <= 200 else f"{text[:60]!r} ... {text[-20:]!r}"
 
 
 def _example(known: Mapping[str, Callable[..., Any]]) -> str:

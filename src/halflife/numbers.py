@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from halflife.errors import UserError
+from halflife.errors import UserError, shortened
 
 __all__ = [
     "as_number",
@@ -39,7 +39,7 @@ def as_number(name: str, value: object) -> float:
         raise UserError(f"{name} must be a number below 1.8e308, got a larger integer") from error
     except (TypeError, ValueError):
         pass
-    raise UserError(f"{name} must be a number, got {value!r}")
+    raise UserError(f"{name} must be a number, got {shortened(value)}")
 
 
 def check_at_least(name: str, value: float, least: float) -> float:

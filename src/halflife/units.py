@@ -206,3 +206,7 @@ def batch_scaled(lam: float, batch: float, reference_batch: float) -> float:
     """
     size = check_positive("batch", batch, finite=True)
     return check_non_negative("lam", lam) * (size / check_positive("reference_batch", reference_batch, finite=True))
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -345,6 +345,12 @@ BAD = [
     ("", "is no expression: write it as"),
     ("Decoupled(1", "is no expression: write it as"),
     ("Decoupled(1\0)", "is no expression: write it as"),
+    ("Decoupled(0.\uff11)", r"holds '\uff11' \(FULLWIDTH DIGIT ONE\): write names and numbers in ASCII"),
+    ("\uff24ecoupled(0.1)", "holds '\uff24' .*: write names and numbers in ASCII"),
+    ("Decoupled(l\u0430m=0.1)", r"CYRILLIC SMALL LETTER A"),
+    ("Decoupled(1e999)", "lam must be a finite number >= 0, got inf"),
+    ("Decoupled([" + "1," * 5000 + "])", r"lam must be a number, got \[1, 1, .* \.\.\. .*1\]$"),
+    ("Toward(Decoupled('\\d'))", "lam must be a number"),
     (None, "the decay is None, expected text such as"),
 ]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from halflife import schedules
 from halflife.errors import UserError
 from halflife.schedules import after, constant, cosine, join, linear, piecewise, until, warmup
+from halflife.schedules.shapes import restart_at
 
 VALUES = st.floats(min_value=0.0, max_value=10.0)
 STEPS = st.integers(min_value=1, max_value=1000)
@@ -80,3 +81,20 @@ def test_a_schedule_is_written_as_the_call_that_makes_it() -> None:
 def test_refusals(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("steps", "factor", "step"), [(10, 1 + 1e-7, 10**30), (1, 1 + 1e-12, 10**7), (3, 1.001, 10**12)]
+)
+def test_restarts_by_the_million_take_no_time(steps: int, factor: float, step: int) -> None:
+    since, length = restart_at(step, steps, factor)
+    assert 0 <= since < length
+    assert length == pytest.approx(
+        steps + step * (factor - 1.0), rel=max(1e-6, factor - 1.0)
+    )  # as a geometric sum says
+
+
+def test_periods_that_are_jumped_over_end_where_counted_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = [restart_at(step, 3, 1.01) for step in range(0, 90_000, 1_234)]
+    monkeypatch.setattr("halflife.schedules.shapes.MANY", 5)
+    assert [restart_at(step, 3, 1.01) for step in range(0, 90_000, 1_234)] == [pytest.approx(pair) for pair in counted]

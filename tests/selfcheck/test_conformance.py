@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from halflife.cli.main import app
+from halflife.cli.main import app, main
 from halflife.cli.selfcheck import _codes
 from halflife.errors import UserError
 from halflife.optim import apply
@@ -370,7 +371,9 @@ def test_selfcheck_for_machines() -> None:
     assert document["versions"]["device"] == "cpu"
 
 
-def test_stopping_selfcheck_says_how_far_it_came(small_table: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_selfcheck_says_how_far_it_came(
+    small_table: list[Case], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop_at_the_third(*case: Any) -> Outcome:
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -379,10 +382,11 @@ def test_stopping_selfcheck_says_how_far_it_came(small_table: list[Case], monkey
 
     calls: list[Any] = []
     monkeypatch.setattr(table, "run_case", stop_at_the_third)
-    result = CliRunner().invoke(app, ["selfcheck"])
-    assert result.exit_code == 130
-    assert result.stdout == ""
-    assert result.stderr == f"stopped after 2 of {len(small_table)} cases, 0 of them failed\n"
+    monkeypatch.setattr(sys, "argv", ["halflife", "selfcheck"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", f"stopped after 2 of {len(small_table)} cases, 0 of them failed\n")
 
 
 @pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:77"])

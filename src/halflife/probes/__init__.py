@@ -30,3 +30,7 @@ __all__ = [
     "sharpness",
     "top_eigenvalues",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

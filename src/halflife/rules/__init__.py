@@ -23,3 +23,7 @@ from halflife.rules.wrappers import *
 __all__ = sorted(
     (*_part_classes(), "Applier", "LamRule", "MovingAverage", "Part", "Penalty", "Rule", "StepInfo", "rule_from")
 )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

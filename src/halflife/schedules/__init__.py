@@ -33,3 +33,7 @@ __all__ = [
     "warmup",
     "warmup_stable_decay",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,6 +10,8 @@ from halflife.numbers import check_at_least, check_non_negative, check_steps
 
 __all__ = ["after", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
 
+MANY = 10_000  # periods that are counted one by one
+
 
 @dataclass(frozen=True, repr=False)
 class constant(Spelled):
@@ -196,6 +198,11 @@ def restart_at(step: int, steps: float, factor: float) -> tuple[float, float]:
     since, length = float(step), float(steps)
     if factor == 1.0:
         return since % length, length
-    while since >= length:  # a logarithm would be off by one at the boundaries
+    if since > MANY * length:  # else counted, because a logarithm would be off by one at the boundaries
+        rate = math.log(factor)
+        whole = max(0, math.floor(math.log1p(since * (factor - 1.0) / length) / rate) - 1)
+        since -= length * math.expm1(whole * rate) / (factor - 1.0)
+        length *= factor**whole
+    while since >= length:
         since, length = since - length, length * factor
     return since, length
