@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import pickle
+import random
 import re
 import shutil
 import sys
@@ -17,16 +19,18 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from halflife.cli.main import main
-from halflife.errors import HalflifeError, StoreError, UserError
+from halflife.errors import HalflifeError, RunStoppedError, StoreError, UserError
 from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images.sources import read_source
-from halflife.studies.lab.tensor_files import check_run, kept_file, readable
+from halflife.studies.lab.tensor_files import check_run, kept_file, read_tensors, readable, write_tensors
+from halflife.studies.lab.text.replay import write_trace
 from halflife.studies.lab.text.tokens import load_tokens
+from halflife.studies.lab.trainer import Context, train
 from halflife.studies.runner.plan import make_plan
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.specs import ImageRun, RunSpec, TextBranch, TextReplay, TextRun
@@ -39,7 +43,7 @@ from tests.studies.lab.text_runs import MLP, write_corpus
 from tests.studies.synthetic import make_store
 
 RUN, PARENT = "0123456789abcdef", "fedcba9876543210"
-IMAGES = ImageRun(lr=0.1, lam=0.01, width=4, num_train=200, num_test=50, downsample=4, num_epochs=1, keep_at=(1,))
+IMAGES = ImageRun(lr=0.1, lam=0.01, width=4, num_train=200, num_test=50, downsample=4, num_epochs=2, keep_at=(1,))
 TEXT = replace(MLP, num_steps=2, keep_at=(2,), trace_norms=True)
 DEEP = "[" * 200_000
 
@@ -227,21 +231,101 @@ def test_a_checkpoint_without_a_whole_header_is_refused(tmp_path: Path, metadata
     refused(lambda: trained(store, IMAGES, None), r"the checkpoint .* cannot be read \(.*\): remove it and run again")
 
 
-@pytest.mark.parametrize("value", [torch.zeros(()), torch.zeros(1), torch.zeros(1, dtype=torch.float16)])
-def test_a_tensor_of_another_shape_or_type_is_refused(tmp_path: Path, value: torch.Tensor) -> None:
-    """It would be broadcast or rounded."""
+def changed(path: Path, to: Path, change: Callable[[dict[str, Any], dict[str, Any]], object], spec: RunSpec) -> None:
+    """A file of tensors with a change and right checksums, as somebody might make it."""
+    found = read_tensors(path, run=spec.digest())
+    assert found is not None
+    change(*found)
+    write_tensors(to, *found, run=spec.digest())
+
+
+SCALAR, ONE, HALF = torch.zeros(()), torch.zeros(1), torch.zeros(1, dtype=torch.float16)
+SCALERS: tuple[Any, ...] = ({"scale": 1.0}, 3, None, [])
+FORGED: list[tuple[Callable[[dict[str, Any], dict[str, Any]], object], str]] = [
+    *((lambda t, v, value=value: t.update({last(t): value}), " is .*, expected ") for value in (SCALAR, ONE, HALF)),
+    *(
+        (lambda t, v, to=to: t.update({last(t): to(t[last(t)])}), " is .*, expected ")
+        for to in (Tensor.int, Tensor.bool)
+    ),
+    (lambda t, v: t.pop(last(t)), " is missing"),
+    (lambda t, v: t.update({last(t): t[last(t)] * math.nan}), "has numbers that are not finite"),
+    *((lambda t, v, step=step: v.update(step=step), "step is ") for step in (-1, "1", True, 1.0, None, [1])),
+    (lambda t, v: v.update(step=1000), "(step is 1000|is of step 1000|trace is .*), expected "),
+    (lambda t, v: v.pop("step"), "('step'|step is None)"),
+    *((lambda t, v, value=value: v.update(scaler=value), "scaler is ") for value in SCALERS),
+]
+
+
+def last(tensors: dict[str, Any]) -> str:
+    """Weights that every run has."""
+    return max(name for name in tensors if name.startswith("model.") and tensors[name].ndim == 2)
+
+
+@pytest.mark.parametrize("spec", [IMAGES, TEXT], ids=["images", "text"])
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(
+    stopped: dict[str, Path], tmp_path: Path, corpus: str, spec: ImageRun | TextRun
+) -> None:
+    """Its checksums are right. Tensors would be broadcast or rounded, and a wrong step ends in other readings."""
     store = Store(tmp_path / "store")
-    trained(store, IMAGES, None)
-    kept = store.run(RUN).kept / "epoch-1.safetensors"
-    with safe_open(kept, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        metadata = file.metadata()
-    name = next(name for name, tensor in tensors.items() if tensor.ndim == 4)
-    again = Store(tmp_path / "again")
-    path = again.run(RUN).checkpoint
-    path.parent.mkdir(parents=True)
-    save_file(tensors | {name: value}, path, metadata)
-    refused(lambda: trained(again, IMAGES, None), rf"cannot be read \({name} is .*, expected \(.*\) torch.float32\)")
+    for change, match in FORGED:
+        changed(stopped[spec.kind], store.run(RUN).checkpoint, change, spec)
+        refused(lambda: trained(store, spec, corpus), f"{match}.*: remove it and run again")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkpoint of each, as a stop leaves it."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HALFLIFE_CACHE", str(folder / "cache"))
+        text = str(write_corpus(folder / "corpus"))
+        for spec in (IMAGES, TEXT):
+            with pytest.raises(RunStoppedError):
+                train(
+                    spec, Context(data_folder=text), sink=lambda _: None, folder=folder / spec.kind, stop=lambda: True
+                )
+    return {spec.kind: folder / spec.kind / "checkpoint.safetensors" for spec in (IMAGES, TEXT)}
+
+
+@pytest.mark.parametrize("spec", [IMAGES, TEXT], ids=["images", "text"])
+def test_a_flipped_bit_is_noticed_wherever_it_is(
+    stopped: dict[str, Path], tmp_path: Path, corpus: str, spec: ImageRun | TextRun
+) -> None:
+    """In the names, the values or the numbers; nothing is trained from it."""
+    whole = stopped[spec.kind].read_bytes()
+    rng = random.Random(0)
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for place in [rng.randrange(head) for _ in range(12)] + [rng.randrange(head, len(whole)) for _ in range(12)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << rng.randrange(8)
+        path = tmp_path / "checkpoint.safetensors"
+        path.write_bytes(flipped)
+        refused(lambda: read_tensors(path, run=spec.digest()), "remove it and run again")  # noqa: B023 - it is called at once
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda trace: trace[:1],
+        lambda trace: trace[:, 1:],
+        lambda trace: trace.float(),
+        lambda trace: trace.flatten(),
+        lambda trace: -trace,
+        lambda trace: trace * math.nan,
+        lambda trace: torch.cat([trace[:, :-1], torch.ones(len(trace), 1, dtype=trace.dtype)], dim=1),
+    ],
+)
+def test_norms_that_a_parent_did_not_have_are_refused(
+    tmp_path: Path, corpus: str, change: Callable[[Tensor], Tensor]
+) -> None:
+    store = Store(tmp_path / "store")
+    write_trace(
+        store.run(PARENT).kept / "norms.safetensors", list(change(torch.rand(2, 8).double() / 2)), run=TEXT.digest()
+    )
+    replay = TextReplay(of=TEXT, match="global")
+    refused(
+        lambda: trained(store, replay, corpus), r"norms.safetensors cannot be read \(trace .*: remove it and run again"
+    )
 
 
 # ---- what verdicts and the report read

@@ -1,25 +1,41 @@
 """Files of tensors that runs write and later read: safetensors, with the run that wrote them and plain values in the header.
 
-A store may come from somebody else, so nothing in it is unpickled, and a file of another run is refused.
+A store may come from somebody else, so nothing in it is unpickled, and a file of another run is refused. A checksum of each
+tensor and of the values tells damage; what a file holds is besides compared with what its reader has, name by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from halflife.errors import UserError
+from halflife.optim.norms import local
 from halflife.studies.specs.base import RunSpec
-from halflife.studies.store.files import explain_write_errors, named_in, write_whole
+from halflife.studies.store.files import checksum, explain_write_errors, loads, named_in, write_whole
+from halflife.studies.store.schema import shown
 
-__all__ = ["Values", "check_run", "header_of", "kept_file", "read_tensors", "readable", "write_tensors"]
+__all__ = [
+    "Values",
+    "check_alike",
+    "check_count",
+    "check_run",
+    "check_tensors",
+    "header_of",
+    "kept_file",
+    "read_tensors",
+    "readable",
+    "write_tensors",
+]
 
 Values = dict[str, Any]
 KEPT_NAME = r"[a-z]+(-[0-9]+)?(\.safetensors)?"
@@ -30,7 +46,7 @@ UNREADABLE: tuple[type[BaseException], ...] = (
     ValueError,
     OSError,
     EOFError,
-    RecursionError,
+    RuntimeError,  # of torch; a recursion that is too deep is one
 )
 
 
@@ -65,8 +81,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], values: Values, *, 
     with explain_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     # safetensors wants each tensor dense in its own order of dimensions, channels_last is not.
-    dense = {name: value.contiguous() for name, value in tensors.items()}
-    write_whole(path, save(dense, {"run": run, "values": json.dumps(values)}))
+    dense = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    words = {"run": run, "values": json.dumps(values)}
+    write_whole(path, save(dense, words | {"crc32": json.dumps(_checksums(dense, words["values"]))}))
+
+
+def _checksums(tensors: Mapping[str, Tensor], values: str) -> dict[str, str]:
+    """A checksum of the values, under no name, and of each tensor, which stands in order."""
+    found = {name: checksum(f"{tensor.dtype} {list(tensor.shape)}", _raw(tensor)) for name, tensor in tensors.items()}
+    return found | {"": checksum("values", values.encode())}
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def read_tensors(
@@ -85,11 +112,22 @@ def read_tensors(
     Raises:
         UserError: It cannot be read, or another run wrote it.
     """
-    values = header_of(path, run=run)
-    if values is None:
+    if not path.exists():
         return None
     with readable(path), safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}, values  # noqa: SIM118 - it is no dict
+        values, checksums = _header(path, file.metadata(), run)
+        names = set(file.keys())
+        tensors = {name: file.get_tensor(name) for name in sorted(names) if wanted(name)}
+        _refuse_damage(names, tensors, checksums)
+    return tensors, values
+
+
+def _refuse_damage(names: set[str], tensors: Mapping[str, Tensor], checksums: Mapping[str, str]) -> None:
+    if other := names ^ (checksums.keys() - {""}):
+        raise ValueError(f"{min(other)} is missing, or was added")
+    for name, found in _checksums(tensors, "").items():
+        if name and found != checksums[name]:
+            raise ValueError(f"{name} is damaged: its checksum is {found}, expected {shown(checksums[name])}")
 
 
 def header_of(path: Path, *, run: str) -> Values | None:
@@ -107,13 +145,20 @@ def header_of(path: Path, *, run: str) -> Values | None:
     """
     if not path.exists():
         return None
-    with readable(path):
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        values: Values = dict(json.loads(metadata["values"]))
-        found = metadata["run"]
-    check_run(path, found, run)
-    return values
+    with readable(path), safe_open(path, framework="pt") as file:
+        return _header(path, file.metadata(), run)[0]
+
+
+def _header(path: Path, metadata: Mapping[str, str], run: str) -> tuple[Values, dict[str, str]]:
+    """The values and the checksums."""
+    check_run(path, metadata["run"], run)
+    checksums: dict[str, str] = loads(metadata["crc32"])
+    if checksums[""] != checksum("values", metadata["values"].encode()):
+        raise ValueError("its values are damaged: their checksum differs")
+    values = loads(metadata["values"])
+    if not isinstance(values, dict):
+        raise ValueError("its values are no object")
+    return values, checksums
 
 
 def check_run(path: Path, found: object, expected: str) -> None:
@@ -132,6 +177,72 @@ def check_run(path: Path, found: object, expected: str) -> None:
             f"{path} was written by another run (its spec is {str(found)[:12]}, expected {expected[:12]}): remove it and run"
             " again"
         )
+
+
+def check_tensors(found: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not like the reader's own, which would be broadcast or rounded, and weights that are not finite.
+
+    Args:
+        found: What was read, by name.
+        own: What the reader has.
+
+    Raises:
+        ValueError: One is missing, has another shape or type, or is not finite.
+    """
+    for name, value in own.items():
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        shape, dtype = found[name].shape, found[name].dtype
+        if shape != value.shape or dtype != value.dtype:
+            raise ValueError(f"{name} is {tuple(shape)} {dtype}, expected {tuple(value.shape)} {value.dtype}")
+        if (
+            not name.startswith("optimizer.") and not local(found[name]).isfinite().all()
+        ):  # a second moment may overflow
+            raise ValueError(f"{name} has numbers that are not finite, which no run writes")
+
+
+def check_alike(name: str, found: object, own: object) -> None:
+    """Refuse a plain value that is not of the types of the reader's own, at any depth, or not finite.
+
+    Args:
+        name: What it is called.
+        found: What was read.
+        own: What the reader has.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if isinstance(own, dict) and isinstance(found, dict):
+        same = found.keys() == own.keys()
+        inner = [(f"{name}.{key}", found[key], own[key]) for key in own] if same else []
+    elif isinstance(own, Sequence) and not isinstance(own, str) and isinstance(found, list):
+        same = len(found) == len(own)
+        inner = [(f"{name}[{i}]", *both) for i, both in enumerate(zip(found, own, strict=True))] if same else []
+    else:
+        same, inner = type(found) is type(own) and not (isinstance(found, float) and not math.isfinite(found)), []
+    if not same:
+        raise ValueError(f"{name} is {shown(found)}, expected a value such as {shown(own)}")
+    for each in inner:
+        check_alike(*each)
+
+
+def check_count(name: str, found: object, most: int) -> int:
+    """Return a count; refuse what is no integer from 0 to ``most``.
+
+    Args:
+        name: What it is called.
+        found: What was read.
+        most: The largest that there can be.
+
+    Returns:
+        The count.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if type(found) is not int or not 0 <= found <= most:
+        raise ValueError(f"{name} is {shown(found)}, expected an integer from 0 to {most}")
+    return found
 
 
 @contextlib.contextmanager

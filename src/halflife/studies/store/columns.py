@@ -16,7 +16,6 @@ import contextlib
 import hashlib
 import json
 import os
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from halflife.errors import StoreError
-from halflife.studies.store.files import LARGEST_READINGS, DamagedError, read_bytes, write_whole
+from halflife.studies.store.files import LARGEST_READINGS, DamagedError, checksum, read_bytes, stamp, write_whole
 from halflife.studies.store.records import Array, Record, read_records
 
 __all__ = ["Columns", "Recent", "read_columns", "tensors_of", "unpacked"]
@@ -201,12 +200,7 @@ class Recent:
 
 
 def _checksum(name: str, dtype: str, shape: Sequence[int], data: bytes | memoryview) -> str:
-    return f"{zlib.crc32(data, zlib.crc32(f'{name} {dtype} {list(shape)}'.encode())):08x}"
-
-
-def _stamp(lines: os.stat_result) -> str:
-    """What tells on this machine that a file is the one that it was: nobody can choose the time of the last change."""
-    return f"{lines.st_size} {lines.st_mtime_ns} {lines.st_ctime_ns} {lines.st_ino}"
+    return checksum(f"{name} {dtype} {list(shape)}", data)
 
 
 def read_columns(lines: Path, recorded: Mapping[str, Any] | None, recent: Recent) -> Columns:
@@ -250,7 +244,7 @@ def _read_lines(lines: Path, recorded: Mapping[str, Any] | None) -> dict[str, Te
     except ValueError as error:
         raise DamagedError(lines, error) from error
     if about.st_size >= SMALLEST_COMPACT:
-        words = {"format": FORMAT, "lines": _stamp(about), "sha256": sha256}
+        words = {"format": FORMAT, "lines": stamp(about), "sha256": sha256}
         for name, tensor in tensors.items():
             dtype = next(key for key, value in DTYPES.items() if value == tensor.dtype)
             words[f"crc32 {name}"] = _checksum(name, dtype, tensor.shape, tensor.tobytes())
@@ -301,7 +295,7 @@ class _Compact(Mapping[str, Tensor]):
                 raw += file.read(start - len(raw)) if USUAL_HEADER < start < size else b""
             header = json.loads(raw[8:start])
             words = header.pop("__metadata__")
-            if words["format"] != FORMAT or words["lines"] != _stamp(about):
+            if words["format"] != FORMAT or words["lines"] != stamp(about):
                 return None
             if recorded is not None and words["sha256"] != recorded["sha256"]:
                 return None
@@ -331,7 +325,7 @@ class _Compact(Mapping[str, Tensor]):
         return len(self._found)
 
     def _load(self, name: str) -> Tensor:
-        dtype, shape, begin, size, checksum, data = self._found[name]
+        dtype, shape, begin, size, expected, data = self._found[name]
         with contextlib.suppress(OSError):
             if data is None:
                 file = os.open(self._path, os.O_RDONLY)
@@ -339,6 +333,6 @@ class _Compact(Mapping[str, Tensor]):
                     data = os.pread(file, size, begin)
                 finally:
                     os.close(file)
-            if _checksum(name, dtype, shape, data) == checksum:
+            if _checksum(name, dtype, shape, data) == expected:
                 return np.frombuffer(data, DTYPES[dtype]).reshape(shape)
         return _read_lines(self._lines, self._recorded)[name]

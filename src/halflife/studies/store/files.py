@@ -12,6 +12,7 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ __all__ = [
     "DamagedError",
     "check_regular",
     "check_tree",
+    "checksum",
     "explain_write_errors",
+    "loads",
     "named_in",
     "read_bytes",
     "read_object",
+    "stamp",
     "write_whole",
 ]
 
@@ -40,6 +44,13 @@ UNWRITABLE = {
     errno.ELOOP,
 }  # fmt: skip
 KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "named pipe", stat.S_IFDIR: "folder", stat.S_IFREG: "file"}
+
+
+class NestedError(ValueError):
+    """JSON is nested too deeply."""
+
+    def __init__(self) -> None:
+        super().__init__("nested too deeply to be read")
 
 
 def named_in(folder: Path, name: object, pattern: str, *, what: str, expected: str) -> Path:
@@ -118,6 +129,38 @@ def _no_number(text: str) -> None:
     raise ValueError(f"it has {text}")
 
 
+def loads(text: str) -> Any:
+    """The value of JSON text of bounded depth, whose numbers are finite.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The value.
+
+    Raises:
+        NestedError: It is nested too deeply.
+        ValueError: It is anything else.
+    """
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError as error:
+        raise NestedError from error
+    if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
+        raise NestedError
+    return value
+
+
+def checksum(about: str, data: bytes | memoryview) -> str:
+    """Eight hexadecimal digits that tell damage of bytes, and of what is said about them."""
+    return f"{zlib.crc32(data, zlib.crc32(about.encode())):08x}"
+
+
+def stamp(about: os.stat_result) -> str:
+    """What tells on this machine that a file is the one that it was: nobody can choose the time of the last change."""
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} {about.st_ino}"
+
+
 def read_bytes(path: Path, largest: int) -> tuple[bytes, os.stat_result]:
     """What a regular file of bounded size holds, and what the system says about it.
 
@@ -158,15 +201,13 @@ def read_object(path: Path, schema: Schema = ANY_OBJECT) -> dict[str, Any]:
     """
     raw, _ = read_bytes(path, LARGEST_JSON)
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_number)
+        value = loads(raw.decode("utf-8"))
+    except NestedError as error:
+        raise StoreError(f"{path} is {error}: remove it, and run the study again") from error
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
-    except RecursionError as error:
-        raise StoreError(f"{path} is nested too deeply to be read: remove it, and run the study again") from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
-    if _depth_exceeds(DEEPEST_JSON, value):  # whoever walks through it may do so by recursion
-        raise StoreError(f"{path} is nested too deeply to be read: remove it, and run the study again")
     try:
         schema.check(value, "")
     except MisfitError as error:

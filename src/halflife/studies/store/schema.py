@@ -15,6 +15,7 @@ from typing import Any, Protocol
 __all__ = [
     "ANY_OBJECT",
     "HEADER",
+    "LARGEST_INTEGER",
     "MANIFEST",
     "RUN_NAME",
     "STORE",

@@ -31,7 +31,7 @@ from halflife.studies.lab.images.readings import Reader
 from halflife.studies.lab.images.sources import read_source
 from halflife.studies.lab.images.state import named_tensors, read_state, start_from, weight_norm
 from halflife.studies.lab.precision import autocast_to
-from halflife.studies.lab.tensor_files import kept_file, readable, write_tensors
+from halflife.studies.lab.tensor_files import check_alike, check_count, kept_file, readable, write_tensors
 from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.images import ImageBranch, ImageRun
 from halflife.studies.store.records import Reading
@@ -217,9 +217,11 @@ class ImageLoop:
         if state is None:
             return False
         with readable(path):
-            self.step = int(state["step"])
-            if state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
+            self.step = check_count("step", state.get("step"), self.num_steps)
+            if self.step % self.steps_per_epoch and self.step < self.num_steps:
+                raise ValueError(f"step is {self.step}, expected the end of an epoch of {self.steps_per_epoch} steps")
+            check_alike("scaler", state.get("scaler"), self.scaler.state_dict())
+            self.scaler.load_state_dict(state["scaler"])
         return True
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from halflife.errors import RunFailedError
-from halflife.studies.lab.tensor_files import Values, read_tensors, readable
+from halflife.studies.lab.tensor_files import Values, check_tensors, read_tensors, readable
 
 __all__ = ["named_tensors", "read_state", "start_from", "weight_norm"]
 
@@ -51,11 +51,7 @@ def read_state(path: Path, tensors: Mapping[str, Tensor], *, run: str) -> Values
 
 
 def _copy_into(tensors: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    for name, value in tensors.items():
-        if found[name].shape != value.shape or found[name].dtype != value.dtype:
-            raise ValueError(
-                f"{name} is {tuple(found[name].shape)} {found[name].dtype}, expected {tuple(value.shape)} {value.dtype}"
-            )
+    check_tensors(found, tensors)
     with torch.no_grad():
         for name, value in tensors.items():
             value.copy_(found[name])

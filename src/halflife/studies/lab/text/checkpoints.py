@@ -1,7 +1,7 @@
 """Checkpoints as files: of one process one safetensors file, of several a folder of parts.
 
     checkpoint.safetensors          tensors, and plain values in its header
-    checkpoint/values.json          plain values, the shapes of the tensors, and the name of the folder that holds them
+    checkpoint/values.json          plain values, the shapes of the tensors, the name of the folder that holds them, checksums
     checkpoint/a/                   tensors, one safetensors file a process
 
 Either is read by any number of processes, whether they hold whole tensors or parts. Files are written aside and renamed;
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import shutil
 import warnings
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from halflife.errors import UserError
 from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
 from halflife.studies.lab.text.parallel import DataParallelContext
-from halflife.studies.store.files import explain_write_errors, named_in, read_object, write_whole
+from halflife.studies.store.files import checksum, explain_write_errors, named_in, read_object, write_whole
 
 __all__ = ["read", "write_file", "write_folder"]
 
@@ -82,16 +83,44 @@ def write_folder(
         cause = next(iter(error.failures.values()))[0]
         with explain_write_errors(path):
             raise cause from error
+    mine = torch.zeros(parallel.size, dtype=torch.int64)
+    mine[parallel.rank] = int(_checksum_of(path / name / _part(parallel.rank)), 16)
+    found = [f"{number:08x}" for number in parallel.sum(mine).tolist()]
     if parallel.rank == 0:
         shapes = {key: list(value.shape) for key, value in tensors.items()}
-        write_whole(about, json.dumps({"folder": name, "run": run, "values": values, "shapes": shapes}))
+        index = {"folder": name, "run": run, "values": values, "shapes": shapes, "parts": found}
+        write_whole(about, json.dumps(index | {"crc32": _checksum(index)}))
         shutil.rmtree(path / ("a" if name == "b" else "b"), ignore_errors=True)
         _file(path).unlink(missing_ok=True)
     parallel.any(False)  # nobody goes on, and perhaps ends, before it counts
 
 
+def _part(rank: int) -> str:
+    """The file of one process, as torch names it."""
+    return f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
+
+
+def _checksum(index: Values) -> str:
+    return checksum(
+        "index", json.dumps({key: index[key] for key in ("values", "shapes", "parts")}, sort_keys=True).encode()
+    )
+
+
+def _checksum_of(path: Path) -> str:
+    """The checksum of a file, 0 where there is none: a process may have held nothing."""
+    if not path.exists():
+        return f"{0:08x}"
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return checksum("", memoryview(content))
+
+
 def read(
-    path: Path, mine: Callable[[], dict[str, Tensor]], wanted: Callable[[str], bool], *, run: str
+    path: Path,
+    mine: Callable[[], dict[str, Tensor]],
+    wanted: Callable[[str], bool],
+    parallel: DataParallelContext,
+    *,
+    run: str,
 ) -> tuple[dict[str, Tensor], Values] | None:
     """Read a checkpoint, the later one where a crash has left both forms.
 
@@ -99,6 +128,7 @@ def read(
         path: Without suffix.
         mine: The tensors as this process holds them, which says who gets which part.
         wanted: Which tensors to read, by name.
+        parallel: The processes that read it, each of which looks at its share of the files for damage.
         run: The digest of the spec of the run that must have written it.
 
     Returns:
@@ -111,7 +141,7 @@ def read(
     many = _index(path, run)
     with readable(path):
         if many is not None and (one is None or many["values"]["step"] > one["step"]):
-            return _read_folder(path, many, mine(), wanted), many["values"]
+            return _read_folder(path, many, mine(), wanted, parallel), many["values"]
     whole = read_tensors(_file(path), run=run, wanted=wanted)
     return None if whole is None else (_parted(whole[0], mine), whole[1])
 
@@ -129,6 +159,9 @@ def _index(path: Path, run: str) -> Values | None:
         return None
     index = read_object(about)
     check_run(path, index.get("run"), run)
+    with readable(path):
+        if index["crc32"] != _checksum(index):
+            raise ValueError(f"{about.name} is damaged: its checksum differs")
     return index
 
 
@@ -145,10 +178,14 @@ def _parted(tensors: dict[str, Tensor], mine: Callable[[], dict[str, Tensor]]) -
 
 
 def _read_folder(
-    path: Path, index: Values, mine: dict[str, Tensor], wanted: Callable[[str], bool]
+    path: Path, index: Values, mine: dict[str, Tensor], wanted: Callable[[str], bool], parallel: DataParallelContext
 ) -> dict[str, Tensor]:
     folder = named_in(path, index["folder"], "[ab]", what="the folder of a checkpoint", expected="a or b")
     with readable(folder, CheckpointException):
+        share = list(enumerate(index["parts"]))[parallel.rank :: parallel.size]
+        damaged = [_part(rank) for rank, expected in share if _checksum_of(folder / _part(rank)) != expected]
+        if parallel.any(bool(damaged)):
+            raise ValueError(f"{', '.join(damaged) or 'a part'} is damaged, or is not there: its checksum differs")
         reader = HuggingFaceStorageReader(str(folder))
         known = reader.read_metadata().state_dict_metadata
         tensors: dict[str, Tensor] = {}
@@ -158,7 +195,7 @@ def _read_folder(
             if about.size != shape or sum(math.prod(part.sizes) for part in about.chunks) != shape.numel():
                 raise ValueError(f"parts of {name} are missing")
             own = mine.get(name)
-            if own is not None and own.shape == shape:
+            if own is not None and (own.shape, own.dtype) == (shape, about.properties.dtype):
                 tensors[name] = torch.empty_like(own)
             else:
                 tensors[name] = torch.empty(shape, dtype=about.properties.dtype)

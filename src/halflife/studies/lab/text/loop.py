@@ -111,7 +111,9 @@ class TextLoop:
         )
         self.matcher = None
         if plan.replay is not None and plan.norms is not None:
-            self.matcher = Matcher(plan.norms, plan.replay, self.weights, self.decayed, run=plan.parent)
+            self.matcher = Matcher(
+                plan.norms, plan.replay, self.weights, self.decayed, num_steps=plan.num_steps, run=plan.parent
+            )
         self.lr = plan.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
         self.running_loss: float | None = None

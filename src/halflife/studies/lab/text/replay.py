@@ -43,13 +43,21 @@ class Matcher:
         match: ``"global"``, ``"per-tensor"``, ``"global-squared"`` or ``"none"``.
         parameters: The replay's parameters, in the parent's order.
         decayed: Those that decayed in the parent.
+        num_steps: Steps of the replay.
 
     Raises:
         UserError: There is no trace, or it belongs to another model.
     """
 
     def __init__(
-        self, path: Path, match: str, parameters: Sequence[Tensor], decayed: Sequence[Tensor], *, run: str
+        self,
+        path: Path,
+        match: str,
+        parameters: Sequence[Tensor],
+        decayed: Sequence[Tensor],
+        *,
+        num_steps: int,
+        run: str,
     ) -> None:
         found = read_tensors(path, run=run)
         if found is None:
@@ -58,8 +66,11 @@ class Matcher:
             )
         with readable(path):
             trace = found[0]["trace"]
-        if trace.ndim != 2 or trace.shape[1] != len(parameters) + 1:
-            raise UserError(f"{path} holds norms of {trace.shape[-1] - 1} parameters, this model has {len(parameters)}")
+            rows, wanted = tuple(trace.shape), len(parameters) + 1
+            if trace.dtype != torch.float64 or len(rows) != 2 or rows[0] < num_steps or rows[1] != wanted:
+                raise ValueError(f"trace is {rows} {trace.dtype}, expected ({num_steps}, {wanted}) torch.float64")
+            if not (trace.isfinite() & (trace >= 0)).all() or (trace[:, -1] >= 1).any():
+                raise ValueError("trace has a norm that is negative or not finite, or a fraction of 1 or more")
         self.norms_TP, self.fractions_T = trace[:, :-1], trace[:, -1].tolist()
         self.match, self.parameters = match, list(parameters)
         marked = {id(parameter) for parameter in decayed}

@@ -6,6 +6,7 @@ checkpoint of weights, the optimizer's state, averages and a few numbers resumes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from halflife.errors import UserError
-from halflife.studies.lab.tensor_files import readable
+from halflife.optim.config import KEYS, MEMORY
+from halflife.studies.lab.tensor_files import check_alike, check_count, check_tensors, readable
 from halflife.studies.lab.text import checkpoints
 from halflife.studies.lab.text.averages import WeightAverage
 from halflife.studies.lab.text.optimizers import Training
 from halflife.studies.lab.text.parallel import DataParallelContext
+from halflife.studies.store.schema import LARGEST_INTEGER
 
 __all__ = ["State"]
 
@@ -106,7 +109,8 @@ class State:
         """
         needed = ("",) if parent is None else ("model.", "optimizer.")
         run = self.run if parent is None else parent
-        found = checkpoints.read(path, lambda: self.parts()[0], lambda name: name.startswith(needed), run=run)
+        wanted = lambda name: name.startswith(needed)  # noqa: E731  # a short name
+        found = checkpoints.read(path, lambda: self.parts()[0], wanted, self.parallel, run=run)
         if found is None:
             return False
         with readable(path):
@@ -123,36 +127,62 @@ class State:
 
         Raises:
             UserError: They belong to other tokens.
+            ValueError: They do not fit.
         """
-        if values["tokens"] != self.tokens_digest:
+        tokens = values["tokens"]
+        if tokens != self.tokens_digest:
             raise UserError(
-                f"the checkpoint was made with tokens {values['tokens'][:12]} and the data give {self.tokens_digest[:12]}: the"
+                f"the checkpoint was made with tokens {str(tokens)[:12]} and the data give {self.tokens_digest[:12]}: the"
                 " corpus, the tokenizer or the vocabulary has changed; give back the old data, or remove the run's folder"
             )
-        flat: dict[str, Any] = {**tensors, **values}
+        own, settings = self.parts()
+        taken = self._like(own, tensors, branch=branch)
+        check_tensors(tensors, taken)
+        # Of the settings only what the rule keeps is read: the others follow from the spec, and from who computes.
+        for name in [name for name in settings if name.startswith("optimizer.") and name.endswith(KEYS)]:
+            if not name.endswith(MEMORY):  # which the rule checks
+                check_alike(name, values[name], settings[name])
+            settings[name] = values[name]
+        check_alike("scaler", values["scaler"], settings["scaler"])
+        flat: dict[str, Any] = {name: tensors[name] for name in taken} | settings
         first = {id(parameter): name for name, parameter in self.model.named_parameters()}
         every = self.model.named_parameters(remove_duplicate=False)
         set_model_state_dict(self.model, {name: flat[f"model.{first[id(parameter)]}"] for name, parameter in every})
-        optimizer = self.training.optimizer
-        fused = [group["fused"] for group in optimizer.param_groups]  # depends on who computes, not on the run
-        set_optimizer_state_dict(self.model, optimizer, _below("optimizer.", flat), options=FLAT)
-        for group, own in zip(optimizer.param_groups, fused, strict=True):
-            group["fused"] = own
-        if self.training.decay is None:
-            for group in optimizer.param_groups:  # a branch's parent may have decayed
-                group["weight_decay"] = 0.0
-        if values["scaler"]:
-            self.scaler.load_state_dict(values["scaler"])
+        set_optimizer_state_dict(self.model, self.training.optimizer, _below("optimizer.", flat), options=FLAT)
+        self.scaler.load_state_dict(values["scaler"])
         if branch:
             return
-        self.step = values["step"]
+        self.step = check_count("step", values["step"], LARGEST_INTEGER)
         for average in self.averages:
-            average.count = values[f"{average.name}.count"]
+            average.count = check_count(f"{average.name}.count", values[f"{average.name}.count"], self.step)
             for index, mine in enumerate(average.values):
                 mine.copy_(tensors[f"{average.name}.{index}"])
-        for name in ("losses", "trace"):
-            if name in tensors:
-                setattr(self, name, list(tensors[name]))
+        self.losses = _rows("losses", tensors, torch.float32, lambda shape: len(shape) == 1 and shape[0] <= self.step)
+        parameters = len(list(self.model.parameters()))
+        self.trace = _rows("trace", tensors, torch.float64, lambda shape: shape == (self.step, parameters + 1))
+
+    def _like(self, own: dict[str, Tensor], found: dict[str, Tensor], *, branch: bool) -> dict[str, Tensor]:
+        """Tensors like those that are taken over: a rule may have more of its own in the optimizer's state."""
+        needed = (
+            ("model.", "optimizer.")
+            if branch
+            else ("model.", "optimizer.", *(f"{each.name}." for each in self.averages))
+        )
+        like = {name: value for name, value in own.items() if name.startswith(needed)}
+        for name, parameter in self.model.named_parameters():
+            state = f"optimizer.state.{name}."
+            like |= {key: parameter for key in found.keys() - own.keys() if key.startswith(state)}
+        return like
+
+
+def _rows(
+    name: str, tensors: dict[str, Tensor], dtype: torch.dtype, fits: Callable[[tuple[int, ...]], bool]
+) -> list[Tensor]:
+    if name not in tensors:
+        return []
+    if tensors[name].dtype != dtype or not fits(tuple(tensors[name].shape)):
+        raise ValueError(f"{name} is {tuple(tensors[name].shape)} {tensors[name].dtype}, expected one {dtype} a step")
+    return list(tensors[name])
 
 
 def _below(prefix: str, flat: dict[str, Any]) -> dict[str, Any]:
