@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from halflife.cli.main import main
-from halflife.errors import StoreError
+from halflife.errors import RunStoppedError, StoreError
 from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.report.pages.provenance import banners, provenance_of
+from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.store.store import RunFolder, Store
+from tests.studies.lab.text_runs import MLP, stop_after, write_corpus
 from tests.studies.synthetic import make_store
 
 Damage = Callable[[Any], Any]
@@ -30,6 +34,7 @@ def named(value: object) -> str:
     return "gone" if value is GONE else str(value)[:40]
 
 
+RUN = "0123456789abcdef"
 DEEP: Any = []
 for _ in range(60):
     DEEP = [DEEP]
@@ -431,3 +436,48 @@ def test_commands_show_the_others_and_end_with_the_sentence(
     shown = capsys.readouterr()
     assert "stabilization-vgg" in shown.out
     assert "stabilization-laptop.json is not valid JSON" in shown.err
+
+
+# ---- a run that is not finished
+
+
+def test_readings_of_a_stopped_run_are_those_that_its_checkpoint_stands_for(tmp_path: Path) -> None:
+    """Damage of what stays is an error; what comes behind the checkpoint is written anew, damaged or not."""
+    spec = replace(MLP, corpus=f"folder:{write_corpus(tmp_path / 'corpus')}", num_steps=8, log_every=2, eval_every=4)
+
+    def trained(store: Store, stop: Callable[[], bool] = lambda: False) -> bytes:
+        with contextlib.suppress(RunStoppedError):
+            train_run(store, Task(RUN, spec, None), progress=lambda *_: None, device="cpu", data_folder=None, stop=stop)
+        return (store.run(RUN).path / "readings.jsonl").read_bytes()
+
+    whole = trained(Store(tmp_path / "whole"))
+    before = trained(stopped := Store(tmp_path / "stopped"), stop_after(5))
+    record = stopped.run(RUN).header()["readings"]
+    assert (record["count"], record["bytes"]) == (3, len(before))
+    lines = whole.splitlines(keepends=True)
+    damaged = before.replace(b'"weight_norm":', b'"weight_norm":1')
+    for number, (raw, fine) in enumerate(
+        [
+            (before, True),
+            (before + b'{"step":6,"epo', True),
+            (whole, True),
+            (before + lines[3].replace(b":0.", b":1."), True),
+            (damaged, False),
+            (before[:-1], False),
+            (b"".join(lines[1:3]), False),
+            (b"", False),
+        ]
+    ):
+        store = Store(shutil.copytree(stopped.path, tmp_path / f"again {number}"))
+        path = store.run(RUN).path / "readings.jsonl"
+        path.write_bytes(raw)
+        if fine:
+            assert trained(store) == whole
+            assert store.run(RUN).header()["readings"]["count"] == len(lines)
+        else:
+            said = (
+                rf"{path} is damaged \(its first 3 readings are not those of its last checkpoint\): remove the folder"
+            )
+            with pytest.raises(StoreError, match=said):
+                trained(store)
+            assert path.read_bytes() == raw, "nothing is lost"

@@ -124,6 +124,7 @@ def train(
     *,
     sink: Callable[[Reading], None],
     folder: Path | None = None,
+    saving: Callable[[], object] = lambda: None,
     progress: Callable[[int, int, float], None] = lambda step, num_steps, loss: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
@@ -134,6 +135,7 @@ def train(
         context: Where it is trained.
         sink: Called with each reading; after a resume those since the checkpoint come again, equal to the bit.
         folder: Where checkpoints lie, and in ``kept`` what later runs start from (``None``: nothing is kept).
+        saving: Called before each checkpoint, which stands for the readings so far.
         progress: Called with the steps done, the steps in all and the training loss.
         stop: Asked now and then; after a yes the run writes a checkpoint, if it has any, and ends.
 
@@ -186,6 +188,7 @@ def train(
                     progress(run.step, run.num_steps, loss)
                     read()
                 if run.step < run.num_steps and (asked or agreed(files.due())):
+                    saving()
                     files.save()
                 if asked:
                     rest = "it will start over" if files.kept is None else "a checkpoint is kept"

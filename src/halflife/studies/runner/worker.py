@@ -209,13 +209,19 @@ def train_run(
         header = header_of(folder, spec, device, data_folder, run.parent_id)
         if world is not None:
             header["world"] = {"size": world.size, "form": world.form}
-        folder.write_header(header)
+
+        def say(**more: Any) -> None:
+            folder.write_header(header | {"readings": folder.record()} | more)
+
+        say()
         began = time.perf_counter()
         try:
-            cost = train(spec, context, sink=folder.append, folder=folder.path, progress=progress, stop=stop)
+            cost = train(
+                spec, context, sink=folder.append, folder=folder.path, saving=say, progress=progress, stop=stop
+            )
         except RunFailedError as error:
             diverged = {"diverged_at": error.step} if isinstance(error, DivergedError) else {}
-            folder.write_header(header | {"status": "failed", "failure": str(error)} | diverged)
+            say(status="failed", failure=str(error), **diverged)
             raise
         seconds = round(time.perf_counter() - began, 2)
         folder.finish(header | {"finished": now(), "seconds": seconds, "cost": cost})

@@ -84,6 +84,10 @@ def _lock(folder: Path, timeout: float, said: str) -> Iterator[None]:
         lock.release()
 
 
+def _record(count: int, size: int, sha256: hashlib._Hash) -> dict[str, Any]:
+    return {"count": count, "bytes": size, "sha256": sha256.hexdigest()}
+
+
 class RunFolder:
     """One run's folder.
 
@@ -95,7 +99,7 @@ class RunFolder:
         self.path = path
         self.id = path.name
         self._file: FileIO | None = None
-        self._last_step = -1
+        self._last_step, self._count, self._bytes, self._sha256 = -1, 0, 0, hashlib.sha256()
 
     @property
     def checkpoint(self) -> Path:
@@ -156,7 +160,7 @@ class RunFolder:
         with explain_write_errors(self.path):
             self._lines.touch()  # a run that read nothing has none yet
         raw, _ = read_bytes(self._lines, LARGEST_READINGS)
-        record = {"count": raw.count(b"\n"), "bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        record = _record(raw.count(b"\n"), len(raw), hashlib.sha256(raw))
         header = header | {"status": "finished", "readings": record}
         self.columns(header)  # reads them once, and leaves the compact form behind
         self.write_header(header)
@@ -201,32 +205,59 @@ class RunFolder:
 
         A resumed run repeats the steps since its last checkpoint, to the same bits, so what is there already stays.
         """
-        if self._file is None:
-            self._open()
-        assert self._file is not None
+        file = self._opened()
         if reading.step <= self._last_step:
             return
-        line = memoryview(reading.to_line().encode() + b"\n")
+        line = left = memoryview(reading.to_line().encode() + b"\n")
         try:
             with explain_write_errors(self.path):
-                while line:  # unbuffered, so that a full disk leaves nothing to be written at close
-                    line = line[self._file.write(line) :]
+                while left:  # unbuffered, so that a full disk leaves nothing to be written at close
+                    left = left[file.write(left) :]
                 # A checkpoint follows, and must never be on the disk before the readings that it stands for.
-                os.fsync(self._file.fileno())
+                os.fsync(file.fileno())
         except BaseException:
             self.close()  # whoever goes on opens it again and cuts off the torn line
             raise
-        self._last_step = reading.step
+        self._last_step, self._count, self._bytes = reading.step, self._count + 1, self._bytes + len(line)
+        self._sha256.update(line)
 
-    def _open(self) -> None:
-        readings = self.readings()
-        self._last_step = readings[-1].step if readings else -1
-        path = self.path / "readings.jsonl"
+    def record(self) -> dict[str, Any]:
+        """The number, bytes and sha256 of the readings so far: what a header has to say before a checkpoint stands for them.
+
+        Returns:
+            The header's ``readings``.
+
+        Raises:
+            StoreError: Those that an earlier header recorded are damaged, or nothing may be written.
+        """
+        self._opened()
+        return _record(self._count, self._bytes, self._sha256)
+
+    def _opened(self) -> FileIO:
+        # The file ends with what an earlier header recorded: damage there is an error, and what follows comes again.
+        if self._file is not None:
+            return self._file
+        try:
+            raw, _ = read_bytes(self._lines, LARGEST_READINGS)
+        except FileNotFoundError:
+            raw = b""
+        raw = raw[: raw.rfind(b"\n") + 1]
+        if (recorded := self.header().get("readings")) is not None:
+            raw = raw[: recorded["bytes"]]
+            if hashlib.sha256(raw).hexdigest() != recorded["sha256"]:
+                raise DamagedError(
+                    self._lines, f"its first {recorded['count']:,} readings are not those of its last checkpoint"
+                )
+        try:
+            steps = [record.step for record in read_records(raw.decode("utf-8"))]
+        except ValueError as error:
+            raise DamagedError(self._lines, error) from error
         with explain_write_errors(self.path):
-            self._file = path.open("ab", buffering=0)
-        # A torn line is cut off before anything is added behind it.
-        whole = path.read_bytes().rfind(b"\n") + 1
-        self._file.truncate(whole)
+            self._file = self._lines.open("ab", buffering=0)
+            self._file.truncate(len(raw))
+        self._last_step, self._count = max(steps, default=-1), len(steps)
+        self._bytes, self._sha256 = len(raw), hashlib.sha256(raw)
+        return self._file
 
     def close(self) -> None:
         """Close the readings' file; what was appended is on the disk."""
