@@ -230,6 +230,21 @@ def test_a_killed_command_takes_its_workers_along_and_loses_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing else ends a stopped process")
+def test_a_stopped_worker_does_not_outlive_a_killed_command(start: Start, tmp_path: Path) -> None:
+    process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
+    (worker,) = workers_of(process, 1)
+    wait_for_runs(process, 1)
+    os.kill(worker, signal.SIGSTOP)
+    process.kill()
+    process.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while alive(worker):
+        assert time.monotonic() < deadline, "a stopped worker outlived its command"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_its_run_alone(start: Start, tmp_path: Path) -> None:
     process = start(*SMOKE, "--workers", "1", cwd=tmp_path)
     (worker,) = workers_of(process, 1)

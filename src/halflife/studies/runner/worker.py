@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["Task", "header_of", "keep_traceback", "train_run", "waits_for", "work"]
 
 
+PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when its parent ends
+
+
 class Task(NamedTuple):
     """What a worker is told: the run's name, what it is, and the name of the run that it starts from."""
 
@@ -45,6 +50,8 @@ def work(link: Connection, index: int, store_path: str, data_folder: str | None,
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    if sys.platform == "linux":  # even while it is stopped
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # `os._exit` as it is now: while a user's file is imported, it raises (`halflife.user_code`).
     threading.Thread(target=_leave_with, args=(parent.sentinel, os._exit), daemon=True).start()
     if origin is not None:
