@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from halflife.errors import UserError
 from halflife.studies.lab.text import corpora, documents, encoders, shards, tokens
 from halflife.studies.lab.text.corpora import describe, find_corpus
-from halflife.studies.lab.text.shards import cache_folder, open_shard, sample_digest, write_shard
+from halflife.studies.lab.text.shards import cache_folder, content_of, open_shard, write_shard
 from halflife.studies.lab.text.tokens import TokenData, load_tokens
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
@@ -575,7 +575,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         folder_tokens(tmp_path / "text")
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "sidecar", "about"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "sidecar", "no sidecar", "about"])
 def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
     write_text(tmp_path / "text")
     folder_tokens(tmp_path / "text")
@@ -591,12 +591,15 @@ def test_a_damaged_cache_is_refused(tmp_path: Path, damage: str) -> None:
     elif damage == "gone":
         train.unlink()
         message = r"train.bin cannot be read \(No such file or directory\)"
+    elif damage == "no sidecar":
+        train.with_name("train.bin.json").unlink()  # it is not read as nanoGPT's
+        message = f"train.bin.json is missing, expected what halflife wrote there: delete {train.parent} and run again"
     elif damage == "sidecar":
         train.with_name("train.bin.json").write_text("{")
         message = "train.bin.json is no sidecar of a token file .*: delete it"
     else:
         train.with_name("about.json").write_text("{")
-        message = f"about.json is no JSON, expected what halflife wrote there: delete {train.parent} and run again"
+        message = "about.json is not valid JSON .*: remove it, and run the study again"
     with pytest.raises(UserError, match=message):
         folder_tokens(tmp_path / "text")
 
@@ -627,24 +630,82 @@ def test_nanogpt_files_are_read_as_they_are(tmp_path: Path) -> None:
     assert not data.train.flags.writeable
     assert math.isnan(data.bytes_per_token)
     assert "5,000 training and 9 validation tokens" in data.description
-    assert "digest of the sizes and of 1 MiB at head, middle and tail" in data.description
     # nanoGPT rounds the vocabulary up; that is another model of the same tokens.
     assert openwebtext(tmp_path, vocab_size=50_304).digest == data.digest
 
 
-def test_the_largest_id_is_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "STREAM", 64)
-    ids = np.zeros(1000, int)
-    ids[777] = 50_256
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """As if files had been there for a while; lists those that are read whole."""
+    read: list[Path] = []
+    whole = shards._read_whole
+
+    def counted(path: Path, dtype: str) -> tuple[str, int]:
+        read.append(path)
+        return whole(path, dtype)
+
+    monkeypatch.setattr(shards, "SETTLED", -(10**18))
+    monkeypatch.setattr(shards, "_read_whole", counted)
+    return read
+
+
+def test_a_file_is_read_whole_once(tmp_path: Path, settled: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HALFLIFE_CACHE", str(tmp_path / "cache"))
+    write_openwebtext(tmp_path / "data", range(1000))
+    for _ in range(2):
+        openwebtext(tmp_path / "data")
+        assert sorted(path.name for path in settled) == ["train.bin", "val.bin"]
+    shards._remembered.cache_clear()  # another process
+    openwebtext(tmp_path / "data")
+    assert len(settled) == 2
+    for kept in (tmp_path / "cache/contents").iterdir():  # what is damaged is not believed
+        kept.write_text(kept.read_text().replace('"largest": ', '"largest": 1'))
+    shards._remembered.cache_clear()
+    openwebtext(tmp_path / "data")
+    assert len(settled) == 4
+    (tmp_path / "data/train.bin").touch()
+    openwebtext(tmp_path / "data")
+    assert len(settled) == 5
+
+
+def test_without_a_cache_a_file_is_read_by_each_process(
+    tmp_path: Path, settled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HALFLIFE_CACHE", str(tmp_path / "file"))
+    write_openwebtext(tmp_path / "data", range(1000))
+    for _ in range(2):
+        openwebtext(tmp_path / "data")
+        assert len(settled) == 2
+
+
+def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path) -> None:
+    """The clock of a file's times stands still for milliseconds."""
+    write_openwebtext(tmp_path, range(1000))
+    before = openwebtext(tmp_path)
+    for number in range(1, 20):
+        (tmp_path / "train.bin.json").unlink()
+        write_openwebtext(tmp_path, range(number, 1000 + number))
+        assert openwebtext(tmp_path).digest != before.digest
+
+
+def test_a_sidecar_is_not_believed(tmp_path: Path) -> None:
+    """A change in the middle of a large file is noticed, and an id outside the vocabulary whatever lies beside the file."""
+    ids = np.zeros(4 << 20, "<u2")
     write_openwebtext(tmp_path, ids)
-    openwebtext(tmp_path)
-    assert json.loads((tmp_path / "train.bin.json").read_text())["largest"] == 50_256
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(shards, "_survey", refuse)
-    openwebtext(tmp_path)
+    digest = openwebtext(tmp_path).digest
+    ids[3 << 20] = 60_000
+    write_openwebtext(tmp_path, ids)
+    with pytest.raises(UserError, match=r"has other content than .*train.bin.json says: it was changed or made anew"):
+        openwebtext(tmp_path)
+    sidecar = tmp_path / "train.bin.json"
+    found = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(found | {"sha256": hashlib.sha256(ids.tobytes()).hexdigest()}))
+    with pytest.raises(
+        UserError, match="holds token id 60,000, expected ids below vocab_size 50,257: raise vocab_size"
+    ):
+        openwebtext(tmp_path)
+    assert openwebtext(tmp_path, vocab_size=65_536).digest != digest
 
 
 @pytest.mark.parametrize("at", [0, 31, 32, 500, 999])
@@ -716,7 +777,7 @@ def test_a_sidecar_that_is_none(tmp_path: Path, content: str) -> None:
         openwebtext(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"length": "10"}, {"dtype": "<f8"}, {"largest": None}])
+@pytest.mark.parametrize("change", [{"length": "10"}, {"dtype": "<f8"}, {"sha256": None}])
 def test_a_sidecar_with_wrong_fields(tmp_path: Path, change: dict[str, Any]) -> None:
     write_openwebtext(tmp_path, range(10))
     openwebtext(tmp_path)
@@ -735,11 +796,9 @@ def test_a_folder_that_cannot_be_written_is_remembered_in_the_cache(
     openwebtext(tmp_path / "data")
     assert len(list((tmp_path / "cache" / "sidecars").glob("*.json"))) == 2
 
-    def refuse(*_: Any) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr(shards, "_survey", refuse)
-    openwebtext(tmp_path / "data")
+    write_openwebtext(tmp_path / "data", range(1, 1001))
+    with pytest.raises(UserError, match=r"has other content than .*sidecars.* says"):
+        openwebtext(tmp_path / "data")
 
 
 def test_a_missing_split(tmp_path: Path) -> None:
@@ -783,20 +842,6 @@ def test_what_is_written_is_read(
     assert path.stat().st_size == len(ids) * (1 if vocab_size == 256 else 2)
     read, sidecar = open_shard(path, vocab_size=vocab_size, tokenizer="t", remedy="")
     assert read.tolist() == ids
-    assert (sidecar.length, sidecar.largest, sidecar.vocab_size) == (len(ids), max(ids), vocab_size)
+    assert (sidecar.length, sidecar.vocab_size) == (len(ids), vocab_size)
+    assert content_of(path, sidecar.dtype) == (hashlib.sha256(path.read_bytes()).hexdigest(), max(ids))
     assert sidecar.dtype == ("|u1" if vocab_size == 256 else "<u2")
-
-
-def test_the_sample_of_a_large_file_sees_head_middle_tail_and_size(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    size = 10 << 20
-    seen = set()
-    for change in (None, 0, (1 << 20) - 1, size // 2, size - (1 << 20), size - 1):
-        content = bytearray(size)
-        if change is not None:
-            content[change] = 1
-        path.write_bytes(content)
-        seen.add(sample_digest(path))
-    path.write_bytes(bytes(size - 1))
-    seen.add(sample_digest(path))
-    assert len(seen) == 7

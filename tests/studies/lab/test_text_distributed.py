@@ -251,11 +251,11 @@ def test_a_damaged_checkpoint_is_one_sentence(folder: Path, together: list[Any],
 @pytest.mark.parametrize("damaged", ["shard-00001-*", "shard-00002-*", "values.json"])
 @pytest.mark.slow
 def test_a_flipped_bit_of_a_checkpoint_is_noticed(folder: Path, together: list[Any], damaged: str) -> None:
-    """The last bit of a number."""
+    """Of a number: 10 becomes 30."""
     where = shutil.copytree(folder / "sgd from fsdp", folder / f"flipped {damaged[:11]}")
     (path,) = (where / "checkpoint").rglob(damaged)
     content = bytearray(path.read_bytes())
-    content[content.index(b'"step": 1') + 8 if damaged == "values.json" else -4] ^= 1
+    content[content.index(b'"step": 1') + 8 if damaged == "values.json" else -4] ^= 2
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot be read \(.* damaged.*checksum differs\): remove it and run again"):
         run(SPECS["sgd"], where, folder / "corpus")

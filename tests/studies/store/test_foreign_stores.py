@@ -405,7 +405,7 @@ def test_a_folder_of_text_is_not_unpickled(
     folder = next(path.parent for path in (tmp_path / "cache").rglob("about.json"))
     assert len(data.train) > 1000
     (folder / "about.json").write_bytes(form(marker))
-    refused(lambda: load_tokens(spec, corpus), "about.json is no JSON, expected what halflife wrote there: delete")
+    refused(lambda: load_tokens(spec, corpus), "about.json is not valid JSON .*: remove it, and run the study again")
 
 
 def test_a_sidecar_that_is_nested_too_deeply_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ __all__ = [
     "MANIFEST",
     "RUN_NAME",
     "STORE",
+    "TEXT",
+    "Fields",
     "MisfitError",
     "Schema",
     "is_count",

@@ -22,7 +22,7 @@ from pathlib import Path
 from halflife.errors import UserError
 from halflife.studies.lab.images.sources import DataDescription
 from halflife.studies.lab.text.documents import Document, Found, Root, look_through
-from halflife.studies.lab.text.shards import sample_digest
+from halflife.studies.lab.text.shards import content_of
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
 
@@ -163,9 +163,9 @@ def _openwebtext(folder: Path | None) -> Corpus:
             raise UserError(
                 f"{folder} has no {path.name}, expected OpenWebText as GPT-2 tokens: {TO_MAKE_OPENWEBTEXT} with --data DIR"
             )
-    digest = hashlib.sha256("/".join(sample_digest(path) for path in shards).encode()).hexdigest()
+    digest = hashlib.sha256("/".join(content_of(path)[0] for path in shards).encode()).hexdigest()
     sizes = " and ".join(f"{path.name} of {path.stat().st_size // 2:,}" for path in shards)
-    title = f"OpenWebText: {sizes} GPT-2 tokens (digest of the sizes and of 1 MiB at head, middle and tail)"
+    title = f"OpenWebText: {sizes} GPT-2 tokens"
     return Corpus("openwebtext", title, digest, shards=shards)
 
 

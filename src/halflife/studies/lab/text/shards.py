@@ -2,17 +2,21 @@
 
 A file holds token ids one after the other, two bytes each (one byte where there are at most 256 ids). Beside
 ``train.bin`` lies ``train.bin.json``, which says what it must be: so a file that was cut short or belongs to another
-tokenizer is refused before anything is trained on it. A file of nanoGPT comes without; then its largest id is looked
-for once, and what was found is kept beside it, or in the cache where its folder may not be written.
+tokenizer is refused before anything is trained on it. A file of nanoGPT comes without; then one is made, beside it or in
+the cache where its folder may not be written. Every file is read whole once on each machine, for its digest and its largest
+id, and again when its size or its times have changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.store.files import write_whole
+from halflife.studies.store.files import checksum, read_object, stamp, write_whole
 
-__all__ = ["Sidecar", "Tokens", "cache_folder", "open_shard", "sample_digest", "token_dtype", "write_shard"]
+__all__ = ["Sidecar", "Tokens", "cache_folder", "content_of", "open_shard", "token_dtype", "write_shard"]
 
-BLOCK = 1 << 20  # bytes of a sample
-STREAM = 1 << 24  # bytes read at once while the largest id is looked for
+STREAM = 1 << 24  # bytes read at once
+SETTLED = 2_000_000_000  # nanoseconds after which a change of a file shows in its times
 
 Tokens = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -38,16 +42,14 @@ class Sidecar:
         dtype: ``"<u2"`` or ``"|u1"``, as numpy writes it.
         length: Number of tokens.
         vocab_size: Number of ids of the tokenizer, 0 where it is not known.
-        largest: The largest id in the file.
-        sample: `sample_digest` of the file.
+        sha256: Of the file.
         tokenizer: Digest of the tokenizer that made it.
     """
 
     dtype: str
     length: int
     vocab_size: int
-    largest: int
-    sample: str
+    sha256: str
     tokenizer: str
 
 
@@ -78,25 +80,67 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("|u1") if vocab_size <= 256 else np.dtype("<u2")
 
 
-def sample_digest(path: Path) -> str:
-    """sha256 of a file's size and of 1 MiB each at its head, middle and tail: a file of 17 GB is known in milliseconds.
+def content_of(path: Path, dtype: str = "<u2") -> tuple[str, int]:
+    """What a token file holds: it is read whole, or was since it was changed last.
+
+    Args:
+        path: The file.
+        dtype: Its integers, ``"<u2"`` or ``"|u1"``.
 
     Returns:
-        Hexadecimal digits.
+        Its sha256, and its largest id.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: It cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest = hashlib.sha256(f"{size}\0".encode())
-            for start in sorted({0, max(0, (size - BLOCK) // 2), max(0, size - BLOCK)}):
-                file.seek(start)
-                digest.update(file.read(BLOCK))
+        about = path.stat()
+        if time.time_ns() - about.st_ctime_ns < SETTLED:
+            return _read_whole(path, dtype)
+        return _remembered(path.resolve(), dtype, stamp(about))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): make it readable, or copy it again") from error
-    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _remembered(path: Path, dtype: str, stamped: str) -> tuple[str, int]:
+    """What a file held when it had this stamp, from the cache if it is there."""
+    kept = _in_cache("contents", path, dtype)
+
+    def entry(sha256: Any, largest: Any) -> dict[str, Any]:
+        words = {"stamp": stamped, "dtype": dtype, "sha256": sha256, "largest": largest}
+        return words | {"crc32": checksum(repr(list(words.values())), b"")}
+
+    with contextlib.suppress(StoreError, FileNotFoundError):
+        found = read_object(kept)
+        if found == entry(found.get("sha256"), found.get("largest")):
+            return found["sha256"], found["largest"]
+    content = _read_whole(path, dtype)
+    with contextlib.suppress(UserError):  # without a cache it is read again
+        make_cache_folder(kept.parent)
+        write_whole(kept, json.dumps(entry(*content)), durable=False)
+    return content
+
+
+def _read_whole(path: Path, dtype: str) -> tuple[str, int]:
+    digest, largest, width = hashlib.sha256(), 0, np.dtype(dtype).itemsize
+    with path.open("rb", buffering=0) as file:
+        # Not through the map: pages of a large file would push everything else out of memory.
+        left = b""
+        while block := file.read(STREAM):
+            digest.update(block)
+            block = left + block
+            whole = len(block) // width * width
+            left = block[whole:]
+            largest = max(largest, int(np.frombuffer(block[:whole], dtype).max(initial=0)))
+    return digest.hexdigest(), largest
+
+
+def _in_cache(kind: str, path: Path, dtype: str = "") -> Path:
+    """Where the cache keeps something about a file."""
+    return (
+        cache_folder() / kind / f"{hashlib.sha256(os.fsencode(path.resolve()) + dtype.encode()).hexdigest()[:32]}.json"
+    )
 
 
 def write_shard(path: Path, parts: Iterable[NDArray[Any]], *, vocab_size: int, tokenizer: str) -> Sidecar:
@@ -115,7 +159,7 @@ def write_shard(path: Path, parts: Iterable[NDArray[Any]], *, vocab_size: int, t
         UserError: An id is outside the vocabulary.
     """
     dtype = token_dtype(vocab_size)
-    length, largest = 0, 0
+    length, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for part in parts:
             if not part.size:
@@ -124,24 +168,28 @@ def write_shard(path: Path, parts: Iterable[NDArray[Any]], *, vocab_size: int, t
                 raise UserError(
                     f"the tokenizer made id {part.max()}, expected ids below vocab_size {vocab_size:,}: raise vocab_size"
                 )
-            largest = max(largest, int(part.max()))
             length += part.size
-            file.write(part.astype(dtype, copy=False).tobytes())
+            raw = part.astype(dtype, copy=False).tobytes()
+            digest.update(raw)
+            file.write(raw)
         file.flush()
         os.fsync(file.fileno())
-    sidecar = Sidecar(dtype.str, length, vocab_size, largest, sample_digest(path), tokenizer)
+    sidecar = Sidecar(dtype.str, length, vocab_size, digest.hexdigest(), tokenizer)
     _sidecar_path(path).write_text(json.dumps(asdict(sidecar), indent=1), encoding="utf-8")
     return sidecar
 
 
-def open_shard(path: Path, *, vocab_size: int, tokenizer: str, remedy: str) -> tuple[Tokens, Sidecar]:
+def open_shard(
+    path: Path, *, vocab_size: int, tokenizer: str, remedy: str, nanogpt: bool = False
+) -> tuple[Tokens, Sidecar]:
     """Map a token file into memory, read-only, after checking that it is what its sidecar says.
 
     Args:
-        path: The file; without a sidecar it is read as nanoGPT's: little-endian uint16.
+        path: The file.
         vocab_size: Number of ids of the model.
         tokenizer: Digest of the tokenizer that must have made it.
         remedy: What to do about a file that is not whole, for the message.
+        nanogpt: Whether it may come without a sidecar, as little-endian uint16.
 
     Returns:
         The tokens (1-D, mapped), and what is known of them.
@@ -149,11 +197,16 @@ def open_shard(path: Path, *, vocab_size: int, tokenizer: str, remedy: str) -> t
     Raises:
         UserError: The file is cut short or replaced, of another tokenizer, or holds ids outside the vocabulary.
     """
-    sample = sample_digest(path)
-    sidecar_path, size = _sidecar_path(path), path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable, or copy it again") from error
+    sidecar_path = _sidecar_path(path)
     if not sidecar_path.is_file():
-        sidecar_path = _remembered_path(path)
-    sidecar = _read_sidecar(sidecar_path) if sidecar_path.is_file() else _survey(path, sample, tokenizer)
+        sidecar_path = _in_cache("sidecars", path)
+    if not sidecar_path.is_file() and not nanogpt:
+        raise UserError(f"{_sidecar_path(path)} is missing, expected what halflife wrote there: {remedy}")
+    sidecar = _read_sidecar(sidecar_path) if sidecar_path.is_file() else _make_sidecar(path, size, tokenizer)
     dtype = np.dtype(sidecar.dtype)
     if size != sidecar.length * dtype.itemsize:
         raise UserError(
@@ -162,11 +215,12 @@ def open_shard(path: Path, *, vocab_size: int, tokenizer: str, remedy: str) -> t
         )
     if sidecar.tokenizer != tokenizer:
         raise UserError(f"{path} was made with tokenizer {sidecar.tokenizer[:12]}, expected {tokenizer[:12]}: {remedy}")
-    if sidecar.sample != sample:
+    sha256, largest = content_of(path, sidecar.dtype)
+    if sidecar.sha256 != sha256:
         raise UserError(f"{path} has other content than {sidecar_path} says: it was changed or made anew, {remedy}")
-    if sidecar.largest >= vocab_size:
+    if largest >= vocab_size:
         raise UserError(
-            f"{path} holds token id {sidecar.largest:,}, expected ids below vocab_size {vocab_size:,}: raise vocab_size,"
+            f"{path} holds token id {largest:,}, expected ids below vocab_size {vocab_size:,}: raise vocab_size,"
             " or name the tokens of another tokenizer"
         )
     tokens: Tokens = np.memmap(path, dtype=dtype, mode="r")
@@ -177,17 +231,12 @@ def _sidecar_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _remembered_path(path: Path) -> Path:
-    """Where a sidecar goes whose file lies in a folder that may not be written."""
-    return cache_folder() / "sidecars" / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-
-
 def _read_sidecar(path: Path) -> Sidecar:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
         sidecar = Sidecar(**values)
         fits = all(type(values[name]).__name__ == kind for name, kind in Sidecar.__annotations__.items())
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is no sidecar of a token file ({error}): delete it, and the file is read anew"
         ) from error
@@ -196,26 +245,18 @@ def _read_sidecar(path: Path) -> Sidecar:
     return sidecar
 
 
-def _survey(path: Path, sample: str, tokenizer: str) -> Sidecar:
-    """What a file without a sidecar holds: it is read once from end to end, and the result is kept."""
-    size = path.stat().st_size
+def _make_sidecar(path: Path, size: int, tokenizer: str) -> Sidecar:
+    """What a file without a sidecar holds, which is kept."""
     if size % 2 or not size:
         raise UserError(
             f"{path} has {size:,} bytes, expected an even number above 0 (two bytes per token): it was cut short, copy it again"
         )
-    largest = 0
-    with path.open("rb", buffering=0) as file:
-        # Not through the map: pages of a large file would push everything else out of memory.
-        while block := file.read(STREAM):
-            largest = max(largest, int(np.frombuffer(block[: len(block) // 2 * 2], "<u2").max(initial=0)))
-            if len(block) % 2:  # a short read: go back to the start of the token
-                file.seek(-1, os.SEEK_CUR)
-    sidecar = Sidecar("<u2", size // 2, 0, largest, sample, tokenizer)
+    sidecar = Sidecar("<u2", size // 2, 0, content_of(path)[0], tokenizer)
     content = json.dumps(asdict(sidecar), indent=1)
     try:
         write_whole(_sidecar_path(path), content)
     except StoreError:
-        kept = _remembered_path(path)
+        kept = _in_cache("sidecars", path)
         make_cache_folder(kept.parent)
         write_whole(kept, content)
     return sidecar

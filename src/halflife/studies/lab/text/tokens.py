@@ -33,10 +33,14 @@ from halflife.studies.lab.text.shards import (
     write_shard,
 )
 from halflife.studies.specs.text import TextRun
+from halflife.studies.store.files import read_object
+from halflife.studies.store.schema import TEXT, Fields
 
 __all__ = ["TokenData", "load_tokens"]
 
-FORMAT = 1  # of the files in the cache: another number, other files
+FORMAT = 1  # of the tokens: another number, other ones
+ABOUT = Fields({"tokenizer": TEXT, "title": TEXT})
+FILES = 2  # of what lies beside them in the cache
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,7 @@ def load_tokens(spec: TextRun, data_folder: str | None = None) -> TokenData:
         return _ready_tokens(corpus, corpus.shards, spec)
     folder = _tokenized(corpus, spec)
     remedy = f"delete {folder} and run again"
-    try:
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{folder / 'about.json'} is no JSON, expected what halflife wrote there: {remedy}") from error
+    about = read_object(folder / "about.json", ABOUT)
     train, _ = open_shard(folder / "train.bin", vocab_size=spec.vocab_size, tokenizer=about["tokenizer"], remedy=remedy)
     val, _ = open_shard(folder / "val.bin", vocab_size=spec.vocab_size, tokenizer=about["tokenizer"], remedy=remedy)
     val_bytes = sum(document.size + 1 for document in corpus.val)  # a separator counts as one byte
@@ -108,6 +109,7 @@ def _ready_tokens(corpus: Corpus, shards: tuple[Path, Path], spec: TextRun) -> T
             vocab_size=spec.vocab_size,
             tokenizer=GPT2_DIGEST,
             remedy="copy it again, or delete that sidecar if the file is meant",
+            nanogpt=True,
         )[0]
         for path in shards
     )
@@ -137,7 +139,7 @@ def _data(
 
 def _tokenized(corpus: Corpus, spec: TextRun) -> Path:
     """The folder of the cache that holds the tokens; they are made if they are not there."""
-    settings = {"format": FORMAT, "corpus": corpus.sha256, "tokenizer": spec.tokenizer}
+    settings = {"format": FILES, "corpus": corpus.sha256, "tokenizer": spec.tokenizer}
     if spec.tokenizer != "gpt2":
         settings["vocab_size"] = spec.vocab_size
     if spec.tokenizer == "bpe":
