@@ -30,6 +30,7 @@ from halflife.studies.lab.text.shards import cache_folder, content_of, open_shar
 from halflife.studies.lab.text.tokens import TokenData, load_tokens
 from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.text import TextRun
+from halflife.studies.store.files import read_object
 
 WORDS = ["weight", "decay", "keeps", "träge", "Gewichte", "klein", "und", "so", "die", "Schritte", "groß", "\n", "λ"]
 
@@ -699,7 +700,7 @@ def test_a_sidecar_is_not_believed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has other content than .*train.bin.json says: it was changed or made anew"):
         openwebtext(tmp_path)
     sidecar = tmp_path / "train.bin.json"
-    found = json.loads(sidecar.read_text())
+    found = read_object(sidecar)
     sidecar.write_text(json.dumps(found | {"sha256": hashlib.sha256(ids.tobytes()).hexdigest()}))
     with pytest.raises(
         UserError, match="holds token id 60,000, expected ids below vocab_size 50,257: raise vocab_size"
@@ -762,7 +763,7 @@ def test_tokens_of_another_tokenizer(tmp_path: Path) -> None:
         openwebtext(tmp_path, tokenizer="bytes", vocab_size=256)
     openwebtext(tmp_path)
     sidecar = tmp_path / "train.bin.json"
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"tokenizer": "ab" * 32}))
+    sidecar.write_text(json.dumps(read_object(sidecar) | {"tokenizer": "ab" * 32}))
     with pytest.raises(UserError, match=f"made with tokenizer abababababab, expected {encoders.GPT2_DIGEST[:12]}: "):
         openwebtext(tmp_path)
 
@@ -782,7 +783,7 @@ def test_a_sidecar_with_wrong_fields(tmp_path: Path, change: dict[str, Any]) -> 
     write_openwebtext(tmp_path, range(10))
     openwebtext(tmp_path)
     sidecar = tmp_path / "train.bin.json"
-    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    sidecar.write_text(json.dumps(read_object(sidecar) | change))
     with pytest.raises(UserError, match="is no sidecar of a token file"):
         openwebtext(tmp_path)
 

@@ -32,6 +32,7 @@ from halflife.studies.runner.distributed import Rank, process_group
 from halflife.studies.runner.plan import make_plan
 from halflife.studies.specs import TextRun
 from halflife.studies.specs.base import spec_from_json
+from halflife.studies.store.files import read_object
 from halflife.studies.store.store import Store
 from tests import ROOT
 from tests.studies.lab.text_distributed_worker import COOLDOWN, HALF, REPLAY, RESUMED, SPECS, STOP, plain
@@ -287,7 +288,7 @@ def test_a_checkpoint_of_another_run_is_refused(folder: Path, together: list[Any
 def test_the_folder_of_a_checkpoint_is_a_or_b(folder: Path, together: list[Any], name: object) -> None:
     where = shutil.copytree(folder / "sgd from ddp", folder / f"named {str(name).replace('/', '_')}")
     about = where / "checkpoint" / "values.json"
-    about.write_text(json.dumps(json.loads(about.read_text()) | {"folder": name}))
+    about.write_text(json.dumps(read_object(about) | {"folder": name}))
     with pytest.raises(UserError, match=r"the folder of a checkpoint is .*, expected a or b: remove what names it"):
         run(SPECS["sgd"], where, folder / "corpus")
 

@@ -21,6 +21,7 @@ from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.report.pages.provenance import banners, provenance_of
 from halflife.studies.runner.worker import Task, train_run
+from halflife.studies.store.files import read_object
 from halflife.studies.store.store import RunFolder, Store
 from tests.studies.lab.text_runs import MLP, stop_after, write_corpus
 from tests.studies.synthetic import make_store
@@ -166,7 +167,7 @@ def test_any_field_may_be_damaged(whole: Store, tmp_path: Path, kind: str, name:
         "manifest": store.path / "sheets/stabilization-laptop.json",
         "run.json": first_run(store).path / "run.json",
     }[kind]
-    content = json.loads(path.read_text())
+    content = read_object(path)
     refused = 0
     for place in places(content):
         changed = damaged(content, place, DAMAGES[name])
@@ -252,11 +253,23 @@ def test_what_is_refused(
     store = Store(shutil.copytree(whole.path, tmp_path / "store"))
     run = first_run(store).path
     path = run / "run.json" if kind == "run.json" else store.path / "sheets/stabilization-laptop.json"
-    changed = damaged(json.loads(path.read_text()), place, lambda _: value)
+    changed = damaged(read_object(path), place, lambda _: value)
     path.write_text("" if changed is GONE else json.dumps(changed))
     (words,) = what_is_said(store)
     assert re.search(said, words), words
     assert str(path) in words or str(run / "readings.jsonl") in words
+
+
+@pytest.mark.parametrize("place", ["sheets/stabilization-laptop.json", "run.json"])
+def test_a_change_of_any_byte_is_noticed(whole: Store, tmp_path: Path, place: str) -> None:
+    """Also one that leaves JSON of the right types: a digit of a size, a letter of a label."""
+    store = Store(shutil.copytree(whole.path, tmp_path / "store"))
+    path = (store.path if "/" in place else first_run(store).path) / place
+    content = path.read_bytes()
+    for number in range(0, content.index(b',\n "crc32"'), 7):
+        path.write_bytes(content[:number] + bytes([content[number] ^ 2]) + content[number + 1 :])
+        with pytest.raises(StoreError, match=r"(is damaged, its checksum differs|is not valid JSON .*): remove it"):
+            read_object(path)
 
 
 def test_a_run_that_failed_says_why(whole: Store, tmp_path: Path) -> None:

@@ -32,12 +32,15 @@ __all__ = [
     "read_bytes",
     "read_object",
     "stamp",
+    "write_object",
     "write_whole",
 ]
 
 DEEPEST_JSON = 32  # levels; a branch of a branch in a header has 4
 LARGEST_JSON = 64 << 20  # bytes; a manifest of 10,000 runs has half a million
 LARGEST_READINGS = 1 << 30  # bytes
+CRC32 = "crc32"
+CRC32_MARK = b',\n "crc32": '
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNWRITABLE = {
     errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
@@ -201,13 +204,17 @@ def read_object(path: Path, schema: Schema = ANY_OBJECT) -> dict[str, Any]:
     """
     raw, _ = read_bytes(path, LARGEST_JSON)
     try:
-        value = loads(raw.decode("utf-8"))
+        value: Any = loads(raw.decode("utf-8"))
     except NestedError as error:
         raise StoreError(f"{path} is {error}: remove it, and run the study again") from error
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON ({error}): remove it, and run the study again") from error
     if not isinstance(value, dict):
         raise StoreError(f"{path} holds a {type(value).__name__}, expected a JSON object: remove it and run again")
+    if (found := value.pop(CRC32, None)) is not None:  # older files have none
+        text, mark, _ = raw.rpartition(CRC32_MARK)
+        if not mark or found != checksum("", text):
+            raise StoreError(f"{path} is damaged, its checksum differs: remove it, and run the study again")
     try:
         schema.check(value, "")
     except MisfitError as error:
@@ -243,6 +250,17 @@ def explain_write_errors(path: Path) -> Iterator[None]:
                 " with --store, HALFLIFE_STORE or --out"
             ) from error
         raise
+
+
+def write_object(path: Path, value: dict[str, Any]) -> None:
+    """Replace a file by a JSON object with a checksum, which `read_object` takes out again.
+
+    Args:
+        path: The file.
+        value: The object; it has at least one name.
+    """
+    text = json.dumps(value, indent=1).removesuffix("\n}").encode()
+    write_whole(path, text + CRC32_MARK + f'"{checksum("", text)}"\n}}\n'.encode())
 
 
 class DamagedError(StoreError):

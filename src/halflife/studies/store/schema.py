@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 __all__ = [
     "ANY_OBJECT",
+    "COUNT",
+    "DIGEST",
     "HEADER",
     "LARGEST_INTEGER",
     "MANIFEST",

@@ -38,6 +38,7 @@ from halflife.studies.store.files import (
     named_in,
     read_bytes,
     read_object,
+    write_object,
     write_whole,
 )
 from halflife.studies.store.records import Reading, read_records
@@ -145,7 +146,7 @@ class RunFolder:
         """Replace ``run.json``."""
         with explain_write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path / "run.json", json.dumps(header, indent=1) + "\n")
+        write_object(self.path / "run.json", header)
 
     def finish(self, header: dict[str, Any]) -> None:
         """Say that the run reached its end, and record its readings, so that whoever reads them later notices a change.
@@ -367,7 +368,7 @@ class Store:
         self.create()
         words = "letters, digits, dots and dashes"
         path = named_in(self.path / "sheets", name, MANIFEST_NAME, what="the name of a manifest", expected=words)
-        write_whole(path.with_name(f"{name}.json"), json.dumps(manifest, indent=1) + "\n")
+        write_object(path.with_name(f"{name}.json"), manifest)
 
     def manifest(self, name: str) -> dict[str, Any] | None:
         """The manifest ``name``, which is ``<study>-<preset>``.

@@ -14,7 +14,6 @@ safetensors: its usual one has a pickle as index, which can run code when it is 
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import shutil
@@ -34,7 +33,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from halflife.errors import UserError
 from halflife.studies.lab.tensor_files import Values, check_run, header_of, read_tensors, readable, write_tensors
 from halflife.studies.lab.text.parallel import DataParallelContext
-from halflife.studies.store.files import checksum, explain_write_errors, named_in, read_object, write_whole
+from halflife.studies.store.files import checksum, explain_write_errors, named_in, read_object, write_object
 
 __all__ = ["read", "write_file", "write_folder"]
 
@@ -89,7 +88,7 @@ def write_folder(
     if parallel.rank == 0:
         shapes = {key: list(value.shape) for key, value in tensors.items()}
         index = {"folder": name, "run": run, "values": values, "shapes": shapes, "parts": found}
-        write_whole(about, json.dumps(index | {"crc32": _checksum(index)}))
+        write_object(about, index)
         shutil.rmtree(path / ("a" if name == "b" else "b"), ignore_errors=True)
         _file(path).unlink(missing_ok=True)
     parallel.any(False)  # nobody goes on, and perhaps ends, before it counts
@@ -98,12 +97,6 @@ def write_folder(
 def _part(rank: int) -> str:
     """The file of one process, as torch names it."""
     return f"shard-{rank + 1:05}-model-00001-of-00001.safetensors"
-
-
-def _checksum(index: Values) -> str:
-    return checksum(
-        "index", json.dumps({key: index[key] for key in ("values", "shapes", "parts")}, sort_keys=True).encode()
-    )
 
 
 def _checksum_of(path: Path) -> str:
@@ -159,9 +152,6 @@ def _index(path: Path, run: str) -> Values | None:
         return None
     index = read_object(about)
     check_run(path, index.get("run"), run)
-    with readable(path):
-        if index["crc32"] != _checksum(index):
-            raise ValueError(f"{about.name} is damaged: its checksum differs")
     return index
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -24,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halflife.errors import StoreError, UserError
-from halflife.studies.store.files import checksum, read_object, stamp, write_whole
+from halflife.studies.store.files import read_object, stamp, write_object
+from halflife.studies.store.schema import COUNT, DIGEST, TEXT, Fields
 
 __all__ = ["Sidecar", "Tokens", "cache_folder", "content_of", "open_shard", "token_dtype", "write_shard"]
 
+CONTENT = Fields({"stamp": TEXT, "dtype": TEXT, "sha256": DIGEST, "largest": COUNT})
 STREAM = 1 << 24  # bytes read at once
 SETTLED = 2_000_000_000  # nanoseconds after which a change of a file shows in its times
 
@@ -107,18 +108,14 @@ def _remembered(path: Path, dtype: str, stamped: str) -> tuple[str, int]:
     """What a file held when it had this stamp, from the cache if it is there."""
     kept = _in_cache("contents", path, dtype)
 
-    def entry(sha256: Any, largest: Any) -> dict[str, Any]:
-        words = {"stamp": stamped, "dtype": dtype, "sha256": sha256, "largest": largest}
-        return words | {"crc32": checksum(repr(list(words.values())), b"")}
-
     with contextlib.suppress(StoreError, FileNotFoundError):
-        found = read_object(kept)
-        if found == entry(found.get("sha256"), found.get("largest")):
+        found = read_object(kept, CONTENT)
+        if (found["stamp"], found["dtype"]) == (stamped, dtype):
             return found["sha256"], found["largest"]
     content = _read_whole(path, dtype)
     with contextlib.suppress(UserError):  # without a cache it is read again
         make_cache_folder(kept.parent)
-        write_whole(kept, json.dumps(entry(*content)), durable=False)
+        write_object(kept, {"stamp": stamped, "dtype": dtype, "sha256": content[0], "largest": content[1]})
     return content
 
 
@@ -175,7 +172,7 @@ def write_shard(path: Path, parts: Iterable[NDArray[Any]], *, vocab_size: int, t
         file.flush()
         os.fsync(file.fileno())
     sidecar = Sidecar(dtype.str, length, vocab_size, digest.hexdigest(), tokenizer)
-    _sidecar_path(path).write_text(json.dumps(asdict(sidecar), indent=1), encoding="utf-8")
+    write_object(_sidecar_path(path), asdict(sidecar))
     return sidecar
 
 
@@ -252,13 +249,12 @@ def _make_sidecar(path: Path, size: int, tokenizer: str) -> Sidecar:
             f"{path} has {size:,} bytes, expected an even number above 0 (two bytes per token): it was cut short, copy it again"
         )
     sidecar = Sidecar("<u2", size // 2, 0, content_of(path)[0], tokenizer)
-    content = json.dumps(asdict(sidecar), indent=1)
     try:
-        write_whole(_sidecar_path(path), content)
+        write_object(_sidecar_path(path), asdict(sidecar))
     except StoreError:
         kept = _in_cache("sidecars", path)
         make_cache_folder(kept.parent)
-        write_whole(kept, content)
+        write_object(kept, asdict(sidecar))
     return sidecar
 
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from halflife.studies.lab.text.shards import (
     write_shard,
 )
 from halflife.studies.specs.text import TextRun
-from halflife.studies.store.files import read_object
+from halflife.studies.store.files import read_object, write_object
 from halflife.studies.store.schema import TEXT, Fields
 
 __all__ = ["TokenData", "load_tokens"]
@@ -182,10 +181,7 @@ def _make(corpus: Corpus, spec: TextRun, folder: Path) -> None:
             "tokenizer": encoder.digest,
             "seconds": round(time.perf_counter() - began, 2),
         }
-        with (aside / "about.json").open("w", encoding="utf-8") as file:
-            json.dump(about, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_object(aside / "about.json", about)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
