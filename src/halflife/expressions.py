@@ -150,7 +150,7 @@ def _call(node: ast.Call, known: Mapping[str, Callable[..., Any]], where: str, d
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
-        raise UserError(f"{where} calls {name}, which is not known: {hint}")
+        raise UserError(f"{where} calls {name[:80]}, which is not known: {hint}")
     keywords = [keyword.arg for keyword in node.keywords]
     if any(isinstance(argument, ast.Starred) for argument in node.args) or None in keywords:
         raise UserError(f"{where} unpacks arguments with a star, expected them one by one")

@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,6 +399,39 @@ def test_damaged_memory_is_refused(
         attach(optimizer, rule)
         optimizer.step()
     assert torch.isfinite(weight.detach()).all()
+
+
+@pytest.mark.parametrize("order", ["attach, load", "load, attach"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"halflife_step": "2"}, "the step must be a number, got '2'"),
+        ({"halflife_step": 1.5}, "the step must be a whole number of steps >= 0, got 1.5"),
+        ({"halflife_step": -2}, "the step must be a whole number of steps >= 0, got -2"),
+        ({"halflife_step": None}, "the step must be a number, got None"),
+        ({"halflife_law": 3}, "the law must be text, got 3"),
+        ({"halflife_law": None}, "the law must be text, got None"),
+        ({"halflife_peak_lr": "x"}, "the peak_lr must be a number, got 'x'"),
+        ({"halflife_peak_lr": math.nan}, "the peak_lr must be a finite number >= 0, got nan"),
+        ({"halflife_memory": 3}, "'int' object is not iterable"),
+        ({"halflife_memory": [[]]}, "the memory must be a number, got "),
+    ],
+)
+def test_what_a_checkpoint_keeps_has_types(damage: dict[str, Any], message: str, order: str) -> None:
+    state = started(NormTarget())
+    group = state["param_groups"][1]
+    group |= damage
+    optimizer = adamw(Problem())
+    said = rf"the checkpoint is damaged, of parameter group 1 {re.escape(message)}.*: load another checkpoint"
+    if order == "attach, load":
+        attach(optimizer, NormTarget())
+        with pytest.raises(UserError, match=said):
+            optimizer.load_state_dict(state)
+    else:
+        optimizer.load_state_dict(state)
+        with pytest.raises(UserError, match=said):
+            attach(optimizer, NormTarget())
+        assert handle_of(optimizer) is None
 
 
 def test_a_handle_survives_a_round_trip_of_the_state(tmp_path: Path) -> None:

@@ -129,8 +129,8 @@ class Attachment:
         groups = optimizer.param_groups
         loaded = [group for group in groups if group.get(STEP, ELSEWHERE) != ELSEWHERE]
         if loaded:
-            for group in loaded:
-                self._check_law(group)
+            for index, group in enumerate(groups):
+                self._check_law(group, index)
             memory = [self._memory_in(optimizer, group, index) for index, group in enumerate(groups)]
             step = int(loaded[-1][STEP])
         new = []
@@ -350,7 +350,7 @@ class Attachment:
         self.sync_groups(optimizer)
         config, needs, groups = self._config, self._config.rule.needs, optimizer.param_groups
         for index, saved in enumerate(state_dict["param_groups"]):
-            self._check_law(saved)
+            self._check_law(saved, index)
             if saved.get(STEP, ELSEWHERE) != ELSEWHERE:
                 self._memory_in(optimizer, saved, index)
         if config.allow_other_law:
@@ -386,8 +386,11 @@ class Attachment:
             )
         self.sync_groups(optimizer)
 
-    def _check_law(self, saved: dict[str, Any]) -> None:
+    def _check_law(self, saved: dict[str, Any], index: int) -> None:
         loaded = saved.get(STEP, ELSEWHERE) != ELSEWHERE
+        if loaded:
+            names = {"step": STEP, "peak_lr": PEAK, "law": LAW, "memory": MEMORY}
+            refusals.check_kept({name: saved[key] for name, key in names.items() if key in saved}, index)
         if loaded and not self._config.allow_other_law and not same_law(saved[LAW], self._config.rule):
             refusals.check_law(self._law, saved[LAW], "law")
 

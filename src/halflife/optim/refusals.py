@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from halflife.conversion import convert
 from halflife.errors import UserError
-from halflife.numbers import check_non_negative
+from halflife.numbers import as_number, check_non_negative, check_steps
 from halflife.optim.frames import level_of_the_user
 from halflife.optim.known import facts_of, family_of
 from halflife.optim.second_moment import measures_gradients
@@ -541,8 +541,9 @@ def check_law(attached: str, saved: str, what: str) -> None:
         UserError: If they differ.
     """
     if attached != saved:
+        said = saved if len(saved) <= 1000 else f"{saved[:1000]}..."
         raise UserError(
-            f"the checkpoint was made under the {what} {saved}, but attached is {attached}; attach the same "
+            f"the checkpoint was made under the {what} {said}, but attached is {attached}; attach the same "
             "to go on exactly, or pass attach(..., allow_other_law=True) to continue under the attached one"
         )
 
@@ -604,6 +605,29 @@ def warn_of_decay(
 
 def _those(others: Sequence[str]) -> str:
     return f", which {' or '.join(others)} can do" if others else ""
+
+
+def check_kept(saved: Mapping[str, Any], group: int) -> None:
+    """Refuse what a checkpoint holds of a rule if it is damaged.
+
+    Args:
+        saved: ``step``, ``peak_lr``, ``law`` and ``memory``, as far as they are there.
+        group: Number of the group.
+
+    Raises:
+        UserError: If the law is no text, the step or the peak no number >= 0, or the memory no numbers.
+    """
+    try:
+        check_steps("the step", saved["step"], minimum=0)
+        check_non_negative("the peak_lr", saved.get("peak_lr", 0.0))
+        for value in () if (memory := saved.get("memory")) is None else memory:
+            as_number("the memory", value)
+        if not isinstance(saved.get("law"), str):
+            raise UserError(f"the law must be text, got {saved.get('law')!r}")
+    except (UserError, TypeError) as error:
+        raise UserError(
+            f"the checkpoint is damaged, of parameter group {group} {str(error)[:200]}: load another checkpoint"
+        ) from error
 
 
 def check_memory(values: Sequence[float], expected: int, complete: bool, group: int) -> None:

@@ -28,6 +28,7 @@ from halflife.studies.catalog import get_study
 from halflife.studies.evidence.verdicts import StudyResults
 from halflife.studies.lab.images.sources import read_source
 from halflife.studies.lab.tensor_files import check_run, kept_file, read_tensors, readable, write_tensors
+from halflife.studies.lab.text import shards
 from halflife.studies.lab.text.replay import write_trace
 from halflife.studies.lab.text.tokens import load_tokens
 from halflife.studies.lab.trainer import Context, train
@@ -35,6 +36,7 @@ from halflife.studies.runner.plan import make_plan
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.specs import ImageRun, RunSpec, TextBranch, TextReplay, TextRun
 from halflife.studies.specs.images import fine_tune_branch
+from halflife.studies.store import columns
 from halflife.studies.store.archives import ArchivedStore
 from halflife.studies.store.files import LARGEST_JSON, read_object, write_whole
 from halflife.studies.store.records import Reading
@@ -356,6 +358,30 @@ def test_verdicts_and_report_unpickle_nothing(
             (said,) = results.damaged.values()
             assert results.num_finished == results.num_planned - 1
         assert path.name in said
+
+
+@by_form
+def test_what_is_kept_to_be_faster_is_not_unpickled(
+    marker: Path, tmp_path: Path, form: Callable[[Path], bytes], corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compact form of readings, and what the cache remembers of token files: both are made anew."""
+    monkeypatch.setattr(columns, "SMALLEST_COMPACT", 1)
+    monkeypatch.setattr(shards, "SETTLED", -(10**18))
+    store = make_store(tmp_path / "store")
+
+    def read() -> object:
+        shards._remembered.cache_clear()
+        results = StudyResults(store, get_study("stabilization"), store.manifests()[0])
+        assert not results.damaged
+        return results.last("large-decay", "test/error", 8).tolist(), load_tokens(TEXT, corpus).train.tolist()
+
+    found = read()
+    kept = [*store.path.rglob("readings.safetensors"), *(tmp_path / "cache").rglob("contents/*.json")]
+    assert len(kept) == 8 + 2
+    for path in kept:
+        path.write_bytes(form(marker))
+    assert read() == found
+    assert all(path.read_bytes() != form(marker) for path in kept)
 
 
 # ---- data

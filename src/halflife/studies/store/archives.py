@@ -87,7 +87,7 @@ def _files(archive: Path) -> dict[str, bytes]:
     """The files of a whole archive by their names."""
     files: dict[str, bytes] = {}
     try:
-        with archive.open("rb") as file, tarfile.open(fileobj=_Unpacked(file), mode="r|") as members:
+        with archive.open("rb") as file, tarfile.open(fileobj=(unpacked := _Unpacked(file)), mode="r|") as members:
             for member in members:
                 name = member.name
                 if member.type not in {tarfile.REGTYPE, tarfile.AREGTYPE} or MEMBER.fullmatch(name) is None:
@@ -97,6 +97,7 @@ def _files(archive: Path) -> dict[str, bytes]:
                 content = members.extractfile(member)
                 assert content is not None
                 files[name] = content.read()
+            unpacked.read_to_the_end()  # where its checksum is: damage may look like the end of the members
     except StoreError:
         raise
     except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
@@ -137,3 +138,8 @@ class _Unpacked(io.RawIOBase):
         if self._left < 0:
             raise lzma.LZMAError("it is too large")
         return b"".join(parts)
+
+    def read_to_the_end(self) -> None:
+        """Unpack what follows, too, so that the whole is checked."""
+        while not self._decoder.eof:
+            self.read(CHUNK)

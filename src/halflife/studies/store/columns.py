@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ Tensor = NDArray[Any]
 COMPACT = ".safetensors"
 FORMAT = "halflife readings 1"
 DTYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+WIDTHS = {name: np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
 USUAL_HEADER = 1 << 13  # bytes
 SMALL = 256  # bytes of a tensor that is kept from the first look at a file
 SMALLEST_COMPACT = 1 << 14  # bytes of lines; fewer are read as fast as another file
@@ -302,7 +304,8 @@ class _Compact(Mapping[str, Tensor]):
             found = {}
             for name, one in header.items():
                 begin, end = one["data_offsets"]
-                if not 0 <= begin <= end <= size - start:
+                shape = one["shape"]
+                if not 0 <= begin <= end <= size - start or end - begin != math.prod(shape) * WIDTHS[one["dtype"]]:
                     return None
                 own = raw[start + begin : start + end] if end - begin <= SMALL and start + end <= len(raw) else None
                 found[name] = (one["dtype"], one["shape"], start + begin, end - begin, words[f"crc32 {name}"], own)

@@ -11,6 +11,7 @@ import hashlib
 import lzma
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ SHIPPED_TITLE = "Fashion-MNIST (first 5,000 training images, all 10,000 test ima
 CIFAR_RECORD = 1 + 3 * 32 * 32  # one label, then three planes of 32 x 32
 CIFAR_FILE = 10_000 * CIFAR_RECORD
 FASHION_SIZES = (60_000, 10_000)
+LARGEST_IDX = 16 + FASHION_SIZES[0] * 28 * 28
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class ImageSource:
 
 def _take_idx(raw: bytes, offset: int, name: str) -> tuple[bytes, tuple[int, ...], int]:
     """One idx array of unsigned bytes at ``offset``: its bytes, its sizes, and the offset behind it."""
-    if raw[offset : offset + 3] != b"\0\0\x08":
-        raise UserError(f"{name} does not start as an idx file of bytes does: fetch the file again")
-    num_dims = raw[offset + 3]
+    num_dims = (raw[offset + 3 : offset + 4] or b"\0")[0]
     start = offset + 4 + 4 * num_dims
+    if raw[offset : offset + 3] != b"\0\0\x08" or not num_dims or start > len(raw):
+        raise UserError(f"{name} does not start as an idx file of bytes does: fetch the file again")
     sizes = struct.unpack(f">{num_dims}I", raw[offset + 4 : start])
     length = 1
     for size in sizes:
@@ -117,6 +119,18 @@ def _find(folder: Path, subfolders: tuple[str, ...], file: str, name: str) -> Pa
     raise UserError(f"{folder} has no {file}, which {name} needs: name the folder that holds it with --data DIR")
 
 
+def _gunzipped(path: Path) -> bytes:
+    """What a gzip file holds, if it is no more than Fashion-MNIST."""
+    try:
+        with gzip.open(path) as file:
+            found = file.read(LARGEST_IDX + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole gzip file ({error}): fetch it again") from error
+    if len(found) > LARGEST_IDX:
+        raise UserError(f"{path} holds more than {LARGEST_IDX:,} bytes, the most of Fashion-MNIST: fetch it again")
+    return found
+
+
 def _fashion(folder: Path | None) -> ImageSource:
     folder = _need_folder(folder, "fashion-mnist", "the four idx .gz files of Fashion-MNIST")
     digest = hashlib.sha256()
@@ -124,10 +138,7 @@ def _fashion(folder: Path | None) -> ImageSource:
     for split in ("train", "t10k"):
         for kind in ("images-idx3", "labels-idx1"):
             path = _find(folder, ("", "FashionMNIST/raw"), f"{split}-{kind}-ubyte.gz", "fashion-mnist")
-            try:
-                raw.append(gzip.decompress(path.read_bytes()))
-            except (OSError, EOFError) as error:
-                raise UserError(f"{path} is no whole gzip file ({error}): fetch it again") from error
+            raw.append(_gunzipped(path))
             digest.update(raw[-1])
     return ImageSource(
         title="Fashion-MNIST",
