@@ -1,13 +1,13 @@
-"""Seconds and memory of `halflife study verdicts` on stores of made-up runs, in a process of its own.
+"""Seconds and memory of `halflife study verdicts` and `halflife report` on stores of made-up runs, in processes of their own.
 
 Run it with ``make bench``, or ``python benchmarks/store.py``; ``--large`` adds 10,000 runs of 1,000 readings (5 GB on the disk
 below ``--folder`` while it runs).
 
-The runs are those of the study `stabilization`, four arms of as many seeds as there are runs to share out: eight numbers a
+The runs are those of the study `stabilization`, four arms of as many seeds as there are runs to share out: nine numbers a
 reading, of 1,000 test examples which ones are wrong at two epochs. *First* is the first command on runs without their
 compact form (``readings.safetensors``), as in a store that was copied: it reads all lines and writes that form. *Then* is the
-next command, as in a store whose runs ended on this machine. Files are in the system's cache both times. Processor time
-counts what the command alone used, on a machine that does other things too.
+next command, as in a store whose runs ended on this machine, and *report* is a report after that. Files are in the system's
+cache each time. Processor time counts what the command alone used, on a machine that does other things too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lines_of(spec: ImageRun, seed: int) -> str:
     rng = np.random.default_rng([seed, int(spec.lr * 1000), int(spec.lam * 1000)])
     out = []
     for epoch in range(1, spec.num_epochs + 1):
-        numbers = rng.random(6).tolist()
+        numbers = rng.random(7).tolist()
         names = (
             "train/running_loss",
             "weight_norm",
@@ -57,6 +57,7 @@ def lines_of(spec: ImageRun, seed: int) -> str:
             "train/loss",
             "test/error",
             "ema-0.999/test/error",
+            "ema-0.99/test/error",
         )
         values = {"lr": spec.lr, "fraction": spec.lr * spec.lam, **dict(zip(names, numbers, strict=True))}
         arrays = {}
@@ -124,8 +125,9 @@ def main() -> None:
     parser.add_argument("--sizes", default="", help="instead of all sizes, such as 10x100,1000x1000")
     options = parser.parse_args()
     sizes = [tuple(map(int, size.split("x"))) for size in options.sizes.split(",") if size]
-    print("| runs x readings | lines, MB | first, s | processor, s | MiB | then, s | processor, s | MiB |")
-    print(f"|{' --- |' * 8}")
+    what = ("first", "then", "report")
+    print(f"| runs x readings | lines, MB |{''.join(f' {name}, s | processor, s | MiB |' for name in what)}")
+    print(f"|{' --- |' * (2 + 3 * len(what))}")
     for num_runs, num_readings in sizes or [*SIZES, *([LARGE] if options.large else [])]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             make_store(Path(folder), num_runs, num_readings)
@@ -133,6 +135,7 @@ def main() -> None:
             for path in Path(folder).rglob("readings.safetensors"):
                 path.unlink()
             costs = [measure("study", "verdicts", "--store", folder) for _ in range(2)]
+            costs.append(measure("report", "--store", folder))
             cells = " | ".join(f"{cost.seconds:.2f} | {cost.processor:.2f} | {cost.mebibytes:,.0f}" for cost in costs)
             print(f"| {num_runs:,} x {num_readings:,} | {size:,.0f} | {cells} |", flush=True)
             shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from halflife.studies.evidence.claims import Arm, Preset, Study
 from halflife.studies.lab import trainer
+from halflife.studies.lab.images.sources import read_source
 from halflife.studies.runner import pool
 from halflife.studies.runner.plan import Plan, make_plan, split_missing
 from halflife.studies.specs import ImageRun, RunSpec, TextBranch, TextReplay
@@ -18,6 +19,7 @@ from tests.golden.runs import RUNS
 from tests.studies.lab.text_runs import MLP
 
 WORKERS = 2
+read_source("fashion-mnist-5k")  # once, in the process from which all are forked
 IMAGES = ImageRun(
     lr=0.1, lam=0.01, width=4, num_train=384, num_test=50, downsample=4, num_epochs=60, eval_every=3, keep_at=(30,),
     ema=(0.9,), ensemble_every=6,

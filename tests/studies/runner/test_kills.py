@@ -17,7 +17,7 @@ from halflife.studies.store.store import Store
 from tests.studies.lab.text_runs import write_corpus
 from tests.studies.runner.kill_study import carry_out, plan_of
 
-KILLS, LONGEST = 100, 0.7  # seconds between two of them
+KILLS, LONGEST = 100, 0.6  # seconds between two of them
 
 
 def alive(pid: int) -> bool:
@@ -39,6 +39,14 @@ def wait_until_gone(pids: list[int]) -> None:
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a process outlived its command"
         time.sleep(0.005)
+
+
+def wait_for_progress(log: Path, process: multiprocessing.process.BaseProcess) -> None:
+    """Wait until a run reports a step, or the command has ended."""
+    known, deadline = log.stat().st_size, time.monotonic() + 60
+    while process.is_alive() and b"\nprogress" not in log.read_bytes()[max(0, known - 1) :]:
+        assert time.monotonic() < deadline, "no run made a step"
+        time.sleep(0.01)
 
 
 def readings_of(store: Path) -> dict[str, bytes]:
@@ -85,11 +93,14 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
     rng, kinds, interrupted = random.Random(0), Counter[str](), 0
     done: dict[str, int] = {}
+    log = tmp_path / "killed.log"
+    log.touch()
     while kinds.total() < KILLS:
         process = start("killed")
         assert process.pid is not None
         kind = "worker"
         while kind == "worker" and kinds.total() < KILLS:
+            wait_for_progress(log, process)
             time.sleep(rng.uniform(0, LONGEST))
             workers = workers_of(process.pid)
             if not workers:
@@ -116,7 +127,7 @@ def test_a_hundred_kills_lose_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert readings_of(tmp_path / "killed") == readings_of(tmp_path / "whole")
     assert kept_of(tmp_path / "killed") == kept_of(tmp_path / "whole")
 
-    events = [line.split(" ", 3) for line in (tmp_path / "killed.log").read_text().splitlines()]
+    events = [line.split(" ", 3) for line in log.read_text().splitlines()]
     interrupted += sum("SIGKILL" in message for what, _, _, message in events if what == "failed")
     assert interrupted >= 0.8 * KILLS, f"{interrupted} of {dict(kinds)} hit a run that was not finished"
     assert min(kinds.values()) >= 10
