@@ -209,7 +209,9 @@ def test_a_study_refuses_a_planted_checkpoint(
         write(store.run(run.id).path / "checkpoint/values.json", json.dumps(OWN).encode())
     arguments = ("study", "run", "stabilization", "--preset", "smoke", "--seeds", "1", "--workers", "1")
     said = command(capsys, monkeypatch, *arguments, "--store", str(store.path))
-    assert re.fullmatch(r"error: the checkpoint .* cannot be read \(.*\): remove it and run again\n", said)
+    assert re.fullmatch(
+        r"error: the checkpoint .* cannot be read \(.*\): remove it and run again, the run then starts over\n", said
+    )
 
 
 @pytest.mark.parametrize("spec", [IMAGES, TEXT])
@@ -326,7 +328,8 @@ def test_norms_that_a_parent_did_not_have_are_refused(
     )
     replay = TextReplay(of=TEXT, match="global")
     refused(
-        lambda: trained(store, replay, corpus), r"norms.safetensors cannot be read \(trace .*: remove it and run again"
+        lambda: trained(store, replay, corpus),
+        rf"norms.safetensors cannot be read \(trace .*: remove the folder .*{PARENT} and run again",
     )
 
 

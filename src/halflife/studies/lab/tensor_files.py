@@ -265,4 +265,7 @@ def readable(path: Path, *others: type[BaseException]) -> Iterator[None]:
         raise
     except UNREADABLE + others as error:
         said = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise UserError(f"the checkpoint {path} cannot be read ({said[0][:200]}): remove it and run again") from error
+        remedy = "remove it and run again, the run then starts over"
+        if (kept := next((folder for folder in path.parents if folder.name == "kept"), None)) is not None:
+            remedy = f"remove the folder {kept.parent} and run again, that run is then trained anew"
+        raise UserError(f"the checkpoint {path} cannot be read ({said[0][:200]}): {remedy}") from error
