@@ -80,6 +80,37 @@ def test_fashion_mnist_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert source.test.labels == b"\3" * 4
 
 
+def test_labels_that_fashion_mnist_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "FASHION_SIZES", (6, 4))
+    _fashion(tmp_path / "data")
+    (tmp_path / "data/t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(_idx(4, (), 10)))
+    with pytest.raises(
+        UserError, match="fashion-mnist t10k holds labels above 9, expected ten classes: this is not Fash"
+    ):
+        read_source("fashion-mnist", tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"x" * (1 << 16), 1)[:-4], "is no whole gzip file"),
+        (gzip.compress(bytes(1 << 16))[:20] + b"\xff" * 20, "is no whole gzip file .Error -3"),  # zlib's own error
+        (
+            gzip.compress(bytes(sources.LARGEST_IDX + 1), 1),
+            "holds more than 47,040,016 bytes, the most of Fashion-MNIST",
+        ),
+        (gzip.compress(b"\0\0\x08"), "does not start as an idx file of bytes does"),
+        (gzip.compress(b"\0\0\x08\xff" + bytes(50)), "does not start as an idx file of bytes does"),
+    ],
+    ids=["torn", "damaged", "huge", "short", "dimensions"],
+)
+def test_a_file_of_images_that_is_none(tmp_path: Path, content: bytes, said: str) -> None:
+    _fashion(tmp_path / "data")
+    (tmp_path / "data/train-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(UserError, match=f"{said}.*: fetch"):
+        read_source("fashion-mnist", tmp_path / "data")
+
+
 def test_cifar10_from_its_binary_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "CIFAR_FILE", 2 * sources.CIFAR_RECORD)
     for number, name in enumerate([*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]):

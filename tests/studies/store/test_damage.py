@@ -22,6 +22,7 @@ from halflife.studies.evidence.verdicts import StudyResults, manifests_of
 from halflife.studies.report.pages.provenance import banners, provenance_of
 from halflife.studies.runner.worker import Task, train_run
 from halflife.studies.store.files import read_object
+from halflife.studies.store.records import Reading
 from halflife.studies.store.store import RunFolder, Store
 from tests.studies.lab.text_runs import MLP, stop_after, write_corpus
 from tests.studies.synthetic import make_store
@@ -494,3 +495,15 @@ def test_readings_of_a_stopped_run_are_those_that_its_checkpoint_stands_for(tmp_
             with pytest.raises(StoreError, match=said):
                 trained(store)
             assert path.read_bytes() == raw, "nothing is lost"
+
+
+def test_a_change_while_a_run_writes_is_noticed(tmp_path: Path) -> None:
+    folder = Store(tmp_path).run(RUN)
+    folder.write_header({"id": RUN, "status": "running", "spec": MLP.to_json()})
+    for step in (1, 2):
+        folder.append(Reading(step=step, epoch=step, values={"loss": 0.5}))
+    path = folder.path / "readings.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4", 1))
+    with pytest.raises(StoreError, match=r"is damaged \(it was changed while the run wrote it\): remove the folder"):
+        folder.finish(folder.header())
+    assert not folder.finished

@@ -155,13 +155,17 @@ class RunFolder:
             header: What ``run.json`` shall say, without status and readings.
 
         Raises:
-            StoreError: The readings are damaged, or nothing may be written.
+            DamagedError: The readings are not those that the run wrote.
+            StoreError: They are damaged, or nothing may be written.
         """
+        written = None if self._file is None else self.record()
         self.close()
         with explain_write_errors(self.path):
             self._lines.touch()  # a run that read nothing has none yet
         raw, _ = read_bytes(self._lines, LARGEST_READINGS)
         record = _record(raw.count(b"\n"), len(raw), hashlib.sha256(raw))
+        if written is not None and written != record:
+            raise DamagedError(self._lines, "it was changed while the run wrote it")
         header = header | {"status": "finished", "readings": record}
         self.columns(header)  # reads them once, and leaves the compact form behind
         self.write_header(header)

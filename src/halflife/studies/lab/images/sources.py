@@ -78,6 +78,10 @@ def _idx_split(raw_images: bytes, raw_labels: bytes, name: str, expected: int) -
             f"{name} holds images of sizes {sizes} and {len(labels)} labels, expected ({expected}, 28, 28) and"
             f" {expected}: this is not Fashion-MNIST, name its folder"
         )
+    if max(labels) > 9:
+        raise UserError(
+            f"{name} holds labels above 9, expected ten classes: this is not Fashion-MNIST, name its folder"
+        )
     return Split(images, labels, (1, 28, 28))
 
 
