@@ -258,7 +258,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(folder: Path, together: list[A
     content = bytearray(path.read_bytes())
     content[content.index(b'"step": 1') + 8 if damaged == "values.json" else -4] ^= 2
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be read \(.* damaged.*checksum differs\): remove it and run again"):
+    with pytest.raises(UserError, match=r" damaged.*checksum differs\)?: remove it,? and run "):
         run(SPECS["sgd"], where, folder / "corpus")
 
 
