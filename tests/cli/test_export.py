@@ -11,6 +11,7 @@ import pytest
 
 from halflife.errors import StoreError, UserError
 from halflife.studies import Results, Store
+from halflife.studies.store.files import read_object, write_object
 from tests.cli.test_study_list import said
 from tests.studies.synthetic import make_store
 
@@ -91,7 +92,7 @@ def test_wrong_input_of_export_is_one_sentence(tmp_path: Path) -> None:
         said("export", "--out", str(tmp_path / "file"), folder=tmp_path / "store")
     make_store(tmp_path / "foreign")
     sheet = tmp_path / "foreign/sheets/stabilization-laptop.json"
-    sheet.write_text(sheet.read_text().replace('"study": "stabilization"', '"study": "../../up"'))
+    write_object(sheet, read_object(sheet) | {"study": "../../up"})
     with pytest.raises(StoreError, match=r"study is '../../up', expected a name of at most"):
         said("export", folder=tmp_path / "foreign")
     assert not list(tmp_path.glob("up*"))
