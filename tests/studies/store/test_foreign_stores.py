@@ -226,7 +226,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, corpus: str, spe
     assert f"was written by another run (its spec is {spec.digest()[:12]}, expected {other.digest()[:12]})" in said
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"run": IMAGES.digest()}, {"run": IMAGES.digest(), "values": DEEP}])
+OF_IMAGES = {"run": IMAGES.digest(), "values": "{}"}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, OF_IMAGES, *(OF_IMAGES | {"crc32": text} for text in (DEEP, "{}", "[]", "3", '{"": 1}', "NaN", ""))],
+)
 def test_a_checkpoint_without_a_whole_header_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     store = Store(tmp_path / "store")
     path = store.run(RUN).checkpoint

@@ -152,6 +152,8 @@ def header_of(path: Path, *, run: str) -> Values | None:
 def _header(path: Path, metadata: Mapping[str, str], run: str) -> tuple[Values, dict[str, str]]:
     """The values and the checksums."""
     check_run(path, metadata["run"], run)
+    if "crc32" not in metadata:
+        raise ValueError("it has no checksums, as those of earlier versions")
     checksums: dict[str, str] = loads(metadata["crc32"])
     if checksums[""] != checksum("values", metadata["values"].encode()):
         raise ValueError("its values are damaged: their checksum differs")
