@@ -362,6 +362,7 @@ def test_the_initial_value_of_another_library_counts_and_stays() -> None:
         (Sphere(per="tensor"), lambda values: (math.nan, *values[1:]), "got nan among them"),
         (Stable(0.1), lambda values: values[:1], "should hold 2 finite numbers >= 0, got 1 numbers"),
         (Stable(0.1), lambda values: (*values[:1], math.nan), "got nan among them"),
+        (Stable(0.1), lambda values: (-1.0, *values[1:]), "got -1.0 among them"),
     ],
 )
 def test_damaged_memory_is_refused(

@@ -421,7 +421,7 @@ class Attachment:
         complete, same = len(values) in {size, older}, same_law(saved[LAW], self._config.rule)
         if not complete and not same:
             return ()  # another law's
-        refusals.check_memory(values, size, complete, index)
+        refusals.check_memory(values, size, complete, keeps_norms * num_parameters, index)
         if (
             not same and moment is not None and moment.reads_optimizer
         ):  # which is right whatever beta2 the other law had

@@ -630,19 +630,24 @@ def check_kept(saved: Mapping[str, Any], group: int) -> None:
         ) from error
 
 
-def check_memory(values: Sequence[float], expected: int, complete: bool, group: int) -> None:
+def check_memory(values: Sequence[float], expected: int, complete: bool, norms: int, group: int) -> None:
     """Refuse numbers per parameter of a checkpoint that are damaged.
 
     Args:
         values: The numbers.
         expected: How many there should be.
         complete: Whether there are as many as there should be.
+        norms: How many of them, at the end, are norms, of which -1 stands for none.
         group: Number of the group.
 
     Raises:
-        UserError: If some are missing or too many, or one is NaN, infinite or negative (-1 stands for none).
+        UserError: If some are missing or too many, or one is NaN, infinite or negative.
     """
-    broken = next((value for value in values if not 0.0 <= value < math.inf and value != -1.0), None)
+    first = len(values) - norms
+    broken = next(
+        (value for i, value in enumerate(values) if not 0.0 <= value < math.inf and not (value == -1.0 and i >= first)),
+        None,
+    )
     if broken is None and complete:
         return
     got = f"{len(values)} numbers" if broken is None else f"{broken!r} among them"
