@@ -167,6 +167,21 @@ def test_assert_decay() -> None:
     halflife.assert_decay(model, optimizer, {"0.*": "decoupled:0.1", "*": "none"})
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, held, Engine, lambda net: net])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module."])
+def test_patterns_as_the_names_of_a_wrapped_model(wrap: Callable[[nn.Module], Any], prefix: str) -> None:
+    """Copied from `named_parameters()` of a model in wrappers, they hold for the model in others, or in none."""
+    model = wrap(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    groups = halflife.param_groups(model, [(f"{prefix}0.*", 0.1), ("*", False)])
+    assert [sorted(each.rpartition(".")[2] for each in group["param_names"]) for group in groups] == [
+        ["bias", "weight"]
+    ] * 2
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    halflife.assert_decay(model, optimizer, {f"{prefix}0.weight": "decoupled:0.1", f"{prefix}1.*": "none"})
+    with pytest.raises(UserError, match="matches no"):
+        halflife.assert_decay(model, optimizer, {f"{prefix}2.*": "none"})
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, held])
 @pytest.mark.parametrize("wrapped_names", [True, False])
 def test_references_by_name(wrap: Callable[[nn.Module], Any], wrapped_names: bool) -> None:

@@ -72,7 +72,8 @@ def matcher(pattern: str, names: Iterable[Names]) -> Callable[[Names], bool]:
     """A function that says which names a shell pattern matches.
 
     The first of these spellings in which it matches any is the one that counts: names without wrappers; as they are;
-    without a ``module`` in front, then without any, since wrappers that are not known here hold the model so, too.
+    without a ``module`` in front, then without any, since wrappers that are not known here hold the model so, too. A
+    pattern that matches none of them is spelled in the same ways: it may be written for the wrapped model.
 
     Args:
         pattern: The pattern.
@@ -88,10 +89,10 @@ def matcher(pattern: str, names: Iterable[Names]) -> Callable[[Names], bool]:
         raise UserError(
             f"pattern {shortened(pattern)} has {len(pattern)} characters, expected at most {LONGEST}: write a shorter one"
         )
-    match = re.compile(fnmatch.translate(pattern)).match
     spellings: tuple[Callable[[Names], str], ...]
     spellings = (lambda each: each[1], lambda each: each[0], lambda each: each[1].removeprefix("module."),
                  lambda each: _without_module(each[1]))  # fmt: skip
     known = list(names)
-    spelled = next((spell for spell in spellings if any(match(spell(each)) for each in known)), spellings[0])
+    tried = [(re.compile(fnmatch.translate(text)).match, spell) for text in plain_names(pattern) for spell in spellings]
+    match, spelled = next((way for way in tried if any(way[0](way[1](each)) for each in known)), tried[0])
     return lambda each: match(spelled(each)) is not None
