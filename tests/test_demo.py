@@ -43,9 +43,18 @@ def test_the_end_of_the_log_is_shown_when_the_command_fails(tmp_path: Path) -> N
     assert lines[1:] == [f"line {i}" for i in range(30, 50)]
 
 
+# A job that a script starts in the background ignores Ctrl-C, and so does what it starts: the tests too, then.
+HEARS_CTRL_C = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+)
+
+
 def test_ctrl_c_ends_the_command_and_says_how_to_go_on(tmp_path: Path) -> None:
     log = tmp_path / "install.log"
     sleeps = [
+        *HEARS_CTRL_C,
         *QUIETLY,
         str(log),
         "Installing",

@@ -379,10 +379,11 @@ def test_nothing_is_wider_than_the_screen(opened: Open, name: str, width: int) -
     page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     # Labels stay inside the window, too: an SVG hides nothing that hangs out.
-    right = page.evaluate(
-        "Math.max(0, ...[...document.querySelectorAll('.chart text')].map(t => t.getBoundingClientRect().right))"
+    page.wait_for_function(  # those in what was opened are drawn a frame later
+        "width => Math.max(0, ...[...document.querySelectorAll('.chart text')]"
+        ".map(t => t.getBoundingClientRect().right)) <= width",
+        arg=width,
     )
-    assert right <= width
     page.evaluate("document.querySelectorAll('details').forEach(element => element.open = false)")
     page.set_viewport_size({"width": 1280, "height": 900})
 
