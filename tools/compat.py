@@ -42,6 +42,8 @@ PEERS = {
     "torch-optimi": "optimi",
     "stable-baselines3": "stable_baselines3",
 }
+# What a release of torch restricts, or is: pip chooses them.
+FREE = {"torch", "setuptools", "sympy", "networkx", "fsspec", "filelock", "typing_extensions", "Jinja2"}
 ASK = """
 import importlib.metadata as m, json, platform, torch
 print(json.dumps({"torch": torch.__version__, "python": platform.python_version(), "numpy": m.version("numpy")}))
@@ -83,7 +85,7 @@ def main() -> int:
 
 
 def install(version: str, folder: Path, python: Path) -> dict[str, str]:
-    """Make the environment, with the pins of constraints.txt but that of torch.
+    """Make the environment, with the pins of constraints.txt but those of torch and of what it asks for.
 
     Args:
         version: The release of torch.
@@ -99,7 +101,7 @@ def install(version: str, folder: Path, python: Path) -> dict[str, str]:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not line.startswith("torch==")]
+    kept = [line for line in lines if line.partition("==")[0] not in FREE]
     constraints = folder / "constraints.txt"
     constraints.write_text("\n".join([*kept, ""]), encoding="utf-8")
     print(

@@ -1,7 +1,7 @@
 """Language models trained by two processes that talk through gloo, by DDP and by FSDP2.
 
 Two processes add numbers in another order than one does. How far that alone leads, one process says by itself: it cuts the
-batches of the same run into other parts. Two processes may lead 4 times as far above a floor of 2e-7, which is a last bit
+batches of the same run into other parts. Two processes may lead 4 times as far above a floor of 4e-7, which is a last bit
 or two of float32. A norm of one half of the weights, a gradient of one half of the batch or an evaluation with weights of
 yesterday are off by percents.
 """
@@ -38,7 +38,7 @@ from tests import ROOT
 from tests.studies.lab.text_distributed_worker import COOLDOWN, HALF, REPLAY, RESUMED, SPECS, STOP, plain
 from tests.studies.lab.text_runs import run, stop_after, write_corpus
 
-FLOOR = 2e-7
+FLOOR = 4e-7
 FORMS = ("ddp", "fsdp")
 Readings = dict[int, dict[str, float]]
 
@@ -109,7 +109,8 @@ def together(folder: Path, alone: dict[str, Readings]) -> list[dict[str, dict[st
             process.wait()
     said = "\n".join(log.read_text()[-3000:] for log in logs)
     assert [process.returncode for process in processes] == [0, 0], said
-    assert not said.strip()  # no warnings reach the terminal
+    own = [line for line in said.splitlines() if line and not line.startswith("[Gloo] Rank")]  # as torch 2.8 greets
+    assert not own  # no warnings reach the terminal
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -14,12 +14,14 @@ safetensors: its usual one has a pickle as index, which can run code when it is 
 
 from __future__ import annotations
 
+import inspect
 import math
 import mmap
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,10 @@ from halflife.studies.lab.text.parallel import DataParallelContext
 from halflife.studies.store.files import checksum, explain_write_errors, named_in, read_object, write_object
 
 __all__ = ["read", "write_file", "write_folder"]
+
+# The argument by which every process writes a file of its own: it has another name in torch 2.8.
+_NAMES = inspect.signature(HuggingFaceStorageWriter).parameters
+EACH_ITS_OWN: dict[str, Any] = {"save_distributed" if "save_distributed" in _NAMES else "save_sharded": True}
 
 
 def _file(path: Path) -> Path:
@@ -77,7 +83,9 @@ def write_folder(
             path.mkdir(parents=True, exist_ok=True)
     parallel.any(False)  # nobody writes before it is gone
     try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path / name), save_distributed=True))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch 2.8 of itself
+            save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(path / name), **EACH_ITS_OWN))
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         with explain_write_errors(path):

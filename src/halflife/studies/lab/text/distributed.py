@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -80,7 +80,16 @@ class Sharded(Replicated):
         for block in blocks:
             fully_shard(block, mesh=mesh)
         self.root = fully_shard(model, mesh=mesh)
+        if not self._gets_means():
+            for part in (*blocks, model):
+                cast("FSDPModule", part).set_force_sum_reduction_for_comms(True)
         return model
+
+    def _gets_means(self) -> bool:
+        """Whether the processes get a mean where they ask for one, as `fully_shard` does: gloo in torch 2.8 adds up."""
+        part = torch.empty(1, device=self.device)
+        dist.reduce_scatter_tensor(part, torch.ones(self.size, device=self.device), dist.ReduceOp.AVG)
+        return part.item() == 1.0
 
     def gradient_sync(self, now: bool) -> contextlib.AbstractContextManager[None]:
         """Gradients of earlier parts of a batch stay whole in the process until the last part."""
