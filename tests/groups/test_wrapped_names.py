@@ -167,8 +167,16 @@ def test_assert_decay() -> None:
     halflife.assert_decay(model, optimizer, {"0.*": "decoupled:0.1", "*": "none"})
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, held, Engine, lambda net: net])
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module."])
+@pytest.mark.parametrize(
+    ("wrap", "prefix"),
+    [
+        (nn.DataParallel, "module."),
+        (compiled, "_orig_mod."),
+        (held, "_orig_mod.module."),
+        (Engine, "_fsdp_wrapped_module."),
+        (lambda net: net, "module."),
+    ],
+)
 def test_patterns_as_the_names_of_a_wrapped_model(wrap: Callable[[nn.Module], Any], prefix: str) -> None:
     """Copied from `named_parameters()` of a model in wrappers, they hold for the model in others, or in none."""
     model = wrap(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
