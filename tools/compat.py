@@ -119,7 +119,9 @@ def install(version: str, folder: Path, python: Path) -> dict[str, str]:
         for package, module in PEERS.items():
             done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
             if done.returncode:
-                missing[package] = done.stderr.strip().splitlines()[-1]
+                missing[package] = re.sub(
+                    r" \([^()]*[/\\][^()]*\)", "", done.stderr.strip().splitlines()[-1]
+                )  # no paths
                 subprocess.run([*pip, "uninstall", "-y", package], stdout=log, stderr=subprocess.STDOUT, check=True)
     return missing
 
