@@ -88,7 +88,8 @@ class Sharded(Replicated):
     def _gets_means(self) -> bool:
         """Whether the processes get a mean where they ask for one, as `fully_shard` does: gloo in torch 2.8 adds up."""
         part = torch.empty(1, device=self.device)
-        dist.reduce_scatter_tensor(part, torch.ones(self.size, device=self.device), dist.ReduceOp.AVG)
+        reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # its older name
+        reduce_scatter(part, torch.ones(self.size, device=self.device), dist.ReduceOp.AVG)
         return part.item() == 1.0
 
     def gradient_sync(self, now: bool) -> contextlib.AbstractContextManager[None]:
