@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import ROOT
+from tests.studies.tools import load_tool
 
-
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("dist_tool", ROOT / "tools" / "dist.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-DIST = tool()
+DIST = load_tool("dist")
 
 
 def test_a_wheel_is_read_as_the_sources_that_it_should_hold(tmp_path: Path) -> None:

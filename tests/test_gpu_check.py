@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import ROOT
+from tests.studies.tools import load_tool
 
-
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "tools" / "gpu_check.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECK = tool()
+CHECK = load_tool("gpu_check")
 
 
 def gpu_check(out: Path, *words: str) -> subprocess.CompletedProcess[str]:

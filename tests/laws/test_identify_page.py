@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from functools import cache
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 
 from halflife.laws import identify
 from tests import ROOT
+from tests.studies.tools import load_tool
 
 TEXT = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
 # One of each kind: a formula, a penalty, a silent one, shapes that differ, an adapter, what cannot be probed.
@@ -34,13 +33,7 @@ SOME = [
 
 @cache
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("optimizer_laws", ROOT / "tools" / "optimizer_laws.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("optimizer_laws")
 
 
 def section(name: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import inspect
 import json
 import re
@@ -32,6 +31,7 @@ from halflife.selfcheck.rules import RULES, RuleCase
 from halflife.selfcheck.table import FAMILIES, Case, Report, cell_of, plan, run_table
 from halflife.selfcheck.twin import DTYPES, Outcome, run_case, train_with_twin
 from tests import ROOT, needs_muon
+from tests.studies.tools import load_tool
 
 VARIANTS = list(variants())
 by_name: Callable[[Any], str] = lambda case: case.name  # noqa: E731  # a short name for pytest's ids
@@ -408,11 +408,7 @@ def test_selfcheck_does_not_change_torch() -> None:
 @needs_muon
 def test_the_page_is_what_the_tool_writes() -> None:
     """The rows of some optimizers, found again; `python tools/conformance.py check` compares the whole page."""
-    spec = importlib.util.spec_from_file_location("conformance_tool", ROOT / "tools" / "conformance.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool("conformance")
     page = (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8").splitlines()
     names = {"AdamW", "Adam, amsgrad", "Muon", "SparseAdam", "LBFGS"}
     report = run_table([case for case in plan(quick=True) if case[1].case.name in names])

@@ -36,6 +36,7 @@ from halflife.rules import (
     Toward,
 )
 from halflife.schedules import join, restarts, tied_to_lr, until, warmup_stable_decay
+from halflife.selfcheck.optimizers import MUON
 
 __all__ = ["BAD_INPUTS", "BadInput", "answer", "groups_of", "in_a_step", "toy"]
 
@@ -185,15 +186,13 @@ BAD_INPUTS = [
         "got beta1 = 0; expected beta1 > 0",
     ),
     *(
-        [
+        []
+        if MUON is None
+        else [
             BadInput(
-                "Stable on Muon",
-                lambda: attach(_decaying(torch.optim.Muon), Stable(0.1)),
-                "Stable cannot be attached to Muon",
+                "Stable on Muon", lambda: attach(_decaying(MUON), Stable(0.1)), "Stable cannot be attached to Muon"
             )
         ]
-        if hasattr(torch.optim, "Muon")
-        else []
     ),
     BadInput("Stable on AMSGrad", lambda: attach(_decaying(AdamW, amsgrad=True), Stable(0.1)), "use amsgrad=False"),
     BadInput("Stable elsewhere", lambda: attach(_decaying(Adamax), Stable(0.1)), "Stable(..., beta2=0.999)"),
