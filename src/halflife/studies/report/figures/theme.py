@@ -118,12 +118,15 @@ def series_styles(names: Sequence[str], *, own_shapes: bool = False) -> list[Arm
     ]
 
 
-def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
+def chart_config(
+    colours: Mapping[str, str], font: str, *, label_limit: int | Mapping[str, str] = 420
+) -> dict[str, Any]:
     """Vega-Lite's configuration.
 
     Args:
         colours: Values for ink, muted, line, accent and paper.
         font: The font's family.
+        label_limit: How wide a label of a legend may be, in pixels, or an expression that gives it.
 
     Returns:
         What a chart's ``config`` holds.
@@ -153,7 +156,7 @@ def chart_config(colours: Mapping[str, str], font: str) -> dict[str, Any]:
             "direction": "horizontal",
             "labelColor": ink,
             "labelFontSize": 12,
-            "labelLimit": 420,
+            "labelLimit": label_limit,
             "titleColor": ink,
             "titleFontSize": 12,
             "titleFontWeight": "normal",

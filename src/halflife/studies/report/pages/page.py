@@ -25,6 +25,8 @@ from halflife.studies.report.pages.tables import MARKS, ROLES, SYMBOLS, typeset
 __all__ = ["CHARTS_FILE", "Problem", "charts_script", "paper_file", "render_first", "render_paper", "render_study"]
 
 CHARTS_FILE = "report-charts.js"
+# A label of a legend ends where the plot does, after 30 pixels for its stroke: a phone's window is 360 pixels wide.
+LABEL_LIMIT = {"expr": "min(420, width - 30)"}
 BRIEF_FACTS = ("preset", "runs", "seeds", "started", "wall time", "data")  # of how a study was run, on a paper's page
 Section = dict[str, Any]
 
@@ -184,7 +186,7 @@ def _rendered(template: str, *, drawn_charts: bool, **values: Any) -> str:
     }  # fmt: skip
     return environment.get_template(template).render(
         version=__version__,
-        config=chart_config(PAGE_COLOURS, PAGE_FONT),
+        config=chart_config(PAGE_COLOURS, PAGE_FONT, label_limit=LABEL_LIMIT),
         charts_file=CHARTS_FILE,
         drawn_charts=drawn_charts,
         **values,
