@@ -27,7 +27,7 @@ PACKAGE = ROOT / "src" / "halflife"
 FLOORS: list[tuple[str, ...]] = [
     ("errors",),
     ("numbers", "expressions", "user_code"),
-    ("units",),
+    ("units", "precision"),
     ("schedules",),
     ("rules",),
     ("conversion", "groups"),
