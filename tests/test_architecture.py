@@ -27,7 +27,7 @@ PACKAGE = ROOT / "src" / "halflife"
 FLOORS: list[tuple[str, ...]] = [
     ("errors",),
     ("numbers", "expressions", "user_code"),
-    ("units", "precision"),
+    ("units", "precision", "divergence"),
     ("schedules",),
     ("rules",),
     ("conversion", "groups"),
@@ -51,6 +51,7 @@ PLAIN = {
     "expressions",
     "user_code",
     "units",
+    "divergence",
     "schedules",
     "rules",
     "conversion",
