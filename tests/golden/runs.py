@@ -21,6 +21,7 @@ from halflife.studies.specs import (
     LeastSquaresRun,
     ReluRegressionRun,
     RunSpec,
+    ScalesRun,
     SeparableRun,
     StationaryRun,
     TextBranch,
@@ -99,6 +100,17 @@ RUNS: Mapping[str, Mapping[str, RunSpec]] = {
         "noisy": ReluRegressionRun(
             seed=1, width=10, lr=0.02, lr_after_drop=0.002, drop_step=150, warmup_steps=50, lam=0.01, label_noise=0.1,
             num_steps=200, num_replicas=3, eval_every=50,
+        ),
+    },
+    "scales": {
+        "neuron": ScalesRun(
+            seed=1, case="neuron", bits=(23, 4), lr=0.4, lam=0.01, drift=0.25, num_inputs=4, num_replicas=3, num_steps=40,
+            batch_size=8, eval_every=20,
+        ),
+        "sum": ScalesRun(seed=1, case="sum", bits=(3, 7), log2_ulps=(-1, 2), num_steps=2, batch_size=100),
+        "softmax": ScalesRun(
+            seed=1, case="softmax", bits=(5, 8), log2_ulps=(0, 2), num_offsets=3, lr=0.1, width=8, num_train=128,
+            num_test=NUM_TEST, num_steps=20, batch_size=32,
         ),
     },
     "separable": {

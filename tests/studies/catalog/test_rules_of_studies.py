@@ -30,6 +30,10 @@ PREDICTED = {
     "stationary-mean batch",
     *(f"noise-loss {key}" for key in ("early", "early-per-jacobian", "late-one", "late-two", "late-two-per-jacobian")),
     "eta-lambda tau",
+    *(
+        f"disparate-scales {key}"
+        for key in ("sum-bits", "neuron-offset", "neuron-bits", "softmax-form", "softmax-bits")
+    ),
 }
 """Claims that a theory gives a number for: nothing else would give that number where nothing happens."""
 

@@ -28,6 +28,7 @@ from halflife.studies.catalog.language.effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.catalog.language.generalization import LM_GENERALIZATION
 from halflife.studies.catalog.language.schedules import LM_SCHEDULES
 from halflife.studies.catalog.language.timescale.study import TIMESCALE
+from halflife.studies.catalog.theory.disparate_scales.study import DISPARATE_SCALES
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN
 from halflife.studies.catalog.theory.textbook.study import TEXTBOOK
@@ -61,6 +62,7 @@ STUDIES: dict[str, Study] = {
         ETA_LAMBDA,
         ETA_LAMBDA_VGG,
         DATASET_SIZE,
+        DISPARATE_SCALES,
     )
 }
 

@@ -211,6 +211,14 @@ _WHY_TEXT = (
         "lm-ablations",
     ),
     PaperStep(
+        "Low precision: adding terms of disparate scales",
+        "Figures 8, 24 and 25: in bfloat16 a language model without decay diverges, and with decay, or in float32, it does"
+        " not. The paper's conjecture is that large weights make additions of terms of disparate scales inexact. The study"
+        " here has the smallest cases of such additions; what moves the weights to large values is put in by hand.",
+        "disparate-scales",
+        panels=("sum", "neuron", "saved", "softmax", "tolerated"),
+    ),
+    PaperStep(
         "Language models: beside dropout",
         "The models of the paper are trained without dropout, on text that is hardly repeated. What decay does where a"
         " text is read several times, and beside dropout, is left open; most claims of this step are ours.",

@@ -7,6 +7,7 @@ from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.exponential import ExponentialRun
 from halflife.studies.specs.images import ImageBranch, ImageRun
 from halflife.studies.specs.least_squares import LeastSquaresRun
+from halflife.studies.specs.scales import ScalesRun
 from halflife.studies.specs.stationary import StationaryRun
 from halflife.studies.specs.text import TextRun
 from halflife.studies.specs.textbook import ReluRegressionRun, SeparableRun
@@ -18,6 +19,7 @@ __all__ = [
     "LeastSquaresRun",
     "ReluRegressionRun",
     "RunSpec",
+    "ScalesRun",
     "SeparableRun",
     "StationaryRun",
     "TextBranch",

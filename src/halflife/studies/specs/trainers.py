@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EXPONENTIAL", "IMAGES", "LEAST_SQUARES", "RELU_REGRESSION", "SEPARABLE", "STATIONARY", "TEXT", "Trainer"]
+__all__ = [
+    "EXPONENTIAL",
+    "IMAGES",
+    "LEAST_SQUARES",
+    "RELU_REGRESSION",
+    "SCALES",
+    "SEPARABLE",
+    "STATIONARY",
+    "TEXT",
+    "Trainer",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +49,6 @@ TEXT = Trainer(name="text", version=1, module="halflife.studies.lab.text.loop")
 EXPONENTIAL = Trainer(name="exponential", version=1, module="halflife.studies.lab.synthetic.exponential")
 LEAST_SQUARES = Trainer(name="least-squares", version=1, module="halflife.studies.lab.synthetic.least_squares")
 RELU_REGRESSION = Trainer(name="relu-regression", version=1, module="halflife.studies.lab.synthetic.relu_regression")
+SCALES = Trainer(name="scales", version=1, module="halflife.studies.lab.synthetic.scales")
 SEPARABLE = Trainer(name="separable", version=1, module="halflife.studies.lab.synthetic.separable")
 STATIONARY = Trainer(name="stationary", version=1, module="halflife.studies.lab.stationary.process")

@@ -1,0 +1,1 @@
+"""Sums of numbers of disparate scales, in few bits."""
