@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from halflife.studies.catalog.theory.disparate_scales.study import DISPARATE_SCA
 from halflife.studies.evidence.claims import Finding, PointsPanel
 from halflife.studies.evidence.quantities import NotMeasuredError
 from halflife.studies.evidence.results import Results
+from halflife.studies.report import build_report
 from halflife.studies.specs import ScalesRun
+from halflife.studies.store.store import Store
 from tests.studies.smoke_in_process import smoke_results
 
 LAPTOP = DISPARATE_SCALES.presets["laptop"]
@@ -225,3 +228,13 @@ def test_real_runs_are_measured_and_drawn(tmp_path: Path) -> None:
         rows = panel.rows(found)
         assert len(rows) > 1
         assert all(row.y > 0 for row in rows if panel.log_y)
+
+
+@pytest.mark.slow
+def test_long_tables_of_rules_are_folded(tmp_path: Path) -> None:
+    smoke_results(tmp_path, DISPARATE_SCALES)
+    page = next(path for path in build_report(Store(tmp_path)) if path.name.startswith("study-")).read_text("utf-8")
+    folded = re.findall(r"<summary>What decided it: (\d+) quantities, (\d+) of them hold</summary>", page)
+    assert [int(count) for count, _ in folded] == [62, 23, 17], "the tables of these claims alone are long"
+    assert all(0 < int(hold) < int(count) for count, hold in folded)
+    assert page.count('<table class="rule"') == len(DISPARATE_SCALES.claims)

@@ -41,20 +41,24 @@ def numbers(effect: Interval, unit: str) -> tuple[str, str, str]:
         unit: The claim's unit.
 
     Returns:
-        The three numbers: in nats with 4 decimals, else with 2, or with as many as the width of the interval asks for; a
-        large one needs none of them.
+        The three numbers: in nats with 4 decimals, else with 2, or with as many as the width of the interval asks for, or the
+        estimate itself where all seeds agree; a large one needs none of them.
 
     Examples:
         >>> numbers(Interval(-0.0151, -0.019, -0.0112, 3), "nats"), numbers(Interval(2.3, 1.6, 3.3, 3), "x")
         (('-0.0151', '-0.0190', '-0.0112'), ('2.30', '1.60', '3.30'))
         >>> numbers(Interval(0.0004, 0.0001, 0.0007, 3), "")
         ('0.0004', '0.0001', '0.0007')
+        >>> numbers(Interval(0.0025, 0.0025, 0.0025, 3), "")[0], numbers(Interval(2.0, 2.0, 2.0, 3), "")[0]
+        ('0.0025', '2.00')
     """
     sign = "+" if unit in SIGNED else ""
     decimals = SIGNED.get(unit, 2) if max(abs(effect.low), abs(effect.high)) < 1000 else 0
     half = (effect.high - effect.low) / 2
     if 0 < half < 1:
         decimals = max(decimals, math.ceil(-math.log10(half)))
+    elif half == 0 < abs(effect.estimate) < 1:
+        decimals = max(decimals, 1 + math.ceil(-math.log10(abs(effect.estimate))))
     estimate, low, high = (f"{value:{sign}.{decimals}f}" for value in (effect.estimate, effect.low, effect.high))
     return estimate, low, high
 
