@@ -30,6 +30,7 @@ __all__ = [
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "undecided": "?", "not tested": "○"}
 MARKS = {"holds": "✓", "fails": "✗", "open": "?"}  # of the rows of a rule
 ROLES = {"part": "decides", "given": "premise", "stake": "at stake"}
+NOTHING = 1e-9  # an estimate below it that all seeds agree on is a rounding error
 SIGNED = {"points": 2, "nats": 4, "%": 2}  # units of differences, and their decimals
 
 
@@ -49,15 +50,15 @@ def numbers(effect: Interval, unit: str) -> tuple[str, str, str]:
         (('-0.0151', '-0.0190', '-0.0112'), ('2.30', '1.60', '3.30'))
         >>> numbers(Interval(0.0004, 0.0001, 0.0007, 3), "")
         ('0.0004', '0.0001', '0.0007')
-        >>> numbers(Interval(0.0025, 0.0025, 0.0025, 3), "")[0], numbers(Interval(2.0, 2.0, 2.0, 3), "")[0]
-        ('0.0025', '2.00')
+        >>> [numbers(Interval(value, value, value, 3), "")[0] for value in (2.0, 0.0025, -1e-16, 0.0)]
+        ['2.00', '0.0025', '-0.00', '0.00']
     """
     sign = "+" if unit in SIGNED else ""
     decimals = SIGNED.get(unit, 2) if max(abs(effect.low), abs(effect.high)) < 1000 else 0
     half = (effect.high - effect.low) / 2
     if 0 < half < 1:
         decimals = max(decimals, math.ceil(-math.log10(half)))
-    elif half == 0 < abs(effect.estimate) < 1:
+    elif half == 0 and NOTHING < abs(effect.estimate) < 1:
         decimals = max(decimals, 1 + math.ceil(-math.log10(abs(effect.estimate))))
     estimate, low, high = (f"{value:{sign}.{decimals}f}" for value in (effect.estimate, effect.low, effect.high))
     return estimate, low, high
