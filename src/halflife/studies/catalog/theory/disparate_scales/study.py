@@ -346,8 +346,8 @@ SUM_BITS = {"bits": (4, 5, 6, 7, 8, 10)}
 NEURON_BITS = {"bits": (FLOAT32, 8, 7, 6, 5, 4, 3, 2)}
 SOFTMAX_BITS = {"bits": (5, 6, 7, 8, 10)}
 NIGHT: tuple[Fields, ...] = (
-    {"bits": (4, 5, 6, 7, 8, 9, 10, 12, 14), "num_steps": 400},
-    {"bits": (FLOAT32, 16, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2), "num_replicas": 32},
+    {"bits": (4, 5, 6, 7, 8, 9, 10, 12, 14), "num_steps": 1_000},
+    {"bits": (FLOAT32, 16, 12, 10, 9, 8, 7, 6, 5, 4, 3, 2), "num_replicas": 64},
     {"bits": (5, 6, 7, 8, 9, 10, 12, 14), "num_offsets": 32},
 )
 
@@ -376,22 +376,22 @@ DISPARATE_SCALES = Study(
         laptop=Preset(
             description="a million sums for each offset and number of bits, 3,000 steps of 8 neurons, a classifier of 32 hidden"
             " units on 5,000 Fashion-MNIST images at 7 x 7",
-            budget="3 minutes on 2 cores",
+            budget="2 minutes on 2 cores",
             arms=_arms((32,), 32, SUM_BITS, NEURON_BITS, SOFTMAX_BITS | {"num_test": 5_000}),
         ),
         night=Preset(
             description="as laptop, with more seeds, bits, sums, neurons and offsets, and classifiers of 16, 32 and 64 units",
-            budget="40 minutes on 2 cores",
+            budget="20 minutes on 2 cores",
             arms=_arms((16, 32, 64), 32, *NIGHT),
-            num_seeds=10,
+            num_seeds=20,
             main_size=32,
-            num_ladder_seeds=5,
+            num_ladder_seeds=10,
         ),
         paper=Preset(
             description="the settings of night at one size: the paper has no such experiment",
-            budget="40 minutes on 2 cores",
+            budget="20 minutes on 2 cores",
             arms=_arms((32,), 32, *NIGHT),
-            num_seeds=10,
+            num_seeds=20,
         ),
     ),
 )
