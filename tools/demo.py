@@ -88,7 +88,7 @@ def show_findings() -> int:
     archives = max(path.stat().st_mtime for path in (ROOT / "results").glob("*.tar.xz"))
     if not stamp.exists() or stamp.stat().st_mtime < archives:
         command = [*HALFLIFE, "report", "--store", str(ROOT / "results"), "--out", str(PAGES)]
-        if code := quietly(PAGES / "report.log", "What 23 studies found: writing the pages, once", command):
+        if code := quietly(PAGES / "report.log", "What the studies found: writing the pages, once", command):
             return code
         stamp.touch()
     print(f"What was found, with every number and what failed: {page}\n", flush=True)
