@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 from halflife.errors import UserError
 from halflife.rules.registry import check_decay_text, schedule_from
 from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
+from halflife.studies.specs.precision import STORED, check_precision, in_place_order
 from halflife.studies.specs.trainers import TEXT, Trainer
 
 __all__ = ["TextRun"]
@@ -22,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam", "sgd"),
     "decay_on": ("matrices", "nanogpt", "transformers", "everything"),
     "precision": ("float32", "bfloat16", "float16"),
+    "stored": STORED,
 }
 PROBES = ("hessian-trace", "gauss-newton-trace", "jacobian-norm", "gradient-norm")
 CORPORA = ("python-source", "sotu", "openwebtext", "folder")
@@ -82,6 +84,19 @@ class TextRun(RunSpec):
             weights seen so far. Each is evaluated beside the weights.
         average_from: Also evaluate the plain mean of the weights after every step from this one on.
         precision: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"`` (with gradient scaling).
+        bits: Explicit mantissa bits that numbers are rounded to, to nearest, at the places named below; products accumulate in
+            float32, and softmax, norms, loss and optimizer are float32.
+        rounded: The places where the forward pass rounds, of `halflife.studies.specs.precision.PLACES`.
+        rounded_gradients: The places at which the backward pass rounds the gradient of what was, or could have been, rounded.
+        stored: How all weights are kept between steps: in ``"float32"``, or in ``stored_bits`` explicit mantissa bits, the
+            initial weights too. ``"nearest"``: decay and update together are rounded to nearest, once, as fused
+            optimizers do. ``"separate"``: the decay by itself, then the update, as torch's AdamW without ``fused``.
+            ``"stochastic"``: together, to one of two neighbours so that the mean is right. ``"accumulated"``: decay is put
+            off until it is large enough to count. ``"masters"``: the weights are float32, and the forward pass sees
+            them rounded.
+        stored_bits: Of the weights.
+        watch_precision: Read with the cheap quantities what tells of trouble with precision, and take a divergence for a
+            result; runs with ``rounded``, ``rounded_gradients`` or ``stored`` do so anyway.
         compile: Whether the model is compiled.
         eval_every: Evaluate every so many steps, and always at the end and where a checkpoint is kept.
         log_every: Read the cheap quantities every so many steps.
@@ -97,7 +112,10 @@ class TextRun(RunSpec):
     kind: ClassVar[str] = "text"
     trainer: ClassVar[Trainer] = TEXT
     data_module: ClassVar[str] = "halflife.studies.lab.text.corpora"
-    added_later: ClassVar[frozenset[str]] = frozenset({"probes", "probe_windows", "probe_vectors"})
+    added_later: ClassVar[frozenset[str]] = frozenset(
+        {"probes", "probe_windows", "probe_vectors", "bits", "rounded", "rounded_gradients"}
+        | {"stored", "stored_bits", "watch_precision"}
+    )
 
     corpus: str = "python-source"
     tokenizer: str = "bytes"
@@ -138,6 +156,12 @@ class TextRun(RunSpec):
     ema: tuple[float, ...] = ()
     average_from: int | None = None
     precision: str = "float32"
+    bits: int = 23
+    rounded: tuple[str, ...] = ()
+    rounded_gradients: tuple[str, ...] = ()
+    stored: str = "float32"
+    stored_bits: int = 23
+    watch_precision: bool = False
     compile: bool = False
     eval_every: int = 500
     log_every: int = 50
@@ -177,6 +201,10 @@ class TextRun(RunSpec):
             if probe not in PROBES:
                 raise UserError(f"probes has {probe!r}, expected some of {', '.join(PROBES)}: change probes")
         schedule_from(self.lr_schedule)
+        for name in ("rounded", "rounded_gradients"):
+            # A run has one name, in whatever order they are given.
+            object.__setattr__(self, name, in_place_order(self, name))
+        check_precision(self)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -199,6 +227,11 @@ class TextRun(RunSpec):
             raise UserError(
                 f"keep_at is {self.keep_at}, expected steps between 1 and num_steps {self.num_steps} in order: change keep_at"
             )
+
+    @property
+    def reads_precision(self) -> bool:
+        """Whether readings tell of its precision, and whether a divergence is a result of it."""
+        return bool(self.rounded or self.rounded_gradients) or self.stored != "float32" or self.watch_precision
 
     @property
     def reads_folder(self) -> bool:

@@ -8,7 +8,6 @@ Shapes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,7 +29,7 @@ from halflife.studies.lab.images.models import build_model
 from halflife.studies.lab.images.readings import Reader
 from halflife.studies.lab.images.sources import read_source
 from halflife.studies.lab.images.state import named_tensors, read_state, start_from, weight_norm
-from halflife.studies.lab.precision import autocast_to
+from halflife.studies.lab.precision import Mode
 from halflife.studies.lab.tensor_files import check_alike, check_count, kept_file, readable, write_tensors
 from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.images import ImageBranch, ImageRun
@@ -117,7 +116,8 @@ class ImageLoop:
         self.ensemble: SnapshotEnsemble | None = None
         if spec.ensemble_every:
             self.ensemble = SnapshotEnsemble(len(self.test_set), self.num_classes, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
+        mode = Mode(spec.precision, device)
+        self.autocast, self.scaler = mode.autocast, mode.scaler
         self.running_loss = 0.0
         self.about = f"lr {spec.lr:g}, lam {spec.lam:g}, seed {spec.seed}"
 
@@ -181,10 +181,6 @@ class ImageLoop:
         if spec.fresh_label_noise:
             train_set = replace(train_set, y_N=self.noisy_labels(epoch))
         return shuffled_batches(train_set, spec.batch_size, seed=spec.seed, epoch=epoch, augmentation=spec.augmentation)
-
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Autocast to the run's precision; nothing in float32."""
-        return autocast_to(self.spec.precision, self.device)
 
     def kept_epochs(self) -> list[int]:
         """The names under which the weights are kept now; those of epochs that a cut run lacks, too."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife.studies.lab.text.layers import ACTIVATIONS, RMSNORM_EPS, make_norm
+from halflife.studies.lab.text.numerics import Numerics
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["GPT", "Attention", "FeedForward", "GPTBlock"]
@@ -24,10 +25,12 @@ class Attention(nn.Module):
 
     Args:
         spec: The run; dropout is on the attention weights and on the output.
+        numerics: What is rounded and read.
     """
 
-    def __init__(self, spec: TextRun) -> None:
+    def __init__(self, spec: TextRun, numerics: Numerics) -> None:
         super().__init__()
+        self.numerics = numerics
         self.heads = spec.heads
         self.qk_norm = spec.qk_norm
         self.dropout = spec.dropout
@@ -37,14 +40,15 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the residual branch, (B, T, D)."""
         q_BHTK, k_BHTK, v_BHTK = (
-            part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part_BTD in self.qkv(x_BTD).chunk(3, dim=-1)
+            part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+            for part_BTD in self.numerics.linear(self.qkv, x_BTD).chunk(3, dim=-1)
         )
         if self.qk_norm:
             q_BHTK = functional.rms_norm(q_BHTK, q_BHTK.shape[-1:], eps=RMSNORM_EPS)
             k_BHTK = functional.rms_norm(k_BHTK, k_BHTK.shape[-1:], eps=RMSNORM_EPS)
         dropout = self.dropout if self.training else 0.0
-        mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
-        out_BTD = self.output(mixed_BHTK.transpose(1, 2).flatten(2))
+        mixed_BHTK = self.numerics.attention(q_BHTK, k_BHTK, v_BHTK, dropout)
+        out_BTD = self.numerics.linear(self.output, mixed_BHTK.transpose(1, 2).flatten(2))
         return functional.dropout(out_BTD, self.dropout, self.training)
 
 
@@ -53,10 +57,12 @@ class FeedForward(nn.Module):
 
     Args:
         spec: The run; dropout is on the output.
+        numerics: What is rounded and read.
     """
 
-    def __init__(self, spec: TextRun) -> None:
+    def __init__(self, spec: TextRun, numerics: Numerics) -> None:
         super().__init__()
+        self.numerics = numerics
         self.activation = ACTIVATIONS[spec.activation]
         self.dropout = spec.dropout
         self.up = nn.Linear(spec.width, 4 * spec.width, bias=spec.bias)
@@ -64,7 +70,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the residual branch, (B, T, D)."""
-        return functional.dropout(self.down(self.activation(self.up(x_BTD))), self.dropout, self.training)
+        hidden = self.activation(self.numerics.linear(self.up, x_BTD))
+        return functional.dropout(self.numerics.linear(self.down, hidden), self.dropout, self.training)
 
 
 class GPTBlock(nn.Module):
@@ -72,20 +79,21 @@ class GPTBlock(nn.Module):
 
     Args:
         spec: The run.
+        numerics: What is rounded and read.
     """
 
-    def __init__(self, spec: TextRun) -> None:
+    def __init__(self, spec: TextRun, numerics: Numerics) -> None:
         super().__init__()
+        self.numerics = numerics
         self.attention_norm = make_norm(spec, spec.width, final=False)
-        self.attention = Attention(spec)
+        self.attention = Attention(spec, numerics)
         self.feed_forward_norm = make_norm(spec, spec.width, final=False)
-        self.feed_forward = FeedForward(spec)
+        self.feed_forward = FeedForward(spec, numerics)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the block's output, (B, T, D)."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
-        out: Tensor = x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
-        return out
+        x_BTD = self.numerics.add(x_BTD, self.attention(self.attention_norm(x_BTD)))
+        return self.numerics.add(x_BTD, self.feed_forward(self.feed_forward_norm(x_BTD)))
 
 
 class GPT(nn.Module):
@@ -99,15 +107,17 @@ class GPT(nn.Module):
 
     Attributes:
         blocks: The residual blocks.
+        numerics: What is rounded and read.
     """
 
     def __init__(self, spec: TextRun) -> None:
         super().__init__()
+        self.numerics = Numerics(spec)
         self.tied = spec.tied
         self.dropout = spec.dropout
         self.token_embedding = nn.Embedding(spec.vocab_size, spec.width)
         self.position_embedding = nn.Embedding(spec.context, spec.width)
-        self.blocks = nn.ModuleList(GPTBlock(spec) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(GPTBlock(spec, self.numerics) for _ in range(spec.depth))
         self.final_norm = make_norm(spec, spec.width, final=True)
         self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
         self.tie_head()
@@ -120,8 +130,7 @@ class GPT(nn.Module):
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return the logits of the token after each one, (B, T, V), from token ids, (B, T), T at most ``context``."""
         x_BTD = self.token_embedding(ids_BT) + self.position_embedding.weight[: ids_BT.shape[1]]
-        x_BTD = functional.dropout(x_BTD, self.dropout, self.training)
+        x_BTD = self.numerics.start(functional.dropout(x_BTD, self.dropout, self.training))
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        logits_BTV: Tensor = self.head(self.final_norm(x_BTD))
-        return logits_BTV
+        return self.numerics.head(self.head, x_BTD, self.final_norm)

@@ -8,7 +8,6 @@ Shapes: B windows, T tokens of a window, W windows of an evaluation.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +19,12 @@ from torch.nn import functional
 from halflife.errors import DivergedError, UserError
 from halflife.optim.norms import squared_norms
 from halflife.studies.lab.arrays import floats
-from halflife.studies.lab.precision import autocast_to
+from halflife.studies.lab.precision import Mode
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.lab.text.averages import averages_of
 from halflife.studies.lab.text.evaluate import block_means, even_windows, on_its_way, window_losses, windows_at
 from halflife.studies.lab.text.models import build_text_model
+from halflife.studies.lab.text.numerics import Seen
 from halflife.studies.lab.text.optimizers import training_of
 from halflife.studies.lab.text.order import WindowOrder
 from halflife.studies.lab.text.parallel import DataParallelContext
@@ -32,6 +32,7 @@ from halflife.studies.lab.text.plans import plan_of
 from halflife.studies.lab.text.probes import check_probes, probe
 from halflife.studies.lab.text.replay import Matcher, trace_row, write_trace
 from halflife.studies.lab.text.state import State
+from halflife.studies.lab.text.stored import StoredWeights
 from halflife.studies.lab.text.tokens import load_tokens
 from halflife.studies.lab.trainer import Context, Run
 from halflife.studies.specs.branches import TextBranch, TextReplay
@@ -73,6 +74,11 @@ class TextLoop:
                 " multiple of processes times parts: take another number of processes"
             )
         check_probes(spec, self.parallel)
+        if spec.reads_precision and self.parallel.size > 1:
+            raise UserError(
+                f"the run's precision is simulated or watched, and there are {self.parallel.size} processes, expected one:"
+                " train in one process"
+            )
         data = load_tokens(spec, context.data_folder)
         self.tokens, self.last_only = data.train, spec.model == "mlp"
         targets = 1 if self.last_only else spec.context
@@ -98,8 +104,10 @@ class TextLoop:
         )
         self.optimizer, self.decay, self.decayed = training.optimizer, training.decay, training.decayed
         self.weights = list(self.model.parameters())
+        self.stored = StoredWeights(spec, self.seed, self.weights, training, plan.decay)
         self.averages = averages_of(self.weights, plan.ema, plan.average_from)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "float16")
+        self.mode = Mode(spec.precision, self.device)
+        self.scaler = self.mode.scaler
         self.state = State(
             model=model,
             training=training,
@@ -116,6 +124,7 @@ class TextLoop:
             )
         self.lr = plan.lr(0)
         self.grad_norm = torch.zeros((), device=self.device)
+        self.seen: Seen | None = None
         self.running_loss: float | None = None
         self.last_norms = "no good reading before"
         if plan.start is not None and not self.state.load(plan.start, parent=plan.parent):
@@ -146,10 +155,6 @@ class TextLoop:
         """Whether the losses on both splits are read now."""
         return self.evaluates_at(self.step)
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Autocast to the run's precision; nothing in float32."""
-        return autocast_to(self.spec.precision, self.device)
-
     def one_step(self) -> None:
         """Forward, backward, clip, step; nothing waits for the device."""
         spec, optimizer = self.spec, self.optimizer
@@ -162,16 +167,11 @@ class TextLoop:
         if self.parallel.size > 1:
             starts = starts[self.parallel.rank :: self.parallel.size]
         windows_BT = on_its_way(windows_at(self.tokens, starts, spec.context + 1), self.device)
-        total: Tensor | None = None
-        for index, part_BT in enumerate(windows_BT.chunk(spec.accumulate) if spec.accumulate > 1 else (windows_BT,)):
-            with self.parallel.gradient_sync(index == spec.accumulate - 1):
-                loss = self._loss(part_BT)
-                if spec.accumulate > 1:
-                    loss = loss / spec.accumulate
-                torch.autograd.backward(self.scaler.scale(loss) if self.scaler.is_enabled() else loss)
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        self.state.losses.append(total)
+        read = spec.reads_precision and self.reads_at(self.step + 1)
+        self.seen = self.model.numerics.seen = Seen() if read else None
+        with self.stored.as_seen():
+            self.state.losses.append(self._gradients(windows_BT))
+        self.model.numerics.seen = None
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
         if self.plan.loss_penalty > 0:
@@ -183,11 +183,7 @@ class TextLoop:
         elif self.reads_at(self.step + 1):
             gradients = [p.grad for p in self.weights if p.grad is not None]
             self.grad_norm = self.parallel.plain(torch.nn.utils.get_total_norm(gradients))
-        if self.scaler.is_enabled():
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        else:
-            optimizer.step()
+        self.stored.step(self._optimizer_step, self.plan.first_batch + self.step, read=read)
         optimizer.zero_grad()
         if self.plan.trace_norms and self.decay is not None:
             self.state.trace[-1][-1] = max(self.decay.fractions())
@@ -195,8 +191,29 @@ class TextLoop:
         for average in self.averages:
             average.update(self.state.step)
 
+    def _gradients(self, windows_BT: Tensor) -> Tensor:
+        """Leave the gradients of a batch; its loss."""
+        total: Tensor | None = None
+        accumulate = self.spec.accumulate
+        for index, part_BT in enumerate(windows_BT.chunk(accumulate) if accumulate > 1 else (windows_BT,)):
+            with self.parallel.gradient_sync(index == accumulate - 1):
+                loss = self._loss(part_BT)
+                if accumulate > 1:
+                    loss = loss / accumulate
+                torch.autograd.backward(self.scaler.scale(loss) if self.scaler.is_enabled() else loss)
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
+
+    def _optimizer_step(self) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
     def _loss(self, windows_BT: Tensor) -> Tensor:
-        with self.autocast():
+        with self.mode.autocast():
             logits = self.forward(windows_BT[:, :-1])
             y = windows_BT[:, -1] if self.last_only else windows_BT[:, 1:].flatten()
             logits = logits if self.last_only else logits.flatten(0, 1)
@@ -265,6 +282,8 @@ class TextLoop:
                 "grad_norm": float(self.grad_norm),
                 "fraction": max(fractions),
             }
+        if self.seen is not None:
+            values |= self.model.numerics.readings(self.seen) | self.stored.readings
         arrays: dict[str, Array] = {}
         if self.evaluates_at(self.step):
             self._evaluate("", values, arrays)
@@ -272,15 +291,20 @@ class TextLoop:
                 if average.count:
                     with average.in_place():
                         self._evaluate(f"{average.name}/", values, arrays)
-        if self.matcher is not None and self.step == self.num_steps:
+        if self._may_diverge and self.step == self.num_steps:
             values["diverged_at"] = -1.0
         if self.scaler.is_enabled() and not math.isfinite(values.get("grad_norm", 0.0)):
             del values["grad_norm"]  # of a step that was skipped
         return Reading(step=self.step, epoch=self.epoch, values=values, arrays=arrays)
 
+    @property
+    def _may_diverge(self) -> bool:
+        """Whether a divergence is a result: of a replay, and of a run that is there to tell of its precision."""
+        return self.matcher is not None or self.spec.reads_precision
+
     def diverged(self, step: int) -> Reading | None:
-        """Of a replay, the step at which it diverged: that is a result."""
-        if self.matcher is None:
+        """The step at which it diverged, where that is a result."""
+        if not self._may_diverge:
             return None
         return Reading(step=self.step, epoch=self.epoch, values={"diverged_at": step})
 
@@ -290,14 +314,24 @@ class TextLoop:
         if len(seen):
             parts["train"] = windows_at(self.tokens, seen, self.spec.context + 1)
         for name, windows_WT in parts.items():
-            losses_W = window_losses(self.model, windows_WT, self.autocast, self.parallel, last_only=self.last_only)
+            with self.stored.as_seen():
+                losses_W = self._losses(windows_WT, self.mode)
             values[f"{prefix}{name}/loss"] = losses_W.double().mean().item()
             if name == "val" and self.step in self.plan.arrays_at:
                 arrays[f"{prefix}val/loss_blocks"] = floats(block_means(losses_W))
+        if self.spec.reads_precision and self.step in self.plan.arrays_at:
+            # The same weights, kept as they are, without any other rounding.
+            with self.model.numerics.rounding.off():
+                losses_W = self._losses(self.val_WT, Mode("float32", self.device))
+            values[f"{prefix}val/loss_float32"] = losses_W.double().mean().item()
         if self.spec.probes and self.step in self.plan.arrays_at:
             starts = self.order.seen(self.plan.first_batch + self.step, self.spec.probe_windows)
-            found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
+            with self.model.numerics.rounding.off():
+                found = probe(self.spec, self.model, windows_at(self.tokens, starts, self.spec.context + 1))
             values |= {f"{prefix}{name}": value for name, value in found.items()}
+
+    def _losses(self, windows_WT: Tensor, mode: Mode) -> Tensor:
+        return window_losses(self.model, windows_WT, mode.autocast, self.parallel, last_only=self.last_only)
 
     def load(self, folder: Path) -> bool:
         """Go on from the checkpoint; whether there is one."""

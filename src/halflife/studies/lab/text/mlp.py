@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife.studies.lab.text.layers import ACTIVATIONS, make_norm
+from halflife.studies.lab.text.numerics import Numerics
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["MLP", "MLPBlock"]
@@ -19,10 +20,12 @@ class MLPBlock(nn.Module):
 
     Args:
         spec: The run; dropout is on the hidden layer.
+        numerics: What is rounded and read.
     """
 
-    def __init__(self, spec: TextRun) -> None:
+    def __init__(self, spec: TextRun, numerics: Numerics) -> None:
         super().__init__()
+        self.numerics = numerics
         self.activation = ACTIVATIONS[spec.activation]
         self.dropout = spec.dropout
         self.norm = make_norm(spec, spec.width, final=False)
@@ -31,9 +34,9 @@ class MLPBlock(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Return the block's output, (B, D)."""
-        hidden = functional.dropout(self.activation(self.up(self.norm(x_BD))), self.dropout, self.training)
-        out: Tensor = self.down(hidden)
-        return x_BD + out
+        hidden_BD = self.activation(self.numerics.linear(self.up, self.norm(x_BD)))
+        hidden_BD = functional.dropout(hidden_BD, self.dropout, self.training)
+        return self.numerics.add(x_BD, self.numerics.linear(self.down, hidden_BD))
 
 
 class MLP(nn.Module):
@@ -46,13 +49,15 @@ class MLP(nn.Module):
 
     Attributes:
         blocks: The residual blocks.
+        numerics: What is rounded and read.
     """
 
     def __init__(self, spec: TextRun) -> None:
         super().__init__()
+        self.numerics = Numerics(spec)
         self.embedding = nn.Embedding(spec.vocab_size, spec.embedding_width)
         self.input = nn.Linear(spec.context * spec.embedding_width, spec.width, bias=False)
-        self.blocks = nn.ModuleList(MLPBlock(spec) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(MLPBlock(spec, self.numerics) for _ in range(spec.depth))
         self.final_norm = make_norm(spec, spec.width, final=True)
         self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
 
@@ -61,8 +66,8 @@ class MLP(nn.Module):
         # Indexing gives the same numbers as calling the embedding; its backward pass is faster, by a tenth of a whole step.
         tokens_BTE = self.embedding.weight[ids_BT]
         # Under autocast the sum over blocks stays in the precision of the weights, as it does in the GPT.
-        x_BD = self.input(tokens_BTE.flatten(1)).to(tokens_BTE.dtype)
+        x_BD = self.numerics.linear(self.input, tokens_BTE.flatten(1)).to(tokens_BTE.dtype)
+        x_BD = self.numerics.start(x_BD)
         for block in self.blocks:
             x_BD = block(x_BD)
-        logits_BV: Tensor = self.head(self.final_norm(x_BD))
-        return logits_BV
+        return self.numerics.head(self.head, x_BD, self.final_norm)
