@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from halflife.studies.lab.text.layers import ACTIVATIONS, RMSNORM_EPS, make_norm
 from halflife.studies.lab.text.numerics import Numerics
+from halflife.studies.specs.precision import ATTENTION_PLACES
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["GPT", "Attention", "FeedForward", "GPTBlock"]
@@ -39,17 +40,26 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the residual branch, (B, T, D)."""
+        dropout = self.dropout if self.training else 0.0
+        # What is rounded at two places that nothing lies between is rounded once.
+        after = ("",) if self.qk_norm else ATTENTION_PLACES
+        qkv_BTE = self.numerics.linear(self.qkv, x_BTD, after=after)
+        if self.numerics.rounds_attention and not (self.qk_norm or dropout):
+            mixed_BTD = self.numerics.attention_between(qkv_BTE)
+        else:
+            mixed_BTD = self._mixed(qkv_BTE, dropout)
+        out_BTD = self.numerics.linear(self.output, mixed_BTD, before="mixing", after=("" if dropout else "residual",))
+        return functional.dropout(out_BTD, self.dropout, self.training)
+
+    def _mixed(self, qkv_BTE: Tensor, dropout: float) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
             part_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
-            for part_BTD in self.numerics.linear(self.qkv, x_BTD).chunk(3, dim=-1)
+            for part_BTD in qkv_BTE.chunk(3, dim=-1)
         )
         if self.qk_norm:
             q_BHTK = functional.rms_norm(q_BHTK, q_BHTK.shape[-1:], eps=RMSNORM_EPS)
             k_BHTK = functional.rms_norm(k_BHTK, k_BHTK.shape[-1:], eps=RMSNORM_EPS)
-        dropout = self.dropout if self.training else 0.0
-        mixed_BHTK = self.numerics.attention(q_BHTK, k_BHTK, v_BHTK, dropout)
-        out_BTD = self.numerics.linear(self.output, mixed_BHTK.transpose(1, 2).flatten(2))
-        return functional.dropout(out_BTD, self.dropout, self.training)
+        return self.numerics.attention(q_BHTK, k_BHTK, v_BHTK, dropout).transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Module):
@@ -71,7 +81,8 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return the residual branch, (B, T, D)."""
         hidden = self.activation(self.numerics.linear(self.up, x_BTD))
-        return functional.dropout(self.numerics.linear(self.down, hidden), self.dropout, self.training)
+        after = "" if self.training and self.dropout else "residual"
+        return functional.dropout(self.numerics.linear(self.down, hidden, after=(after,)), self.dropout, self.training)
 
 
 class GPTBlock(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from halflife.studies.lab.precision import Rounding, mantissa_bits
+from halflife.studies.lab.precision import Rounding, mantissa_bits, probabilities, scores_of
 from halflife.studies.specs.precision import ATTENTION_PLACES
 from halflife.studies.specs.text import TextRun
 
@@ -47,9 +47,9 @@ class Numerics:
         self.depth, self.heads = spec.depth, spec.heads
         self.seen: Seen | None = None
 
-    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """A linear layer."""
-        return self.rounding.linear(layer, x)
+    def linear(self, layer: nn.Linear, x: Tensor, *, before: str = "", after: tuple[str, ...] = ("",)) -> Tensor:
+        """A linear layer inside; see `Rounding.linear`."""
+        return self.rounding.linear(layer, x, before=before, after=after)
 
     def start(self, x: Tensor) -> Tensor:
         """The residual stream before the first block."""
@@ -59,7 +59,7 @@ class Numerics:
         """The residual stream after a branch."""
         if self.seen is not None:
             self.seen.squares_added.append(_mean_square(branch))
-        return self.rounding(x + branch, "residual")
+        return self.rounding.add(x, branch, "residual")
 
     def head(self, head: nn.Linear, x: Tensor, norm: nn.Module) -> Tensor:
         """The logits from the residual stream at its end."""
@@ -82,18 +82,27 @@ class Numerics:
             (B, H, T, K).
         """
         rounding = self.rounding
-        if not rounding.at(*ATTENTION_PLACES):
+        if not self.rounds_attention:
             if self.seen is not None:
                 with torch.no_grad():
-                    scores_BHTT = _scores(q_BHTK, k_BHTK)
-                    self._look(scores_BHTT, _probabilities(scores_BHTT))
+                    scores_BHTT = scores_of(q_BHTK, k_BHTK)
+                    self._look(scores_BHTT, probabilities(scores_BHTT))
             return functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, dropout_p=dropout, is_causal=True)
-        scores_BHTT = rounding(_scores(rounding(q_BHTK, "scores"), rounding(k_BHTK, "scores")), "scores")
-        p_BHTT = _probabilities(scores_BHTT)
+        scores_BHTT = rounding(scores_of(rounding(q_BHTK, "scores"), rounding(k_BHTK, "scores")), "scores")
+        p_BHTT = probabilities(scores_BHTT)
         if self.seen is not None:
             self._look(scores_BHTT.detach(), p_BHTT.detach())
-        p_BHTT = rounding(functional.dropout(p_BHTT, dropout) if dropout else p_BHTT, "mixing")
+        p_BHTT = rounding(functional.dropout(p_BHTT, dropout), "mixing")
         return rounding(p_BHTT @ rounding(v_BHTK, "mixing"), "mixing")
+
+    @property
+    def rounds_attention(self) -> bool:
+        """Whether anything in attention is rounded."""
+        return self.rounding.at(*ATTENTION_PLACES)
+
+    def attention_between(self, qkv_BTE: Tensor) -> Tensor:
+        """The same between two linear layers, where something in it is rounded; see `Rounding.attention`."""
+        return self.rounding.attention(qkv_BTE, self.heads, None if self.seen is None else self._look)
 
     def _look(self, scores_BHTT: Tensor, p_BHTT: Tensor) -> None:
         assert self.seen is not None
@@ -129,16 +138,6 @@ def half_ulp(number: float, bits: int) -> float:
     if number == 0 or not math.isfinite(number):
         return number
     return math.ldexp(1.0, math.frexp(number)[1] - 1 - bits - 1)
-
-
-def _scores(q_BHTK: Tensor, k_BHTK: Tensor) -> Tensor:
-    scores_BHTT: Tensor = q_BHTK @ k_BHTK.transpose(-1, -2) * q_BHTK.shape[-1] ** -0.5
-    return scores_BHTT
-
-
-def _probabilities(scores_BHTT: Tensor) -> Tensor:
-    later_TT = torch.ones(scores_BHTT.shape[-2:], dtype=torch.bool, device=scores_BHTT.device).triu(1)
-    return scores_BHTT.masked_fill(later_TT, -math.inf).softmax(-1)
 
 
 def _mean_square(x: Tensor) -> Tensor:
