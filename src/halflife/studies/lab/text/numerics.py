@@ -16,7 +16,7 @@ from halflife.studies.lab.precision import Rounding, mantissa_bits, probabilitie
 from halflife.studies.specs.precision import ATTENTION_PLACES
 from halflife.studies.specs.text import TextRun
 
-__all__ = ["Numerics", "Seen"]
+__all__ = ["Numerics", "Seen", "half_ulp"]
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Numerics:
 
 
 def half_ulp(number: float, bits: int) -> float:
-    """Half the distance of neighbours with so many explicit bits, at a number >= 0: the largest error of rounding there."""
+    """The largest error of rounding at a number >= 0: half the distance of neighbours with so many explicit bits."""
     if number == 0 or not math.isfinite(number):
         return number
     return math.ldexp(1.0, math.frexp(number)[1] - 1 - bits - 1)
