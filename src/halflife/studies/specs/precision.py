@@ -11,7 +11,16 @@ from halflife.rules.registry import check_decay_text
 if TYPE_CHECKING:
     from halflife.studies.specs.text import TextRun
 
-__all__ = ["AUTOCAST_PLACES", "PLACES", "STORED", "check_precision", "in_place_order", "is_plain_decay"]
+__all__ = [
+    "APART",
+    "ATTENTION_PLACES",
+    "AUTOCAST_PLACES",
+    "PLACES",
+    "STORED",
+    "check_precision",
+    "in_place_order",
+    "is_plain_decay",
+]
 
 PLACES = ("weights", "inputs", "outputs", "scores", "mixing", "logits", "residual")
 """Where numbers can be rounded: weights, inputs and outputs of linear layers (the head's outputs are the logits); queries, keys
@@ -23,8 +32,10 @@ AUTOCAST_PLACES = PLACES[:-1]
 ATTENTION_PLACES = ("scores", "mixing")
 
 STORED = ("float32", "nearest", "separate", "stochastic", "accumulated", "masters")
+"""How weights are kept between steps."""
 
-APART = ("separate", "accumulated")  # decay and update are two roundings, so that each must be known by itself
+APART = ("separate", "accumulated")
+"""Of these, where decay and update are two roundings."""
 
 
 def in_place_order(spec: TextRun, name: str) -> tuple[str, ...]:

@@ -112,6 +112,7 @@ class TextLoop:
             model=model,
             training=training,
             averages=self.averages,
+            pending=self.stored.pending,
             scaler=self.scaler,
             tokens_digest=data.digest,
             parallel=self.parallel,

@@ -28,6 +28,7 @@ from halflife.studies.lab.text import checkpoints
 from halflife.studies.lab.text.averages import WeightAverage
 from halflife.studies.lab.text.optimizers import Training
 from halflife.studies.lab.text.parallel import DataParallelContext
+from halflife.studies.lab.text.pending import PendingDecay
 from halflife.studies.store.schema import LARGEST_INTEGER
 
 __all__ = ["State"]
@@ -43,6 +44,7 @@ class State:
         model: The model.
         training: Its optimizer and decay.
         averages: Averages of its weights.
+        pending: Decay of its weights that is put off.
         scaler: The gradient scaler.
         tokens_digest: Which tokens and tokenizer it is trained on.
         parallel: The processes that hold it.
@@ -55,6 +57,7 @@ class State:
     model: nn.Module
     training: Training
     averages: list[WeightAverage]
+    pending: PendingDecay
     scaler: torch.amp.GradScaler
     tokens_digest: str
     parallel: DataParallelContext
@@ -73,6 +76,8 @@ class State:
         tensors = {name: value for name, value in flat.items() if isinstance(value, Tensor)}
         values: dict[str, Any] = {"step": self.step, "tokens": self.tokens_digest, "scaler": self.scaler.state_dict()}
         values |= {name: value for name, value in flat.items() if not isinstance(value, Tensor)}
+        if any(self.pending.steps) or any(self.pending.passes):
+            values["pending"] = self.pending.state()
         for average in self.averages:
             values[f"{average.name}.count"] = average.count
             tensors |= {f"{average.name}.{index}": value for index, value in enumerate(average.values)}
@@ -152,6 +157,8 @@ class State:
         self.scaler.load_state_dict(values["scaler"])
         if branch:
             return
+        if "pending" in values:
+            self.pending.load(values["pending"])
         self.step = check_count("step", values["step"], LARGEST_INTEGER)
         for average in self.averages:
             average.count = check_count(f"{average.name}.count", values[f"{average.name}.count"], self.step)

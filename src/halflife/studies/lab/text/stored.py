@@ -4,6 +4,7 @@ With w the weights, r the fraction that the decay removes, u the update, and fl 
 
     nearest, stochastic     w <- fl((1 - r) w - u)
     separate                w <- fl(fl((1 - r) w) - u)
+    accumulated             w <- fl(w - u), and now and then what the decay of some steps leaves (`PendingDecay`)
     masters                 w <- (1 - r) w - u, and the forward pass sees fl(w)
 """
 
@@ -19,7 +20,8 @@ from torch import Tensor
 from halflife.precision.rounding import round_stochastically, round_to
 from halflife.studies.lab.seeds import seed_of
 from halflife.studies.lab.text.optimizers import Training
-from halflife.studies.specs.precision import is_plain_decay
+from halflife.studies.lab.text.pending import PendingDecay
+from halflife.studies.specs.precision import APART, is_plain_decay
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["StoredWeights"]
@@ -44,6 +46,7 @@ class StoredWeights:
         self.weights, self.training = list(weights), training
         self.plain_decay = bool(decay) and is_plain_decay(decay)
         self.readings: dict[str, float] = {}
+        self.pending = PendingDecay([group["params"] for group in training.optimizer.param_groups], self.bits)
         if self.how not in {"float32", "masters"}:
             self._put(self._nearest(self.weights))
 
@@ -73,7 +76,7 @@ class StoredWeights:
             step: The number of the step.
             read: Whether to read this step.
         """
-        apart = self.how == "separate"
+        apart = self.how in APART
         before = self._copies() if read or apart else []
         if apart:
             # From zero the decay takes nothing, so the optimizer leaves the update by itself.
@@ -86,33 +89,47 @@ class StoredWeights:
         fractions = self._fractions() if read or apart else []
         if apart:
             updates = self._copies()
-            decayed = [weight * (1 - r) for weight, r in zip(before, fractions, strict=True)]
-            intended = list(torch._foreach_add(decayed, updates))
-            rounded = self._nearest(decayed)
-            self._put(self._nearest(torch._foreach_add(rounded, updates)))
-            kept = rounded  # what decay alone has left
+            intended = [w * (1 - r) + u for w, r, u in zip(before, fractions, updates, strict=True)] if read else []
+            self._put(before)
+            self._decay(fractions)
+            decayed = self._copies() if read else []
+            self._put(self._nearest(torch._foreach_add(self.weights, updates)))
+            if self.how == "accumulated":
+                self.pending.remove()
         else:
-            intended = self._copies() if read else []
+            intended, decayed = self._copies() if read else [], []
             self._put(self._rounded(self.weights, step))
-        if not read:
-            return
-        self.readings = {
-            "update_ratio": self._update_ratio(before),
-            "lost/updates": self._lost_updates(before, intended),
-        }
-        if self.plain_decay and any(fractions):
-            if not apart:
-                # What the step would have left without decay, rounded as the step was.
-                undecayed = [
-                    (after.double() + r * weight.double()).float()
-                    for after, weight, r in zip(intended, before, fractions, strict=True)
-                ]
-                without = self._rounded(undecayed, step)
-                realized = _dot(before, torch._foreach_sub(without, self.weights))
-            else:
-                realized = _dot(before, torch._foreach_sub(before, kept))
-            wanted = sum(r * float(weight.double().square().sum()) for weight, r in zip(before, fractions, strict=True))
-            self.readings["lost/decay"] = 1 - realized / wanted if wanted else 0.0
+        if read:
+            self.readings = {
+                "update_ratio": self._update_ratio(before),
+                "lost/updates": self._lost_updates(before, intended),
+            }
+            if self.plain_decay and any(fractions):
+                self.readings["lost/decay"] = self._lost_decay(before, fractions, decayed, intended, step)
+
+    def _decay(self, fractions: Sequence[float]) -> None:
+        """Decay by itself: rounded, or put off."""
+        if self.how == "separate":
+            self._put(self._nearest([w * (1 - r) for w, r in zip(self.weights, fractions, strict=True)]))
+        else:
+            self.pending.add(self._group_fractions())
+
+    def _lost_decay(
+        self, before: Sequence[Tensor], fractions: Sequence[float], decayed: Sequence[Tensor], intended: Sequence[Tensor],
+        step: int,
+    ) -> float:  # fmt: skip
+        """The share of the decay that did not arrive, in the direction of the weights."""
+        if self.how == "accumulated":
+            return self.pending.lost
+        if self.how == "separate":
+            realized = _dot(before, torch._foreach_sub(list(before), list(decayed)))
+        else:  # against what the step would have left without decay, rounded as it was
+            undecayed = [
+                (after.double() + r * weight.double()).float()
+                for after, weight, r in zip(intended, before, fractions, strict=True)
+            ]
+            realized = _dot(before, torch._foreach_sub(self._rounded(undecayed, step), self.weights))
+        return 1 - realized / sum(r * _dot([weight], [weight]) for weight, r in zip(before, fractions, strict=True))
 
     def _copies(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]
@@ -131,11 +148,15 @@ class StoredWeights:
         draws = torch.Generator(tensors[0].device).manual_seed(seed_of(f"stored/{self.seed}/{step}"))
         return _together(tensors, lambda flat: round_stochastically(flat, self.bits, draws))
 
+    def _group_fractions(self) -> list[float]:
+        """What the last step's decay has removed of each group's weights."""
+        decay = self.training.decay
+        return [0.0] * len(self.training.optimizer.param_groups) if decay is None else decay.fractions()
+
     def _fractions(self) -> list[float]:
-        """What the last step's decay has removed of each weight."""
-        groups, decay = self.training.optimizer.param_groups, self.training.decay
-        fractions = [0.0] * len(groups) if decay is None else decay.fractions()
-        of = {id(weight): r for group, r in zip(groups, fractions, strict=True) for weight in group["params"]}
+        """What it has removed of each weight."""
+        pairs = zip(self.training.optimizer.param_groups, self._group_fractions(), strict=True)
+        of = {id(weight): r for group, r in pairs for weight in group["params"]}
         return [of[id(weight)] for weight in self.weights]
 
     def _update_ratio(self, before: Sequence[Tensor]) -> float:
