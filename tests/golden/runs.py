@@ -28,6 +28,7 @@ from halflife.studies.specs import (
     TextReplay,
 )
 from halflife.studies.specs.images import PROBES
+from halflife.studies.specs.precision import PLACES
 from halflife.studies.store.records import Reading
 from halflife.studies.store.store import Store
 from tests.studies.lab.text_runs import GPT, MLP, write_corpus
@@ -75,6 +76,14 @@ RUNS: Mapping[str, Mapping[str, RunSpec]] = {
             loss_penalty=0.01, decay="Scheduled(Independent(lam=0.001), linear(1.0, 0.0, 40))",
         ),
         "sgd": replace(MLP, optimizer="sgd", momentum=0.9, lr=0.1, decay="L2(lam=0.01)", order="random-offsets"),
+        # Short: where a last bit decides how a number is rounded, other processors go another way from there on.
+        "rounded": replace(
+            GPT, bits=3, rounded=PLACES, rounded_gradients=PLACES, num_steps=10, lr_schedule="constant()", eval_every=10,
+        ),
+        "stored": replace(
+            GPT, stored="separate", stored_bits=4, decay="Decoupled(lam=2.0)", num_steps=10, lr_schedule="constant()",
+            eval_every=10,
+        ),
         "tiny-lr": TextBranch(of=_MLP, at=20, branch="tiny-lr", num_steps=10),
         "cooldown": TextBranch(of=_MLP, at=20, branch="cooldown", num_steps=10),
         "replay": TextReplay(of=_MLP, match="global"),
