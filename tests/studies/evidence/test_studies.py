@@ -223,6 +223,27 @@ def test_a_run_that_diverged_is_a_result_and_not_a_seed_less(tmp_path: Path) -> 
         found.series("large-none", "train/running_loss", 8)
 
 
+def test_the_last_good_reading_of_a_run_that_reads_its_divergence_is_no_end(tmp_path: Path) -> None:
+    """Its losses before are numbers like any other; those after are not there, in one seed or in all."""
+
+    def diverging(key: str, seed: int, readings: list[Reading]) -> list[Reading]:
+        if key != "large-none":
+            return readings
+        first = readings[:2]
+        last = first[-1].step
+        return [*first, Reading(step=last + 5, epoch=3, values={"diverged_at": last + 1})]
+
+    found = results(tmp_path, change=diverging)
+    at = found.read("large-none", "diverged_at", 8)
+    assert (at > 0).all()
+    assert found.read("large-none", "weight_norm", 8, step=int(at[0]) - 1).shape == (3,)
+    for step in (None, int(at[0])):
+        with pytest.raises(ArmDivergedError, match=r"3 of 3 seeds of lr 0.1, lam 0 diverged \(0, 1, 2\)"):
+            found.read("large-none", "weight_norm", 8, step=step)
+    assert len(found.series_by_step("large-none", "weight_norm", 8)) == 3
+    assert found.read("large-decay", "weight_norm", 8).shape == (3,)
+
+
 def test_figures_leave_out_an_arm_that_diverged_and_say_so(tmp_path: Path) -> None:
     found = results(tmp_path, status=lambda key, seed, _: "diverged" if key == "large-none" else "finished")
     curves, *_ = found.study.panels

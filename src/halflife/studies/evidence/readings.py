@@ -68,6 +68,12 @@ class RunReadings:
         row = self._rows[name if epoch is step is None else "", epoch, step] = int(found[0])
         return row
 
+    @property
+    def diverged_at(self) -> int | None:
+        """The step at which it diverged, where that is a result and no failure."""
+        steps = self.columns.quantity("diverged_at")
+        return int(steps[-1]) if len(steps) and steps[-1] >= 0 else None
+
     def series(self, name: str, x: Literal["epoch", "step"]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Where a quantity was read, in epochs or steps, and its values.
 

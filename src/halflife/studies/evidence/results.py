@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -161,11 +162,21 @@ class Results:
 
         Raises:
             UserError: Both an epoch and a step are given.
+            ArmDivergedError: A run diverged, which is a result that its readings tell, and what is asked for is its last
+                reading or one of a later step.
             StoreError: A run has no such reading, or its last one is earlier than that of another seed.
         """
         if epoch is not None and step is not None:
             raise UserError(f"{name} is asked for at epoch {epoch:g} and at step {step}, expected one: leave one out")
         runs = self._of(key, size)
+        if name != "diverged_at" and epoch is None:
+            asked = math.inf if step is None else step
+            late = [
+                seed
+                for seed, run in self._finished(key, size)
+                if run.diverged_at is not None and run.diverged_at <= asked
+            ]
+            self._refuse(key, size, late)
         rows = [run.row(name, epoch, step) for run in runs]
         if epoch is None and step is None:
             self._check_ends(key, name, runs, rows)
@@ -208,13 +219,16 @@ class Results:
         return {a["key"]: a["label"] for a in self.arms if a["size"] == size and self.diverged(a["key"], size)}
 
     def _of(self, key: str, size: int) -> list[RunReadings]:
-        if seeds := self.diverged(key, size):
+        self._refuse(key, size, self.diverged(key, size))
+        return [self._readings[identity] for identity in self._runs(key, size)]
+
+    def _refuse(self, key: str, size: int, diverged: Sequence[int]) -> None:
+        if diverged:
             (label,) = {arm["label"] for arm in self.arms if (arm["key"], arm["size"]) == (key, size)}
             raise ArmDivergedError(
-                f"{len(seeds)} of {len(self.seeds(size))} seeds of {label} diverged ({', '.join(map(str, seeds))}), and the"
-                " others are no sample of that setting"
+                f"{len(diverged)} of {len(self.seeds(size))} seeds of {label} diverged ({', '.join(map(str, diverged))}), and"
+                " the others are no sample of that setting"
             )
-        return [self._readings[identity] for identity in self._runs(key, size)]
 
     def _finished(self, key: str, size: int) -> list[tuple[int, RunReadings]]:
         """The seeds of an arm that did not diverge, with what they read."""
