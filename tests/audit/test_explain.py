@@ -23,9 +23,9 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import halflife
 from halflife.audit.explanation import Explanation
-from halflife.audit.precision import smallest_effective_fraction
 from halflife.audit.view import collapsed
 from halflife.errors import UserError
+from halflife.precision import smallest_effective_fraction
 from tests import FLOOR_BINDS, needs_muon
 
 

@@ -25,13 +25,16 @@ from halflife.laws.probe import Condition, guarded
 from halflife.laws.scaling import Scale
 from halflife.laws.slots import SIZES, kinds_in, settings_of
 from halflife.laws.twins import Copies, Sample
+from halflife.optim.attaching import handle_of
+from halflife.precision import smallest_effective_fraction
 
-__all__ = ["Arrived", "arrived_of", "is_compensated", "lost_in_precision", "smallest_effective_fraction"]
+__all__ = ["Arrived", "arrived_of", "is_compensated", "lost_in_precision"]
 
 COMPENSATED = ("kahan", "stochastic", "master", "compens", "fp32_param")  # what low-precision optimizers call it
 NO_NUMBER = "no number was found that is the coefficient of its decay"
 STEPS = 32
 SHAPES = {1: (4096,), 2: (64, 64), 3: (16, 16, 16), 4: (16, 16, 4, 4)}  # of the weights that are stepped
+REMEDIES = ("accumulate", "stochastic")
 BELOW = 32.0  # times smaller than the smallest effective fraction is a decay that is measured in place of a smaller one
 WITHIN = 16.0  # times smaller than the update: then what arrives of it is in proportion to it
 SOME = 0.8  # of a decay: where less arrives, it is said
@@ -55,28 +58,6 @@ class Arrived:
     gradients: float = math.nan
     own: bool = False
     reason: str = ""
-
-
-def smallest_effective_fraction(dtype: torch.dtype) -> float:
-    """Return the fraction below which ``w <- (1 - r) * w``, rounded to nearest, changes no weight: ``eps / 4``.
-
-    A weight changes if ``r * |w|`` is above half the distance to the next smaller number. Relative to the weight
-    that half distance lies between ``eps / 4`` (just above, and at, a power of 2) and ``eps / 2``.
-
-    Args:
-        dtype: A floating-point or complex dtype.
-
-    Returns:
-        The fraction, dimensionless.
-
-    Examples:
-        >>> smallest_effective_fraction(torch.bfloat16)
-        0.001953125
-        >>> w = torch.linspace(1.0, 2.0, 1000).to(torch.bfloat16)
-        >>> bool((w * (1 - 0.0019) != w).any()), bool((w * (1 - 0.0021) != w).any())
-        (False, True)
-    """
-    return torch.finfo(dtype).eps / 4
 
 
 def is_compensated(optimizer: Optimizer, row: Row) -> bool:
@@ -115,6 +96,9 @@ def lost_in_precision(rows: Sequence[Row], optimizers: Sequence[Optimizer]) -> I
         r, dtype = row.r_peak, row.parameter.dtype
         floating = dtype.is_floating_point or dtype.is_complex
         if not r or r < 0.0 or not row.group or not floating or r > smallest_effective_fraction(dtype):
+            continue
+        handle = handle_of(optimizers[row.group.optimizer])
+        if handle is not None and handle.config.low_precision in REMEDIES:
             continue
         small.setdefault(row.group.optimizer, []).append(row)
     lost: dict[tuple[torch.dtype, str], list[tuple[Row, Arrived]]] = {}
@@ -155,7 +139,10 @@ def _sentence(dtype: torch.dtype, way: str, members: Sequence[tuple[Row, Arrived
             f"r = {r:.3g} of {counted} may change no weight: rounding to {name} loses every fraction up to {least:.3g} "
             f"that is not rounded together with the update, and whether it is could not be measured ({found.reason})"
         )
-    return f"{what}; keep float32 master weights, or use an optimizer with stochastic rounding or compensated sums: {listed}"
+    return (
+        f'{what}; attach(..., low_precision="accumulate"), keep float32 master weights, or use an optimizer with stochastic'
+        f" rounding or compensated sums: {listed}"
+    )
 
 
 def arrived_of(optimizer: Any, rows: Sequence[Row]) -> dict[int, Arrived]:

@@ -29,6 +29,7 @@ from halflife.laws.isolation import Draws
 from halflife.laws.law import NotProbedError
 from halflife.laws.probe import enter_training_mode, guarded
 from halflife.laws.reduced import is_of_torch
+from halflife.optim.attaching import handle_of
 from halflife.optim.norms import is_distributed, local
 from halflife.optim.step_hooks import global_hooks
 
@@ -336,6 +337,7 @@ class CopyStage(_Stepper):
                 if each.ndim > 0 or any(_near(each, scalar) for scalar in scalars):  # else it counts steps
                     each.data = each.data.double()
         self.set_rates(optimizer, run)
+        _shrink_at_once(optimizer)
         enter_training_mode(optimizer)
         track = [_read(parameters)]
         # Torch's own steps write to parameters and state alone, and every operation costs as much again under a guard.
@@ -441,6 +443,7 @@ class RealStage(_Stepper):
                 if self.state != "real":
                     self.fresh = self.fresh and not _remembers(self.optimizer, parameters)
             self.set_rates(self.optimizer, run)
+            _shrink_at_once(self.optimizer)
             track = [_read(parameters)]
             self.calls(self.optimizer, parameters, run, track)
         return track
@@ -448,6 +451,12 @@ class RealStage(_Stepper):
     def only(self, indices: Sequence[int]) -> tuple[RealStage, list[int]]:
         """Return the stage itself: the optimizer is stepped whole."""
         return self, list(indices)
+
+
+def _shrink_at_once(optimizer: Any) -> None:
+    handle = handle_of(optimizer)
+    for attachment in [] if handle is None else handle._attachments:
+        attachment.shrink_at_once()
 
 
 def scaled(weight: Tensor, factor: float) -> Tensor:

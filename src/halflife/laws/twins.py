@@ -261,7 +261,7 @@ class Copies:
         """Attach the rule to the copies so that each of their steps is, to the rule, the next one of the original."""
         assert self.handle is not None
         config = self.handle.config
-        numbers = dict(config.numbers)
+        numbers: dict[str, Any] = dict(config.numbers)
         if "peak_lr" in numbers:
             numbers["peak_lr"] *= self.scale.lr * condition.peak_lr
         for made in copies:

@@ -26,8 +26,10 @@ from torch.optim import Optimizer
 from halflife.errors import UserError
 from halflife.numbers import check_positive
 from halflife.optim import refusals
+from halflife.optim.actions import LowPrecision
 from halflife.optim.config import KEYS, MARK, Config, Select
 from halflife.optim.hooks import Attachment
+from halflife.optim.low_precision import check_choice
 from halflife.optim.wrappers import unwrapped
 from halflife.rules.base import Applier, Part, Penalty, Rule
 
@@ -43,6 +45,7 @@ def attach(
     steps_per_epoch: float | None = None,
     tokens_per_step: float | None = None,
     allow_other_law: bool = False,
+    low_precision: LowPrecision = None,
 ) -> Handle:
     """Let ``rule`` decide the decay of an optimizer from its next step on, in place of the optimizer's own.
 
@@ -74,6 +77,13 @@ def attach(
         tokens_per_step: Tokens that one optimizer step consumes, for half-lives in tokens.
         allow_other_law: Whether a checkpoint made under another law may be loaded. The attached law then
             holds; the checkpoint gives the number of steps, and the peak where ``peak_lr`` does not.
+        low_precision: What becomes of the decay of weights in bfloat16 and float16, which rounding takes away where r is small:
+            all of it up to `halflife.precision.smallest_effective_fraction`, and a part above. ``"accumulate"`` keeps the sum s
+            of ``-ln(1 - r)`` for each parameter, and removes ``1 - exp(-s)`` of it after 16 steps or more, when s is 2^-14 or
+            more, or as soon as s is 2^-5; each weight is rounded down or up such that the mean is right. ``"stochastic"`` does
+            the same, and rounds at random (Gupta et al. 2015, arXiv 1502.02551, section 3), with seeds that follow from the
+            count of passes. Neither decays through the optimizer's own decay; weights in other precisions decay at each step.
+            ``"error"`` refuses a step that asks for ``0 < r <= eps / 4``.
 
     Returns:
         The handle that tells what was applied and takes the rule off again; in a ``with`` statement it does so at the end.
@@ -82,7 +92,8 @@ def attach(
         UserError: If the optimizer steps another one over the same weights, which is then named, or has no step hooks; if
             nothing would decay, the rule needs a number that is missing, one lam would replace
             different values of the groups, a group's ``weight_decay`` is no number or of another unit than the rule's lam,
-            a rule is attached already, or the loaded checkpoint has another law or is damaged. A
+            a rule is attached already, ``low_precision`` has no weights or no rule that it serves, or the loaded checkpoint has
+            another law or is damaged. A
             step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is negative or
             NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
             looked at a step later; the step that asked for too much is made without decay.
@@ -106,8 +117,9 @@ def attach(
     if select not in (None, "all"):  # a tuple: what was given may not be hashable
         raise UserError(f'select must be None (groups with weight_decay != 0) or "all", got {select!r}')
     numbers = {"peak_lr": peak_lr, "steps_per_epoch": steps_per_epoch, "tokens_per_step": tokens_per_step}
+    check_choice(low_precision)
     known = {name: check_positive(name, value) for name, value in numbers.items() if value is not None}
-    handle = Handle(Config(optimizers, rule, select, known, allow_other_law))
+    handle = Handle(Config(optimizers, rule, select, known, allow_other_law, low_precision))
     handle._start(optimizers)
     return handle
 
@@ -187,6 +199,9 @@ class Handle:
     def fractions(self) -> list[float]:
         """Tell which fraction the last step removed, per group, counted through all optimizers.
 
+        With ``low_precision="accumulate"`` or ``"stochastic"`` it is what the step asked for, which reaches weights in bfloat16
+        and float16 some steps later.
+
         Returns:
             One number per group: 0 for groups that do not decay, before the first step, after a step that was
             skipped for an overflow, and for an L2 penalty, which removes no fraction. For rules that answer
@@ -236,6 +251,8 @@ class Handle:
             for attachment, optimizer in zip(self._attachments, optimizers, strict=True):
                 attachment.sync_groups(optimizer)
             self.config.check_groups()
+            for attachment, optimizer in zip(self._attachments, optimizers, strict=True):
+                attachment.check_effective(optimizer)
         except BaseException:
             for attachment in self._attachments:
                 attachment.remove_keys(keep=KEYS)  # a checkpoint may have brought some, for the next try

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from halflife.optim import refusals
+from halflife.optim.actions import LowPrecision
+from halflife.optim.low_precision import check_parts
 from halflife.rules.base import Part
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "MARK",
     "MEMORY",
     "PEAK",
+    "PENDING",
     "REGISTER",
     "STEP",
     "Config",
@@ -35,7 +38,8 @@ PEAK = "halflife_peak_lr"  # 0.0 until it is known
 LAW = "halflife_law"
 STEP = "halflife_step"
 MEMORY = "halflife_memory"  # numbers per parameter, where the rule keeps any: () outside of a state dict
-KEYS = (INITIAL, PEAK, LAW, STEP, MEMORY)
+PENDING = "halflife_pending"  # the same of decay that has not reached the weights yet
+KEYS = (INITIAL, PEAK, LAW, STEP, MEMORY, PENDING)
 ELSEWHERE = -1  # the value of STEP outside of a state dict
 
 # Attributes of the optimizer while a rule is attached; copies and pickles drop them together with the hooks.
@@ -57,6 +61,7 @@ class Config:
         select: ``"all"`` lets every group decay.
         numbers: ``peak_lr``, ``steps_per_epoch`` and ``tokens_per_step``, where given.
         allow_other_law: Whether a checkpoint made under another law may be loaded.
+        remedy: What becomes of decay that rounding would take away.
     """
 
     def __init__(
@@ -66,11 +71,13 @@ class Config:
         select: Select,
         numbers: Mapping[str, float],
         allow_other_law: bool,
+        remedy: LowPrecision = None,
     ) -> None:
         self.rule = rule
         self.select = select
         self.numbers = dict(numbers)
         self.allow_other_law = allow_other_law
+        self.low_precision = remedy
         self._references = [weakref.ref(optimizer) for optimizer in optimizers]
         self._num_groups = [len(optimizer.param_groups) for optimizer in optimizers]
 
@@ -122,6 +129,8 @@ class Config:
         refusals.check_undivided(self.rule, own)
         parts = [(self.rule.for_group(self.first_group(each) + index), each, group) for each, index, group in decaying]
         refusals.check_own_values(self.rule, [(part, group) for part, _, group in parts], own)
+        if self.low_precision is not None:
+            check_parts(self.low_precision, [(part, group) for part, _, group in parts])
         for part, optimizer, group in parts:
             if group.get(INITIAL, 0.0) != 0.0:
                 peak = self.peak_of(group, float(group.get("lr") or 0.0))

@@ -18,6 +18,7 @@ from halflife.optim.actions.shrink import Shrink
 from halflife.optim.apply import HostCopy
 from halflife.optim.config import INITIAL, PEAK, Config
 from halflife.optim.floor import FloorWatch
+from halflife.optim.low_precision import check_effective, least_effective
 from halflife.optim.second_moment import SecondMoment, measures_gradients
 from halflife.rules.base import Part, Penalty, Rule, StepInfo
 from halflife.rules.stable import Stable
@@ -65,7 +66,7 @@ class Evaluator:
     def __init__(self, config: Config, optimizer: Optimizer) -> None:
         self._config = config
         self._members: dict[int, _Member] = {}
-        self._pending: list[tuple[HostCopy, Part, StepInfo, float]] = []
+        self._pending: list[tuple[HostCopy, Part, StepInfo, float, float]] = []
         self._first = config.first_group(optimizer)
         self._given_peak = config.numbers.get("peak_lr", 0.0)
         self._steps_per_epoch = config.numbers.get("steps_per_epoch", math.nan)
@@ -134,7 +135,8 @@ class Evaluator:
                 dampening=float(group["dampening"]) if member.needs_momentum else math.nan,
                 second_moment=second_moment,
             )
-            found.append((action, Work(group, [], self._value(member, info), info)))
+            least = least_effective(group) if self._config.low_precision == "error" else 0.0
+            found.append((action, Work(group, [], self._value(member, info, least), info)))
             if lr > 0.0:
                 asked.append((member.part, info))
         if self._floor is not None:
@@ -170,14 +172,27 @@ class Evaluator:
 
     def _action_for(self, part: Part) -> Action:
         """Return the action for a part: groups whose parts are equal share it, and all plain rules do."""
-        made = action_for(part)
+        made = action_for(part, self._config.low_precision)
         for known, action in self.actions:
             if type(action) is type(made) and (isinstance(made, Shrink) or known == part):
                 return action
         self.actions.append((part, made))
         return made
 
-    def _value(self, member: _Member, info: StepInfo) -> float | Tensor:
+    def check_effective(self, optimizer: Optimizer, step: int) -> None:
+        """Refuse fractions that rounding would take away, where they are known without gradients.
+
+        Args:
+            optimizer: The optimizer.
+            step: Steps taken.
+
+        Raises:
+            UserError: If a step that was made now would refuse one.
+        """
+        if self._config.low_precision == "error" and self.moment is None:
+            self.evaluate(optimizer, step)
+
+    def _value(self, member: _Member, info: StepInfo, least: float) -> float | Tensor:
         if member.known_later:
             return 0.0
         value = member.evaluate(info)
@@ -186,18 +201,21 @@ class Evaluator:
         if type(value) is not float and isinstance(value, Tensor) and reading_waits(value):
             # Reading it would wait for the device, so the check comes a step late. What it will refuse must not
             # touch the weights by then.
-            self._pending.append((HostCopy(value), member.part, info, lam))
+            self._pending.append((HostCopy(value), member.part, info, lam, least))
             return torch.where((value >= 0.0) & (value < (math.inf if penalty else 1.0)), value, 0.0)
         number = float(value)
         if not 0.0 <= number < 1.0:
             refusals.check_fraction(member.part, number, lr=info.lr, lam=lam, group=info.group)
+        check_effective(number, least, info.group)
         return number
 
     def _check_last(self) -> None:
         """Check answers that were tensors on an accelerator: reading them at once would have waited for it."""
         pending, self._pending = self._pending, []
-        for copy, part, info, lam in pending:
-            refusals.check_fraction(part, copy.read(), lr=info.lr, lam=lam, group=info.group)
+        for copy, part, info, lam, least in pending:
+            r = copy.read()
+            refusals.check_fraction(part, r, lr=info.lr, lam=lam, group=info.group)
+            check_effective(r, least, info.group)
 
     def _peak(self, group: dict[str, Any], lr: float, index: int) -> float:
         """Return the group's peak learning rate; called at lr > 0 only."""

@@ -19,11 +19,13 @@ from torch.optim import Optimizer
 
 from halflife.expressions import spell
 from halflife.optim import refusals
-from halflife.optim.actions import Action
+from halflife.optim.actions import ACCUMULATING, Action
+from halflife.optim.actions.accumulate import Accumulate
 from halflife.optim.apply import Step, StepCount
 from halflife.optim.arrival import LEAST, WINDOW, Arrival
-from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, REGISTER, STEP, Config
+from halflife.optim.config import ELSEWHERE, INITIAL, KEYS, LAW, MEMORY, PEAK, PENDING, REGISTER, STEP, Config
 from halflife.optim.evaluate import Evaluator
+from halflife.optim.low_precision import check_pending
 from halflife.optim.outside import Outside, foreign
 from halflife.optim.unheard import Unheard
 from halflife.rules.registry import same_law
@@ -49,6 +51,7 @@ class Attachment:
         self._count = StepCount()
         self._law = spell(config.rule)
         self._remembers = "initial_norm" in config.rule.needs or self._evaluator.moment is not None
+        self._accumulates = config.low_precision in ACCUMULATING
         self._before = [{key: group[key] for key in KEYS if key in group} for group in optimizer.param_groups]
         self._is_copy = any(LAW in group and group.get(STEP) == ELSEWHERE for group in optimizer.param_groups)
         self._users: list[Any] | None = None  # the groups' weight_decay at the last step; None: not compared any more
@@ -94,6 +97,13 @@ class Attachment:
         self._outside.stop()
         self._told = {"undone", "remains"}
 
+    def shrink_at_once(self) -> None:
+        """Let each step shrink weights of any precision: a probe takes a few steps only, and would not see what comes later."""
+        self._config.low_precision = None
+        for _, action in self._evaluator.actions:
+            if isinstance(action, Accumulate):
+                action.at_once = True
+
     def stop(self) -> None:
         """Remove the hooks and everything else that was added to the optimizer."""
         self._settle()
@@ -132,6 +142,7 @@ class Attachment:
             for index, group in enumerate(groups):
                 self._check_law(group, index)
             memory = [self._memory_in(optimizer, group, index) for index, group in enumerate(groups)]
+            pending = [self._pending_in(group, index) for index, group in enumerate(groups)]
             step = int(loaded[-1][STEP])
         new = []
         for index, group in enumerate(groups):
@@ -145,9 +156,14 @@ class Attachment:
                 group[MEMORY] = ()
             else:
                 group.pop(MEMORY, None)  # another law's, which nobody would keep up to date
+            if self._accumulates:
+                group[PENDING] = ()
+            else:
+                group.pop(PENDING, None)
         if loaded:
             self._count = StepCount(step)
             self._load_memory(optimizer, memory)
+            self._load_pending(optimizer, pending)
         return new
 
     def _notice_rewriting(self, optimizer: Optimizer) -> None:
@@ -341,6 +357,9 @@ class Attachment:
             copy[STEP] = self._count.value()
             if self._remembers:
                 copy[MEMORY] = self._memory_of(optimizer, index)
+            if self._accumulates:
+                action = self._evaluator.action_of(optimizer, index)
+                copy[PENDING] = () if action is None else action.pending(group["params"])
             if step is not None:
                 copy.update(step.users_values(group))
 
@@ -353,6 +372,7 @@ class Attachment:
             self._check_law(saved, index)
             if saved.get(STEP, ELSEWHERE) != ELSEWHERE:
                 self._memory_in(optimizer, saved, index)
+                self._pending_in(saved, index)
         if config.allow_other_law:
             keys = (INITIAL, "weight_decay")
             self._before_load = [{key: group[key] for key in keys if key in group} for group in groups]
@@ -375,6 +395,7 @@ class Attachment:
         self._last, self._found_inf, self._count = [], None, StepCount()
         self._outside.loaded()
         self._load_memory(optimizer, [()] * len(optimizer.param_groups))
+        self._load_pending(optimizer, [()] * len(optimizer.param_groups))
         if self._unheard is not None:
             self._unheard.renew(optimizer)
         lost = self._config.rule.needs & self._kept_in_checkpoints()
@@ -442,6 +463,26 @@ class Attachment:
         for _, action in self._evaluator.actions:
             mine = zip(groups, norms, of_groups, strict=True)
             action.load([(parameters, values or None) for parameters, values, its in mine if its is action])
+
+    def _pending_in(self, saved: dict[str, Any], index: int) -> tuple[float, ...]:
+        """Return the decay that a checkpoint has kept for a group because it had not reached the weights."""
+        values = saved.get(PENDING) if self._accumulates else None
+        if values is None:
+            return ()
+        check_pending(values, len(saved["params"]), index)
+        return tuple(values)
+
+    def _load_pending(self, optimizer: Optimizer, pending: Sequence[tuple[float, ...]]) -> None:
+        """Start again from the decay that a checkpoint has kept for each group, () for nothing."""
+        groups = list(zip(optimizer.param_groups, pending, strict=True))
+        of_groups = [self._evaluator.action_of(optimizer, index) for index in range(len(groups))]
+        for _, action in self._evaluator.actions:
+            mine = zip(groups, of_groups, strict=True)
+            action.load_pending([(group["params"], values) for (group, values), its in mine if its is action])
+
+    def check_effective(self, optimizer: Optimizer) -> None:
+        """Refuse decay that rounding would take away, as far as it is known."""
+        self._evaluator.check_effective(optimizer, self._count.value())
 
     def _keeps_norms(self, optimizer: Optimizer, index: int) -> bool:
         action = self._evaluator.action_of(optimizer, index)

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["accumulator", "as_real", "local", "on_device", "settle_gradients", "squared_norms", "totals"]
+__all__ = [
+    "accumulator",
+    "as_real",
+    "local",
+    "on_device",
+    "settle_gradients",
+    "shard_number",
+    "squared_norms",
+    "totals",
+]
 
 # torch sums a float32 norm on a CPU in a few float32 numbers: 7e-4 too small at 2^24 elements (torch
 # 2.13). So large tensors are cut, and the pieces are summed in the type of `accumulator`. A dot product is faster
@@ -138,6 +147,24 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
 def is_distributed(tensor: Tensor) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # without it there is no DTensor
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def shard_number(tensor: Tensor) -> int:
+    """Return which of the different parts of a tensor this process holds; replicas have the same number.
+
+    Args:
+        tensor: A parameter.
+
+    Returns:
+        A number from 0.
+    """
+    number = 0
+    if is_distributed(tensor):
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        for dimension, (placement, place) in enumerate(zip(tensor.placements, mesh.get_coordinate(), strict=True)):  # type: ignore[attr-defined]
+            if not placement.is_replicate():
+                number = number * mesh.size(dimension) + place
+    return number
 
 
 def _sum_over_shards(found: Tensor, tensors: Sequence[Tensor]) -> Tensor:

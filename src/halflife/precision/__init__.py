@@ -7,6 +7,6 @@ precision.round_to(x, bits=7)  # x.bfloat16().float(), to the bit
 ```
 """
 
-from halflife.precision.rounding import round_stochastically, round_to
+from halflife.precision.rounding import round_stochastically, round_to, smallest_effective_fraction
 
-__all__ = ["round_stochastically", "round_to"]
+__all__ = ["round_stochastically", "round_to", "smallest_effective_fraction"]

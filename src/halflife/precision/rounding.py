@@ -23,7 +23,7 @@ from torch import Tensor
 
 from halflife.errors import UserError, shortened
 
-__all__ = ["MANTISSA_BITS", "check_bits", "round_stochastically", "round_to"]
+__all__ = ["MANTISSA_BITS", "check_bits", "round_stochastically", "round_to", "smallest_effective_fraction"]
 
 MANTISSA_BITS = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
 """Explicit ones, by dtype."""
@@ -50,6 +50,28 @@ def check_bits(bits: object, most: int = 23) -> int:
             f" {shortened(bits)}"
         )
     return bits
+
+
+def smallest_effective_fraction(dtype: torch.dtype) -> float:
+    """Return the fraction below which ``w <- (1 - r) * w``, rounded to nearest, changes no weight: ``eps / 4``.
+
+    A weight changes if ``r * |w|`` is above half the distance to the next smaller number. Relative to the weight
+    that half distance lies between ``eps / 4`` (just above, and at, a power of 2) and ``eps / 2``.
+
+    Args:
+        dtype: A floating-point or complex dtype.
+
+    Returns:
+        The fraction, dimensionless.
+
+    Examples:
+        >>> smallest_effective_fraction(torch.bfloat16)
+        0.001953125
+        >>> w = torch.linspace(1.0, 2.0, 1000).to(torch.bfloat16)
+        >>> bool((w * (1 - 0.0019) != w).any()), bool((w * (1 - 0.0021) != w).any())
+        (False, True)
+    """
+    return torch.finfo(dtype).eps / 4
 
 
 def round_to(x: Tensor, bits: int, *, forward: bool = True, backward: bool = False) -> Tensor:

@@ -5,6 +5,9 @@ An action is told before and after each step which parameters are concerned. `ha
 
 from __future__ import annotations
 
+from typing import Literal
+
+from halflife.optim.actions.accumulate import Accumulate
 from halflife.optim.actions.base import Action, Work
 from halflife.optim.actions.cautious import MaskedShrink
 from halflife.optim.actions.penalty import AddToGradient, AddToMoment
@@ -14,14 +17,18 @@ from halflife.optim.actions.toward import Pull
 from halflife.rules import L2, Cautious, Penalty, Rule, Toward
 from halflife.rules.base import Part
 
-__all__ = ["Action", "Work", "action_for"]
+LowPrecision = Literal["accumulate", "stochastic", "error"] | None
+ACCUMULATING = ("accumulate", "stochastic")
+
+__all__ = ["ACCUMULATING", "Action", "LowPrecision", "Work", "action_for"]
 
 
-def action_for(part: Part) -> Action:
+def action_for(part: Part, low_precision: LowPrecision = None) -> Action:
     """Return a new action that carries out a part.
 
     Args:
         part: A rule, an applier or a penalty.
+        low_precision: What becomes of decay that rounding would take away.
 
     Returns:
         The action, for one optimizer.
@@ -36,4 +43,6 @@ def action_for(part: Part) -> Action:
         return AddToGradient()
     if isinstance(part, Rule) and part.needs & {"weight_norm", "net_norm"}:
         return Rescale(part)
+    if low_precision in ACCUMULATING:
+        return Accumulate(random=low_precision == "stochastic")
     return Shrink()

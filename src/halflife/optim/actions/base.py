@@ -63,6 +63,13 @@ class Action(ABC):
     def load(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...] | None]]) -> None:  # noqa: B027 - most actions have nothing to do here
         """Start again from the answers of `save` for each group, and from what is in the optimizer's state."""
 
+    def pending(self, parameters: Sequence[Tensor]) -> tuple[float, ...]:
+        """Return what a checkpoint has to keep of decay that has not reached the parameters of a group yet."""
+        return ()
+
+    def load_pending(self, saved: Sequence[tuple[Sequence[Tensor], tuple[float, ...]]]) -> None:  # noqa: B027 - most actions have nothing to do here
+        """Start again from the answers of `pending` for each group."""
+
     def remove_state(self, optimizer: Optimizer) -> None:  # noqa: B027 - most actions have nothing to do here
         """Remove what was put into the optimizer's state."""
 
