@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -33,8 +33,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from halflife.errors import UserError
+from halflife.optim.actions import LowPrecision
 from halflife.optim.attaching import Handle, attach
-from halflife.rules import L2, Applier, Cautious, Constant, NormTarget, Penalty, Rule, Stable, Toward
+from halflife.rules import L2, Applier, Cautious, Constant, Decoupled, NormTarget, Penalty, Rule, Stable, Toward
 from tests.oracles.every_rule import BARE, BY_NAME, CASES, HALF, STEPS, Case, Net, batch, groups_of, set_lr
 
 Wrap = Callable[[Net], nn.Module]
@@ -311,12 +312,62 @@ def two(folder: Path, cases: Sequence[Case] = CASES) -> dict[str, Any]:
     }
 
 
+def low_precision(folder: Path) -> dict[str, Any]:
+    """bfloat16 weights, one that is sharded and one that each process keeps whole, under each remedy; resumed in the middle."""
+    found: dict[str, Any] = {}
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+
+    def made(mode: LowPrecision, fill: float) -> tuple[nn.Module, Optimizer]:
+        model = nn.Sequential(nn.Linear(64, 63, bias=False), nn.Linear(63, 33, bias=False)).to(torch.bfloat16)
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, fill)
+        shard(model[0], mesh=mesh)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1.0)
+        attach(optimizer, Decoupled(1.0), low_precision=mode)
+        return model, optimizer
+
+    def steps(model: nn.Module, optimizer: Optimizer, count: int) -> None:
+        for _ in range(count):
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+
+    modes: tuple[Literal["accumulate", "stochastic"], ...] = ("accumulate", "stochastic")
+    for mode in modes:
+        model, optimizer = made(mode, 1.7)
+        steps(model, optimizer, 200)
+        checkpoint = folder / f"low-precision-{mode}"
+        save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=checkpoint)
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
+        steps(model, optimizer, 200)
+        first = next(model.parameters())
+        assert isinstance(first, DTensor)
+        local = first.to_local().detach().clone()
+        other, resumed = made(mode, 0.3)
+        steps(other, resumed, 7)
+        state = {"optimizer": get_optimizer_state_dict(other, resumed)}
+        load(state, checkpoint_id=checkpoint)
+        set_optimizer_state_dict(other, resumed, state["optimizer"])
+        with torch.no_grad():
+            for parameter, weight in zip(other.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        steps(other, resumed, 200)
+        pending = [group["halflife_pending"] for group in optimizer.state_dict()["param_groups"]]
+        found[mode] = (parameters(model), parameters(other), local, pending)
+    return found
+
+
 def four(folder: Path) -> dict[str, Any]:
     """What four do."""
     return {"hsdp": every_rule(hsdp, CASES)}
 
 
-JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {"two": two, "two quickly": two_quickly, "four": four}
+JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "two": two,
+    "two quickly": two_quickly,
+    "four": four,
+    "low precision": low_precision,
+}
 
 
 def main(rank: int, world: int, folder: Path, job: str) -> None:

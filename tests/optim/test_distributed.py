@@ -8,6 +8,7 @@ in place of the whole would be off by some percent.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -236,3 +237,20 @@ def test_hsdp(case: Case, four: list[dict[str, Any]]) -> None:
     assert_as_close_as_no_rule(four[0]["hsdp"], case)
     for rank in four:
         assert rank["hsdp"][case.name][1] == expected_collectives(case)
+
+
+def test_decay_in_low_precision(folder: Path) -> None:
+    """All processes hold the same replicas, each shard decays as the whole, and a checkpoint is gone on from to the bit."""
+    found = spawn("low precision", 2, folder)
+    for mode in ("accumulate", "stochastic"):
+        (mine, resumed, shard, pending), (theirs, _, other, others) = (each[mode] for each in found)
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(mine, resumed, strict=True))
+        assert pending == others
+        expected = 1.7 * 0.999**400 * math.exp(pending[0][0])
+        for weight in (*mine, shard, other):
+            walk = 0.05 if mode == "stochastic" else 0.0  # of a weight; ulps of a number of bfloat16 are 2^-7 at most
+            allowed = 0.003 + 5.0 * walk / weight.numel() ** 0.5
+            assert weight.double().mean().item() == pytest.approx(expected, rel=allowed)
+            assert len(weight.unique()) > 1
+        assert not torch.equal(shard[:31], other[:31])  # not the same offsets

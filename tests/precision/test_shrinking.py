@@ -27,7 +27,7 @@ def every_number(dtype: torch.dtype) -> Tensor:
 def neighbours(exact: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The numbers of a dtype at and below, and above, the absolute value of float64 numbers; by comparing, not by bits."""
     grid = every_number(dtype).double()
-    grid = grid[grid.isfinite() & (grid >= 0.0)].unique()
+    grid = torch.unique(grid[grid.isfinite() & (grid >= 0.0)])
     place = torch.searchsorted(grid, exact.abs(), right=True) - 1
     return grid[place], grid[(place + 1).clamp(max=len(grid) - 1)]
 

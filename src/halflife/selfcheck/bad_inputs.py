@@ -14,6 +14,7 @@ import torch
 from torch.optim import LBFGS, SGD, Adam, Adamax, AdamW, Optimizer, Rprop
 
 from halflife.errors import UserError
+from halflife.optim.actions import LowPrecision
 from halflife.optim.attaching import attach
 from halflife.rules import (
     L2,
@@ -123,6 +124,11 @@ def _decaying(kind: Callable[..., Optimizer] = SGD, **settings: Any) -> Optimize
     return toy(kind, lr=0.1, weight_decay=1.0, **settings)[1]
 
 
+def _in_few_bits(rule: Rule | Applier | Penalty, low_precision: LowPrecision) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    attach(SGD([weight], lr=0.1, weight_decay=1.0), rule, low_precision=low_precision)
+
+
 def _unequal() -> Optimizer:
     return SGD(groups_of(0.1, 0.0, 0.3), lr=0.1)
 
@@ -166,6 +172,10 @@ BAD_INPUTS = [
     BadInput("a class", lambda: attach(_decaying(), Decoupled), "a rule such as Decoupled(...), got <class"),  # type: ignore[arg-type]  # on purpose
     BadInput("a number", lambda: attach(_decaying(), 0.1), "such as halflife.Decoupled(0.1), got 0.1"),  # type: ignore[arg-type]  # on purpose
     BadInput("select", lambda: attach(_decaying(), A, select="some"), "or \"all\", got 'some'"),  # type: ignore[arg-type]  # on purpose
+    BadInput("low precision", lambda: attach(_decaying(), A, low_precision="round"), 'or one of "accumulate", "sto'),  # type: ignore[arg-type]  # on purpose
+    BadInput("a remedy for nothing", lambda: attach(_decaying(), A, low_precision="error"), "got float32 only: leave"),
+    BadInput("a remedy for no rule", lambda: _in_few_bits(Cautious(A), "accumulate"), "serves rules whose fraction"),
+    BadInput("rounded away", lambda: _in_few_bits(Constant(1e-3), "error"), "rounded away: weights in its precision"),
     BadInput("peak", lambda: attach(_decaying(), Independent(0.1), peak_lr=0.0), "peak_lr must be > 0"),
     BadInput("epochs", lambda: attach(_decaying(), HalfLife(epochs=2)), "needs steps_per_epoch: pass attach"),
     BadInput("tokens", lambda: attach(_decaying(), HalfLife(tokens=2)), "needs tokens_per_step: pass attach"),

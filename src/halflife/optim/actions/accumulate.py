@@ -25,7 +25,7 @@ __all__ = ["EVERY", "LARGE", "LEAST", "Accumulate"]
 EVERY = 16  # steps between two passes: one costs up to ten times as much as a plain one
 LEAST = 2.0**-14  # below it nothing is removed: the error of a product in float32 would no longer be small beside it
 LARGE = 2.0**-5  # what is removed as soon as it is pending
-SHARD = 1 << 48  # places of weights that one shard has at most
+SHARD = 0x9E37_79B9_7F4B  # places of weights that one shard has at most; odd, so that shards have other offsets
 
 
 class _Pending:
@@ -232,5 +232,5 @@ def _places(parameters: Sequence[Tensor]) -> dict[int, int]:
     for parameter in parameters:
         if parameter.dtype in LOW:
             places[id(parameter)] = end + shard_number(parameter) * SHARD
-            end += local(parameter).numel()
+            end += parameter.numel()  # of all shards: what stands after it has one place in all processes
     return places
