@@ -34,7 +34,7 @@ from halflife.precision.rounding import MANTISSA_BITS
 __all__ = ["shrink"]
 
 # Elements that are in the cache of a CPU at one time; what other devices hold in three 32-bit numbers beside the weights.
-PIECE, LARGE_PIECE = 1 << 16, 1 << 23
+PIECE, LARGE_PIECE = 1 << 17, 1 << 23
 BY_WEIGHT, BY_PASS = 1_779_033_703, 2_654_435_769  # 2^32 times the fractions above
 WHOLE = 1 << 32
 # float16 in the exponents of float32: then what is subnormal in one is so in the other, and the bits to cut are the same.
@@ -60,7 +60,7 @@ def shrink(
     device, dtype = tensors[0].device, tensors[0].dtype
     shift = 23 - MANTISSA_BITS[dtype]
     scale = LOWERED if dtype == torch.float16 else 1.0
-    size = PIECE if device.type == "cpu" else LARGE_PIECE
+    size = stride = PIECE if device.type == "cpu" else LARGE_PIECE
     flat = [tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1) for tensor in tensors]
     pieces = [(number, list(parts)) for number, parts in groupby(_cut(flat, starts, size), key=lambda part: part[0])]
     if len(pieces) == 1:
@@ -68,21 +68,22 @@ def shrink(
     room = torch.empty(size, dtype=torch.float32, device=device)
     bits, noise = room.view(torch.int32), torch.empty(size, dtype=torch.int32, device=device)
     base = _base(size, shift, seed, device)
-    stride = PIECE if device.type == "cpu" else LARGE_PIECE
+    mask = (1 << shift) - 1
+    whole = room, bits, noise, base
     for number, parts in pieces:
         first, last = parts[0][1], max(place + part.numel() for _, place, part in parts)
         held = [room[place : place + part.numel()] for _, place, part in parts]
         weights = [part for _, _, part in parts]
         torch._foreach_copy_(held, weights)
-        now = slice(first, last)
-        room[now].mul_(factor * scale)
-        nan = room[now].isnan() if _may_have_nan(room[now], dtype) else None
-        torch.add(base[now], _offset(number * stride, turn, seed, shift), out=noise[now])
-        bits[now].add_(noise[now].bitwise_and_((1 << shift) - 1)).bitwise_and_(-(1 << shift))
+        x, i, u, start = whole if last - first == size else [each[first:last] for each in whole]
+        x.mul_(factor * scale)
+        nan = x.isnan() if _may_have_nan(x, dtype) else None
+        torch.add(start, _offset(number * stride, turn, seed, shift), out=u)
+        i.add_(u.bitwise_and_(mask)).bitwise_and_(~mask)
         if nan is not None:
-            room[now].masked_fill_(nan, torch.nan)
+            x.masked_fill_(nan, torch.nan)
         if scale != 1.0:
-            room[now].mul_(1.0 / scale)
+            x.mul_(1.0 / scale)
         torch._foreach_copy_(weights, held)
     for tensor, each in zip(tensors, flat, strict=True):
         if not tensor.is_contiguous():
