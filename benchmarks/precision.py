@@ -11,8 +11,8 @@ feels, and the worst step says what a pass takes.
 The plain pass reads and writes 4 bytes per weight in each step. So does a pass of a remedy, in one of 16 steps as long as r
 is below 2^-9: 0.25 bytes per weight and step. What it takes more is arithmetic: eight operations on numbers in the cache.
 
-Measured with ``--rounds 40`` on one of two shared cores of an AMD EPYC, torch 2.13, while other programs ran; the plain pass took
-4.6 to 8.6 ms in bfloat16 and 3.3 to 3.6 ms in float16:
+Measured with ``--rounds 40`` on one of two shared cores of an AMD EPYC, torch 2.13, while other programs ran; the plain pass
+took 4.6 to 8.6 ms in bfloat16 and 3.3 to 3.6 ms in float16:
 
     =====================  ==================  ==================  ==================  ==================
     mean (worst) step      r = 1e-5            r = 1e-4            r = 1e-3            r = 3e-3

@@ -176,15 +176,15 @@ def test_the_plain_own_pass_loses_it(decay: Decay) -> None:
 
 @pytest.mark.slow
 @by_mode
-def test_a_tiny_decay_loses_nothing_over_a_million_steps(mode: Mode) -> None:
-    weight = weights_of(1024, torch.bfloat16)
+def test_a_tiny_decay_loses_nothing_over_many_steps(mode: Mode) -> None:
+    weight = weights_of(2**16, torch.bfloat16)
     optimizer = SGD([weight], lr=1e-8, weight_decay=1.0)
     attach(optimizer, Decoupled(1.0), low_precision=mode)
     before = weight.detach().clone()
     still(weight)
-    for _ in range(1_000_000):
+    for _ in range(200_000):
         optimizer.step()
-    assert lost(before, weight) + pending(optimizer)[0] == pytest.approx(0.01, rel=0.02)
+    assert lost(before, weight) + pending(optimizer)[0] == pytest.approx(0.002, rel=0.03)
     assert pending(optimizer)[0] <= LEAST + 1e-8
 
 
