@@ -422,6 +422,9 @@ def test_checkpoints_with_and_without_pending_decay_go_both_ways() -> None:
     plain.load_state_dict(ours)
     assert not any(pending(saved))
     assert "halflife_pending" not in plain.state_dict()["param_groups"][0]
+    train(saved, range(5))
+    saved.load_state_dict(started(None).state_dict())  # which knows nothing of halflife
+    assert not any(pending(saved))
     handle = saved._halflife_handle  # type: ignore[attr-defined]  # as handle_of finds it
     handle.detach()
     assert "halflife_pending" not in saved.param_groups[0]
@@ -603,6 +606,26 @@ def test_fractions_that_are_tensors_decay_like_numbers(mode: Mode, r: float) -> 
     assert results[1][0] <= EVERY * 2.0 * r + LEAST
 
 
+@pytest.mark.parametrize("flagged", [False, True])
+@pytest.mark.parametrize("r", [1e-3, 0.1, "tensor"])
+def test_nothing_is_read_from_a_device(r: Any, flagged: bool) -> None:
+    """Tensors on the meta device have no numbers: reading one raises."""
+    weights = [nn.Parameter(torch.empty(size, dtype=torch.bfloat16, device="meta")) for size in (300, 7)]
+    wide = nn.Parameter(torch.empty(5, device="meta"))
+    action, optimizer = Accumulate(random=False), types.SimpleNamespace()
+    if flagged:
+        optimizer.found_inf = torch.empty((), device="meta")
+    answer = torch.empty((), dtype=torch.float64, device="meta") if r == "tensor" else r
+    passes = []
+    with torch.no_grad():
+        for _ in range(40):
+            work = [Work({"params": [*weights, wide]}, [*weights, wide], answer, StepInfo(lr=1.0))]
+            action.before(optimizer, work)  # type: ignore[arg-type]  # as above
+            action.after(optimizer, work)  # type: ignore[arg-type]
+            passes.append(action._of(weights[0]).passes)
+    assert passes[-1] == (40 if r == 0.1 else 2)
+
+
 def test_fractions_that_are_tensors_wait_and_are_skipped_on_the_device() -> None:
     from halflife.optim.actions.accumulate import _left
 
@@ -753,12 +776,13 @@ class ByHand(Optimizer):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * parameter.grad)
 
 
+QUICK = ((0.1, AdamW, False), (5.0, ByHand, True))
+
+
 @pytest.mark.parametrize(
     ("lam", "kind", "in_place"),
     [
-        pytest.param(
-            lam, kind, in_place, marks=() if (lam, kind) == (0.1, AdamW) and not in_place else pytest.mark.slow
-        )
+        pytest.param(lam, kind, in_place, marks=() if (lam, kind, in_place) in QUICK else pytest.mark.slow)
         for lam in (0.1, 5.0, 20.0)
         for kind in (AdamW, ByHand)
         for in_place in (False, True)
