@@ -80,23 +80,22 @@ def attach(
         low_precision: What becomes of the decay of weights in bfloat16 and float16, which rounding takes away where r is small:
             all of it up to `halflife.precision.smallest_effective_fraction`, and a part above. ``"accumulate"`` keeps the sum s
             of ``-ln(1 - r)`` for each parameter, and removes ``1 - exp(-s)`` of it after 16 steps or more, when s is 2^-14 or
-            more, or as soon as s is 2^-5; each weight is rounded down or up such that the mean is right. ``"stochastic"`` does
-            the same, and rounds at random (Gupta et al. 2015, arXiv 1502.02551, section 3), with seeds that follow from the
-            count of passes. Neither decays through the optimizer's own decay; weights in other precisions decay at each step.
-            ``"error"`` refuses a step that asks for ``0 < r <= eps / 4``.
+            more, or as soon as s is 2^-5; each weight is rounded down or up such that nothing is lost on average.
+            ``"stochastic"`` does the same, and rounds at random (Gupta et al. 2015, arXiv 1502.02551, section 3), with seeds
+            that follow from the count of passes. Neither decays through the optimizer's own decay; weights in other precisions
+            decay at each step. ``"error"`` refuses a step that asks for ``0 < r <= eps / 4``.
 
     Returns:
         The handle that tells what was applied and takes the rule off again; in a ``with`` statement it does so at the end.
 
     Raises:
         UserError: If the optimizer steps another one over the same weights, which is then named, or has no step hooks; if
-            nothing would decay, the rule needs a number that is missing, one lam would replace
-            different values of the groups, a group's ``weight_decay`` is no number or of another unit than the rule's lam,
-            a rule is attached already, ``low_precision`` has no weights or no rule that it serves, or the loaded checkpoint has
-            another law or is damaged. A
-            step raises it, with the weights untouched, where the rule asks for r outside [0, 1), lr is negative or
-            NaN, or lr is above the peak. An r that is computed on an accelerator (`Stable`) is
-            looked at a step later; the step that asked for too much is made without decay.
+            nothing would decay, the rule needs a number that is missing, one lam would replace different values of the groups,
+            a group's ``weight_decay`` is no number or of another unit than the rule's lam, a rule is attached already,
+            ``low_precision`` has no weights or no rule that it serves, or the loaded checkpoint has another law or is damaged.
+            A step raises it, with the weights untouched, where the rule asks for r outside [0, 1), or for one that rounding
+            takes away under ``low_precision="error"``, lr is negative or NaN, or lr is above the peak. An r that is computed on
+            an accelerator (`Stable`) is looked at a step later; the step that asked for too much is made without decay.
 
     Examples:
         >>> import torch, halflife

@@ -28,6 +28,9 @@ LARGE = 2.0**-5  # what is removed as soon as it is pending
 SHARD = 0x9E37_79B9_7F4B  # places of weights that one shard has at most; odd, so that shards have other offsets
 
 
+Number = float | Tensor
+
+
 class _Pending:
     """What is pending for one parameter.
 
@@ -41,9 +44,9 @@ class _Pending:
     __slots__ = ("before", "passes", "steps", "sum")
 
     def __init__(self, total: float = 0.0, steps: int = 0, passes: int = 0) -> None:
-        self.sum: float | Tensor = total
+        self.sum: Number = total
         self.steps, self.passes = steps, passes
-        self.before: tuple[float | Tensor, int, int] = total, steps, passes
+        self.before: tuple[Number, int, int] = total, steps, passes
 
 
 class Accumulate(Shrink):
@@ -148,10 +151,10 @@ class Accumulate(Shrink):
             held = self._held[parameter] = _Pending()
         return held
 
-    def _add(self, r: float | Tensor, low: Sequence[Tensor], found_inf: Tensor | None) -> None:
+    def _add(self, r: Number, low: Sequence[Tensor], found_inf: Tensor | None) -> None:
         added: dict[
-            tuple[torch.device, int], tuple[float | Tensor, float | Tensor]
-        ] = {}  # by device and what there was
+            tuple[object, ...], tuple[Number, Number]
+        ] = {}  # what there was and is now, by device and what there was
         share = -math.log1p(-r) if not isinstance(r, Tensor) else -torch.log1p(-r.to(accumulator(r.device)))
         on_host = not isinstance(share, Tensor) and found_inf is None
         for parameter in low:
@@ -159,7 +162,7 @@ class Accumulate(Shrink):
             if on_host:
                 held.sum = held.sum + share
             else:  # parameters with the same history share one tensor
-                key = parameter.device, id(held.sum) if isinstance(held.sum, Tensor) else hash(held.sum)
+                key = parameter.device, _key(held.sum)
                 if key not in added:
                     dtype = accumulator(parameter.device)
                     more = unless_skipped(share, 0.0, found_inf, parameter.device, dtype)
@@ -173,8 +176,7 @@ class Accumulate(Shrink):
         alike: dict[tuple[object, ...], list[Tensor]] = {}
         for parameter in parameters:
             held = self._of(parameter)
-            total = id(held.sum) if isinstance(held.sum, Tensor) else held.sum
-            key = parameter.device, parameter.dtype, isinstance(held.sum, Tensor), total, held.passes
+            key = parameter.device, parameter.dtype, _key(held.sum), held.passes
             alike.setdefault(key, []).append(parameter)
         for members in alike.values():
             first = self._of(members[0])
@@ -196,13 +198,18 @@ def _wide(work: Work) -> list[Tensor]:
     return [parameter for parameter in work.parameters if parameter.dtype not in LOW]
 
 
+def _key(total: Number) -> tuple[bool, float]:
+    """Return what is the same for sums that are: tensors are told apart by their ids, so that none is read."""
+    return (True, id(total)) if isinstance(total, Tensor) else (False, total)
+
+
 def _is_due(held: _Pending) -> bool:
     if isinstance(held.sum, Tensor):
         return held.steps >= EVERY
     return held.sum >= LARGE or (held.steps >= EVERY and held.sum >= LEAST)
 
 
-def _left(total: float | Tensor, found_inf: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
+def _left(total: Number, found_inf: Tensor | None) -> tuple[Number, Number]:
     """Return the factor that removes a sum, as a float32 that is not too small, and what of the sum it leaves."""
     if isinstance(total, Tensor):
         return _left_on_device(total, found_inf)
