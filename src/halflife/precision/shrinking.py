@@ -8,8 +8,8 @@ Over offsets that are spread evenly over [0, 1) the mean of it is ``c * w``. Two
 
     even:    u = i * (sqrt(2) - 1) + n * (sqrt(5) - 1) / 2, without its whole part, for weight i at pass n. Both sequences fill
              [0, 1) as evenly as any of their kind, so that each weight stays within a few ulp of what it should be. What it has
-             lost bears on its next offset: over many passes the mean decay is too fast by a share of at most 2^-k, with k
-             explicit mantissa bits (measured: 0.5 % in bfloat16, 0.05 % in float16).
+             lost bears on its next offset: over many passes the mean decay of normal numbers is too fast by a share of less
+             than 2^-k, with k explicit mantissa bits.
     random:  drawn anew at each pass, those of any two weights independent of each other. The mean is right, and each weight
              goes astray as a random walk does.
 
