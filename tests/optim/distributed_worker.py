@@ -286,32 +286,6 @@ def first_fsdp() -> dict[str, Any]:
     return found
 
 
-# Rules that communicate, that remember something, and that act in torch's own pass.
-QUICK = (
-    *("decoupled-sgd", "corrected-own", "stable", "per-group-stable", "norm-target-first"),
-    *("cautious-stable", "toward-an-average", "l2-own-after"),
-)
-
-
-def two_quickly(folder: Path) -> dict[str, Any]:
-    """What two processes do, for some of the rules."""
-    return two(folder, [BY_NAME[name] for name in QUICK])
-
-
-def two(folder: Path, cases: Sequence[Case] = CASES) -> dict[str, Any]:
-    """What two processes do."""
-    return {
-        "ddp": every_rule(ddp, cases),
-        "fsdp": every_rule(fsdp, cases, folder),
-        "resumed": resumed(folder, cases),
-        "overflows": overflows(cases),
-        "norms": handed_over(),
-        "attached later": attached_later(),
-        "gradients in parts": gradients_in_parts(),
-        "first fsdp": first_fsdp(),
-    }
-
-
 def low_precision(folder: Path) -> dict[str, Any]:
     """bfloat16 weights, one that is sharded and one that each process keeps whole, under each remedy; resumed in the middle."""
     found: dict[str, Any] = {}
@@ -357,6 +331,33 @@ def low_precision(folder: Path) -> dict[str, Any]:
     return found
 
 
+# Rules that communicate, that remember something, and that act in torch's own pass.
+QUICK = (
+    *("decoupled-sgd", "corrected-own", "stable", "per-group-stable", "norm-target-first"),
+    *("cautious-stable", "toward-an-average", "l2-own-after"),
+)
+
+
+def two_quickly(folder: Path) -> dict[str, Any]:
+    """What two processes do, for some of the rules."""
+    return two(folder, [BY_NAME[name] for name in QUICK])
+
+
+def two(folder: Path, cases: Sequence[Case] = CASES) -> dict[str, Any]:
+    """What two processes do."""
+    return {
+        "ddp": every_rule(ddp, cases),
+        "fsdp": every_rule(fsdp, cases, folder),
+        "resumed": resumed(folder, cases),
+        "overflows": overflows(cases),
+        "norms": handed_over(),
+        "attached later": attached_later(),
+        "gradients in parts": gradients_in_parts(),
+        "first fsdp": first_fsdp(),
+        "low precision": low_precision(folder),
+    }
+
+
 def four(folder: Path) -> dict[str, Any]:
     """What four do."""
     return {"hsdp": every_rule(hsdp, CASES)}
@@ -366,7 +367,6 @@ JOBS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "two": two,
     "two quickly": two_quickly,
     "four": four,
-    "low precision": low_precision,
 }
 
 

@@ -239,9 +239,9 @@ def test_hsdp(case: Case, four: list[dict[str, Any]]) -> None:
         assert rank["hsdp"][case.name][1] == expected_collectives(case)
 
 
-def test_decay_in_low_precision(folder: Path) -> None:
+def test_decay_in_low_precision(two: list[dict[str, Any]]) -> None:
     """All processes hold the same replicas, each shard decays as the whole, and a checkpoint is gone on from to the bit."""
-    found = spawn("low precision", 2, folder)
+    found = [each["low precision"] for each in two]
     for mode in ("accumulate", "stochastic"):
         (mine, resumed, shard, pending), (theirs, _, other, others) = (each[mode] for each in found)
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
