@@ -645,10 +645,19 @@ def test_what_is_written_unseen_is_not_judged() -> None:
 def test_a_compiled_step_is_not_looked_at() -> None:
     params = weights()
     optimizer = Masters(params)
+
+    def steps(count: int) -> None:
+        step = torch.compile(optimizer.step, backend="eager")
+        for _ in range(count):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            step()
+
+    try:
+        steps(2)
+    except AssertionError:  # of torch 2.11
+        pytest.skip("torch's compiler cannot count an attribute up")
+    torch._dynamo.reset()
     attach(optimizer, HalfLife(steps=100))
-    step = torch.compile(optimizer.step, backend="eager")
-    for _ in range(12):
-        for p in params:
-            p.grad = torch.ones_like(p)
-        step()
+    steps(12)
     assert _get_current_dispatch_mode_stack() == []
