@@ -42,23 +42,33 @@ LOWERED = 2.0**-112
 
 
 def shrink(
-    tensors: Sequence[Tensor], starts: Sequence[int], factor: float | Tensor, *, turn: int, seed: int | None = None
+    tensors: Sequence[Tensor],
+    starts: Sequence[int],
+    factor: float | Tensor,
+    *,
+    turn: int,
+    seed: int | None = None,
+    bits: int | None = None,
 ) -> None:
     """Multiply tensors in place, each element rounded down or up against its offset. Called without gradient tracking.
 
     Zeros keep their sign; infinities and NaN stay what they are.
 
     Args:
-        tensors: Tensors of one device and of one dtype: bfloat16 or float16.
+        tensors: Tensors of one device and of one dtype: bfloat16 or float16, or float32 that holds fewer bits.
         starts: For each, the place of its first element among all weights; what has another place has other offsets.
         factor: c, in (0, 1], with 24 significant bits; 1 changes nothing. A 0-dim float32 tensor on an accelerator.
         turn: n, the number of passes before this one.
         seed: Of random offsets, for this pass; None for even ones.
+        bits: Explicit mantissa bits that weights in float32 have; None for those of the dtype.
     """
     if not tensors:
         return
     device, dtype = tensors[0].device, tensors[0].dtype
-    shift = 23 - MANTISSA_BITS[dtype]
+    shift = 23 - (MANTISSA_BITS[dtype] if bits is None else bits)
+    if shift == 0:
+        torch._foreach_mul_(list(tensors), factor)
+        return
     scale = LOWERED if dtype == torch.float16 else 1.0
     size = stride = PIECE if device.type == "cpu" else LARGE_PIECE
     flat = [tensor.view(-1) if tensor.is_contiguous() else tensor.reshape(-1) for tensor in tensors]
@@ -66,10 +76,10 @@ def shrink(
     if len(pieces) == 1:
         size = max(place + part.numel() for _, place, part in pieces[0][1])
     room = torch.empty(size, dtype=torch.float32, device=device)
-    bits, noise = room.view(torch.int32), torch.empty(size, dtype=torch.int32, device=device)
+    words, noise = room.view(torch.int32), torch.empty(size, dtype=torch.int32, device=device)
     base = _base(size, shift, seed, device)
     mask = (1 << shift) - 1
-    whole = room, bits, noise, base
+    whole = room, words, noise, base
     for number, parts in pieces:
         first, last = parts[0][1], max(place + part.numel() for _, place, part in parts)
         held = [room[place : place + part.numel()] for _, place, part in parts]

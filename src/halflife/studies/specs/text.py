@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "activation": ("gelu", "relu"),
     "init": ("gpt2", "normal", "fan-in"),
     "optimizer": ("adamw", "adam", "sgd"),
-    "decay_on": ("matrices", "nanogpt", "transformers", "everything"),
+    "decay_on": ("matrices", "nanogpt", "transformers", "everything", "qkv", "all-but-qkv"),
     "precision": ("float32", "bfloat16", "float16"),
     "stored": STORED,
 }
@@ -69,7 +69,8 @@ class TextRun(RunSpec):
         lr: The learning rate where the schedule is 1.
         lr_schedule: Multiplier of ``lr`` at each step, as `halflife.schedules` prints it.
         decay: The rule or penalty, as `halflife.rules` prints it, such as ``"Decoupled(lam=0.1)"`` (empty: no decay).
-        decay_on: The policy of `halflife.param_groups` that says which parameters decay.
+        decay_on: Which parameters decay: a policy of `halflife.param_groups`, ``"qkv"`` (the GPT's matrices of queries, keys
+            and values alone), or ``"all-but-qkv"`` (what ``"nanogpt"`` lets decay, but those).
         loss_penalty: Adds ``(loss_penalty / 2) ||w||^2`` of the decayed parameters to the training loss, so that its gradient
             is clipped together with that of the data. Readings are always without.
         beta1: Of Adam.
@@ -213,6 +214,7 @@ class TextRun(RunSpec):
                 f"width is {self.width} with {self.heads} heads, expected a multiple: change width or heads"
             )
         unused = [name for name in ("tied", "bias", "qk_norm") if getattr(self, name)] + ["heads"] * (self.heads > 1)
+        unused += ["decay_on"] * self.decay_on.endswith("qkv")
         if self.model == "mlp" and unused:
             raise UserError(f"{unused[0]} is {getattr(self, unused[0])!r}, which the MLP does not have: leave it out")
         if self.batch_size % self.accumulate:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from halflife.divergence import half_ulp
 from halflife.studies.lab.precision import Rounding, mantissa_bits, probabilities, scores_of
 from halflife.studies.specs.precision import ATTENTION_PLACES
 from halflife.studies.specs.text import TextRun
 
-__all__ = ["Numerics", "Seen", "half_ulp"]
+__all__ = ["Numerics", "Seen"]
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Numerics:
         if seen.largest_scores:
             largest = float(torch.stack(seen.largest_scores).amax())
             values["score/largest"] = largest
-            values["score/half_ulp"] = half_ulp(largest, self.score_bits)
+            values["score/half_ulp"] = half_ulp(largest, self.score_bits) if math.isfinite(largest) else largest
             # Parts of a batch are as large as each other: the mean over them is the mean over the batch.
             parts = torch.stack(seen.entropies_H).view(-1, self.depth, self.heads)
             values["score/entropy"] = float(parts.mean(0).amin())
@@ -131,13 +132,6 @@ class Numerics:
         values["residual/rms"] = rms
         values["residual/ratio"] = rms / added if added > 0 else 0.0
         return values
-
-
-def half_ulp(number: float, bits: int) -> float:
-    """The largest error of rounding at a number >= 0: half the distance of neighbours with so many explicit bits."""
-    if number == 0 or not math.isfinite(number):
-        return number
-    return math.ldexp(1.0, math.frexp(number)[1] - 1 - bits - 1)
 
 
 def _mean_square(x: Tensor) -> Tensor:

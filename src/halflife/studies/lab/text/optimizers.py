@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,19 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from halflife.groups.build import param_groups
+from halflife.groups.build import Policy, param_groups
 from halflife.optim.attaching import Handle, attach
 from halflife.rules.registry import rule_from
 from halflife.studies.specs.text import TextRun
 
 __all__ = ["Training", "training_of"]
+
+QKV = "*.attention.qkv.weight"
+POLICIES: Mapping[str, Policy] = {
+    "qkv": [(QKV, True), ("*", False)],
+    "all-but-qkv": [(QKV, False), ("*", "nanogpt")],
+}
+"""What is no named policy of `param_groups`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def training_of(spec: TextRun, model: nn.Module, *, decay: str, tokens_per_step:
         The optimizer and its decay.
     """
     # attach lets exactly the groups decay whose weight_decay is not 0; the rule brings its own coefficient.
-    groups = param_groups(model, policy=spec.decay_on, weight_decay=1.0)
+    groups = param_groups(model, policy=POLICIES.get(spec.decay_on, spec.decay_on), weight_decay=1.0)
     decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
     if split:
         groups = [  # type: ignore[assignment]  # a plain list serves as well
