@@ -7,4 +7,4 @@
 # PYTHON names the Python that has torch (default: python3). No torch is installed, and nothing outside of a temporary folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python3}" -P tools/gpu_check.py "$@" # -P: tools/statistics.py is not Python's
+exec "${PYTHON:-python3}" tools/gpu_check.py "$@"

@@ -1,7 +1,7 @@
 """Simulations of the statistics behind verdicts: the tables and figures of docs/statistics.md.
 
-    python tools/statistics.py write [NAME ...]     run the simulations and write what they say (about ten minutes on one core)
-    python tools/statistics.py list                 their names
+    python tools/intervals.py write [NAME ...]     run the simulations and write what they say (about ten minutes on one core)
+    python tools/intervals.py list                 their names
 
 Every simulation has a fixed number of trials and a fixed generator, and calls the functions that verdicts call. The tests in
 tests/studies/evidence have the same questions at a smaller size.
@@ -490,7 +490,7 @@ def write(names: Sequence[str]) -> None:
     for name in names:
         found = SIMULATIONS[name]()
         text = PAGE.read_text(encoding="utf-8")
-        begin, end = f"<!-- {name}: made by tools/statistics.py -->", "<!-- end -->"
+        begin, end = f"<!-- {name}: made by tools/intervals.py -->", "<!-- end -->"
         before, rest = text.split(begin)
         PAGE.write_text(f"{before}{begin}\n\n{table(found)}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
         if found.points:
