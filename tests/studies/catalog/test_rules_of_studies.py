@@ -34,6 +34,8 @@ PREDICTED = {
         f"disparate-scales {key}"
         for key in ("sum-bits", "neuron-offset", "neuron-bits", "softmax-form", "softmax-bits")
     ),
+    *(f"lost-updates formula{of}" for of in ("", "-bits")),
+    "precision-threshold one-bit",
 }
 """Claims that a theory gives a number for: nothing else would give that number where nothing happens."""
 

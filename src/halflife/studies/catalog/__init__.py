@@ -28,6 +28,9 @@ from halflife.studies.catalog.language.effective_lr import LM_EFFECTIVE_LR
 from halflife.studies.catalog.language.generalization import LM_GENERALIZATION
 from halflife.studies.catalog.language.schedules import LM_SCHEDULES
 from halflife.studies.catalog.language.timescale.study import TIMESCALE
+from halflife.studies.catalog.precision.divergence import BF16_DIVERGENCE
+from halflife.studies.catalog.precision.lost_updates import LOST_UPDATES
+from halflife.studies.catalog.precision.threshold import PRECISION_THRESHOLD
 from halflife.studies.catalog.theory.disparate_scales.study import DISPARATE_SCALES
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN
@@ -46,6 +49,9 @@ STUDIES: dict[str, Study] = {
         LM_EFFECTIVE_LR,
         LM_ABLATIONS,
         LM_DROPOUT,
+        BF16_DIVERGENCE,
+        PRECISION_THRESHOLD,
+        LOST_UPDATES,
         AUGMENTATION,
         BIAS_VARIANCE,
         TIMESCALE,
