@@ -438,6 +438,7 @@ LOST_UPDATES = Study(
             description="as laptop, 6,000 steps, and a ladder of widths 16, 32, 64",
             budget="90 minutes on 2 cores",
             arms=tuple(arm for width in (16, 32, 64) for arm in _small(width, 6_000).arms()),
+            num_seeds=6,
             main_size=32,
         ),
         paper=Preset(
