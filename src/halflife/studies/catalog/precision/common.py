@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from halflife.studies.catalog.language.common import constant_lr, decay, run_arm
+from halflife.studies.catalog.language.common import PAPER, constant_lr, decay, run_arm
 from halflife.studies.evidence.claims import Arm
 from halflife.studies.specs.precision import AUTOCAST_PLACES
 
-__all__ = ["FAILED", "FLOAT32", "GPT", "rounded_arm"]
+__all__ = ["FAILED", "FLOAT32", "GPT", "PAPER_GPT", "rounded_arm"]
 
 Fields = Mapping[str, Any]
 
@@ -40,6 +40,13 @@ GPT: Fields = {
     "watch_precision": True,
 }
 """A GPT of two layers with a head that is its embedding; 27,800 parameters at width 32."""
+
+PAPER_GPT: Fields = {name: value for name, value in PAPER.items() if name not in {"lr", "precision", "compile"}} | {
+    "context": 1_024,
+    "batch_size": 64,
+    "watch_precision": True,
+}
+"""GPT-2 as the paper trains it in bfloat16, without learning rate and precision; what is watched is not compiled."""
 
 
 def rounded_arm(

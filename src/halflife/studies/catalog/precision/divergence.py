@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from halflife.studies.catalog.language.common import PAPER, PAPER_NEEDS, PAPER_TITLE, constant_lr, decay, run_arm
+from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE, constant_lr, decay, run_arm
 from halflife.studies.catalog.language.quantities import best_against_best, in_nats, loss
-from halflife.studies.catalog.precision.common import FAILED, GPT
+from halflife.studies.catalog.precision.common import FAILED, GPT, PAPER_GPT
 from halflife.studies.evidence.claims import (
     Arm,
     Cell,
@@ -357,8 +357,7 @@ def _small(width: int, num_steps: int, warm: int = 100, **changes: Any) -> Setti
 
 LAPTOP = _small(32, 2_000)
 PAPER_SETTING = Setting(
-    fields={name: value for name, value in PAPER.items() if name not in {"lr", "precision", "compile"}}
-    | {"context": 1_024, "batch_size": 64, "watch_precision": True},
+    fields=PAPER_GPT,
     rates=(3e-4, 6e-4, 1e-3),
     lam=0.1,
     bits=5,

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from halflife.studies.catalog.language.common import PAPER, PAPER_NEEDS, PAPER_TITLE
+from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
 from halflife.studies.catalog.language.quantities import in_nats, loss
-from halflife.studies.catalog.precision.common import GPT, rounded_arm
+from halflife.studies.catalog.precision.common import GPT, PAPER_GPT, rounded_arm
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.optimum import lam_of, lam_places, text_spec
 from halflife.studies.evidence.quantities import Measure, Numbers, Quantity, Reading
@@ -445,12 +445,7 @@ LOST_UPDATES = Study(
             description="GPT-2 with 124 M parameters, context 1,024, 50,000 steps",
             budget="48 runs of a day on one GPU",
             arms=Setting(
-                fields={
-                    name: value
-                    for name, value in PAPER.items()
-                    if name not in {"lr", "precision", "compile", "eval_every"}
-                }
-                | {"context": 1_024, "batch_size": 64, "watch_precision": True},
+                fields=PAPER_GPT,
                 lr=6e-4,
                 lams=(0.0, 0.03, 0.1, 0.3),
                 num_steps=50_000,

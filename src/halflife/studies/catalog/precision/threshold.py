@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from halflife.studies.catalog.language.common import PAPER, PAPER_NEEDS, PAPER_TITLE
+from halflife.studies.catalog.language.common import PAPER_NEEDS, PAPER_TITLE
 from halflife.studies.catalog.language.quantities import in_nats, loss, starting_with
-from halflife.studies.catalog.precision.common import FAILED, FLOAT32, GPT, rounded_arm
+from halflife.studies.catalog.precision.common import FAILED, FLOAT32, GPT, PAPER_GPT, rounded_arm
 from halflife.studies.evidence.claims import (
     Arm,
     Cell,
@@ -504,8 +504,7 @@ def _small(width: int, num_steps: int, **changes: Any) -> Setting:
 
 
 PAPER_SETTING = Setting(
-    fields={name: value for name, value in PAPER.items() if name not in {"lr", "precision", "compile", "eval_every"}}
-    | {"context": 1_024, "batch_size": 64, "watch_precision": True},
+    fields=PAPER_GPT,
     large=1e-3,
     small=6e-4,
     lams=(0.0, 0.03, 0.1, 0.3),
