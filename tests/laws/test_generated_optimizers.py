@@ -102,6 +102,9 @@ ONCE_WRONG = {
     "a tiny lr, masters without dimensions, at every third call": Parts(
         acts="master", around="every third call", shapes=((),), scale=1e-6
     ),
+    "masters beside a large weight, at every sixth call": Parts(
+        acts="master", left_out="by call", around="every third call", shapes=((70_000,),), amounts=(0.125,)
+    ),
     "a tiny lr, masters, and what follows these": Parts(
         acts="master", around="replaced step", shapes=((4, 3),), amounts=(0.0,), scale=1e-6, calls=4
     ),

@@ -131,6 +131,61 @@ def test_masters_of_large_weights(where: str, steps: int, monkeypatch: pytest.Mo
     halflife.assert_decay(model, optimizer, {"matrices": f"decoupled:{LAM}", "biases": "none"})
 
 
+class Buffers(Masters):
+    """Decays at every sixth call, on masters in one buffer, in NumPy's memory, or transposed."""
+
+    def __init__(self, params: Any, where: str) -> None:
+        super().__init__(params, where)
+        self.calls = 0
+        every = [p.detach().float() for group in self.param_groups for p in group["params"]]
+        match where:
+            case "a buffer" | "a buffer and views":
+                self.kept = torch.cat([each.reshape(-1) for each in every])
+                if where == "a buffer and views":
+                    sizes = [each.numel() for each in every]
+                    self.kept = [v.view(p.shape) for v, p in zip(self.kept.split(sizes), every, strict=True)]
+            case "numpy":
+                self.kept = [each.numpy().copy() for each in every]
+            case "transposed":
+                self.kept = [each.t().contiguous() for each in every]
+
+    def of(self, number: int, place: int, p: Tensor) -> Tensor:
+        found = self.kept
+        match self.where:
+            case "a buffer":
+                start = sum(each.numel() for each in self.param_groups[number]["params"][:place])
+                return torch.as_tensor(found[start : start + p.numel()]).view(p.shape)
+            case "numpy":
+                return torch.from_numpy(found[place])
+            case "transposed":
+                return torch.as_tensor(found[place].t())
+            case "a buffer and views":
+                return torch.as_tensor(found[place])
+        return super().of(number, place, p)
+
+    def change(self, master: Tensor, group: dict[str, Any], gradient: Tensor) -> None:
+        decay = LR * LAM if self.calls % 6 == 5 else 0.0
+        master.mul_(1 - decay).add_(gradient, alpha=-group["lr"])
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        self.calls += 1
+
+
+@pytest.mark.parametrize("where", ["a list", "a buffer", "a buffer and views", "numpy", "transposed"])
+@pytest.mark.parametrize("steps", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_late_decay_of_large_weights(where: str, steps: int) -> None:
+    """The first of many calls do with a part of a weight what they do with the whole, or the whole is looked at."""
+    torch.manual_seed(0)
+    model = nn.Linear(300, 301, bias=False)
+    optimizer = trained(model, Buffers(model.parameters(), where), steps)
+    (row,) = halflife.explain(model, optimizer).rows
+    if steps and where == "a buffer":  # whether it is a memory of gradients is not known
+        assert row["decays"] is None
+        return
+    assert (row["decays"], row["r"], row["every"]) == (True, pytest.approx(LR * LAM, rel=1e-3), 6)
+
+
 def test_a_penalty_within_masters() -> None:
     model = net()
     rows = halflife.explain(model, Momentum(model.parameters(), "a list")).rows

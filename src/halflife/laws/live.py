@@ -673,7 +673,10 @@ class _Probe:
         now = seen.r if math.isnan(seen.lr) or seen.lr == self._own_rates()[index] else None
         told = law.pathway in {"not probed", "other"} and law.notes
         why = reason or (law.notes[0] if told else f"twins of it would have {law.describe()}")
-        if law.pathway == "other" and not any(SHRINKS in note for note in law.notes):
+        if seen.every > 1 and not reason:
+            why = "it waits for a later call"
+        # What twins do at their first calls says nothing about a decay at every n-th.
+        if law.pathway == "other" and seen.every <= 1 and not any(SHRINKS in note for note in law.notes):
             return replace(law, fraction=now, every=seen.every, notes=(*law.notes, *([reason] if reason else [])))
         if seen.form == "shrinks":
             at = "" if math.isnan(seen.lr) else f" at lr = {seen.lr:.4g}"

@@ -450,23 +450,58 @@ def _over_many_calls(stage: Stage, found: list[Seen]) -> list[Seen]:
     ]
     if not waiting:
         return found
-    smaller, places = stage.only(waiting)
     run = Run(calls=_long(stage), wide=stage.can_be_wide)
     try:
-        changes = (_calls if stage.fresh else _halves)(smaller, run)
+        changes = _for_longer(stage, waiting, run, found)
     except NotProbedError:
         return found
-    for index, place in zip(waiting, places, strict=True):
+    for index, made in zip(waiting, changes, strict=True):
         found[index] = replace(found[index], calls=run.calls)
-        if found[index].form == "still" and all(change.form == "still" for change in changes[place][1:]):
+        if found[index].form == "still" and all(change.form == "still" for change in made[1:]):
             continue  # as above
-        each = _summary(changes[place])
-        # Where less was stepped, what acts at once on what stood still before is another optimizer.
-        first = _summary(changes[place][:CALLS])
-        alike = (first.form, first.reason) == (found[index].form, found[index].reason) and first.form != "still"
-        if each.form != "still" and (smaller is stage or each.every > CALLS or alike):
+        each = _summary(made)
+        if each.form != "still":
             found[index] = replace(each, moving=found[index].moving, calls=run.calls)
     return found
+
+
+def _for_longer(stage: Stage, indices: Sequence[int], run: Run, found: Sequence[Seen]) -> list[list[_Change]]:
+    """Run some members for longer; of large ones a part, if its first calls do what those of the whole do.
+
+    Args:
+        stage: What is stepped.
+        indices: The numbers of the members.
+        run: How.
+        found: By member, what the first calls of the whole did.
+
+    Returns:
+        For each of the given members what its calls did.
+
+    Raises:
+        NotProbedError: Not even the whole can be stepped.
+    """
+    columns = _calls if stage.fresh else _halves
+    smaller, places = stage.only(indices)
+    if smaller is not stage:
+        try:
+            changes = columns(smaller, run)
+        except NotProbedError:  # it holds something that is as large as the whole
+            changes = []
+        if changes and all(
+            _begins_as(changes[place], found[index]) for index, place in zip(indices, places, strict=True)
+        ):
+            return [changes[place] for place in places]
+    changes = columns(stage, run)
+    return [changes[index] for index in indices]
+
+
+def _begins_as(changes: Sequence[_Change], seen: Seen) -> bool:
+    """Return whether the first calls of a part of a weight did what those of the whole weight did."""
+    first = _summary(changes[:CALLS])
+    if first.form == seen.form == "still":
+        return first.reason == seen.reason
+    r, whole = first.r or 0.0, seen.r or 0.0
+    return first.form == seen.form and abs(r - whole) <= 2 * SAME * abs(whole)
 
 
 def _goes_on(stage: Stage, found: list[Seen]) -> list[Seen]:
@@ -476,20 +511,15 @@ def _goes_on(stage: Stage, found: list[Seen]) -> list[Seen]:
     ]
     if stage.is_of_torch or stage.is_large or not steady:
         return found
-    smaller, places = stage.only(steady)
     try:
-        changes = (_calls if stage.fresh else _halves)(smaller, Run(calls=LONG, wide=stage.can_be_wide))
+        changes = _for_longer(stage, steady, Run(calls=LONG, wide=stage.can_be_wide), found)
     except NotProbedError:
         return found
-    for index, place in zip(steady, places, strict=True):
-        r, made = found[index].r or 0.0, changes[place]
-        if (
-            not 0.0 < r < 1.0
-            or found[index].reason == FROM_THE_SECOND
-            or made[0].form != "shrinks"
-            or abs(made[0].r - r) > 2 * SAME * r
-        ):
-            continue  # where less was stepped, another thing happens
+    for index, made in zip(steady, changes, strict=True):
+        r = found[index].r or 0.0
+        begins = made[0].form == "shrinks" and abs(made[0].r - r) <= 2 * SAME * r
+        if not begins or not 0.0 < r < 1.0 or found[index].reason == FROM_THE_SECOND:
+            continue
         lost = 1.0 - prod(1.0 - change.r for change in made)
         expected = 1.0 - (1.0 - r) ** LONG
         if not expected / STEADY <= lost <= expected * STEADY:

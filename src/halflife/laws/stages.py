@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -322,7 +323,8 @@ class CopyStage(_Stepper):
         train_modules(copier.memo)
         mine = set(map(id, parameters))
         others = [each for each in copier.memo.values() if isinstance(each, Tensor) and id(each) not in mine]
-        others += _cut_state(optimizer, self.members, parameters)
+        own = set(map(id, self.protected))
+        _cut_with(self.members, [each for each in others if id(each) not in own])
         with self.guard:
             if self.state != "real":
                 _settle(others, self.members)
@@ -341,7 +343,7 @@ class CopyStage(_Stepper):
         enter_training_mode(optimizer)
         track = [_read(parameters)]
         # Torch's own steps write to parameters and state alone, and every operation costs as much again under a guard.
-        is_safe = is_of_torch(optimizer) and not set(map(id, self.protected)) & set(map(id, others))
+        is_safe = is_of_torch(optimizer) and not own & set(map(id, others))
         with nullcontext() if is_safe else self.guard, lifted() as self.under:
             self.calls(optimizer, parameters, run, track)
         if run.gradient == "zeros" and not run.wide:
@@ -508,21 +510,18 @@ def _states(optimizer: Any) -> Iterator[Mapping[Any, Any]]:
             yield state
 
 
-def _cut_state(optimizer: Any, members: Sequence[Member], parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Leave of each tensor in the state that is as large as a weight the part that is left of the weight; return these."""
-    pairs = zip(members, parameters, strict=True)
-    parts = [(member, each) for member, each in pairs if member.start.shape != member.parameter.shape]
-    made = []
-    for state in _states(optimizer) if parts else ():
-        for member, parameter in parts:
-            entries = state.get(parameter)
-            if not isinstance(entries, dict):
-                continue
-            for key, value in entries.items():
-                if isinstance(value, Tensor) and value.shape == member.parameter.shape:
-                    entries[key] = value[tuple(slice(size) for size in member.start.shape)].clone()
-                    made.append(entries[key])
-    return made
+def _cut_with(members: Sequence[Member], tensors: Sequence[Tensor]) -> None:
+    """Leave of each tensor that is as large as a weight the part that is left of the weight: masters, momenta."""
+    parts = {tuple(each.parameter.shape): each.start.shape for each in members}
+    parts = {whole: part for whole, part in parts.items() if whole != part}
+    if not parts:
+        return
+    shared = Counter(map(storage_key, tensors))
+    for tensor in tensors:
+        part = parts.get(tuple(tensor.shape)) if type(tensor) in _SIMPLE and tensor.layout == torch.strided else None
+        if part is not None:
+            left = tensor.data[tuple(map(slice, part))]
+            tensor.data = left if shared[storage_key(tensor)] > 1 else left.clone()
 
 
 def _cut_member(member: Member) -> Member:
