@@ -6,9 +6,10 @@ Plain functions of logs: nothing here needs torch. The rules are stated and few,
     divergence  a spike that does not come back by the end, or a loss that is no number
     moved       above twice, or below half, of the median of the readings a window ago, from then on until the spike
 
-and of the largest attention score s, at k explicit mantissa bits:
+and of a number s, the largest attention score or a weight, at k explicit mantissa bits:
 
-    half an ulp  2^(floor(log2 s) - k - 1), in nats: what rounding may change of the score that decides
+    half an ulp  2^(floor(log2 |s|) - k - 1): what rounding may change of a score that decides, in nats; and the update that
+                 a weight takes no notice of
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from dataclasses import dataclass
 from halflife.errors import UserError, shortened
 from halflife.numbers import as_number, check_positive
 
-__all__ = ["Forecast", "Spike", "find_spikes", "forecast", "half_ulp"]
+__all__ = ["Forecast", "Spike", "expected_lost_share", "find_spikes", "forecast", "half_ulp"]
 
 NOISES = 8.0  # above the lowest of many readings, which is itself two or three below the course
 WINDOW = 10  # readings
 FACTOR = 2.0
 LIMIT = 8.0  # nats
 LEAST = 5  # readings that a trend needs
+SLICES = 2_000  # of equal probability
 Z90 = 1.6448536269514722  # both sides of a normal distribution's 90 %
 
 
@@ -172,6 +174,36 @@ def half_ulp(value: float, bits: int) -> float:
     if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
         raise UserError(f"bits must be an integer >= 1 (explicit mantissa bits), got {shortened(bits)}")
     return 0.0 if number == 0.0 else math.ldexp(1.0, math.frexp(number)[1] - bits - 2)
+
+
+def expected_lost_share(ratio: float, bits: int) -> float:
+    """The share of updates that rounding to nearest loses where weights w and updates d are normal and independent.
+
+        P(|d| < half an ulp of w) = E_z erf(2^(floor(log2 |z|) - bits - 1) / (sqrt(2) ratio)),    z ~ N(0, 1)
+
+    Args:
+        ratio: The root mean square of the updates, before they are rounded, over that of the weights. With Adam it is
+            about ``lr`` over the root mean square of the weights, or less where gradients change their sign.
+        bits: Explicit mantissa bits of the weights: bfloat16 has 7, float16 10.
+
+    Returns:
+        The share, in [0, 1].
+
+    Raises:
+        UserError: If the ratio is not positive and finite, or ``bits`` no integer from 1 to 23.
+
+    Examples:
+        >>> [round(expected_lost_share(ratio, bits=7), 3) for ratio in (1e-4, 1e-3, 1e-2)]
+        [0.976, 0.776, 0.174]
+    """
+    ratio = check_positive("ratio", ratio, finite=True)
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 23:
+        raise UserError(f"bits must be an integer from 1 to 23 (explicit mantissa bits), got {shortened(bits)}")
+    normal, total = statistics.NormalDist(), 0.0
+    for index in range(SLICES):  # the middle of each slice of |z|
+        z = normal.inv_cdf(0.5 + (index + 0.5) / (2 * SLICES))
+        total += math.erf(half_ulp(z, bits) / ratio / math.sqrt(2))
+    return total / SLICES
 
 
 @dataclass(frozen=True)

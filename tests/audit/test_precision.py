@@ -120,8 +120,8 @@ def test_what_is_told_is_what_300_steps_show(make: Make, lam: float, dtype: torc
         return
     (sentence,) = sentences
     assert sentence.endswith(
-        '; attach(..., low_precision="accumulate"), keep float32 master weights, or use an optimizer with stochastic rounding'
-        " or compensated sums: weight"
+        "; keep float32 master weights, use an optimizer with stochastic rounding or compensated sums, or, for the decay alone,"
+        ' attach(..., low_precision="accumulate"): weight'
     )
     if share == 0.0:
         assert "changes no weight" in sentence or "only less than 1 % arrives" in sentence

@@ -105,6 +105,12 @@ ONCE_WRONG = {
     "masters beside a large weight, at every sixth call": Parts(
         acts="master", left_out="by call", around="every third call", shapes=((70_000,),), amounts=(0.125,)
     ),
+    "one number that is rounded from its master": Parts(
+        acts="master", dtype=torch.bfloat16, shapes=((),), amounts=(0.125,), gradients=False, calls=4
+    ),
+    "a momentum, a small lr, and a step that shrinks the weights after it": Parts(
+        acts="momentum", around="replaced step", shapes=((4, 3),), amounts=(0.0625,), gradients=False, scale=0.01
+    ),
     "a tiny lr, masters, and what follows these": Parts(
         acts="master", around="replaced step", shapes=((4, 3),), amounts=(0.0,), scale=1e-6, calls=4
     ),

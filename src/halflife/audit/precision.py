@@ -140,8 +140,8 @@ def _sentence(dtype: torch.dtype, way: str, members: Sequence[tuple[Row, Arrived
             f"that is not rounded together with the update, and whether it is could not be measured ({found.reason})"
         )
     return (
-        f'{what}; attach(..., low_precision="accumulate"), keep float32 master weights, or use an optimizer with stochastic'
-        f" rounding or compensated sums: {listed}"
+        f"{what}; keep float32 master weights, use an optimizer with stochastic rounding or compensated sums, or, for the decay"
+        f' alone, attach(..., low_precision="accumulate"): {listed}'
     )
 
 

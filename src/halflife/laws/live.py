@@ -615,9 +615,9 @@ class _Probe:
         """Return the fraction that a law says for the first call that was seen; None where it says none."""
         if law.pathway == "l2" and law.equivalent_to is None:
             lam = self._lam(law, index)
-            if law.coefficient is None or not lam or (law.lr_exponent, law.peak_lr_exponent) != (1.0, 0.0):
+            if law.coefficient is None or not lam or law.lr_exponent is None or law.peak_lr_exponent != 0.0:
                 return None
-            return law.coefficient * lam * seen.lr
+            return float(law.coefficient * lam * seen.lr**law.lr_exponent)
         if law.fraction is None or law.lr_exponent is None:
             return law.fraction
         lr = self._own_rates()[index]

@@ -397,8 +397,10 @@ def _with_more_digits(stage: Stage, found: list[Seen]) -> list[Seen]:
         return found
     # A weight that is rounded from a copy moves to where it was rounded from, once.
     wide = [
-        own if own.form == "still" and all(change.form == "still" for change in made[1:]) else _summary(made)
-        for own, made in zip(found, changes, strict=True)
+        own
+        if own.form == "still" and all(change.form == "still" for change in made[1:])
+        else _summary(_from_the_copy(made, stage.eps(index)))
+        for index, (own, made) in enumerate(zip(found, changes, strict=True))
     ]
     pairs = list(zip(found, wide, strict=True))
     if any(own.form == "shrinks" and own.r and abs(own.r) > 0.01 and exact.form == "still" for own, exact in pairs):
@@ -421,6 +423,15 @@ def _with_more_digits(stage: Stage, found: list[Seen]) -> list[Seen]:
             hidden.append(index)
         result.append(replace(exact, moving=own.moving))
     return _looked_at_larger(stage, result, hidden)
+
+
+def _from_the_copy(changes: Sequence[_Change], eps: float) -> Sequence[_Change]:
+    """Return what calls did, without the step from a weight to the copy that it was rounded from."""
+    first, *later = changes
+    if len(later) < 2 or any(change.form != "shrinks" for change in changes):
+        return changes
+    same = all(abs(change.r - later[0].r) <= SAME * abs(later[0].r) for change in later)
+    return [later[0], *later] if same and abs(first.r - later[0].r) <= 2.0 * eps else changes
 
 
 def _looked_at_larger(stage: Stage, found: list[Seen], hidden: Sequence[int]) -> list[Seen]:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from halflife.divergence import expected_lost_share
 from halflife.precision import round_to
 from halflife.studies.catalog.precision.divergence import BF16_DIVERGENCE
-from halflife.studies.catalog.precision.lost_updates import LOST_UPDATES, lost_share
+from halflife.studies.catalog.precision.lost_updates import LOST_UPDATES
 from halflife.studies.catalog.precision.threshold import MATRICES, PLACES, PRECISION_THRESHOLD
 from halflife.studies.evidence.claims import HeatPanel, PointsPanel, Study
 from halflife.studies.evidence.optimum import lam_of
@@ -306,7 +307,7 @@ class Lost:
             if how == "separate":
                 return 2.0 * self.norms[how] / 2.0 * 10 if lam != "none" else 20.0
             return 10.0 * self.norms.get(how, 1.0) if lam != "none" else 20.0
-        share = self.factor * float(lost_share(np.array(0.005), spec.stored_bits))
+        share = self.factor * expected_lost_share(0.005, spec.stored_bits)
         share *= {"none": 1.0, "strong": self.strong}.get(lam, 0.8)
         return share * (self.early + (1 - self.early) * step / spec.num_steps)
 
@@ -359,7 +360,7 @@ def test_the_formula_is_what_a_million_weights_lose(bits: int, ratio: float) -> 
     w = round_to(torch.randn(count, generator=draws), bits)
     moved = round_to(w + ratio * torch.randn(count, generator=draws), bits)
     lost = (moved == w).float().mean().item()
-    predicted = float(lost_share(np.array(ratio), bits))
+    predicted = expected_lost_share(ratio, bits)
     # At a power of two the neighbour below is half as far, which the formula leaves out: below 1 / 2^bits of the weights.
     assert abs(lost - predicted) < 4 * math.sqrt(predicted * (1 - predicted) / count) + 2.0 ** -(bits + 1) + 1e-6
 

@@ -263,6 +263,10 @@ def points(*rows: PointRow, **fields: Any) -> PointsPanel:
         (points(PointRow("a", 1.0, 2.0, 1.0)), "has one end of its interval, expected both or none"),
         (points(PointRow("a", 0.0, 2.0), log_x=True), "at 0 of the figure 'T' is not above 0"),
         (points(PointRow("a", 1.0, 2.0, 0.0, 3.0), log_y=True), "is not above 0, so its logarithmic axis"),
+        (
+            points(PointRow("a", 0.0, 2.0), PointRow("a", 0.0, 3.0), named=True),
+            "has two points of one name: mend the study",
+        ),
     ],
 )
 def test_points_that_cannot_be_drawn_are_an_error(results: StudyResults, panel: PointsPanel, message: str) -> None:
@@ -286,16 +290,55 @@ def test_points_wait_for_seeds_and_whole_runs(tmp_path: Path, results: StudyResu
 @pytest.mark.parametrize(("log_x", "log_y"), [(False, False), (True, True)])
 def test_points_are_drawn_as_files(results: StudyResults, log_x: bool, log_y: bool) -> None:
     rows = tuple(PointRow(f"series {i}", x, y, y / 2, 2 * y) for i in range(9) for x, y in ((1.0, 2.0 + i), (8.0, 3.0)))
-    one = StudyResults.__new__(StudyResults)
-    one.__dict__.update(results.__dict__)
-    one.study = replace(TEXT_STUDY, panels=(points(*rows, log_x=log_x, log_y=log_y),), doc_panels=())
-    (svg, _) = render_files([one], "svg").values()
-    assert isinstance(svg, str)
+    svg = drawn(results, points(*rows, log_x=log_x, log_y=log_y))
     groups = [g for g in ElementTree.fromstring(svg).iter(f"{SVG}g") if "mark-symbol role-mark" in g.get("class", "")]
     seen = [path for g in groups for path in g.iter(f"{SVG}path") if path.get("opacity") != "0"]
     assert len(seen) == len(rows)
     assert len({path.get("stroke") for path in seen}) == len(PALETTE)
     assert "series 8" in svg
+
+
+def test_named_points_stand_below_each_other_with_their_names(results: StudyResults) -> None:
+    names = ["with the update", "a name so long that it takes two lines at the left of its point", "<b> & 'quoted'"]
+    rows = [PointRow(name, 0.0, y, y - 1.0, y + 1.0) for name, y in zip(names, (0.5, 3.0, -2.0), strict=True)]
+    panel = points(*rows, named=True)
+    figure = panel_figure(results, panel)
+    assert figure.header == ("x", "y", "interval")
+    assert figure.rows == tuple((row.series, f"{row.y:.4g}", f"{row.low:.4g} to {row.high:.4g}") for row in rows)
+    assert "with the update: 0.5" in figure.description
+    svg = drawn(results, panel)
+    words = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    squeezed = [word.replace(" ", "") for word in words]  # a name of two lines has no space between them
+    assert [word for word in squeezed if word in {name.replace(" ", "") for name in names}] == [
+        name.replace(" ", "") for name in names
+    ]
+    with pytest.raises(AssertionError, match="a list of names has a linear axis"):
+        replace(panel, log_y=True)
+
+
+def test_the_place_of_0_on_a_logarithmic_axis_says_0(results: StudyResults) -> None:
+    rows = [
+        PointRow(series, x, y) for series in "ab" for x, y in ((0.033333333, 1.0), (0.1, 2.0), (0.333, 3.0), (1.0, 2.5))
+    ]
+    panel = points(*rows, log_x=True, zero_first=True)
+    figure = panel_figure(results, panel)
+    assert [row[1] for row in figure.rows] == ["0", "0.1", "0.333", "1"] * 2
+    assert figure.charts[0][1].to_dict()["usermeta"] == {"across": "x", "zero": 0.033333333}
+    words = ["".join(text.itertext()) for text in ElementTree.fromstring(drawn(results, panel)).iter(f"{SVG}text")]
+    assert {"0", "0.1", "0.333"} <= set(words)
+    assert not any(word.startswith("0.03") for word in words)
+    assert "0.0333" in "".join(drawn(results, replace(panel, zero_first=False)))
+    with pytest.raises(AssertionError, match="a linear axis has a place for 0"):
+        points(*rows, zero_first=True)
+
+
+def drawn(results: StudyResults, panel: PointsPanel) -> str:
+    one = StudyResults.__new__(StudyResults)
+    one.__dict__.update(results.__dict__)
+    one.study = replace(TEXT_STUDY, panels=(panel,), doc_panels=())
+    (svg, _) = render_files([one], "svg").values()
+    assert isinstance(svg, str)
+    return svg
 
 
 # ---- looks

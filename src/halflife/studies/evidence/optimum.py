@@ -197,7 +197,6 @@ PAIRED_NOTE = (
     "Bars are 95 % intervals over seeds, each seed's own mean over its line taken out, because seeds are paired. The"
     " difference of two points has an interval 1.4 times as wide as their bars, where these are alike."
 )
-ZERO_NOTE = "The points apart on the left, at a third of the smallest lam, are without decay."
 
 
 def paired_rows(series: str, x_L: Sequence[float], values_LS: NDArray[np.float64], *, apart: int = 0) -> list[PointRow]:

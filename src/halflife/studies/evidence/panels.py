@@ -90,6 +90,10 @@ class PointsPanel:
         note: What points and bars are, in one sentence or more; the caption.
         equal: Whether the figure shows a plane: one unit is as long on both axes, which must be linear. Each series has a
             shape of its own, no line marks 0, and points with the same coordinates are not moved apart.
+        zero_first: Whether the first place of a logarithmic axis stands for 0 (`halflife.studies.evidence.optimum.lam_places`):
+            its tick and its numbers say so.
+        named: Whether each series is one point with a name and no place: they stand one below the other, named at the
+            left, ``y_label`` is the horizontal axis, and ``x_label`` says what the names are.
     """
 
     slug: str
@@ -102,9 +106,14 @@ class PointsPanel:
     source_figure: str = ""
     note: str = ""
     equal: bool = False
+    zero_first: bool = False
+    named: bool = False
 
     def __post_init__(self) -> None:
-        assert not (self.equal and (self.log_x or self.log_y)), f"{self.slug}: a plane has linear axes"
+        is_logarithmic = self.log_x or self.log_y
+        assert not (self.equal and is_logarithmic), f"{self.slug}: a plane has linear axes"
+        assert not (self.named and is_logarithmic), f"{self.slug}: a list of names has a linear axis"
+        assert self.log_x or not self.zero_first, f"{self.slug}: a linear axis has a place for 0"
 
     @property
     def file_slug(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from halflife.studies.catalog.images.common import CIFAR_10_NEEDS, RESNET_18, image_run, in_points, level, wrong
 from halflife.studies.catalog.language.common import PAPER_TITLE
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
-from halflife.studies.evidence.optimum import PAIRED_NOTE, ZERO_NOTE, lam_places
+from halflife.studies.evidence.optimum import PAIRED_NOTE, lam_places
 from halflife.studies.evidence.quantities import Best, Measure
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.rows import Lines, against
@@ -107,7 +107,8 @@ AUGMENTATION = Study(
             y_label="test error (%)",
             rows=against(sweep, apart=1),
             log_x=True,
-            note=f"{PAIRED_NOTE} {ZERO_NOTE}",
+            zero_first=True,
+            note=PAIRED_NOTE,
         ),
         Panel(metric="train/running_loss", title="Training loss", y_label="training cross-entropy", log=True),
         Panel(metric="test/error", title="Test error", y_label="test error (%)", factor=100),

@@ -33,7 +33,6 @@ from halflife.studies.catalog.language.quantities import BLOCKS, best_against_be
 from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.optimum import (
     PAIRED_NOTE,
-    ZERO_NOTE,
     Optimum,
     Sweep,
     lam_of,
@@ -264,7 +263,8 @@ def _sweep_panel(run: str, title: str) -> PointsPanel:
         y_label="validation loss (nats)",
         rows=against(functools.partial(_sweeps, run=run), apart=1),
         log_x=True,
-        note=f"{PAIRED_NOTE} {ZERO_NOTE}",
+        zero_first=True,
+        note=PAIRED_NOTE,
     )
 
 

@@ -439,13 +439,10 @@ def _cells(results: Results, *, grid: str, lams: tuple[str, ...]) -> list[Cell]:
 
 def _costs(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
     """What each place of rounding costs, and what is left of the whole where some matrices decay."""
-    lines: dict[str, list[tuple[float, Measure]]] = {
-        name: [(float(number), cost(name))] for number, name in enumerate(("all", *PLACES), start=1)
-    }
-    for number, policy in enumerate(("all", *MATRICES), start=len(lines) + 1):
-        name = f"all, decay on {policy.replace('-', ' ')}"
-        lines[name] = [(float(number), loss(f"few-{policy}-usual") - loss("few-float32-none"))]
-    return lines
+    found: dict[str, Measure] = {name: cost(name) for name in ("all", *PLACES)}
+    for policy in ("all", *MATRICES):
+        found[f"all, decay on {policy.replace('-', ' ')}"] = loss(f"few-{policy}-usual") - loss("few-float32-none")
+    return {name: [(0.0, values)] for name, values in found.items()}
 
 
 PANELS = (
@@ -456,8 +453,9 @@ PANELS = (
         y_label="explicit mantissa bits",
         rows=against(_boundary, bars="seeds", apart=1),
         log_x=True,
+        zero_first=True,
         note=f"Above a line training ends less than {FAILED:g} nats above float32, below it more. Bars: 95 % intervals over"
-        " seeds. The first point is lam = 0. What the counts of bits do not bracket is left out.",
+        " seeds. What the counts of bits do not bracket is left out.",
     ),
     HeatPanel(
         slug="grid",
@@ -471,9 +469,10 @@ PANELS = (
     PointsPanel(
         slug="places",
         title="What each place of rounding costs",
-        x_label="",
+        x_label="what is rounded",
         y_label="final loss at few bits minus float32 without decay (nats)",
         rows=against(_costs, bars="seeds", line=False),
+        named=True,
         note="Means over seeds with 95 % intervals. Scores and mixing are rounded in the forward pass alone, gradients in the"
         " backward pass alone, the others in both.",
     ),

@@ -13,7 +13,17 @@ from altair.utils.schemapi import debug_mode
 from halflife.studies.report.figures.theme import ArmStyle
 from halflife.studies.report.figures.words import text_width, wrapped
 
-__all__ = ["HOVER", "SHORT", "curves_chart", "inline_data", "ladder_chart", "log_ticks", "points_chart", "y_title"]
+__all__ = [
+    "HOVER",
+    "SHORT",
+    "curves_chart",
+    "inline_data",
+    "ladder_chart",
+    "log_ticks",
+    "named_chart",
+    "points_chart",
+    "y_title",
+]
 
 HOVER = "hover"  # how the names of layers begin that answer to the pointer, and are left out of files
 
@@ -21,6 +31,7 @@ FEW_TICKS = 7
 FEW_POINTS = 25  # lines with at most this many readings show each as a dot
 FEW_FOLDS = 8  # an axis over less than this factor gets ticks at round numbers
 CLOSE = 0.09  # of an axis: what a label takes of it
+ROUNDED = 1.01  # a tick that is written with three digits lies within this factor of its place
 MANY_DECADES = 2  # an axis over fewer decades gets ticks at 2 and 5, too
 DIMMED = 0.12
 TWO_COLUMNS = 105  # widest label, in pixels, of a legend in two columns
@@ -31,6 +42,7 @@ POINT_IN_LEGEND = 80
 DOT = 55  # square pixels
 PLANE = (270, 380)  # most that a plane is wide and high, in pixels: its axis and a phone's screen leave so much
 SLIM = 90  # least
+NAME = 130  # pixels, of a name at the left of its point
 SHORT = (
     "datum.value != 0 && (abs(datum.value) < 0.001 || abs(datum.value) >= 1000000)"
     " ? format(datum.value, '.0e') : format(datum.value, '~g')"
@@ -194,6 +206,7 @@ def points_chart(
     log_x: bool,
     log_y: bool,
     equal: bool = False,
+    zero_first: bool = False,
 ) -> alt.LayerChart:
     """Points with bars, and lines, a legend that selects, and numbers near the pointer.
 
@@ -206,6 +219,7 @@ def points_chart(
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is.
         equal: Whether one unit is as long on both axes; the chart has a size of its own then.
+        zero_first: Whether the first place stands for 0.
 
     Returns:
         The chart.
@@ -214,7 +228,7 @@ def points_chart(
     lows, highs = [row.get("low", row["y"]) for row in rows], [row.get("high", row["y"]) for row in rows]
     low, high = min(*lows, *(row["y"] for row in rows)), max(*highs, *(row["y"] for row in rows))
     y_scale, y_axis = _scale_and_axis(low, high, log=log_y)
-    x_scale, x_axis = _across(places, log=log_x)
+    x_scale, x_axis = _across(places, log=log_x, zero_first=zero_first)
     size: dict[str, float] = {"height": 280}
     if equal:
         x_scale, y_scale, size = _plane((places[0], places[-1]), (low, high))
@@ -260,8 +274,41 @@ def points_chart(
     zero = alt.Chart(inline_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(y=alt.Y("zero:Q"))
     layers = [*([zero] if low < 0 < high and not log_y and not equal else []), line.add_params(picked), path, *points]
     chart = _layered([*layers, *_point_hover(base, y, rows, equal=equal)], rows)
-    # The page's script names the first row of the tooltip so.
-    return chart.properties(**size, usermeta={"across": x_label})
+    # The page's script names the first row of the tooltip so, and writes 0 for the place that stands for it.
+    zero = {"zero": places[0]} if zero_first else {}
+    return chart.properties(**size, usermeta={"across": x_label, **zero})
+
+
+def named_chart(rows: Rows, *, x_label: str, y_label: str) -> alt.LayerChart:
+    """One point with its bar a line, named at the left.
+
+    Args:
+        rows: ``series`` (its name), ``y`` (its value), ``low`` and ``high`` where there is a bar.
+        x_label: Title of the horizontal axis, that of the values.
+        y_label: What the names are.
+
+    Returns:
+        The chart.
+    """
+    names = [row["series"] for row in rows]
+    words = {name: wrapped(name, NAME, WORDS) for name in names}
+    lines = sum(map(len, words.values()))
+    values = [value for row in rows for value in (row["y"], row.get("low", row["y"]), row.get("high", row["y"]))]
+    low, high = min(values), max(values)
+    scale = alt.Scale(domain=[low, high], zero=False, nice=True)
+    x = alt.X("y:Q", title=x_label, scale=scale, axis=alt.Axis(tickCount=5, grid=True))
+    axis = alt.Axis(title=None, labelExpr=f"{json.dumps(words)}[datum.value]", labelLimit=0, ticks=False, grid=False)
+    base = alt.Chart().encode(y=alt.Y("series:N", sort=names, axis=axis))
+    tooltip = [alt.Tooltip("series:N", title=y_label or "name"), alt.Tooltip("y:Q", title=x_label)]
+    tooltip += [alt.Tooltip("low:Q"), alt.Tooltip("high:Q")] if any("low" in row for row in rows) else []
+    bar = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2, aria=False, style="effect-line")
+    dot = base.mark_point(
+        filled=False, size=DOT, opacity=1, strokeWidth=2, style="effect-line", fill=alt.ExprRef("paper")
+    )
+    zero = alt.Chart(inline_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(x=alt.X("zero:Q"))
+    bars = bar.encode(x=alt.X("low:Q", title=x_label, scale=scale), x2="high:Q", tooltip=tooltip)
+    layers = [*([zero] if low < 0 < high else []), bars, dot.encode(x=x, tooltip=tooltip)]
+    return _layered(layers, rows).properties(height=20 * lines + 12 * len(names))
 
 
 def _point_hover(base: alt.Chart, y: alt.Y, rows: Rows, *, equal: bool) -> list[alt.Chart]:
@@ -310,7 +357,7 @@ def _side_by_side(rows: Rows, *, apart: bool) -> dict[str, float]:
     return {name: round(step * (index - (len(names) - 1) / 2), 1) for index, name in enumerate(names)}
 
 
-def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]:
+def _across(places: Sequence[float], *, log: bool, zero_first: bool = False) -> tuple[alt.Scale, alt.Axis]:
     """The horizontal scale with some room at the sides, and its axis."""
     low, high = places[0], places[-1]
     if not log:
@@ -322,7 +369,11 @@ def _across(places: Sequence[float], *, log: bool) -> tuple[alt.Scale, alt.Axis]
     room = 1.15 if high == low else (high / low) ** 0.04
     # The places of a sweep, where they are few, are the ticks that a reader looks for.
     ticks = _apart(places) if len(places) <= FEW_TICKS else log_ticks(low, high)
-    axis = alt.Axis(values=ticks, labelExpr=SHORT, grid=False, labelFlush=True, labelOverlap=True)
+    label = SHORT
+    if zero_first:
+        ticks = [places[0], *(tick for tick in ticks if tick > places[0] * ROUNDED)]
+        label = f"datum.value < {places[0] * ROUNDED:.6g} ? '0' : {SHORT}"
+    axis = alt.Axis(values=ticks, labelExpr=label, grid=False, labelFlush=True, labelOverlap=True)
     return alt.Scale(type="log", domain=[low / room, high * room], nice=False), axis
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from halflife.errors import StoreError
 from halflife.studies.evidence.claims import PointRow, PointsPanel
 from halflife.studies.evidence.verdicts import StudyResults
-from halflife.studies.report.figures.charts import points_chart
+from halflife.studies.report.figures.charts import named_chart, points_chart
 from halflife.studies.report.figures.fields import sentence_start, size_name
 from halflife.studies.report.figures.figure import Figure
 from halflife.studies.report.figures.theme import STROKE, series_styles
@@ -28,13 +28,18 @@ def points_figure(results: StudyResults, panel: PointsPanel) -> Figure:
         The figure.
 
     Raises:
-        StoreError: There are no points, one is not finite, or one is not above 0 on a logarithmic axis.
+        StoreError: There are no points, one is not finite, or one is not above 0 on a logarithmic axis; or names that each
+            stand for one point stand for several.
     """
     rows = panel.rows(results)
     if not rows:
         raise StoreError(f"the figure {panel.title!r} of {results.study.name} has no points: run the study again")
     for row in rows:
         _check(panel, row)
+    if panel.named and len({row.series for row in rows}) < len(rows):
+        raise StoreError(
+            f"the figure {panel.title!r} of {results.study.name} has two points of one name: mend the study"
+        )
     styles = series_styles(list(dict.fromkeys(row.series for row in rows)), own_shapes=panel.equal)
     drawn = {row.series for row in rows if row.style == "point"}
     if drawn:
@@ -47,32 +52,35 @@ def points_figure(results: StudyResults, panel: PointsPanel) -> Figure:
     if panel.source_figure:
         caption += f" Corresponds to {panel.source_figure} of the paper."
     listed = [row for row in rows if row.style == "point"] or rows
-    table = tuple(
-        (row.series, f"{row.x:.4g}", f"{row.y:.4g}", "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}")
-        for row in listed
-    )
-    first = "; ".join(f"{line[0]} at {line[1]}: {line[2]}" for line in table[:12])
+    zero = min(row.x for row in rows) if panel.zero_first else None
+    words = [(row.series, "0" if row.x == zero else f"{row.x:.4g}", f"{row.y:.4g}", _interval(row)) for row in listed]
+    header: tuple[str, ...]
+    table: tuple[tuple[str, ...], ...]
+    if panel.named:
+        header, table = (panel.x_label, panel.y_label, "interval"), tuple((name, y, bar) for name, _, y, bar in words)
+        first = "; ".join(f"{name}: {y}" for name, _, y, _ in words[:12])
+        chart = named_chart(data, x_label=panel.y_label, y_label=panel.x_label)
+    else:
+        header, table = ("series", panel.x_label, panel.y_label, "interval"), tuple(words)
+        first = "; ".join(f"{name} at {x}: {y}" for name, x, y, _ in words[:12])
+        chart = points_chart(
+            data,
+            styles=styles,
+            x_label=panel.x_label,
+            y_label=panel.y_label,
+            log_x=panel.log_x,
+            log_y=panel.log_y,
+            equal=panel.equal,
+            zero_first=panel.zero_first,
+        )
     return Figure(
         slug=panel.slug,
         title=panel.title,
         caption=caption.strip(),
         description=f"{panel.title}: {panel.y_label} against {panel.x_label}, {len(styles)} series. {first}"
         + ("; and so on." if len(table) > 12 else "."),
-        charts=(
-            (
-                "",
-                points_chart(
-                    data,
-                    styles=styles,
-                    x_label=panel.x_label,
-                    y_label=panel.y_label,
-                    log_x=panel.log_x,
-                    log_y=panel.log_y,
-                    equal=panel.equal,
-                ),
-            ),
-        ),
-        header=("series", panel.x_label, panel.y_label, "interval"),
+        charts=(("", chart),),
+        header=header,
         rows=table,
         fixed=panel.equal,
     )
@@ -89,6 +97,10 @@ def _check(panel: PointsPanel, row: PointRow) -> None:
     heights = numbers[1:]
     if (panel.log_x and row.x <= 0) or (panel.log_y and min(heights) <= 0):
         raise StoreError(f"{where} is not above 0, so its logarithmic axis would draw less: run the study again")
+
+
+def _interval(row: PointRow) -> str:
+    return "" if row.low is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def _plain(row: PointRow) -> dict[str, Any]:

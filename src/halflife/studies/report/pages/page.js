@@ -10,7 +10,7 @@
   tip.hidden = true;
   document.body.append(tip);
   const words = (value) => typeof value === "number" ? value.toLocaleString("en-US", { maximumSignificantDigits: 8 }) : value;
-  const show = (across, event, value) => {
+  const show = ({ across, zero } = {}, event, value) => {
     tip.hidden = value === null || typeof value !== "object";
     if (tip.hidden) return;
     const table = document.createElement("table");
@@ -18,7 +18,7 @@
       if (name === "y" && across) continue; // where a point of a cloud stands; its words follow
       const row = table.insertRow();
       row.insertCell().textContent = name === "x" && across ? across : name;
-      row.insertCell().textContent = words(number);
+      row.insertCell().textContent = name === "x" && across && number === zero ? "0" : words(number);
     }
     tip.replaceChildren(table);
     const box = event.target.closest(".chart").getBoundingClientRect();
@@ -32,7 +32,7 @@
   const draw = (box) => {
     if (begun.has(box)) return begun.get(box);
     const spec = read(box.dataset.spec);
-    const tooltip = (handler, event, item, value) => show(spec.usermeta?.across, event, value);
+    const tooltip = (handler, event, item, value) => show(spec.usermeta, event, value);
     // SVG takes its colours from the page; the interpreter needs no eval, which the page's policy forbids.
     const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config, tooltip };
     const drawing = (window.vegaEmbed
