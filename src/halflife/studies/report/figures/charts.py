@@ -42,6 +42,7 @@ POINT_IN_LEGEND = 80
 DOT = 55  # square pixels
 PLANE = (270, 380)  # most that a plane is wide and high, in pixels: its axis and a phone's screen leave so much
 SLIM = 90  # least
+NARROW = 220  # pixels that a phone leaves beside names
 NAME = 130  # pixels, of a name at the left of its point
 SHORT = (
     "datum.value != 0 && (abs(datum.value) < 0.001 || abs(datum.value) >= 1000000)"
@@ -65,7 +66,7 @@ def inline_data(rows: Rows) -> alt.InlineData:
 
 
 def y_title(words: str, height: float = HEIGHT) -> str | list[str]:
-    """The title of a vertical axis, in as many lines as its height asks for."""
+    """The title of an axis, in as many lines as its length asks for."""
     lines = wrapped(words, height / WIDER, WORDS)
     return lines if len(lines) > 1 else words
 
@@ -296,7 +297,8 @@ def named_chart(rows: Rows, *, x_label: str, y_label: str) -> alt.LayerChart:
     values = [value for row in rows for value in (row["y"], row.get("low", row["y"]), row.get("high", row["y"]))]
     low, high = min(values), max(values)
     scale = alt.Scale(domain=[low, high], zero=False, nice=True)
-    x = alt.X("y:Q", title=x_label, scale=scale, axis=alt.Axis(tickCount=5, grid=True))
+    title = y_title(x_label, NARROW)
+    x = alt.X("y:Q", title=title, scale=scale, axis=alt.Axis(tickCount=5, grid=True))
     axis = alt.Axis(title=None, labelExpr=f"{json.dumps(words)}[datum.value]", labelLimit=0, ticks=False, grid=False)
     base = alt.Chart().encode(y=alt.Y("series:N", sort=names, axis=axis))
     tooltip = [alt.Tooltip("series:N", title=y_label or "name"), alt.Tooltip("y:Q", title=x_label)]
@@ -306,7 +308,7 @@ def named_chart(rows: Rows, *, x_label: str, y_label: str) -> alt.LayerChart:
         filled=False, size=DOT, opacity=1, strokeWidth=2, style="effect-line", fill=alt.ExprRef("paper")
     )
     zero = alt.Chart(inline_data([{"zero": 0}])).mark_rule(aria=False, style="zero").encode(x=alt.X("zero:Q"))
-    bars = bar.encode(x=alt.X("low:Q", title=x_label, scale=scale), x2="high:Q", tooltip=tooltip)
+    bars = bar.encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q", tooltip=tooltip)
     layers = [*([zero] if low < 0 < high else []), bars, dot.encode(x=x, tooltip=tooltip)]
     return _layered(layers, rows).properties(height=20 * lines + 12 * len(names))
 
