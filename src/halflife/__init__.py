@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halflife import rules as rules
     from halflife import schedules as schedules
     from halflife import selfcheck as selfcheck
+    from halflife import theory as theory
     from halflife import units as units
     from halflife.audit import Explanation as Explanation
     from halflife.audit import assert_decay as assert_decay
@@ -40,7 +41,19 @@ _GIVEN_BY = {
     "laws": ("Law", "identify"),
     "optim": ("Handle", "attach"),
 }
-_MODULES = ("audit", "errors", "groups", "laws", "optim", "probes", "rules", "schedules", "selfcheck", "units")
+_MODULES = (
+    "audit",
+    "errors",
+    "groups",
+    "laws",
+    "optim",
+    "probes",
+    "rules",
+    "schedules",
+    "selfcheck",
+    "theory",
+    "units",
+)
 _HOME = {name: module for module, names in _GIVEN_BY.items() for name in names}
 _NOT_ON_TOP = {"Applier", "LamRule", "Part", "Penalty", "Rule", "StepInfo", "rule_from"}  # for whoever writes a rule
 

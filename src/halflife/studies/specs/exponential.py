@@ -10,6 +10,7 @@ from halflife.errors import UserError
 from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
 from halflife.studies.specs.images import DATASETS, MODELS
 from halflife.studies.specs.trainers import EXPONENTIAL, Trainer
+from halflife.theory import exponential_lr, exponential_root
 
 __all__ = ["ExponentialRun"]
 
@@ -84,12 +85,6 @@ class ExponentialRun(RunSpec):
         check_choices(self, {"model": MODELS, "data": DATASETS, "twin": TWINS, "dtype": DTYPES})
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
-        largest = (1 - math.sqrt(self.momentum)) ** 2
-        if self.lr * self.lam >= largest:
-            raise UserError(
-                f"lr * lam is {self.lr * self.lam:g}, expected < (1 - sqrt(momentum))^2 = {largest:g}, or no exponential"
-                " learning rate is the same: lower lr or lam"
-            )
         exponent = -2 * self.num_steps * math.log(self.root)
         if exponent > math.log(LARGEST_GROWTH):
             raise UserError(
@@ -110,8 +105,7 @@ class ExponentialRun(RunSpec):
     @property
     def root(self) -> float:
         """The a above, in (sqrt(mu), 1)."""
-        middle = (1 + self.momentum - self.lr * self.lam) / 2
-        return middle + math.sqrt(middle**2 - self.momentum)
+        return exponential_root(self.lr, self.lam, self.momentum)
 
     def twin_lr(self, step: int) -> float:
         """The twin's learning rate at the step that follows ``step`` others.
@@ -127,4 +121,4 @@ class ExponentialRun(RunSpec):
             >>> round(run.root, 12), [round(run.twin_lr(t), 6) for t in (0, 1)]
             (0.9, [0.111111, 0.137174])
         """
-        return self.lr if self.twin == "constant" else self.lr * self.root ** (-2 * step - 1)
+        return self.lr if self.twin == "constant" else exponential_lr(step, self.lr, self.lam, self.momentum)
