@@ -240,6 +240,8 @@ def test_first_order(lr: float, r: float, size: float, mu: float) -> None:
     at = adam_l2(lr, lam, d, spread * size, beta1=mu)
     assert at.norm == pytest.approx((lr * d * spread / (2 * lam)) ** (1 / 3), rel=1e-9)
     expected = math.sqrt((1 - mu) / (1 + mu)) * (2 * lr**2 * lam * size / spread) ** (1 / 3)
+    rms = spread / at.norm  # of the gradients' elements: a penalty of lam is decoupled decay of lam / rms
+    assert at.norm == pytest.approx(adamw(lr, lam / rms, d, beta1=0.0).norm, rel=1e-9 + lr * lam / rms)
     if at.rotation < 1e-2:
         assert at.rotation == pytest.approx(expected, rel=1e-3)
 
@@ -305,7 +307,17 @@ def test_the_share_that_decays_is_not_the_share_of_weights_that_do() -> None:
     assert count == pytest.approx(0.455, abs=0.003)
     assert LR * 256 / (2 * 0.25 * at.norm**2) == pytest.approx(0.375, abs=0.001)
     counted = cautious_adamw(LR, 0.25, 256, share=count)
-    assert counted.norm / float(measured.norm.mean()) == pytest.approx(0.91, abs=0.01)
+    assert counted.norm / float(measured.norm.mean()) == pytest.approx(0.90, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("r", "off"), [(0.01, 0.97), (0.03, 0.92)])
+def test_how_far_off_the_rotation_of_strong_cautious_decay_is(r: float, off: float) -> None:
+    at = cautious_adamw(LR, r / LR, DIM)
+    optimizer = noise.adam(column(LR), column(0.9), decayed=lambda w, u, v, t: w - r * w * (u * w >= 0))
+    measured = run(optimizer, [at] * 4, steps=4_000)
+    assert measured.norm.mean().item() / at.norm == pytest.approx(1.0, abs=0.01)
+    assert measured.rotation.mean().item() / at.rotation == pytest.approx(off, abs=0.01)
 
 
 @needs_muon

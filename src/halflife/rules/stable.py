@@ -45,7 +45,7 @@ class Stable(LamRule):
     Unit: Adam family: ``lam`` is gradient / lr; SGD: 1 / lr. ``floor`` is lr-equivalent per fraction: a
     dimensionless number.
 
-    Matches: a scalar AdamS and SGDS written out (``tests/optim/test_stable.py``).
+    Matches: a scalar AdamS and SGDS written out (``tests/optim/test_xie.py``, ``tests/optim/test_stable.py``).
 
     Args:
         lam: The coefficient, >= 0; None takes each group's own ``weight_decay``.
