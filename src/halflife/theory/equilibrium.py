@@ -1,19 +1,11 @@
 """Where decay and updates balance: the norm of a weight, and the angle that a step turns it by.
 
-The model, for all functions here: one weight tensor of which the loss sees the direction alone, as normalization makes it,
-so that the gradient is orthogonal to it and grows as the norm shrinks, ``||g|| = gradient_norm / ||w||``; gradients that
-are noise, independent from step to step; constant ``lr`` and ``lam``; a run that has forgotten its start
-(`relaxation_steps`).
-
-Why these are closed forms: the weights are then an autoregression of second order,
+Why these are closed forms: in the model of `Equilibrium` the weights are an autoregression of second order,
 
     w_{t+1} = p w_t - q w_{t-1} - s n_t,    E ||n_t||^2 = n^2,    n_t independent of the past,
 
 for which E ||w||^2 = s^2 n^2 (1 + q) / ((1 - q) ((1 + q)^2 - p^2)) and cos(angle of a step) = p / (1 + q). With momentum
 mu, a penalty (L2) has p = 1 + mu - lr lam and q = mu, decoupled decay p = a + mu and q = a mu, a = 1 - r.
-
-Every function is within 3 % of training on such noise, most within 1 % (``tests/theory/test_equilibrium.py``, which
-measures the numbers that stand under Validity).
 """
 
 from __future__ import annotations
@@ -47,6 +39,12 @@ SLICES = 200  # of an integral
 @dataclass(frozen=True)
 class Equilibrium:
     """What the norm of a weight and its direction do once decay and updates balance.
+
+    The model of all functions that return it: one weight tensor of which the loss sees the direction alone, as
+    normalization makes it, so that the gradient is orthogonal to it and grows as the norm shrinks, ``||g|| = gradient_norm
+    / ||w||``; gradients that are noise, independent from step to step; constant ``lr`` and ``lam``; a run that has
+    forgotten its start (`relaxation_steps`). Every function is within 3 % of training on such noise, most within 1 %
+    (``tests/theory/test_equilibrium.py``, which measures the numbers that stand under Validity).
 
     Attributes:
         norm: ``||w||``, root mean square over time, in the unit of the weights.
@@ -131,7 +129,7 @@ def relaxation_steps(equilibrium: Equilibrium, start: float, within: float = 0.1
     apart = p * math.log(max(ratio, 1.0)) + math.log1p(
         -(min(ratio, 1.0 / ratio) ** p)
     )  # of |ratio^p - 1|, the logarithm
-    return equilibrium.relaxation * (apart - math.log(abs(edge**p - 1.0)))
+    return equilibrium.relaxation * max(apart - math.log(abs(edge**p - 1.0)), 0.0)
 
 
 def sgd(
@@ -156,7 +154,7 @@ def sgd(
     Source: Kosson et al., "Rotational Equilibrium" (arXiv 2305.17212), after van Laarhoven 2017; the exact form is that of
     an autoregression of second order. ``gradient_to_weight`` along a schedule: Defazio 2025 (arXiv 2506.02285).
 
-    Validity: the model at the head of this module. In a net successive gradients are not quite independent, and layers that
+    Validity: the model of `Equilibrium`. In a net successive gradients are not quite independent, and layers that
     are not scale-invariant, such as the head, do not follow.
 
     Args:
@@ -208,6 +206,9 @@ def sgdw(lr: float, lam: float, gradient_norm: float, *, momentum: float = 0.0) 
     Returns:
         The equilibrium.
 
+    Raises:
+        UserError: As `sgd`.
+
     Examples:
         >>> at = sgdw(lr=0.1, lam=5e-3, gradient_norm=1.0, momentum=0.9)
         >>> round(at.norm, 3), round(at.rotation, 5)
@@ -238,6 +239,9 @@ def sgds(lr: float, lam: float, gradient_norm: float, *, momentum: float = 0.0, 
     Returns:
         The equilibrium.
 
+    Raises:
+        UserError: As `sgd`.
+
     Examples:
         >>> at = sgds(lr=0.1, lam=5e-4, gradient_norm=1.0, momentum=0.9)
         >>> round(at.norm, 3), round(at.rotation, 5)
@@ -263,7 +267,7 @@ def adamw(lr: float, lam: float, num_weights: float, *, beta1: float = 0.9) -> E
 
     Source: Kosson et al. (arXiv 2305.17212); the exact form: the hyperball paper (arXiv 2606.16899).
 
-    Validity: the model at the head of this module, ``eps`` far below ``sqrt(v)``, and ``beta2`` near 1: v is taken as the
+    Validity: the model of `Equilibrium`, ``eps`` far below ``sqrt(v)``, and ``beta2`` near 1: v is taken as the
     mean of squared gradients. At beta2 = 0.95 the norm is 1 % lower with beta1 = 0.9, and 2 % lower with beta1 = 0.
 
     Args:
@@ -274,6 +278,9 @@ def adamw(lr: float, lam: float, num_weights: float, *, beta1: float = 0.9) -> E
 
     Returns:
         The equilibrium.
+
+    Raises:
+        UserError: As `sgd`.
 
     Examples:
         >>> at = adamw(lr=3e-4, lam=0.1, num_weights=1)
@@ -307,6 +314,9 @@ def adams(lr: float, lam: float, num_weights: float, second_moment: float, *, be
 
     Returns:
         The equilibrium.
+
+    Raises:
+        UserError: As `sgd`.
 
     Examples:
         >>> at = adams(lr=3e-4, lam=1e-4, num_weights=1, second_moment=1e-6)  # as AdamW with 0.1
@@ -367,7 +377,7 @@ def adam_l2(lr: float, lam: float, num_weights: float, gradient_norm: float, *, 
 def cautious_adamw(
     lr: float, lam: float, num_weights: float, *, beta1: float = 0.9, share: float | None = None
 ) -> Equilibrium:
-    """AdamW with cautious weight decay, `halflife.Cautious`: decay where update and weight have the same sign, ``u w >= 0``.
+    """AdamW with cautious weight decay, `halflife.Cautious`: decay where update times weight is >= 0.
 
         norm = sqrt(lr d / (2 lam q)),    rotation^2 = x^2 + 2 r x / pi + r^2 / 4,
         x = lr U / norm,    U = sqrt(d (1 - beta1) / (1 + beta1))
@@ -382,10 +392,10 @@ def cautious_adamw(
 
     Source: the rule: Chen et al. 2025, "Cautious Weight Decay"; norm, rotation and q: derived here.
 
-    Validity: as `adamw`. With ``lr lam`` of 0.01 and 0.03 at beta1 = 0.9 (x is 0.19 and 0.28 times ``1 - beta1``) the norm is
-    right to 1 %, and the rotation 3 % and 8 % too large. The share of the weights that decay, which a run can count, is
-    larger than q: at lr lam = 0.005 and beta1 = 0.9 it is 0.455 and q 0.375, so that with the count as ``share`` the norm is
-    10 % too small.
+    Validity: as `adamw`. With ``lr lam`` of 0.01 and 0.03 at beta1 = 0.9 (x is 0.19 and 0.28 times ``1 - beta1``) the norm
+    is right to 1 %, and the rotation 3 % and 8 % too large. The share of the weights that decay, which a run can count, is
+    larger than q: at lr lam = 0.005 and beta1 = 0.9 it is 0.455 and q 0.375, so that with the count as ``share`` the norm
+    is 10 % too small.
 
     Args:
         lr: The learning rate.
@@ -396,6 +406,9 @@ def cautious_adamw(
 
     Returns:
         The equilibrium.
+
+    Raises:
+        UserError: As `sgd`.
 
     Examples:
         >>> at, plain = (law(lr=1e-3, lam=0.1, num_weights=100) for law in (cautious_adamw, adamw))
@@ -430,9 +443,9 @@ def lion(lr: float, lam: float, num_weights: float, *, beta1: float = 0.9, beta2
 
     Source: Kosson et al. (arXiv 2305.17212) for the published form; the sum is derived here.
 
-    Validity: the model at the head of this module, with coordinates of c that are about Gaussian. The published norm is
-    0.3 % off at the defaults and lr lam = 1e-4, and 3 % at betas of 0.95 and 0.98; but it is 20 % too small without momentum
-    (beta1 = 0), and 21 % too large at the defaults and lr lam = 5e-3.
+    Validity: the model of `Equilibrium`, with coordinates of c that are about Gaussian. The published norm is 0.3 % off at
+    the defaults and lr lam = 1e-4, and 3 % at betas of 0.95 and 0.98; but it is 20 % too small without momentum (beta1 =
+    0), and 21 % too large at the defaults and lr lam = 5e-3.
 
     Args:
         lr: The learning rate.
@@ -443,6 +456,9 @@ def lion(lr: float, lam: float, num_weights: float, *, beta1: float = 0.9, beta2
 
     Returns:
         The equilibrium.
+
+    Raises:
+        UserError: As `sgd`.
 
     Examples:
         >>> at = lion(lr=1e-4, lam=1.0, num_weights=100)
@@ -481,7 +497,7 @@ def muon(
     Source: the hyperball paper (arXiv 2606.16899) has ``norm = lr U sqrt((1 + a mu) / ((1 - a^2)(1 - a mu)))``, q = 0
     without Nesterov; the rest is derived here.
 
-    Validity: the model at the head of this module, sides of 8 and more, and an exact orthogonalization. The published norm
+    Validity: the model of `Equilibrium`, sides of 8 and more, and an exact orthogonalization. The published norm
     is 1 % too large for 8 x 64, 14 % for a square, and 25 % for a square with Nesterov (mu = 0.95). torch's five
     Newton-Schulz steps make updates 0.87 to 0.90 times as large: the norm is that much smaller, and the rotation as
     computed.

@@ -29,7 +29,7 @@ def lam_for_timescale(steps: float, lr: float, *, momentum: float = 0.0) -> floa
 
     What to ask for: 2 to 6 epochs of a run of 100 to 200, in image classification with SGD (``lr lam / (1 - mu)`` of 4e-4
     to 1.2e-3 on CIFAR-10 at batch 128; the usual 0.1 * 5e-4 / (1 - 0.9) is 5e-4); a share of the run of 0.07 to 0.19 in
-    pretraining of language models, or `power_law_timescale`.
+    pretraining of language models (second-hand), or `power_law_timescale`.
 
     Source: Wang and Aitchison 2024 (arXiv 2405.13698); the image figures: D'Angelo et al. 2024 (arXiv 2310.04415).
 
