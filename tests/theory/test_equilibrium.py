@@ -323,7 +323,7 @@ def test_how_far_off_the_rotation_of_strong_cautious_decay_is(r: float, off: flo
 @needs_muon
 def test_updates_of_newton_and_schulz_are_smaller() -> None:
     """0.87 to 0.90 of an orthogonal matrix's norm, for a Gaussian one: torch's Muon itself, at its first step."""
-    for rows, columns, size in ((64, 64, 0.88), (64, 256, 0.87), (256, 256, 0.90)):
+    for rows, columns, size in ((64, 64, 0.88), (64, 128, 0.87), (128, 128, 0.89)):
         generator = torch.Generator().manual_seed(0)
         weight = torch.nn.Parameter(torch.zeros(rows, columns))
         weight.grad = torch.randn(rows, columns, generator=generator)
@@ -363,7 +363,7 @@ def test_relaxation_steps_are_where_the_norm_is_near(start: float, within: float
 
 def test_a_schedule_that_is_slow_against_the_time_scale_is_followed() -> None:
     """Defazio: with a falling lr the norm falls and the gradients grow over it; with lam in proportion to lr neither moves."""
-    steps, lr, lam, window = 2_400, 0.08, 1.0, 100
+    steps, lr, lam, window = 2_600, 0.08, 1.0, 100
     shape = cosine(1.0, 0.2, steps)
     places = range(600, steps - window, 300)
     for corrected in (False, True):

@@ -56,10 +56,16 @@ def test_the_exponential_learning_rate_is_decay(lr: float, lam: float, momentum:
 
 @given(lr=st.floats(1e-6, 1.0), r=st.floats(0.0, 1.0, exclude_max=True), momentum=st.floats(0.0, 0.99))
 def test_the_root_solves_its_equation(lr: float, r: float, momentum: float) -> None:
-    r *= (1 - math.sqrt(momentum)) ** 2 * 0.999
+    r *= (1 - math.sqrt(momentum)) ** 2 * (1 - 1e-9)
     root = exponential_root(lr, r / lr, momentum)
-    assert math.sqrt(momentum) <= root <= 1.0 + 1e-15
+    assert math.sqrt(momentum) * (1 - 1e-12) <= root <= 1.0
     assert root**2 - (1 + momentum - r) * root + momentum == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_tiny_decay_keeps_its_digits() -> None:
+    """``1 - a`` is ``r / (1 - mu)`` there, and a float next to 1 has it to 1e-16."""
+    assert exponential_root(1.0, 1e-12, 0.9) == pytest.approx(1 - 1e-11, rel=0, abs=2e-16)
+    assert exponential_root(1.0, 0.0, 0.99) == 1.0
 
 
 def test_an_effective_learning_rate_is_that_of_the_direction() -> None:

@@ -84,8 +84,9 @@ def exponential_root(lr: float, lam: float, momentum: float = 0.0) -> float:
             f"lr * lam is {r:g}, expected < (1 - sqrt(momentum))^2 = {largest:g}, or no exponential"
             " learning rate is the same: lower lr or lam"
         )
-    middle = (1 + mu - r) / 2
-    return middle + math.sqrt(middle**2 - mu)
+    # By the equation of s = 1 - a, s^2 - (1 - mu + r) s + r = 0: a itself has no digits to lose where r is tiny.
+    b = 1 - mu + r
+    return 1 - 2 * r / (b + math.sqrt(max(b**2 - 4 * r, 0.0)))
 
 
 def exponential_lr(step: int, lr: float, lam: float, momentum: float = 0.0) -> float:
