@@ -114,6 +114,7 @@ SHAPES = st.one_of(
     st.builds(schedules.constant, MULTIPLIERS),
     st.builds(schedules.linear, MULTIPLIERS, MULTIPLIERS, STEPS),
     st.builds(cosine, MULTIPLIERS, MULTIPLIERS, STEPS),
+    st.builds(schedules.exponential, st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), STEPS),
     st.builds(until, STEPS),
     st.builds(after, STEPS),
     st.builds(warmup, STEPS),

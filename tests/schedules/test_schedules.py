@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from halflife import schedules
 from halflife.errors import UserError
-from halflife.schedules import after, constant, cosine, join, linear, piecewise, until, warmup
+from halflife.schedules import after, constant, cosine, exponential, join, linear, piecewise, until, warmup
 from halflife.schedules.shapes import restart_at
 
 VALUES = st.floats(min_value=0.0, max_value=10.0)
@@ -48,6 +49,33 @@ def test_values_at_the_boundaries(schedule: Callable[[int], float], expected: di
     assert {t: schedule(t) for t in expected} == expected
 
 
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), STEPS, st.integers(min_value=0, max_value=2000))
+def test_exponential_multiplies_by_the_same_factor_at_each_step(start: float, end: float, steps: int, t: int) -> None:
+    schedule = exponential(start, end, steps)
+    log = math.log(start) + (math.log(end) - math.log(start)) * min(t, steps) / steps
+    assert schedule(t) == pytest.approx(math.exp(log), rel=1e-9)
+    assert schedule(0) == start
+    assert schedule(steps) == end
+    if t + 2 <= steps:
+        assert schedule(t + 1) / schedule(t) == pytest.approx(schedule(t + 2) / schedule(t + 1), rel=1e-9)
+
+
+def test_exponential_is_torchs_scheduler() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.97)
+    found = []
+    for _ in range(20):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [0.1 * exponential(1.0, 0.97**200, 200)(t) for t in range(20)] == pytest.approx(found, rel=1e-9)
+
+
+def test_exponential_of_extreme_numbers_stays_a_number() -> None:
+    assert exponential(1e300, 1e-300, 4)(2) == pytest.approx(1.0)
+    assert exponential(1e-300, 1e300, 4)(2) == pytest.approx(1.0)
+
+
 def test_a_schedule_is_written_as_the_call_that_makes_it() -> None:
     early = join((warmup(2), cosine(1, 0.5, 7)), [10])
     expected = "join([warmup(2), cosine(1.0, 0.5, 7)], [10])"
@@ -65,6 +93,9 @@ def test_a_schedule_is_written_as_the_call_that_makes_it() -> None:
         (lambda: cosine(-1.0, 1.0, 3), "start must be a finite number >= 0"),
         (lambda: linear(1.0, 0.0, 0), "steps must be a whole number of steps >= 1, got 0"),
         (lambda: cosine(1.0, 0.0, 0), "steps must be a whole number of steps >= 1"),
+        (lambda: exponential(1.0, 0.0, 3), "end must be > 0, got 0.0"),
+        (lambda: exponential(math.inf, 1.0, 3), "start must be a finite number > 0"),
+        (lambda: exponential(1.0, 0.5, 0), "steps must be a whole number of steps >= 1"),
         (lambda: warmup(0), "steps must be a whole number of steps >= 1"),
         (lambda: until(-1), "step must be a whole number of steps >= 0, got -1"),
         (lambda: after(1.5), "step must be a whole number of steps >= 0, got 1.5"),  # type: ignore[arg-type]  # on purpose

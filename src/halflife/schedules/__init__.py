@@ -16,13 +16,14 @@ Examples:
 from __future__ import annotations
 
 from halflife.schedules.composed import Schedule, join, piecewise, product, tied_to_lr, warmup_stable_decay
-from halflife.schedules.shapes import after, constant, cosine, linear, restarts, until, warmup
+from halflife.schedules.shapes import after, constant, cosine, exponential, linear, restarts, until, warmup
 
 __all__ = [
     "Schedule",
     "after",
     "constant",
     "cosine",
+    "exponential",
     "join",
     "linear",
     "piecewise",

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from halflife.expressions import Spelled
-from halflife.numbers import check_at_least, check_non_negative, check_steps
+from halflife.numbers import check_at_least, check_non_negative, check_positive, check_steps
 
-__all__ = ["after", "constant", "cosine", "linear", "restart_at", "restarts", "until", "warmup"]
+__all__ = ["after", "constant", "cosine", "exponential", "linear", "restart_at", "restarts", "until", "warmup"]
 
 MANY = 10_000  # periods that are counted one by one
 
@@ -90,6 +90,39 @@ class cosine(Spelled):
         if step >= self.steps:
             return self.end  # exactly, not up to rounding
         return self.end + (self.start - self.end) * (1.0 + math.cos(math.pi * step / self.steps)) / 2.0
+
+
+@dataclass(frozen=True, repr=False)
+class exponential(Spelled):
+    """The same factor at each step: ``s(t) = start^(1 - u) * end^u`` with ``u = min(t, steps) / steps``.
+
+    Source: Golatkar et al. 2019 (arXiv 1905.13277) let the learning rate fall so, by 3 % an epoch.
+
+    Args:
+        start: The multiplier at step 0, > 0.
+        end: The multiplier from step ``steps`` on, > 0.
+        steps: Length of the fall or rise in steps, >= 1.
+
+    Examples:
+        >>> [round(exponential(1.0, 0.01, 4)(t), 3) for t in (0, 1, 2, 4, 9)]
+        [1.0, 0.316, 0.1, 0.01, 0.01]
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", check_positive("start", self.start, finite=True))
+        object.__setattr__(self, "end", check_positive("end", self.end, finite=True))
+        object.__setattr__(self, "steps", check_steps("steps", self.steps, minimum=1))
+
+    def __call__(self, step: int) -> float:
+        """Return the multiplier at ``step``."""
+        if step >= self.steps:
+            return self.end  # exactly, not up to rounding
+        share = step / self.steps
+        return float(self.start ** (1.0 - share) * self.end**share)
 
 
 @dataclass(frozen=True, repr=False)
