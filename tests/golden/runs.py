@@ -61,6 +61,19 @@ RUNS: Mapping[str, Mapping[str, RunSpec]] = {
         "sphere": replace(
             _RESNET, model="scale-invariant", lr=0.005, lam=0.0, sphere=2.0, ema=(), ensemble_every=0, keep_at=(),
         ),
+        "momentum": replace(
+            _RESNET, model="vgg-bn", momentum=0.9, lr=0.1, drop_at=0.5, lam=0.0, decay="Stable(lam=0.01)",
+            decay_on="matrices", lr_schedule="exponential(1.0, 0.01, 3)", lr_schedule_unit="epochs", trace=True, ema=(),
+            ensemble_every=0, keep_at=(), probes=("decayed-gradient",),
+        ),
+        # Large eps: where Adam divides rounding by rounding, other processors go another way.
+        "adam": replace(
+            _RESNET, model="densenet", blocks=(1, 1), optimizer="adam", eps=1e-3, lr=0.01, drop_at=0.5, lam=0.0,
+            decay="L2(lam=0.1)", lr_schedule="piecewise((1.0, 0.1), (8,))", ema=(), ensemble_every=0, keep_at=(),
+        ),
+        "adai": replace(
+            _RESNET, model="googlenet", optimizer="adai", num_epochs=2, lam=0.02, ema=(), ensemble_every=0, keep_at=(),
+        ),
         "branch": ImageBranch(
             of=_RESNET, at=2, weights="ema-0.9",
             then=replace(

@@ -42,6 +42,10 @@ def trained(net: nn.Module) -> dict[str, nn.Parameter]:
         ("resnet-plain", (2, 2, 2, 2), 11_159_232 + 4_800 + 8 + 5_130),
         # ResNet-34: convolutions 21,259,968, BatchNorm 2 * 7,616, head 5,130.
         ("resnet", (3, 4, 6, 3), 21_280_330),
+        # VGG-16 as without BatchNorm, 2 numbers a channel in place of 1: 14,719,818 + 4,224.
+        ("vgg-bn", (2, 2, 3, 3, 3), 14_724_042),
+        # The whole GoogLeNet: 7,904 less than with the biases that common code has before BatchNorm, 6,166,250.
+        ("googlenet", (2, 5, 2), 6_158_346),
     ],
 )
 def test_the_papers_nets_have_the_papers_sizes(name: str, blocks: tuple[int, ...], count: int) -> None:
@@ -50,7 +54,7 @@ def test_the_papers_nets_have_the_papers_sizes(name: str, blocks: tuple[int, ...
     assert net.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["scale-invariant", "resnet-plain", "mlp"])
+@pytest.mark.parametrize("name", ["scale-invariant", "resnet-plain", "mlp", "vgg-bn", "densenet", "googlenet"])
 def test_initial_weights_are_he_and_a_function_of_the_seed(name: str) -> None:
     def make(seed: int) -> nn.Module:
         return build_model(name, width=32, blocks=(1, 1), in_channels=3, num_classes=10, seed=seed, image_size=(8, 8))
@@ -64,7 +68,8 @@ def test_initial_weights_are_he_and_a_function_of_the_seed(name: str) -> None:
     expected = {"scale-invariant": math.sqrt(512) / 64, "resnet-plain": 1 / math.sqrt(64), "mlp": 1 / math.sqrt(32)}
     for key, module in one.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            std = expected[name] if key == "head" else math.sqrt(2 / module.weight[0].numel())
+            head = expected.get(name, 1 / math.sqrt(module.weight.shape[1]))
+            std = head if key == "head" else math.sqrt(2 / module.weight[0].numel())
             ratio = module.weight.square().mean().item() / std**2
             assert abs(ratio - 1) < 4 * math.sqrt(2 / module.weight.numel()), key  # squares of normals, z = 4
 
@@ -102,6 +107,144 @@ def test_a_run_trains_them(name: str, lr: float, count: int, tmp_path: Path) -> 
     assert losses[-1] < 0.9 * losses[0]
     norm = math.sqrt(sum(p.detach().square().sum().item() for p in trained(net).values()))
     assert readings[0].values["weight_norm"] == pytest.approx(norm, rel=0.1)  # of what is trained
+
+
+# ---- VGG with BatchNorm, DenseNet, GoogLeNet
+
+PAPERS_NETS = ("vgg-bn", "densenet", "densenet-basic", "googlenet")
+
+
+def dense_size(k: int, blocks: tuple[int, ...], bottleneck: bool) -> int:
+    """By formula: 3x3 stem; each layer c -> k, through 4 k; transitions c -> c / 2; BatchNorm before each; the head."""
+    c, total = 2 * k, 2 * 9 * 2 * k
+    for stage, layers in enumerate(blocks):
+        if stage > 0:
+            total += 2 * c + c * (c // 2)
+            c //= 2
+        for _ in range(layers):
+            total += (2 * c + 4 * k * c + 2 * 4 * k + 9 * 4 * k * k) if bottleneck else (2 * c + 9 * c * k)
+            c += k
+    return total + 2 * c + 3 * c + 3
+
+
+def inception_size(c: int, maps: tuple[int, ...]) -> int:
+    one, before3, three, before5, five, pool = maps
+    kernels = c * (one + before3 + before5 + pool) + 9 * (before3 * three + before5 * five + five * five)
+    return kernels + 2 * (one + before3 + three + before5 + 2 * five + pool)
+
+
+@pytest.mark.parametrize("bottleneck", [True, False])
+@pytest.mark.parametrize(("width", "blocks"), [(1, (1,)), (3, (2, 1, 3)), (8, (3, 3, 3)), (12, (1, 2))])
+def test_densenet_has_the_size_of_its_formula(width: int, blocks: tuple[int, ...], bottleneck: bool) -> None:
+    name = "densenet" if bottleneck else "densenet-basic"
+    net = build_model(name, width=width, blocks=blocks, in_channels=2, num_classes=3, seed=0, image_size=(8, 8))
+    assert sum(p.numel() for p in net.parameters()) == dense_size(width, blocks, bottleneck)
+
+
+def test_densenet_121_is_that_of_common_code() -> None:
+    net = build_model("densenet", width=32, blocks=(6, 12, 24, 16), in_channels=3, num_classes=10, seed=0)
+    assert sum(p.numel() for p in net.parameters()) == 6_956_298
+
+
+def test_a_dense_layer_sees_all_maps_before_it() -> None:
+    net = build_model("densenet-basic", width=3, blocks=(2,), in_channels=2, num_classes=3, seed=0).double().eval()
+    x, _ = images()
+    convs = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d)]
+    scale = 1 / math.sqrt(1 + 1e-5)  # BatchNorm at its first statistics
+    maps = functional.conv2d(x, convs[0], padding=1)
+    for weight in convs[1:]:
+        maps = torch.cat([functional.conv2d((maps * scale).clamp(min=0), weight, padding=1), maps], dim=1)
+    features = (maps * scale).clamp(min=0).mean(dim=(2, 3))
+    torch.testing.assert_close(net(x), functional.linear(features, net.get_parameter("head.weight")))
+
+
+def test_googlenet_has_the_size_of_its_table() -> None:
+    net = build_model("googlenet", width=8, blocks=(1, 2, 1), in_channels=2, num_classes=3, seed=0)
+    tables = [
+        (24, (8, 12, 16, 2, 4, 4)),
+        (32, (24, 12, 26, 2, 6, 8)),
+        (64, (20, 14, 28, 3, 8, 8)),
+        (64, (32, 20, 40, 4, 16, 16)),
+    ]
+    expected = 2 * 9 * 24 + 2 * 24 + sum(inception_size(c, maps) for c, maps in tables) + 104 * 3 + 3
+    assert sum(p.numel() for p in net.parameters()) == expected
+    # More blocks repeat the last of their stage; a stage after the third is like it.
+    deep = build_model("googlenet", width=8, blocks=(1, 1, 3, 1), in_channels=2, num_classes=3, seed=0)
+    last = (48, 24, 48, 6, 16, 16)
+    tables = [(24, tables[0][1]), (32, tables[1][1]), (64, tables[3][1]), (104, last), (128, last), (128, tables[3][1])]
+    expected = 2 * 9 * 24 + 2 * 24 + sum(inception_size(c, maps) for c, maps in tables) + 104 * 3 + 3
+    assert sum(p.numel() for p in deep.parameters()) == expected
+
+
+def test_an_inception_block_is_its_four_branches() -> None:
+    net = build_model("googlenet", width=16, blocks=(1,), in_channels=2, num_classes=3, seed=0).double().eval()
+    x, _ = images()
+    c = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d)]
+    scale = 1 / math.sqrt(1 + 1e-5)
+
+    def layer(x: Tensor, weight: Tensor) -> Tensor:
+        return (functional.conv2d(x, weight, padding=weight.shape[-1] // 2) * scale).clamp(min=0)
+
+    x0 = layer(x, c[0])
+    branches = [
+        layer(x0, c[1]),
+        layer(layer(x0, c[2]), c[3]),
+        layer(layer(layer(x0, c[4]), c[5]), c[6]),
+        layer(functional.max_pool2d(x0, 3, 1, 1), c[7]),
+    ]
+    features = torch.cat(branches, dim=1).mean(dim=(2, 3))
+    torch.testing.assert_close(net(x), functional.linear(features, net.get_parameter("head.weight")))
+    assert [branch.shape[1] for branch in branches] == [16, 32, 8, 8]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (7, 5), (14, 14), (9, 32)])
+@pytest.mark.parametrize("name", PAPERS_NETS)
+def test_the_papers_nets_take_images_of_any_size_and_train_all_they_have(name: str, size: tuple[int, int]) -> None:
+    for width, blocks in ((4, (1, 1)), (5, (2, 1)), (7, (1,))):
+        net = build_model(name, width=width, blocks=blocks, in_channels=2, num_classes=3, seed=0, image_size=size)
+        x = torch.randn(6, 2, *size, generator=torch.Generator().manual_seed(1))
+        logits = net(x.to(memory_format=torch.channels_last))
+        assert logits.shape == (6, 3)
+        # He initialisation and BatchNorm: logits neither vanish nor explode.
+        assert 1e-2 < logits.std() < 10
+        torch.autograd.backward(functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1, 2])))
+        for key, parameter in net.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.abs().max() > 0, key
+        assert not any(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "size", "said"),
+    [
+        (
+            "vgg",
+            (1, 1, 1, 1),
+            (14, 14),
+            "images are 14 x 14 and vgg halves them 4 times, expected at least 16 pixels a side",
+        ),
+        (
+            "vgg-bn",
+            (1, 1),
+            (28, 3),
+            "images are 28 x 3 and vgg-bn halves them 2 times, expected at least 4 pixels a side",
+        ),
+        (
+            "densenet",
+            (1, 1, 1, 1),
+            (7, 7),
+            "images are 7 x 7 and densenet halves them 3 times, expected at least 8 pixels",
+        ),
+    ],
+)
+def test_images_that_are_too_small_are_said(
+    name: str, blocks: tuple[int, ...], size: tuple[int, int], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        build_model(name, width=4, blocks=blocks, in_channels=1, num_classes=10, seed=0, image_size=size)
+    fits = (2 ** len(blocks), 2 ** len(blocks))
+    net = build_model(name, width=4, blocks=blocks, in_channels=1, num_classes=10, seed=0, image_size=fits)
+    assert net.eval()(torch.zeros(1, 1, *fits)).shape == (1, 10)
 
 
 # ---- invariance to scale

@@ -66,10 +66,18 @@ def test_every_field_is_part_of_the_digest() -> None:
         "batch_size": 64, "ema": (), "eval_every": 1, "precision": "bfloat16", "augmentation": "flip-crop",
         "label_smoothing": 0.1, "label_noise": 0.1, "fresh_label_noise": True, "sphere": 2.0, "ensemble_every": 1,
         "keep_at": (3,), "probes": ("noise-scale",), "probe_every": 2, "probe_examples": 9, "probe_vectors": 8,
+        "lr_schedule": "cosine(1.0, 0.0, 9)", "lr_schedule_unit": "epochs", "optimizer": "adam", "momentum": 0.9,
+        "beta1": 0.8, "beta2": 0.9, "eps": 1e-6, "final_lr": 0.2, "partial": 0.125, "decay": "L2(lam=0.1)",
+        "decay_on": "matrices", "trace": True,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(spec)}
-    without_decay = {"sphere"}  # where decay and a sphere exclude each other
-    changes = [{name: value} | ({"lam": 0.0} if name in without_decay else {}) for name, value in others.items()]
+    # Some exclude each other, or belong to one optimizer.
+    needed: dict[str, dict[str, Any]] = {
+        "sphere": {"lam": 0.0}, "decay": {"lam": 0.0}, "lr_schedule_unit": {"lr_schedule": "cosine(1.0, 0.0, 9)"},
+        "beta1": {"optimizer": "adam"}, "beta2": {"optimizer": "adam"}, "eps": {"optimizer": "adam"},
+        "final_lr": {"optimizer": "adabound"}, "partial": {"optimizer": "padam"},
+    }  # fmt: skip
+    changes = [{name: value} | needed.get(name, {}) for name, value in others.items()]
     digests = {dataclasses.replace(spec, **change).digest() for change in changes}
     assert len(digests | {spec.digest()}) == len(others) + 1
 
@@ -86,7 +94,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"drop_at": 1.5}, r"drop_at is 1.5, expected a finite number > 0 and <= 1"),
     ({"drop_at": 0.0}, r"drop_at is 0.0"),
     ({"ema": (0.9, 1.1)}, r"ema is 1.1, expected a finite number >= 0 and <= 1"),
-    ({"model": "vit"}, r"model is 'vit', expected one of resnet, vgg, scale-invariant, resnet-plain, mlp: change"),
+    (
+        {"model": "vit"},
+        r"model is 'vit', expected one of resnet, vgg, scale-invariant, resnet-plain, mlp, vgg-bn, densenet, ",
+    ),
     (
         {"data": "mnist"},
         r"data is 'mnist', expected one of fashion-mnist-5k, fashion-mnist-views, fashion-mnist, cifar10",

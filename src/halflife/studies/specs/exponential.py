@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from halflife.errors import UserError
 from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers
-from halflife.studies.specs.images import DATASETS, MODELS
+from halflife.studies.specs.images import DATASETS, MODELS, check_architecture
 from halflife.studies.specs.trainers import EXPONENTIAL, Trainer
 from halflife.theory import exponential_lr, exponential_root
 
@@ -83,8 +83,7 @@ class ExponentialRun(RunSpec):
         check_counts(self, "num_steps", "batch_size", "eval_every", "downsample", "width")
         check_counts(self, "num_train", "num_test", "max_steps", or_none=True)
         check_choices(self, {"model": MODELS, "data": DATASETS, "twin": TWINS, "dtype": DTYPES})
-        if not self.blocks or min(self.blocks) < 1:
-            raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
+        check_architecture(self)
         exponent = -2 * self.num_steps * math.log(self.root)
         if exponent > math.log(LARGEST_GROWTH):
             raise UserError(

@@ -1,17 +1,32 @@
-"""The specs of image classifiers' runs: constant learning rate, one drop, averages, probes; and runs that go on from one."""
+"""The specs of image classifiers' runs: model, optimizer, decay, schedule, averages, probes; and runs that go on from one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from halflife.errors import UserError
 from halflife.studies.specs.base import RunSpec, check_choices, check_counts, check_numbers, check_removed
+from halflife.studies.specs.optimizers import SETTINGS, check_decay, check_lr_schedule, check_optimizer
 from halflife.studies.specs.trainers import IMAGES, Trainer
 
-__all__ = ["ImageBranch", "ImageRun", "fine_tune_branch"]
+if TYPE_CHECKING:
+    from halflife.studies.specs.exponential import ExponentialRun
 
-MODELS = ("resnet", "vgg", "scale-invariant", "resnet-plain", "mlp")
+__all__ = ["ImageBranch", "ImageRun", "check_architecture", "fine_tune_branch"]
+
+MODELS = (
+    "resnet",
+    "vgg",
+    "scale-invariant",
+    "resnet-plain",
+    "mlp",
+    "vgg-bn",
+    "densenet",
+    "densenet-basic",
+    "googlenet",
+)
+LEAST_WIDTH = {"googlenet": 4}  # its thinnest branch has width / 4 channels
 PROBES = (
     "hessian-trace",
     "gauss-newton-trace",
@@ -21,18 +36,21 @@ PROBES = (
     "gradient-norm",
     "gradient-noise",
     "alignment",
+    "decayed-gradient",
 )
 SHIPPED = ("fashion-mnist-5k", "fashion-mnist-views")
 DATASETS = (*SHIPPED, "fashion-mnist", "cifar10")
 PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip-crop")
+DROP = ("lr_after_drop", "drop_at")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRun(RunSpec):
-    """An image classifier trained by plain SGD (momentum 0), learning rate dropped once.
+    """An image classifier, by default trained by plain SGD (momentum 0), learning rate dropped once.
 
-    Source: "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B.
+    Source: of the defaults "Why Do We Need Weight Decay in Modern Deep Learning?", appendix B; of the optimizers and of the
+    models after ``"mlp"`` the table of "Understanding and Scheduling Weight Decay" (arXiv 2011.11152).
 
     Args:
         data: A name of `halflife.studies.lab.images.data`.
@@ -41,13 +59,29 @@ class ImageRun(RunSpec):
         downsample: Images are averaged over squares of this side first.
         model: ``"resnet"`` (pre-activation, BatchNorm), ``"vgg"`` (no normalization), ``"scale-invariant"`` (a ResNet
             whose every trained weight is followed by normalization, the rest fixed), ``"resnet-plain"`` (a ResNet
-            without normalization) or ``"mlp"`` (ReLU).
-        width: Channels of the first stage; units of a hidden layer of the MLP.
-        blocks: Blocks (ResNet) or convolutions (VGG) per stage; the MLP has one hidden layer for each entry.
-        lr: Learning rate before the drop.
+            without normalization), ``"mlp"`` (ReLU), ``"vgg-bn"`` (VGG with BatchNorm), ``"densenet"`` (with
+            bottlenecks), ``"densenet-basic"`` (without) or ``"googlenet"`` (with BatchNorm).
+        width: Channels of the first stage; units of a hidden layer of the MLP; channels that each layer of a DenseNet
+            adds. GoogLeNet has the paper's channels times width / 64.
+        blocks: Blocks (ResNet, GoogLeNet), convolutions (VGG) or layers (DenseNet) per stage; the MLP has one hidden
+            layer for each entry.
+        lr: Learning rate before the drop; with ``lr_schedule`` the one where the schedule is 1.
         lr_after_drop: Learning rate after the drop.
         drop_at: Fraction of the epochs after which the learning rate drops.
+        lr_schedule: Multiplier of ``lr``, as `halflife.schedules` prints it, in place of the drop (empty: the drop).
+        lr_schedule_unit: What the schedule is a function of: the ``"steps"`` done, the whole ``"epochs"`` done, or the whole
+            ``"percent"`` of all steps that are done, so that ``"piecewise((1.0, 0.1), (85,))"`` drops after 85 % of any run.
+        optimizer: ``"sgd"``, ``"adam"``, ``"adamw"`` (the same: none brings a decay of its own), ``"amsgrad"``,
+            ``"radam"``, ``"adabound"``, ``"padam"``, ``"yogi"`` or ``"adai"``.
+        momentum: Of SGD (``None``, here and below: the optimizer's own value in `halflife.studies.specs.optimizers`).
+        beta1: Of all others; beta_0 of Adai.
+        beta2: Of all others.
+        eps: Of all others.
+        final_lr: Of AdaBound, at ``lr``; it follows the schedule.
+        partial: Of Padam: the exponent of the second moment, at most 1/2, which is Adam.
         lam: Decoupled weight decay: each step removes the fraction r = lr * lam of every weight.
+        decay: The rule or penalty in place of ``lam``, as `halflife.rules` prints it, such as ``"L2(lam=0.01)"``.
+        decay_on: Which parameters decay: a policy of `halflife.param_groups`.
         num_epochs: Passes over the training images.
         batch_size: Images per step; a last smaller batch is left out.
         ema: Decays per step of the moving averages of the weights; each is evaluated beside the weights.
@@ -68,8 +102,11 @@ class ImageRun(RunSpec):
         probes: What to measure of the weights and of each average, besides losses (`halflife.probes`): see `PROBES`.
         probe_every: Probe after every so many epochs (0: only at the drop and at the end, where it is always done).
         probe_examples: Probe on so many training images, from the start of the set, with their right labels unless
-            ``label_noise`` replaced them for good.
+            ``label_noise`` replaced them for good; ``"decayed-gradient"`` takes all.
         probe_vectors: Matrix-vector products of a trace estimate.
+        trace: Read in each epoch, of every step, what r was removed and the norms of the decayed weights, their gradient
+            and their change; and of every decayed tensor the means over the epoch of its norm, its rotation, and its
+            gradient over its norm (`halflife.studies.lab.images.trace`).
     """
 
     kind: ClassVar[str] = "images"
@@ -88,6 +125,13 @@ class ImageRun(RunSpec):
             "probe_every",
             "probe_examples",
             "probe_vectors",
+            "lr_schedule",
+            "lr_schedule_unit",
+            "optimizer",
+            *SETTINGS,
+            "decay",
+            "decay_on",
+            "trace",
         }
     )
 
@@ -101,7 +145,18 @@ class ImageRun(RunSpec):
     lr: float
     lr_after_drop: float = 1e-3
     drop_at: float = 0.5
-    lam: float
+    lr_schedule: str = ""
+    lr_schedule_unit: str = "steps"
+    optimizer: str = "sgd"
+    momentum: float | None = None
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    final_lr: float | None = None
+    partial: float | None = None
+    lam: float = 0.0
+    decay: str = ""
+    decay_on: str = "everything"
     num_epochs: int
     batch_size: int = 128
     ema: tuple[float, ...] = (0.999,)
@@ -118,6 +173,7 @@ class ImageRun(RunSpec):
     probe_every: int = 0
     probe_examples: int = 500
     probe_vectors: int = 24
+    trace: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "lr", "lr_after_drop", above=0)
@@ -130,9 +186,16 @@ class ImageRun(RunSpec):
         check_counts(self, "probe_examples", "probe_vectors")
         check_counts(self, "ensemble_every", "probe_every", least=0)
         check_choices(self, {"model": MODELS, "data": DATASETS, "precision": PRECISIONS, "augmentation": AUGMENTATIONS})
-        if self.sphere > 0 and self.lam > 0:
+        check_optimizer(self)
+        check_decay(self)
+        check_lr_schedule(self, {name: type(self).__dataclass_fields__[name].default for name in DROP})
+        check_architecture(self)
+        if not isinstance(self.trace, bool):
+            raise UserError(f"trace is {self.trace!r}, expected True or False: change trace")
+        if self.sphere > 0 and (self.lam > 0 or self.decay):
+            said = f"decay is {self.decay!r}" if self.decay else f"lam is {self.lam:g}"
             raise UserError(
-                f"sphere is {self.sphere:g} and lam is {self.lam:g}: on a sphere there is nothing to decay, set one to 0"
+                f"sphere is {self.sphere:g} and {said}: on a sphere there is nothing to decay, set one to 0"
             )
         for epoch in self.keep_at:
             if epoch > self.num_epochs:
@@ -147,8 +210,6 @@ class ImageRun(RunSpec):
                 " probe_vectors"
             )
         check_removed(max(self.lr, self.lr_after_drop), self.lam)
-        if not self.blocks or min(self.blocks) < 1:
-            raise UserError(f"blocks is {self.blocks}, expected at least one stage of >= 1 blocks: change blocks")
 
     @property
     def reads_folder(self) -> bool:
@@ -157,16 +218,16 @@ class ImageRun(RunSpec):
 
     @property
     def drop_epoch(self) -> int:
-        """The last epoch at the first learning rate."""
-        return round(self.num_epochs * self.drop_at)
+        """The last epoch at the first learning rate; with a schedule, the last of all."""
+        return self.num_epochs if self.lr_schedule else round(self.num_epochs * self.drop_at)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBranch(RunSpec):
     """A run that starts from the weights that another one kept.
 
-    Only weights are taken over (SGD without momentum has no other state): averages, ensembles and the order of the data
-    start anew, epochs count from 0.
+    Only weights are taken over: the optimizer's state, averages, ensembles and the order of the data start anew, epochs
+    count from 0.
 
     Args:
         of: The parent; `ImageRun.keep_at` must hold ``at``.
@@ -227,6 +288,23 @@ class ImageBranch(RunSpec):
         return replace(self, of=self.of.cut(max_steps), then=self.then.cut(max_steps), max_steps=max_steps)
 
 
+def check_architecture(spec: ImageRun | ExponentialRun) -> None:
+    """Refuse a model without stages, or thinner than it can be.
+
+    Args:
+        spec: A run with ``model``, ``width`` and ``blocks``.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    counts = spec.blocks if isinstance(spec.blocks, tuple) else ()
+    if not counts or not all(isinstance(count, int) and count >= 1 for count in counts):
+        raise UserError(f"blocks is {spec.blocks!r}, expected at least one stage of >= 1 blocks: change blocks")
+    least = LEAST_WIDTH.get(spec.model, 1)
+    if spec.width < least:
+        raise UserError(f"width is {spec.width}, expected at least {least} for {spec.model}: raise width")
+
+
 def fine_tune_branch(of: ImageRun, at: int, *, lr: float, num_epochs: int) -> ImageBranch:
     """The tiny-learning-rate branch: lr small, lam = 0, from the parent's weights after epoch ``at``.
 
@@ -254,7 +332,10 @@ def fine_tune_branch(of: ImageRun, at: int, *, lr: float, num_epochs: int) -> Im
         lr=lr,
         lr_after_drop=lr,
         drop_at=1.0,
+        lr_schedule="",
+        lr_schedule_unit="steps",
         lam=0.0,
+        decay="",
         num_epochs=num_epochs,
         eval_every=num_epochs,
         ema=(),

@@ -1,7 +1,7 @@
 """One run on images: its state, and what a training step does with it.
 
-Everything after an epoch is a function of the weights, the averages and the epoch's number: the order of the data is
-seeded by (seed, epoch), SGD without momentum has no state. So a checkpoint at an epoch's end resumes to the same bits.
+Everything after an epoch is a function of the weights, the optimizer's state, the averages and the epoch's number: the order
+of the data is seeded by (seed, epoch). So a checkpoint at an epoch's end resumes to the same bits.
 
 Shapes: B batch, C channels, H height, W width.
 """
@@ -9,7 +9,7 @@ Shapes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from halflife.errors import RunFailedError
-from halflife.groups.build import param_groups
 from halflife.optim.attaching import attach
-from halflife.rules.basic import Decoupled
 from halflife.rules.norms import Sphere
+from halflife.rules.registry import schedule_from
 from halflife.studies.lab.images.data import image_tensors, noisy_labels, shuffled_batches
 from halflife.studies.lab.images.ensemble import SnapshotEnsemble
 from halflife.studies.lab.images.models import build_model
+from halflife.studies.lab.images.optimizers import training_of
 from halflife.studies.lab.images.readings import Reader
 from halflife.studies.lab.images.sources import read_source
-from halflife.studies.lab.images.state import named_tensors, read_state, start_from, weight_norm
+from halflife.studies.lab.images.state import OptimizerState, named_tensors, read_state, start_from, weight_norm
+from halflife.studies.lab.images.trace import Trace
 from halflife.studies.lab.precision import Mode
 from halflife.studies.lab.tensor_files import check_alike, check_count, kept_file, readable, write_tensors
 from halflife.studies.lab.trainer import Context, Run
@@ -104,10 +105,10 @@ class ImageLoop:
             path, weights, parent = start
             start_from(path, weights, self.model, run=parent)
         self.weights = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # The papers' code decays every parameter, BatchNorm's gains and the biases included.
-        groups = param_groups(self.model, policy="everything", weight_decay=spec.lam)
-        self.optimizer = torch.optim.SGD(groups, lr=spec.lr, fused=True)
-        self.decay = attach(self.optimizer, Decoupled(), peak_lr=spec.lr) if spec.lam > 0 else None
+        training = training_of(spec, self.model, steps_per_epoch=self.steps_per_epoch)
+        self.optimizer, self.decay = training.optimizer, training.decay
+        self.lr = _learning_rate(spec, self.steps_per_epoch)
+        self.trace = Trace(training.decayed, self.optimizer, self.decay) if spec.trace else None
         if spec.sphere > 0:
             with torch.no_grad():
                 torch._foreach_mul_(self.weights, spec.sphere / weight_norm(self.weights))
@@ -119,7 +120,7 @@ class ImageLoop:
         mode = Mode(spec.precision, device)
         self.autocast, self.scaler = mode.autocast, mode.scaler
         self.running_loss = 0.0
-        self.about = f"lr {spec.lr:g}, lam {spec.lam:g}, seed {spec.seed}"
+        self.about = f"lr {spec.lr:g}, {f'decay {spec.decay}' if spec.decay else f'lam {spec.lam:g}'}, seed {spec.seed}"
 
     def noisy_labels(self, epoch: int | None = None) -> Tensor:
         """The training labels with noise, of one epoch or (``None``) of all."""
@@ -149,12 +150,9 @@ class ImageLoop:
     def one_epoch(self) -> float:
         """Train for one epoch; its mean loss."""
         epoch = self.epochs_begun
-        lr = self.spec.lr if epoch < self.spec.drop_epoch else self.spec.lr_after_drop
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.model.train()
         total = torch.zeros((), device=self.device)
-        num_batches = 0
+        num_batches, scaled = 0, self.scaler.is_enabled()
         for x_BCHW, y_B in self.batches(epoch):
             if self.step == self.num_steps:
                 break
@@ -162,9 +160,21 @@ class ImageLoop:
                 logits_BK = self.model(x_BCHW)
                 loss = functional.cross_entropy(logits_BK, y_B, label_smoothing=self.spec.label_smoothing)
             self.optimizer.zero_grad()
-            torch.autograd.backward(self.scaler.scale(loss))
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            torch.autograd.backward(self.scaler.scale(loss) if scaled else loss)
+            lr = self.lr(self.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            if self.trace is not None:
+                if scaled:
+                    self.scaler.unscale_(self.optimizer)
+                self.trace.before()
+            if scaled:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self.optimizer.step()
+            if self.trace is not None:
+                self.trace.after()
             for average in self.averages.values():
                 average.update_parameters(self.model)
             # Readings are of the cross-entropy itself, so that runs with and without smoothing compare.
@@ -203,22 +213,39 @@ class ImageLoop:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint."""
-        values = {"step": self.step, "scaler": self.scaler.state_dict()}
-        write_tensors(folder / CHECKPOINT, self._tensors(), values, run=self.run)
+        tensors, groups = OptimizerState(self.spec, self.optimizer).parts()
+        values = {"step": self.step, "scaler": self.scaler.state_dict(), "groups": groups}
+        write_tensors(folder / CHECKPOINT, self._tensors() | tensors, values, run=self.run)
 
     def load(self, folder: Path) -> bool:
         """Go on from the checkpoint; whether there is one."""
         path = folder / CHECKPOINT
-        state = read_state(path, self._tensors(), run=self.run)
-        if state is None:
+        found = read_state(path, self._tensors(), run=self.run)
+        if found is None:
             return False
+        tensors, state = found
         with readable(path):
             self.step = check_count("step", state.get("step"), self.num_steps)
             if self.step % self.steps_per_epoch and self.step < self.num_steps:
                 raise ValueError(f"step is {self.step}, expected the end of an epoch of {self.steps_per_epoch} steps")
             check_alike("scaler", state.get("scaler"), self.scaler.state_dict())
             self.scaler.load_state_dict(state["scaler"])
+            OptimizerState(self.spec, self.optimizer).load(tensors, state.get("groups"), self.step)
         return True
+
+
+def _learning_rate(spec: ImageRun, steps_per_epoch: int) -> Callable[[int], float]:
+    """The learning rate of a step from the number of steps done."""
+    if not spec.lr_schedule:
+        drop = spec.drop_epoch * steps_per_epoch
+        return lambda step: spec.lr if step < drop else spec.lr_after_drop
+    schedule, num_steps = schedule_from(spec.lr_schedule), spec.num_epochs * steps_per_epoch
+    done: Callable[[int], int] = {
+        "steps": lambda step: step,
+        "epochs": lambda step: step // steps_per_epoch,
+        "percent": lambda step: 100 * step // num_steps,
+    }[spec.lr_schedule_unit]
+    return lambda step: spec.lr * schedule(done(step))
 
 
 def _average(model: nn.Module, decay: float) -> AveragedModel:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from halflife import probes
+from halflife.optim.norms import squared_norms
+from halflife.probes.gradients import mean_gradient
 from halflife.studies.lab.arrays import floats
 from halflife.studies.lab.images.data import Images
+from halflife.studies.lab.images.optimizers import decayed_of
 from halflife.studies.specs.images import ImageRun
 from halflife.studies.store.records import Array
 
 __all__ = ["probe"]
 
 BATCH = 125  # images at once: bounds the memory of per-example gradients
+GRADIENT_BATCH = 1000  # images whose mean and variance BatchNorm takes in the full gradient
 SPECTRUM = 64  # eigenvalues kept of a covariance
 
 Values = dict[str, float]
@@ -29,25 +35,55 @@ def probe(spec: ImageRun, model: nn.Module, images: Images, lr: float) -> tuple[
     Args:
         spec: Names the probes and how many images and products they take.
         model: The model.
-        images: The training set; the first `ImageRun.probe_examples` are used.
+        images: The training set; the first `ImageRun.probe_examples` are used, of ``"decayed-gradient"`` all.
         lr: The learning rate now, for the sharpness.
 
     Returns:
         Values and arrays by name.
     """
-    count = min(spec.probe_examples, len(images))
-    starts = range(0, count, BATCH)
-    batches = [(images.x_NCHW[a : min(a + BATCH, count)], images.y_N[a : min(a + BATCH, count)]) for a in starts]
-    problem = probes.Problem(model, nn.CrossEntropyLoss(), batches, batch_norm="eval")
     values: Values = {}
     arrays: Arrays = {}
-    for name in spec.probes:
+    if "decayed-gradient" in spec.probes:
+        values |= _decayed_gradient(spec, model, images)
+    if not (names := [name for name in spec.probes if name in _PROBES]):
+        return values, arrays
+    problem = _problem(model, images, min(spec.probe_examples, len(images)), BATCH)
+    for name in names:
         found, more = _PROBES[name](spec, problem)
         if "top_eigenvalue" in found:
             found["sharpness"] = found["top_eigenvalue"] * lr / 2  # 1 is the edge of stability
         values |= found
         arrays |= more
     return values, arrays
+
+
+def _problem(
+    model: nn.Module, images: Images, count: int, size: int, batch_norm: Literal["eval", "batch"] = "eval"
+) -> probes.Problem:
+    """The loss on the first images, so many at once."""
+    starts = range(0, count, size)
+    batches = [(images.x_NCHW[a : min(a + size, count)], images.y_N[a : min(a + size, count)]) for a in starts]
+    return probes.Problem(model, nn.CrossEntropyLoss(), batches, batch_norm=batch_norm)
+
+
+def _decayed_gradient(spec: ImageRun, model: nn.Module, images: Images) -> Values:
+    """Norms of the decayed weights, and of the full gradient of the data's loss by them, with both kinds of statistics."""
+    decayed = decayed_of(spec, model)
+    norms_P = squared_norms(list(decayed.values())).sqrt()
+    norm = math.sqrt(float(norms_P.square().sum()))
+    values = {"decayed/norm": norm}
+    values |= {f"decayed/norm/{name}": each for name, each in zip(decayed, norms_P.tolist(), strict=True)}
+    kinds: list[tuple[str, Literal["eval", "batch"]]] = [("", "eval")]
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        kinds.append(("_batch", "batch"))
+    for suffix, kind in kinds:
+        problem = _problem(model, images, len(images), GRADIENT_BATCH, kind)
+        with problem.measuring():
+            parts = torch.split(mean_gradient(problem), list(problem.sizes))
+        by_name = dict(zip(problem.names, parts, strict=True))
+        gradient = math.sqrt(float(squared_norms([by_name[name] for name in decayed]).sum()))
+        values |= {f"decayed/gradient_norm{suffix}": gradient, f"decayed/norm_gradient{suffix}": norm * gradient}
+    return values
 
 
 def _hessian_trace(spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]:
@@ -73,8 +109,10 @@ def _noise_scale(_spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arra
 
 
 def _gradient_norm(spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]:
-    with_decay = probes.gradient_norm(problem, lam=spec.lam)
-    return {"gradient_norm": probes.gradient_norm(problem), "regularized_gradient_norm": with_decay}, {}
+    values = {"gradient_norm": probes.gradient_norm(problem)}
+    if not spec.decay and spec.decay_on == "everything":  # the objective that lam stands for
+        values["regularized_gradient_norm"] = probes.gradient_norm(problem, lam=spec.lam)
+    return values, {}
 
 
 def _gradient_noise(_spec: ImageRun, problem: probes.Problem) -> tuple[Values, Arrays]:

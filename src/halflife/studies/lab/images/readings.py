@@ -59,7 +59,7 @@ class Reader:
         """What is read after this many epochs."""
         lr = self.run.optimizer.param_groups[0]["lr"]
         norm = weight_norm(self.run.weights)
-        fraction = float(self.run.decay.fractions()[0]) if self.run.decay is not None else 0.0
+        fraction = max(self.run.decay.fractions()) if self.run.decay is not None else 0.0
         values = {
             "train/running_loss": running_loss,
             "lr": lr,
@@ -70,6 +70,9 @@ class Reader:
         if fraction > 0:
             values["half_life"] = half_life(fraction)
         arrays: dict[str, Array] = {}
+        if self.run.trace is not None:
+            found, arrays = self.run.trace.read()
+            values |= found
         if self.run.ensemble is not None and self.snapshot_at(epoch):
             self.run.ensemble.add(self.logits(self.run.model, self.run.test_set))
         evaluates, probes = self.evaluates_at(epoch), self.probes_at(epoch)
