@@ -7,6 +7,7 @@ from halflife.studies.specs.branches import TextBranch, TextReplay
 from halflife.studies.specs.exponential import ExponentialRun
 from halflife.studies.specs.images import ImageBranch, ImageRun
 from halflife.studies.specs.least_squares import LeastSquaresRun
+from halflife.studies.specs.noise_only import NoiseOnlyRun
 from halflife.studies.specs.scales import ScalesRun
 from halflife.studies.specs.stationary import StationaryRun
 from halflife.studies.specs.text import TextRun
@@ -17,6 +18,7 @@ __all__ = [
     "ImageBranch",
     "ImageRun",
     "LeastSquaresRun",
+    "NoiseOnlyRun",
     "ReluRegressionRun",
     "RunSpec",
     "ScalesRun",

@@ -13,6 +13,7 @@ __all__ = [
     "EXPONENTIAL",
     "IMAGES",
     "LEAST_SQUARES",
+    "NOISE_ONLY",
     "RELU_REGRESSION",
     "SCALES",
     "SEPARABLE",
@@ -48,6 +49,7 @@ IMAGES = Trainer(name="images", version=1, module="halflife.studies.lab.images.l
 TEXT = Trainer(name="text", version=1, module="halflife.studies.lab.text.loop")
 EXPONENTIAL = Trainer(name="exponential", version=1, module="halflife.studies.lab.synthetic.exponential")
 LEAST_SQUARES = Trainer(name="least-squares", version=1, module="halflife.studies.lab.synthetic.least_squares")
+NOISE_ONLY = Trainer(name="noise-only", version=1, module="halflife.studies.lab.synthetic.noise_only")
 RELU_REGRESSION = Trainer(name="relu-regression", version=1, module="halflife.studies.lab.synthetic.relu_regression")
 SCALES = Trainer(name="scales", version=1, module="halflife.studies.lab.synthetic.scales")
 SEPARABLE = Trainer(name="separable", version=1, module="halflife.studies.lab.synthetic.separable")

@@ -6,8 +6,8 @@ With w the decayed weights before a step, g the gradient of the loss on its batc
     gradient = ||g||                                         update = ||w' - w||
 
 all tensors together; r is that of the group that decays, 0 for a penalty, and its mean where it differs between tensors.
-With an optimizer that keeps a second moment v, ``root_second_moment`` is the root of the mean over all parameters of
-v / (1 - beta2^t) after the step. Of each tensor the means over the epoch of
+With an optimizer that keeps a second moment v, ``root_second_moment`` is the mean over the epoch of the root of the mean over
+all parameters of v / (1 - beta2^t) after the step. Of each tensor the means over the epoch of
 
     norm, (norm gradient)^2, gradient / norm, rotation (the angle between w and w', in radians)
 
@@ -90,7 +90,7 @@ class Trace:
         arrays = {f"trace/{what}": floats(each_TP.square().sum(dim=1).sqrt()) for what, each_TP in together.items()}
         arrays["trace/fraction"] = floats(torch.tensor(self.fractions, dtype=torch.float64))
         if self.moments:
-            arrays["trace/root_second_moment"] = floats(torch.tensor(self.moments, dtype=torch.float64))
+            values["trace/root_second_moment"] = sum(self.moments) / len(self.moments)
         for rows in (self.steps, self.fractions, self.moments):
             rows.clear()
         return values, arrays
