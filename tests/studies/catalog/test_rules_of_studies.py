@@ -36,6 +36,7 @@ PREDICTED = {
     ),
     *(f"lost-updates formula{of}" for of in ("", "-bits")),
     "precision-threshold one-bit",
+    *(f"equilibrium {key}" for key in ("unbalanced", "late-rise", "net-gradient")),
 }
 """Claims that a theory gives a number for: nothing else would give that number where nothing happens."""
 

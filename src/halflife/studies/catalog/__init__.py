@@ -31,6 +31,8 @@ from halflife.studies.catalog.language.timescale.study import TIMESCALE
 from halflife.studies.catalog.precision.divergence import BF16_DIVERGENCE
 from halflife.studies.catalog.precision.lost_updates import LOST_UPDATES
 from halflife.studies.catalog.precision.threshold import PRECISION_THRESHOLD
+from halflife.studies.catalog.scheduling.equilibrium import EQUILIBRIUM
+from halflife.studies.catalog.scheduling.stable_decay import STABLE_DECAY
 from halflife.studies.catalog.theory.disparate_scales.study import DISPARATE_SCALES
 from halflife.studies.catalog.theory.exponential_lr import EXPONENTIAL_LR
 from halflife.studies.catalog.theory.stationary_mean.study import STATIONARY_MEAN
@@ -69,6 +71,8 @@ STUDIES: dict[str, Study] = {
         ETA_LAMBDA_VGG,
         DATASET_SIZE,
         DISPARATE_SCALES,
+        STABLE_DECAY,
+        EQUILIBRIUM,
     )
 }
 

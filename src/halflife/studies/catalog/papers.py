@@ -280,6 +280,14 @@ PAPERS: tuple[Paper, ...] = (
         reference="NeurIPS 2023, arXiv 2011.11152; earlier versions: Understanding and Scheduling Weight Decay",
         steps=(
             PaperStep(
+                "The table of optimizers",
+                "SGD, Adam and its variants with L2 at one lam, AdamW at another, and Adam with stable decay, AdamS: in the"
+                " paper's table AdamS is the best of Adam's family, as good as SGD or better, and Adam with L2 far behind. Its"
+                " author later wrote that stable decay has no universal advantage. In the study here each optimizer has a lam"
+                " of its own, tuned on the same budget.",
+                "stable-decay",
+            ),
+            PaperStep(
                 "The linear scaling rule",
                 "For larger batches an earlier version of the paper scales lam with the batch, instead of the learning"
                 " rate. It does so for SGD on images; the study here tests the same rule for AdamW on text, at a fixed"
@@ -291,8 +299,8 @@ PAPERS: tuple[Paper, ...] = (
             ),
         ),
         untested="Not tested here: that decay leaves large gradient norms at the end of training, that scheduling it by"
-        " the gradient norm lowers them, and that Adam then comes as close to SGD as the paper's table says. The rule"
-        " itself, AdamS and SGDS, is halflife.Stable.",
+        " the gradient norm lowers them, that stable decay is more robust to lr and lam, and that the best lam falls with the"
+        " time of training. The rule itself, AdamS and SGDS, is halflife.Stable.",
     ),
     Paper(
         key="early",
