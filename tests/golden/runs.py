@@ -19,6 +19,7 @@ from halflife.studies.specs import (
     ImageBranch,
     ImageRun,
     LeastSquaresRun,
+    NoiseOnlyRun,
     ReluRegressionRun,
     RunSpec,
     ScalesRun,
@@ -122,6 +123,19 @@ RUNS: Mapping[str, Mapping[str, RunSpec]] = {
         "noisy": ReluRegressionRun(
             seed=1, width=10, lr=0.02, lr_after_drop=0.002, drop_step=150, warmup_steps=50, lam=0.01, label_noise=0.1,
             num_steps=200, num_replicas=3, eval_every=50,
+        ),
+    },
+    "noise-only": {
+        "sgd": NoiseOnlyRun(
+            seed=1, optimizer="sgd", momentum=0.9, lr=0.1, lr_schedule="cosine(start=1.0, end=0.0, steps=40)",
+            decay="L2(lam=0.05)", num_weights=(30, 20), gradient_norms=(1.0, 3.0), num_replicas=3, num_steps=40, eval_every=20,
+        ),
+        "adam": NoiseOnlyRun(
+            seed=1, optimizer="adam", lr=0.01, decay="Stable(lam=0.05)", beta2=0.9, num_weights=(30,), start_norm=2.0,
+            num_replicas=3, num_steps=40, eval_every=20,
+        ),
+        "lion": NoiseOnlyRun(
+            seed=1, optimizer="lion", lr=1e-3, decay="Cautious(Decoupled(lam=2))", beta2=0.99, num_weights=(30,), num_steps=40,
         ),
     },
     "scales": {
