@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from halflife import theory
+from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS
 from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Numbers, Quantity
 from halflife.studies.evidence.results import Results
@@ -637,6 +638,7 @@ PANELS = (
     ),
 )
 
+PAPER_NET = {"num_train": None, "width": 64, "num_epochs": 200, "augmentation": "flip-crop"}
 SMOKE_NOISE = {**NOISE_FIELDS, "num_weights": (40, 40), "num_replicas": 2, "num_steps": 200, "eval_every": 2}
 SMOKE_NET = {**NET_FIELDS, "num_train": 64, "num_test": 50, "width": 4, "batch_size": 32}
 
@@ -661,6 +663,21 @@ EQUILIBRIUM = Study(
             description="two layers of 1,000 weights for 5,000 steps; ResNet of width 8, 5,000 images at 14 x 14, 20 epochs",
             budget="8 minutes on 2 cores",
             arms=arms(),
+            num_seeds=5,
+        ),
+        night=Preset(
+            description="as laptop, nets for 40 epochs, and a ladder of widths 8, 16, 32",
+            budget="90 minutes on 2 cores",
+            arms=tuple(
+                arm for width in (8, 16, 32) for arm in arms(net={**NET_FIELDS, "width": width, "num_epochs": 40})
+            ),
+            num_seeds=8,
+        ),
+        paper=Preset(
+            description="ResNet of width 64 with one block a stage on CIFAR-10, 200 epochs, flips and crops",
+            budget="40 runs of an hour on one GPU",
+            needs=CIFAR_10_NEEDS,
+            arms=arms(net={**NET_FIELDS, **CIFAR_10, **PAPER_NET}),
             num_seeds=5,
         ),
     ),

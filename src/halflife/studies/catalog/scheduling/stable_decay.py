@@ -367,9 +367,11 @@ STABLE_DECAY = Study(
             num_seeds=5,
         ),
         night=Preset(
-            description="as laptop, 2,000 images, all 12 optimizers in both nets",
-            budget="2 hours on 2 cores",
-            arms=arms({"num_train": 2_000, "width": 8, "num_epochs": 40}),
+            description="as laptop, 2,000 images, all 12 optimizers in both nets, and a ladder of widths 4, 8, 16",
+            budget="3 hours on 2 cores",
+            arms=tuple(
+                arm for width in (8, 4, 16) for arm in arms({"num_train": 2_000, "width": width, "num_epochs": 40})
+            ),
             num_seeds=8,
         ),
         paper=Preset(
