@@ -288,6 +288,17 @@ PAPERS: tuple[Paper, ...] = (
                 "stable-decay",
             ),
             PaperStep(
+                "Large gradient norms, first: what a norm does to its gradient",
+                "The paper finds large gradient norms at the end of training with decay, and takes them for a pitfall. In a"
+                " net with normalization a gradient grows as its weight shrinks, and where decay and updates balance, norm,"
+                " angle and gradient have formulas that know nothing of the loss. The study here tests those formulas; whether"
+                " the rest of the gradient norm says anything is not tested yet.",
+                "equilibrium",
+                claims=("net-sgd", "net-adamw", "net-adams", "net-gradient", "late-rise", "rise-lags", "corrected"),
+                panels=("net", "late-rise"),
+                published=False,
+            ),
+            PaperStep(
                 "The linear scaling rule",
                 "For larger batches an earlier version of the paper scales lam with the batch, instead of the learning"
                 " rate. It does so for SGD on images; the study here tests the same rule for AdamW on text, at a fixed"

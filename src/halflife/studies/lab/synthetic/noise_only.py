@@ -67,7 +67,7 @@ class _Layers:
 
     def __init__(self, spec: NoiseOnlyRun, device: torch.device) -> None:
         self.spec, self.step, self.num_steps, self.samples = spec, 0, spec.last_step, spec.num_replicas
-        self.about = f"{spec.optimizer}, lr {spec.lr:g}, {spec.decay or 'no decay'}, seed {spec.seed}"
+        self.about = f"lr {spec.lr:g}, {spec.optimizer}, {spec.decay or 'no decay'}, seed {spec.seed}"
         self.device, self.schedule = device, schedule_from(spec.lr_schedule)
         # Not of optimizer or decay, so that runs that differ in them have the same noise; drawn on the CPU.
         self.generator = torch.Generator().manual_seed(seed_of(f"noise-only/{spec.seed}"))
