@@ -19,7 +19,7 @@ from halflife.studies.evidence.panels import Cell, PointRow
 from halflife.studies.evidence.results import Results
 from halflife.studies.evidence.stats import seed_interval
 
-__all__ = ["Bars", "against", "along", "grid", "published_level", "rows_of"]
+__all__ = ["Bars", "against", "along", "by_name", "grid", "published_level", "rows_of"]
 
 Values = Callable[[Results, int], NDArray[np.float64]]
 Lines = Mapping[str, Sequence[tuple[float, Values]]]
@@ -95,6 +95,25 @@ def against(
         return found
 
     return rows
+
+
+def by_name(
+    values: Mapping[str, Values] | Callable[[Results, int], Mapping[str, Values]],
+) -> Callable[[Results], list[PointRow]]:
+    """Rows of a figure that lists quantities by name, with intervals over seeds: of a `PointsPanel` that is ``named``.
+
+    Args:
+        values: By name; or what gives them.
+
+    Returns:
+        What `PointsPanel.rows` asks for.
+    """
+
+    def lines(results: Results, size: int) -> Lines:
+        found = values(results, size) if callable(values) else values
+        return {name: [(0.0, one)] for name, one in found.items()}
+
+    return against(lines, bars="seeds", line=False)
 
 
 def along(

@@ -28,7 +28,7 @@ from halflife.studies.evidence.claims import Arm, Claim, Panel, PointsPanel, Pre
 from halflife.studies.evidence.optimum import lam_of, lam_places, text_spec
 from halflife.studies.evidence.quantities import Measure, Numbers, Quantity, Reading
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rows import against
+from halflife.studies.evidence.rows import against, by_name
 from halflife.studies.evidence.tests import above, below, exceeds, exceeds_factor, within, within_factor
 
 __all__ = ["LOST_UPDATES"]
@@ -329,10 +329,10 @@ def _over_bits(results: Results, size: int) -> dict[str, list[tuple[float, Measu
     }
 
 
-def _norms(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
+def _norms() -> dict[str, Measure]:
     """The end norm with usual decay, by how weights are stored."""
     hows = ("separate", "nearest", "stochastic", "accumulated", "masters")
-    return {HOW[how]: [(0.0, norm_ratio(how))] for how in hows}
+    return {HOW[how]: norm_ratio(how) for how in hows}
 
 
 PANELS = (
@@ -368,7 +368,7 @@ PANELS = (
         title="Norm of the weights with usual decay",
         x_label="what happens to the decay",
         y_label="norm over that of float32 weights",
-        rows=against(_norms, bars="seeds", line=False),
+        rows=by_name(_norms()),
         named=True,
         note="Means over seeds with 95 % intervals. 1: weights in float32 with the same decay. Where updates are lost and the"
         " decay is not, weights end smaller.",

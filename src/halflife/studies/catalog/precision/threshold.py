@@ -38,7 +38,7 @@ from halflife.studies.evidence.claims import (
 from halflife.studies.evidence.optimum import lam_of, lam_places, text_spec
 from halflife.studies.evidence.quantities import Measure, NotMeasuredError, Numbers, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rows import against
+from halflife.studies.evidence.rows import against, by_name
 from halflife.studies.evidence.tests import above, below, within
 from halflife.studies.specs.precision import AUTOCAST_PLACES
 
@@ -437,12 +437,12 @@ def _cells(results: Results, *, grid: str, lams: tuple[str, ...]) -> list[Cell]:
     return cells
 
 
-def _costs(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
+def _costs() -> dict[str, Measure]:
     """What each place of rounding costs, and what is left of the whole where some matrices decay."""
     found: dict[str, Measure] = {name: cost(name) for name in ("all", *PLACES)}
     for policy in ("all", *MATRICES):
         found[f"all, decay on {policy.replace('-', ' ')}"] = loss(f"few-{policy}-usual") - loss("few-float32-none")
-    return {name: [(0.0, values)] for name, values in found.items()}
+    return found
 
 
 PANELS = (
@@ -471,7 +471,7 @@ PANELS = (
         title="What each place of rounding costs",
         x_label="what is rounded",
         y_label="final loss at few bits minus float32 without decay (nats)",
-        rows=against(_costs, bars="seeds", line=False),
+        rows=by_name(_costs()),
         named=True,
         note="Means over seeds with 95 % intervals. Scores and mixing are rounded in the forward pass alone, gradients in the"
         " backward pass alone, the others in both.",

@@ -35,7 +35,7 @@ from halflife.studies.catalog.images.common import CIFAR_10, CIFAR_10_NEEDS
 from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Rule, Study, presets
 from halflife.studies.evidence.quantities import Measure, Numbers, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rows import against, along
+from halflife.studies.evidence.rows import along, by_name
 from halflife.studies.evidence.tests import above, below, exceeds_factor, within_factor
 from halflife.studies.specs.images import ImageRun
 from halflife.studies.specs.noise_only import NoiseOnlyRun
@@ -568,29 +568,21 @@ def arms(
     return tuple(found)
 
 
-def _noise_points(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
-    """Norm and rotation over the formula's, on noise, law by law."""
+def _points(*, in_nets: bool) -> dict[str, Measure]:
+    """Norm and rotation over the formula's, law by law, on noise or in the ResNet."""
+    key_of, tensors, after = (net_key, CONVOLUTIONS, LAST) if in_nets else (noise_key, LAYERS, LATE)
     return {
-        f"{law.words}, {what}": [(0.0, OverTheory(noise_key(law.key), law.key, what, LAYERS, LATE))]
+        f"{law.words}, {what}": OverTheory(key_of(law.key), law.key, what, tensors, after)
         for law in LAWS.values()
+        if law.net is not None or not in_nets
         for what in ("norm", "rotation")
     }
 
 
-def _net_points(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
-    """The same in the ResNet."""
-    return {
-        f"{law.words}, {what}": [(0.0, OverTheory(net_key(law.key), law.key, what, CONVOLUTIONS, LAST))]
-        for law in LAWS.values()
-        if law.net is not None
-        for what in ("norm", "rotation")
-    }
-
-
-def _tensors(results: Results, size: int) -> dict[str, list[tuple[float, Measure]]]:
+def _tensors() -> dict[str, Measure]:
     """Rotation over the formula's, tensor by tensor, SGD with L2."""
     return {
-        tensor.removesuffix(".weight"): [(0.0, OverTheory(net_key("sgd"), "sgd", "rotation", (tensor,), LAST))]
+        tensor.removesuffix(".weight"): OverTheory(net_key("sgd"), "sgd", "rotation", (tensor,), LAST)
         for tensor in (*CONVOLUTIONS, *SHORTCUTS, HEAD)
     }
 
@@ -601,7 +593,7 @@ PANELS = (
         title="On noise alone: measured over formula",
         x_label="optimizer and quantity",
         y_label="measured over formula",
-        rows=against(_noise_points, bars="seeds", line=False),
+        rows=by_name(_points(in_nets=False)),
         named=True,
         note="Means over the second half of 5,000 steps and over two layers, with 95 % intervals over seeds.",
     ),
@@ -610,7 +602,7 @@ PANELS = (
         title="In a ResNet: measured over formula",
         x_label="optimizer and quantity",
         y_label="measured over formula",
-        rows=against(_net_points, bars="seeds", line=False),
+        rows=by_name(_points(in_nets=True)),
         named=True,
         note="Geometric means over the six 3x3 convolutions, last 15 % of the steps, with 95 % intervals over seeds.",
     ),
@@ -619,7 +611,7 @@ PANELS = (
         title="Which tensors follow",
         x_label="tensor",
         y_label="rotation per step over the formula's",
-        rows=against(_tensors, bars="seeds", line=False),
+        rows=by_name(_tensors()),
         named=True,
         note="SGD with L2, last 15 % of the steps, with 95 % intervals over seeds.",
     ),

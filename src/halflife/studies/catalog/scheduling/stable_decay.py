@@ -31,7 +31,7 @@ from halflife.studies.evidence.claims import Arm, Claim, PointsPanel, Preset, Pu
 from halflife.studies.evidence.optimum import PAIRED_NOTE
 from halflife.studies.evidence.quantities import Best, Measure, Quantity
 from halflife.studies.evidence.results import Results
-from halflife.studies.evidence.rows import against, published_level
+from halflife.studies.evidence.rows import against, by_name, published_level
 from halflife.studies.evidence.rules import Premise
 from halflife.studies.evidence.tests import above, below, lowered, within
 from halflife.studies.specs.images import ImageRun
@@ -235,7 +235,7 @@ CLAIMS = (
 )
 
 
-def _ranking(results: Results, size: int, *, net: str) -> dict[str, list[tuple[float, Measure]]]:
+def _ranking(results: Results, size: int, *, net: str) -> dict[str, Measure]:
     """The error of each method with its best lam, the lowest first."""
     ran = {arm["key"] for arm in results.arms}
     measures = {
@@ -244,7 +244,7 @@ def _ranking(results: Results, size: int, *, net: str) -> dict[str, list[tuple[f
         if ran.issuperset(grid_of(net, key))
     }
     order = sorted(measures, key=lambda words: float(np.mean(measures[words](results, size))))
-    return {words: [(0.0, measures[words])] for words in order}
+    return {words: measures[words] for words in order}
 
 
 def _sweep(results: Results, size: int, *, net: str) -> dict[str, list[tuple[float, Measure]]]:
@@ -264,7 +264,7 @@ PANELS = (
             title=f"Test error with the best lam, {words}",
             x_label="optimizer",
             y_label="test error (%)",
-            rows=against(functools.partial(_ranking, net=net), bars="seeds", line=False),
+            rows=by_name(functools.partial(_ranking, net=net)),
             named=True,
             source_figure="table 1",
             note="The best of four lams, chosen on other seeds and other test images. Bars: 95 % intervals over seeds, which do"

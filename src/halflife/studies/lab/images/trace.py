@@ -63,7 +63,7 @@ class Trace:
         update_P = squared_norms(torch._foreach_sub(new, self.old)).sqrt()
         # Of unit vectors: the cosine of a small angle would be rounded away.
         units = [
-            a / max(float(a_norm), 1e-300) - b / max(float(b_norm), 1e-300)
+            a / a_norm.clamp_min(1e-300) - b / b_norm.clamp_min(1e-300)
             for a, b, a_norm, b_norm in zip(new, self.old, new_P, old_P, strict=True)
         ]
         rotation_P = 2 * (squared_norms(units).sqrt() / 2).clamp(max=1).asin()
